@@ -1,0 +1,26 @@
+"""What is said to a user when something cannot be done: one line that repeats what was given and says what works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class StarfireError(Exception):
+    """A user's problem, not ours: `cli.py` prints its text as one line and exits with 1."""
+
+
+class BadOption(StarfireError):
+    """An option or argument cannot mean anything: as `StarfireError`, but the exit code is 2."""
+
+
+class Mismatch(StarfireError):
+    """A file contradicts itself (masks against zeros, digest against masks) and the user asked to be strict."""
+
+
+def unknown(noun: str, given: str, known: Iterable[str]) -> BadOption:
+    """The error for a name nobody registered: repeats it, lists what exists, guesses what was meant."""
+    names = sorted(known)
+    close = get_close_matches(given, names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return BadOption(f"unknown {noun} {given!r}; there are: {', '.join(names)}.{hint}")

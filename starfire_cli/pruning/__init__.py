@@ -1,0 +1,27 @@
+"""The core: which weights go, when, and how they stay gone. Knows torch and nothing else of the project.
+
+Letters in comments and suffixes: a convolution weight is (K, C, R, S), K output channels, C input channels (within a
+group), an R x S window; a linear weight is (O, I), O output neurons. See docs/method.md.
+"""
+
+from starfire_cli.pruning.budget import ConvBudget, Goal, LinearBudget
+from starfire_cli.pruning.families import CONV_METHODS, LINEAR_METHODS, ConvMethod, LinearMethod
+from starfire_cli.pruning.layers import Layer, layers_of_model, layers_of_state, select
+from starfire_cli.pruning.masks import Masks
+from starfire_cli.pruning.pruner import Pruner
+
+__all__ = [
+    "CONV_METHODS",
+    "LINEAR_METHODS",
+    "ConvBudget",
+    "ConvMethod",
+    "Goal",
+    "Layer",
+    "Masks",
+    "LinearBudget",
+    "LinearMethod",
+    "Pruner",
+    "layers_of_model",
+    "layers_of_state",
+    "select",
+]

@@ -1,0 +1,95 @@
+"""How many units go, and which: the counting rule and the tie-break (paper, Algorithms 1 and 3; docs/method.md)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# n * t in floating point may land a hair above a whole number (0.6 * 5 = 3.0000000000000004): never prune one more.
+_SLACK = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """Where pruning should stand now.
+
+    Args:
+        target: the final sparsity threshold, in [0, 1).
+        progress: how much of the way there is due now, in [0, 1], the era's ramp already applied.
+    """
+
+    target: float
+    progress: float = 1.0
+
+    @property
+    def threshold(self) -> float:
+        """The sparsity threshold t now."""
+        return self.target * self.progress
+
+
+class ConvBudget(NamedTuple):
+    """What must be gone in a convolution: `in_window` weights in every R x S window, `kernels` per input channel."""
+
+    in_window: int
+    kernels: int
+
+
+class LinearBudget(NamedTuple):
+    """What must be gone in a linear layer: `tiles` of `tile` x `tile` weights, and `weights` in all."""
+
+    tiles: int
+    weights: int
+    tile: int
+
+
+def pruned(n: int, threshold: float, max_nonzero: int | None = None, progress: float = 1.0) -> int:
+    """How many of `n` competing units are pruned at `threshold` (Algorithms 1 and 3, `cutoff_index`).
+
+    The larger of ceil(n * threshold) and, with a cap, n - max_nonzero; the cap comes in with `progress`.
+    """
+    by_threshold = math.ceil(n * threshold - _SLACK)
+    by_cap = 0 if max_nonzero is None else math.ceil((n - max_nonzero) * progress - _SLACK)
+    return min(n, max(0, by_threshold, by_cap))
+
+
+def prune_smallest(score_LN: Tensor, alive_LN: Tensor, count: int) -> Tensor:
+    """Of the N competitors in each of L rows, the `count` that go first; what is dead already counts and goes first.
+
+    Exactly max(count, dead already) are gone in each row. Ties go by index, the lower first.
+
+    Args:
+        score_LN: scores >= 0, floating, (L, N).
+        alive_LN: what is still there, bool, (L, N).
+        count: how many of each row must be gone, in [0, N].
+
+    Returns:
+        What is left, bool, (L, N), a subset of `alive_LN`.
+    """
+    n = score_LN.shape[-1]
+    if count <= 0 or score_LN.numel() == 0:
+        return alive_LN.clone()
+    if count >= n:
+        return torch.zeros_like(alive_LN)
+    key = torch.where(alive_LN, score_LN, torch.full_like(score_LN, -1.0))
+    cutoff = _kth_smallest(key, count)
+    gone = key <= cutoff
+    # Where the cutoff is shared by several, `gone` holds too many: of those, only the first by index go.
+    if bool((gone.sum(-1) != count).any()):
+        tied = key == cutoff
+        below = key < cutoff
+        room = count - below.sum(-1, keepdim=True)
+        gone = below | (tied & (tied.cumsum(-1) <= room))
+    return alive_LN & ~gone
+
+
+def _kth_smallest(key_LN: Tensor, k: int) -> Tensor:
+    """The k-th smallest (from 1) of each row, (L, 1)."""
+    if key_LN.device.type == "cpu" and key_LN.dtype in (torch.float32, torch.float64):
+        import numpy as np  # its vectorised partial sort is several times faster than torch's kthvalue on a CPU
+
+        return torch.from_numpy(np.partition(key_LN.contiguous().numpy(), k - 1, axis=-1)[:, k - 1 : k].copy())
+    return key_LN.kthvalue(k, dim=-1, keepdim=True).values

@@ -1,0 +1,1 @@
+"""The convolution methods, one a file."""

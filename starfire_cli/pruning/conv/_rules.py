@@ -1,0 +1,64 @@
+"""The two rules all convolution methods are made of: inside a window, and whole kernels of an input channel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from starfire_cli.pruning.budget import ConvBudget, pruned, prune_smallest
+from starfire_cli.pruning.layers import Layer
+
+
+def window_count(layer: Layer, threshold: float, max_nonzero: int | None, progress: float) -> int:
+    """Weights pruned in each window at `threshold` (Algorithm 3); the cap holds in 3 x 3 windows only."""
+    cap = max_nonzero if layer.shape[2:] == (3, 3) else None
+    return pruned(layer.window, threshold, cap, progress)
+
+
+def kernel_count(layer: Layer, threshold: float) -> int:
+    """Kernels pruned of each input channel at `threshold` (Algorithm 1); in a group, its K / groups kernels compete."""
+    return pruned(layer.shape[0] // layer.groups, threshold)
+
+
+def kernels_for_rest(layer: Layer, threshold: float, in_window: int) -> int:
+    """Kernels pruned of each input channel so that the layer reaches `threshold` after `in_window` went everywhere.
+
+    The share is q = (t - s) / (1 - s) with s = in_window / (R * S) (docs/method.md on Algorithm 4).
+    """
+    reached = in_window / layer.window
+    return kernel_count(layer, (threshold - reached) / (1 - reached)) if threshold > reached else 0
+
+
+def conv_mask(layer: Layer, weight_KCRS: Tensor, alive_KCRS: Tensor, budget: ConvBudget) -> Tensor:
+    """Window pruning first, then whole kernels on what is left; either part may be zero.
+
+    A kernel's score is the largest |w| that is alive in it; a dead kernel goes before any live one.
+    Returns what is left, bool, (K, C, R, S), contiguous.
+    """
+    K, C, R, S = layer.shape
+    # flatten(2) reads any memory format; nothing is written through these views.
+    score = weight_KCRS.detach().abs().flatten(2).to(_working_dtype(weight_KCRS))  # (K, C, RS)
+    left = alive_KCRS.flatten(2)
+    if budget.in_window:
+        left = prune_smallest(score.reshape(K * C, R * S), left.reshape(K * C, R * S), budget.in_window)
+        left = left.reshape(K, C, R * S)
+    if budget.kernels:
+        groups = layer.groups
+        alive_KC = left.any(-1)
+        strongest_KC = torch.where(left, score, torch.zeros_like(score)).amax(-1)
+        kept_GCK = prune_smallest(
+            _by_channel(strongest_KC, groups), _by_channel(alive_KC, groups), budget.kernels
+        )
+        kept_KC = kept_GCK.reshape(groups, C, K // groups).transpose(1, 2).reshape(K, C)
+        left = left & kept_KC[..., None]
+    return left.reshape(K, C, R, S).clone(memory_format=torch.contiguous_format)
+
+
+def _by_channel(x_KC: Tensor, groups: int) -> Tensor:
+    """(K, C) to rows of competitors, (groups * C, K / groups)."""
+    K, C = x_KC.shape
+    return x_KC.reshape(groups, K // groups, C).transpose(1, 2).reshape(groups * C, K // groups).contiguous()
+
+
+def _working_dtype(weight: Tensor) -> torch.dtype:
+    return weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32

@@ -1,0 +1,120 @@
+"""Which parameters can be pruned, and of what kind each is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from starfire_cli.errors import BadOption
+
+Kind = Literal["window", "pointwise", "linear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One prunable parameter.
+
+    Args:
+        name: the module's name ("layer1.0.conv1"); what globs match and tables show.
+        key: the parameter's key in the state dict ("layer1.0.conv1.weight"); what masks are called by.
+        kind: "window" (R * S > 1), "pointwise" (a 1 x 1 convolution) or "linear".
+        shape: (K, C, R, S) or (O, I); C counts the channels of one group.
+        groups: the convolution's groups.
+    """
+
+    name: str
+    key: str
+    kind: Kind
+    shape: tuple[int, ...]
+    groups: int = 1
+
+    @property
+    def weights(self) -> int:
+        """How many weights the parameter has."""
+        return math.prod(self.shape)
+
+    @property
+    def window(self) -> int:
+        """R * S, the weights of one kernel (1 for pointwise and linear layers)."""
+        return math.prod(self.shape[2:])
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each kernel is all that one input channel has."""
+        return self.groups > 1 and self.shape[1] == 1
+
+
+def layers_of_model(model: nn.Module) -> tuple[list[Layer], list[tuple[str, str]]]:
+    """The prunable layers of a model in its own order, and (name, reason) of weights that cannot be pruned."""
+    layers: list[Layer] = []
+    left_out: list[tuple[str, str]] = []
+    seen: dict[int, str] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            left_out += [
+                (f"{name}.{key}".lstrip("."), f"{type(module).__name__} is neither Conv2d nor Linear")
+                for key, parameter in module.named_parameters(recurse=False)
+                if parameter.ndim >= 2
+            ]
+            continue
+        if parametrize.is_parametrized(module, "weight") or "weight" not in module._parameters:
+            left_out.append((name, "its weight is computed by a parametrization"))
+            continue
+        if id(module.weight) in seen:
+            left_out.append((name, f"shares its weight with {seen[id(module.weight)]}"))
+            continue
+        seen[id(module.weight)] = name
+        key = f"{name}.weight".lstrip(".")
+        groups = module.groups if isinstance(module, nn.Conv2d) else 1
+        layers.append(_layer(name or "weight", key, tuple(module.weight.shape), groups))
+    return layers, left_out
+
+
+def layers_of_state(state: Mapping[str, Tensor]) -> list[Layer]:
+    """The prunable layers of a bare state dict, by shape: 4-d is a convolution of one group, 2-d is linear."""
+    return [
+        _layer(key.removesuffix(".weight"), key, tuple(tensor.shape), 1)
+        for key, tensor in state.items()
+        if tensor.ndim in (2, 4) and tensor.is_floating_point() and tensor.numel()
+    ]
+
+
+def select(
+    layers: Sequence[Layer], *, only: Iterable[str] = (), keep_dense: Iterable[str] = ()
+) -> tuple[list[Layer], list[tuple[str, str]]]:
+    """The layers left after `--only` and `--keep-dense` globs (on name or key), and (name, reason) of the others.
+
+    Raises BadOption for a glob that matches nothing.
+    """
+    only, keep_dense = list(only), list(keep_dense)
+    for option, globs in (("--only", only), ("--keep-dense", keep_dense)):
+        for glob in globs:
+            if not any(_matches(layer, glob) for layer in layers):
+                names = ", ".join(layer.name for layer in layers[:6])
+                raise BadOption(f"{option} {glob!r} matches no prunable layer; there are {len(layers)}: {names}, ...")
+    chosen: list[Layer] = []
+    left_out: list[tuple[str, str]] = []
+    for layer in layers:
+        keeper = next((g for g in keep_dense if _matches(layer, g)), None)
+        if keeper is not None:
+            left_out.append((layer.name, f"--keep-dense {keeper}"))
+        elif only and not any(_matches(layer, g) for g in only):
+            left_out.append((layer.name, f"not in --only {','.join(only)}"))
+        else:
+            chosen.append(layer)
+    return chosen, left_out
+
+
+def _layer(name: str, key: str, shape: tuple[int, ...], groups: int) -> Layer:
+    kind: Kind = "linear" if len(shape) == 2 else "pointwise" if shape[2:] == (1, 1) else "window"
+    return Layer(name=name, key=key, kind=kind, shape=shape, groups=groups)
+
+
+def _matches(layer: Layer, glob: str) -> bool:
+    return fnmatchcase(layer.name, glob) or fnmatchcase(layer.key, glob)

@@ -1,0 +1,1 @@
+"""The methods for linear layers, one a file."""

@@ -1,0 +1,115 @@
+"""How a name on the command line becomes an object: `window:max_nonzero=2` to a frozen dataclass and back.
+
+A family is a folder with one file a member: `names()` reads the folder and imports nothing, so that `--help` stays
+fast; `build()` imports the one file it needs. A member's options are its dataclass fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pkgutil
+import types
+import typing
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Generic, TypeVar, Union
+
+from starfire_cli.errors import BadOption, unknown
+
+T = TypeVar("T")
+
+
+class Family(Generic[T]):
+    """One folder of interchangeable things: methods, attacks, encodings.
+
+    Args:
+        noun: what a member is called in messages ("pruning method").
+        package: dotted name of the folder; each file in it whose name has no leading underscore is a member,
+            called like the file with `-` in place of `_`.
+    """
+
+    def __init__(self, noun: str, package: str) -> None:
+        self.noun = noun
+        self.package = package
+        self._members: dict[str, type[T]] = {}
+
+    def names(self) -> list[str]:
+        """The members' names, sorted; read from the folder, nothing is imported."""
+        folder = Path(__file__).parent.joinpath(*self.package.split(".")[1:])
+        stems = (m.name for m in pkgutil.iter_modules([str(folder)]))
+        return sorted(s.replace("_", "-") for s in stems if not s.startswith("_"))
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator: `@FAMILY.register("window")` above a frozen dataclass."""
+
+        def add(cls: type[T]) -> type[T]:
+            assert dataclasses.is_dataclass(cls), f"{cls} must be a frozen dataclass"
+            self._members[name] = cls
+            return cls
+
+        return add
+
+    def member(self, name: str) -> type[T]:
+        """The class called `name`. Raises BadOption that lists the names there are."""
+        if name not in self.names():
+            raise unknown(self.noun, name, self.names())
+        import_module(f"{self.package}.{name.replace('-', '_')}")
+        return self._members[name]
+
+    def build(self, text: str) -> T:
+        """`name` or `name:option=value,option=value` to an object. Raises BadOption."""
+        name, _, options = text.partition(":")
+        cls = self.member(name.strip())
+        hints = typing.get_type_hints(cls)
+        fields = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+        given: dict[str, Any] = {}
+        for part in filter(None, (p.strip() for p in options.split(","))):
+            key, sep, value = part.partition("=")
+            key = key.strip().replace("-", "_")
+            if key not in fields or not sep:
+                options_text = ", ".join(f"{k}=..." for k in fields) or "none"
+                raise BadOption(f"{self.noun} {text!r}: {part!r} is not an option of {name}; options: {options_text}")
+            given[key] = parse_value(value.strip(), fields[key], f"{self.noun} {text!r}: {key}")
+        try:
+            return cls(**given)
+        except BadOption as error:
+            raise BadOption(f"{self.noun} {text!r}: {error}") from None
+
+    def spec(self, member: T) -> str:
+        """The text that builds `member` again: its name and the options that differ from their defaults."""
+        name = next(n for n, cls in self._members.items() if cls is type(member))
+        options = [
+            f"{f.name}={_show(getattr(member, f.name))}"
+            for f in dataclasses.fields(member)  # type: ignore[arg-type]
+            if f.init and getattr(member, f.name) != f.default
+        ]
+        return f"{name}:{','.join(options)}" if options else name
+
+
+def parse_number(text: str) -> float:
+    """`0.01` or `8/255` to a float. Raises ValueError."""
+    above, slash, below = text.partition("/")
+    if not slash:
+        return float(text)
+    if float(below) == 0:
+        raise ValueError(text)
+    return float(above) / float(below)
+
+
+def parse_value(text: str, kind: Any, what: str) -> Any:
+    """`text` as the annotated type `kind` (bool, int, float, str, or one of these `| None`)."""
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        if text.lower() in ("none", ""):
+            return None
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        return parse_number(text) if kind is float else kind(text)
+    except (KeyError, ValueError):
+        raise BadOption(f"{what}={text!r} is not a {kind.__name__}") from None
+
+
+def _show(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
