@@ -1,0 +1,7 @@
+"""Which networks there are, and how a name (or `timm:NAME`, or `package.module:callable`) becomes one."""
+
+from starfire_cli.models._normalized import Normalized
+from starfire_cli.models.build import build_model, model_names
+from starfire_cli.models.macs import count_macs, effective_macs
+
+__all__ = ["Normalized", "build_model", "count_macs", "effective_macs", "model_names"]
