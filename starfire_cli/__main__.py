@@ -1,0 +1,10 @@
+"""`python -m starfire_cli` is `starfire`."""
+
+from __future__ import annotations
+
+import sys
+
+from starfire_cli.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""What runs when someone types `starfire`: the six commands, and how an error becomes one line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import starfire_cli
+from starfire_cli.errors import BadOption, Mismatch, StarfireError
+
+COMMANDS = ("train", "prune-mask", "inspect", "attack", "compress", "plot")
+"""In the order in which `--help` shows them. Each is a function of the same name in a module of the same name."""
+
+
+def build_app() -> typer.Typer:
+    """The command line with every command whose module is there; only the modules' heads are imported."""
+    app = typer.Typer(
+        name="starfire",
+        help=starfire_cli.__doc__,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    folder = Path(__file__).with_name("commands")
+    for name in COMMANDS:
+        stem = name.replace("-", "_")
+        if folder.joinpath(f"{stem}.py").exists():
+            module = import_module(f"starfire_cli.commands.{stem}")
+            app.command(name)(getattr(module, stem))
+    return app
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    0: done; 1: it cannot be done; 2: the options make no sense; 3: a file contradicts itself and the command was asked
+    to be strict; 130, 143: interrupted. With STARFIRE_TRACEBACK=1 errors are raised instead of explained.
+    """
+    try:
+        code = build_app()(args=arguments, prog_name="starfire", standalone_mode=False)
+        sys.stdout.flush()
+    except SystemExit as stop:
+        code = stop.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
+    except BrokenPipeError:
+        # Whoever read our output has gone; without this, python would complain when it flushes stdout at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # the one place where nothing may get past
+        if os.environ.get("STARFIRE_TRACEBACK"):
+            raise
+        text, code = explain(error)
+        if text:
+            print(f"error: {text}", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """One line for the user, and the exit code."""
+    if isinstance(error, StarfireError):
+        code = 3 if isinstance(error, Mismatch) else 2 if isinstance(error, BadOption) else 1
+        return _one_line(error), code
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else "starfire"
+        text = error.format_message()
+        return (f"{text} ({where} --help lists what there is)" if text else ""), error.exit_code
+    if isinstance(error, typer.Abort):
+        return "aborted", 1
+    for cause in _chain(error):  # torch.save says "unexpected pos" and hides the full disk in the exception's context
+        if isinstance(cause, OSError):
+            return _os_error(cause), 1
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
+        return f"out of memory; a smaller --batch-size or model needs less ({_one_line(error)[:120]})", 1
+    hint = "this is a bug; STARFIRE_TRACEBACK=1 shows where it happened"
+    return f"{type(error).__name__}: {_one_line(error)} ({hint})", 1
+
+
+def _os_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename is not None else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}disk full; nothing half-written was left"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where}permission denied; name a place you may write to (or a file you may read)"
+    return f"{where}{(error.strerror or _one_line(error)).lower()}"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        seen.append(current)
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+def _one_line(error: BaseException) -> str:
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
+
+
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=lambda on: _version(on)),
+    ] = False,
+) -> None:
+    pass
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"starfire {starfire_cli.__version__}")
+        raise typer.Exit
