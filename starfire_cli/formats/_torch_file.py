@@ -1,0 +1,110 @@
+"""What `torch.save` left in a file, loaded with `weights_only=True` and only after the file proved whole."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import stat
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from starfire_cli.errors import StarfireError
+from starfire_cli.formats import _zip_check
+
+_LISTS_KEYS = 'its weights alone load: torch.save(checkpoint["state_dict"], ...) where it was made'
+
+
+def sniff(path: Path) -> str:
+    """The format by content: "torch", "torch-legacy", "safetensors", "sharded" or "packed".
+
+    Raises StarfireError for what is missing, empty, no plain file, or no checkpoint.
+    """
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise StarfireError(f"{path} is a folder, not a checkpoint")
+        if not stat.S_ISREG(status.st_mode):
+            raise StarfireError(f"{path} is not a plain file")
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except FileNotFoundError:
+        raise StarfireError(f"there is no file {path}") from None
+    except OSError as error:
+        raise StarfireError(f"cannot read {path}: {error.strerror or error}") from None
+    if not head:
+        raise StarfireError(f"{path} is empty")
+    if head.startswith(b"PK\x03\x04"):
+        return "torch"
+    if _is_packed(path):
+        return "packed"
+    header = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and header <= status.st_size - 8:
+        return "safetensors"
+    if head[8:9] == b"{":
+        raise StarfireError(f"{path} is a safetensors file cut short: its header alone needs {header} bytes")
+    if head[:1] == b"\x80":
+        return "torch-legacy"
+    if head.lstrip().startswith(b"{") and _is_index(path):
+        return "sharded"
+    raise StarfireError(f"{path} is no checkpoint: {_what(head)}")
+
+
+def load(path: Path, kind: str) -> Any:
+    """The object in a torch file (`kind` "torch" or "torch-legacy"), tensors on the CPU, mapped where possible.
+
+    Raises StarfireError if the file is damaged, declares more than it holds, or needs code to be run.
+    """
+    if kind == "torch":
+        _zip_check.verify(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own about old formats
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "torch")
+    except StarfireError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise StarfireError(f"{path}: {_refused(str(error))}") from None
+    except Exception as error:  # whatever the bytes provoke in the reader, the file is what is wrong
+        text = " ".join(str(error).split())[:200]
+        raise StarfireError(f"{path} is damaged or no PyTorch checkpoint: {type(error).__name__}: {text}") from None
+
+
+def _refused(text: str) -> str:
+    """torch's refusal, shortened to what matters: which name the file wanted."""
+    found = re.search(r"GLOBAL (\S+)", text)
+    if found:
+        return f"refused: it asks for {found[1]} and loading never runs code; {_LISTS_KEYS}"
+    if "TorchScript" in text:
+        return f"refused: it is a TorchScript archive, which holds code; {_LISTS_KEYS}"
+    return f"refused or damaged: {' '.join(text.split())[-200:]}"
+
+
+def _is_packed(path: Path) -> bool:
+    try:
+        from starfire_cli.formats import packed
+    except ImportError:
+        return False
+    return packed.is_packed(path)
+
+
+def _is_index(path: Path) -> bool:
+    try:
+        return "weight_map" in json.loads(path.read_bytes())
+    except (ValueError, OSError):
+        return False
+
+
+def _what(head: bytes) -> str:
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; fetch the file itself with git lfs pull"
+    if head.lstrip()[:15].lower().startswith((b"<!doctype", b"<html")):
+        return "it is a web page; download the file itself"
+    if head.startswith(b"\x1f\x8b"):
+        return "it is compressed with gzip; gunzip it first"
+    if head[257:262] == b"ustar":
+        return "it is a tar archive, which torch refuses to load safely; save it again with a newer torch"
+    return f"it starts with {head[:8]!r}"

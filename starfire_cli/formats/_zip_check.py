@@ -1,0 +1,64 @@
+"""Whether a torch zip file is whole: every record's CRC, and no record that claims bytes the file does not have."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+from starfire_cli.errors import StarfireError
+
+_LOCAL = struct.Struct("<4s5H3I2H")
+
+
+def verify(path: Path) -> None:
+    """Raises StarfireError naming the record that is damaged, or what else keeps this from being torch's zip.
+
+    Reads each byte once, through a memory map; nothing is allocated by declared sizes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+            records = archive.infolist()
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                _verify(path, records, data)
+    except zipfile.BadZipFile as error:
+        raise StarfireError(f"{path} is cut short or damaged: {error}") from None
+    except (OSError, ValueError, EOFError, UnicodeDecodeError, NotImplementedError, struct.error) as error:
+        raise StarfireError(f"{path} is a damaged zip file: {error}") from None
+
+
+def _verify(path: Path, records: list[zipfile.ZipInfo], data: mmap.mmap) -> None:
+    size = len(data)
+    names = {record.filename.rpartition("/")[2] for record in records}
+    if "data.pkl" not in names:
+        raise StarfireError(f"{path} is a zip file, but no PyTorch checkpoint: it holds no data.pkl")
+    declared = sum(record.file_size for record in records)
+    if declared > size:
+        raise StarfireError(f"{path} declares {declared} bytes of content in a file of {size}; refused as a zip bomb")
+    if len({record.filename for record in records}) != len(records):
+        raise StarfireError(f"{path} holds two records of one name; refused")
+    view = memoryview(data)
+    try:
+        for record in records:
+            if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
+                raise StarfireError(f"{path}: record {record.filename} is compressed or encrypted, as torch never does")
+            start = _data_offset(path, record, data)
+            if start + record.file_size > size:
+                raise StarfireError(f"{path}: record {record.filename} reaches beyond the end of the file")
+            if zlib.crc32(view[start : start + record.file_size]) != record.CRC:
+                raise StarfireError(f"{path} is damaged: record {record.filename} does not match its CRC")
+    finally:
+        view.release()
+
+
+def _data_offset(path: Path, record: zipfile.ZipInfo, data: mmap.mmap) -> int:
+    """Where a record's bytes start, as torch's reader finds it: after the name and extra field of the local header."""
+    offset = record.header_offset
+    header = _LOCAL.unpack(data[offset : offset + _LOCAL.size])
+    name_length, extra_length = header[9], header[10]
+    name = data[offset + _LOCAL.size : offset + _LOCAL.size + name_length]
+    if header[0] != b"PK\x03\x04" or name != record.orig_filename.encode():
+        raise StarfireError(f"{path} is damaged: the header of record {record.filename} is not where it should be")
+    return offset + _LOCAL.size + name_length + extra_length

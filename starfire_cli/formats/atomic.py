@@ -1,0 +1,140 @@
+"""How a file is written so that a reader finds either the whole old one or the whole new one, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from starfire_cli.errors import StarfireError
+
+_counter = itertools.count()
+_mine: set[Path] = set()
+_DAY = 86_400
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, *, need: int | None = None) -> Iterator[IO[bytes]]:
+    """A binary file that becomes `path` when the block ends well, and vanishes when it does not.
+
+    The bytes go to a temporary file in the same folder, are flushed to the disk, and take the name in one step; the
+    folder is flushed too. Temporary files that a killed process left behind for the same name are removed first.
+
+    Args:
+        path: what to write; a symbolic link keeps pointing where it does, and its target is replaced.
+        need: about how many bytes are coming, for the message when the disk is full.
+
+    Raises:
+        StarfireError: the folder does not exist or cannot be written, or the disk is full.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise StarfireError(f"{path} is a folder; give the name of a file in it")
+    if not target.parent.is_dir():
+        raise StarfireError(f"cannot write {path}: there is no folder {target.parent}")
+    _remove_stale(target)
+    temporary = target.with_name(f".{target.name}.{_host()}-{os.getpid()}-{next(_counter)}.tmp")
+    _mine.add(temporary)
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except BaseException as error:
+        # Free space is read before the temporary file goes, and said with what had been asked for.
+        problem = _explain(error, path, target.parent, need)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if problem is not None:
+            raise problem from None
+        raise
+    finally:
+        _mine.discard(temporary)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 (see `atomic_write`)."""
+    data = text.encode()
+    with atomic_write(path, need=len(data)) as file:
+        file.write(data)
+
+
+def disk_problem(error: BaseException, path: Path, need: int | None = None) -> StarfireError | None:
+    """What to tell the user if `error`, or one that led to it, is a disk that refuses; None if it is not about that."""
+    return _explain(error, path, Path(os.path.realpath(path)).parent, need)
+
+
+def _explain(error: BaseException, path: Path, folder: Path, need: int | None) -> StarfireError | None:
+    # torch wraps an OSError raised while it writes into a RuntimeError of its own ("unexpected pos").
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, OSError):
+        seen = seen.__cause__ or seen.__context__
+    if seen is None:
+        return None
+    if seen.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(folder).free
+        return StarfireError(f"cannot write {path}: disk full: need {size_text(need)}, {size_text(free)} free in {folder}")
+    return StarfireError(f"cannot write {path}: {seen.strerror or seen}")
+
+
+def size_text(count: int | None) -> str:
+    """Bytes for people: `1.5 MB`; decimal units, as disks are sold."""
+    if count is None:
+        return "more"
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _remove_stale(target: Path) -> None:
+    """Temporary files for `target` whose process, on this host, is gone; from other hosts, those a day old."""
+    for left in target.parent.glob(f".{_escape(target.name)}.*.tmp"):
+        host, _, tail = left.name[len(target.name) + 2 : -len(".tmp")].rpartition("-")[0].rpartition("-")
+        if left in _mine or not tail.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            dead = not _alive(int(tail)) if host == _host() else left.stat().st_mtime < time.time() - _DAY
+            if dead:
+                left.unlink()
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():  # not in `_mine`, so from an earlier process with our number (usual in containers)
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _host() -> str:
+    return "".join(c for c in socket.gethostname() if c.isalnum())[:32] or "host"
+
+
+def _escape(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name durable; where folders cannot be opened (Windows) there is nothing to do."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,168 @@
+"""What a checkpoint is: written in one step as our own `.pt`, read from any format that people have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from starfire_cli.errors import Mismatch, StarfireError
+from starfire_cli.formats import _safetensors, _torch_file, _unwrap
+from starfire_cli.formats.atomic import atomic_write
+from starfire_cli.pruning.masks import Masks, apply_masks, digest, disagreements, pack_bits, unpack_bits
+
+FORMAT = "starfire"
+VERSION = 1
+_OWN = ("format", "version", "model", "masks", "masks_digest", "meta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Weights, and what is known about them.
+
+    Args:
+        path: the file it came from.
+        format: "starfire", "torch", "torch-legacy", "safetensors", "sharded" or "packed".
+        state: a plain state dict in the file's order, on the CPU; files that allow it are mapped, not read.
+        masks: True where a weight is alive, by state-dict key; None where the file holds none.
+        meta: what `train` and `prune-mask` write down; empty for files of others.
+        training: optimizer, scheduler, era and so on, only if asked for.
+        notes: what had to be done to read it (a prefix stripped, masks folded in), for people.
+    """
+
+    path: Path
+    format: str
+    state: dict[str, Tensor]
+    masks: Masks | None
+    meta: dict[str, Any]
+    training: dict[str, Any] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def save(
+    path: Path,
+    *,
+    state: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor] | None,
+    meta: Mapping[str, Any],
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write our own `.pt` in one step: after a crash the old file or the new one is there, whole.
+
+    Dead weights are written as exact +0.0, whatever `state` holds there. `torch.load(path, weights_only=True)["model"]`
+    is a plain state dict with unchanged keys.
+
+    Raises:
+        StarfireError: the disk is full or the folder cannot be written; an old file is untouched.
+        TypeError: `meta` or `training` holds what `weights_only` loading would refuse.
+    """
+    masks = dict(masks or {})
+    plain = {key: _own_memory(tensor) for key, tensor in state.items()}
+    for key in masks:
+        plain[key] = plain[key].clone() if plain[key] is state[key] else plain[key]
+    apply_masks(plain, masks)
+    content: dict[str, Any] = {
+        **_checked(dict(training or {}), "training"),
+        "format": FORMAT,
+        "version": VERSION,
+        "model": plain,
+        "masks": {key: {"shape": list(mask.shape), "bits": pack_bits(mask)} for key, mask in masks.items()},
+        "masks_digest": digest(masks),
+        "meta": _checked(dict(meta), "meta"),
+    }
+    need = sum(t.nbytes for t in _tensors(content)) + 65536
+    with atomic_write(path, need=need) as file:
+        torch.save(content, file)
+
+
+def load(path: Path, *, training: bool = False, strict: bool = True) -> Checkpoint:
+    """Read a checkpoint of any format, told by its content: ours, state dicts and wrappers, safetensors, packed.
+
+    No code in the file is ever run. Damage that the format can show is found before anything is returned: every
+    record's CRC (zip), sizes that do not add up, masks against their digest.
+
+    Args:
+        path: the file, or the index of a sharded one.
+        training: also return what `train --resume` needs.
+        strict: refuse a file whose dead weights are not zero; without it the caller compares masks and weights itself.
+
+    Raises:
+        StarfireError: it cannot be read, is damaged, or holds no weights; one line that names what is wrong.
+        Mismatch: `strict`, and masks contradict weights or their digest.
+    """
+    kind = _torch_file.sniff(path)
+    if kind == "packed":
+        from starfire_cli.formats import packed
+
+        return packed.load(path)
+    if kind in ("safetensors", "sharded"):
+        flat, extra = _safetensors.load_any(path, kind)
+        content: Any = flat
+    else:
+        content, extra = _torch_file.load(path, kind), {}
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        return _load_own(path, content, training=training, strict=strict)
+    state, masks, notes = _unwrap.unwrap(content, path)
+    return Checkpoint(path=path, format=kind, state=state, masks=masks, meta=extra, notes=tuple(notes))
+
+
+def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bool) -> Checkpoint:
+    """Check the parts of our own format against one another."""
+    if content.get("version") != VERSION:
+        raise StarfireError(f"{path} has format version {content.get('version')!r}; this starfire reads {VERSION}")
+    state, packed_masks, meta = content.get("model"), content.get("masks"), content.get("meta")
+    if not isinstance(state, dict) or not isinstance(packed_masks, dict) or not isinstance(meta, dict):
+        raise StarfireError(f"{path} calls itself a starfire checkpoint but lacks model, masks or meta")
+    state = _unwrap.plain_state(state, path)
+    masks: Masks = {}
+    for key, entry in packed_masks.items():
+        try:
+            masks[key] = unpack_bits(entry["bits"], tuple(entry["shape"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise StarfireError(f"{path}: the mask of {key} cannot be read: {error}") from None
+        if key not in state or state[key].shape != masks[key].shape:
+            raise StarfireError(f"{path}: the mask of {key} has no weight of its shape {tuple(masks[key].shape)}")
+    notes = []
+    if digest(masks) != content.get("masks_digest"):
+        problem = "the masks do not match the digest written with them"
+        if strict:
+            raise Mismatch(f"{path}: {problem}")
+        notes.append(problem)
+    if strict:
+        for key, (back, _) in disagreements(state, masks).items():
+            if back:
+                raise Mismatch(f"{path}: {key} has {back} dead weights that are not zero")
+    rest = {key: value for key, value in content.items() if key not in _OWN} if training else None
+    return Checkpoint(
+        path=path, format=FORMAT, state=state, masks=masks or None, meta=meta, training=rest, notes=tuple(notes)
+    )
+
+
+def _own_memory(tensor: Tensor) -> Tensor:
+    """On the CPU, contiguous, and not a view into something larger that would be written with it."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _checked(value: Any, where: str) -> Any:
+    """`value` with tensors on the CPU, if `weights_only` loading will take it back."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if type(value) is list or type(value) is tuple:
+        return type(value)(_checked(v, f"{where}[{i}]") for i, v in enumerate(value))
+    if isinstance(value, dict):
+        return {_checked(k, where): _checked(v, f"{where}.{k}") for k, v in value.items()}
+    raise TypeError(f"{where} is a {type(value).__name__}; checkpoints hold tensors and plain values only")
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for child in children for tensor in _tensors(child)]

@@ -1,0 +1,164 @@
+"""What lies where in a run folder: runs/NAME/{config.json, metrics.jsonl, last.pt, best.pt}."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.formats.atomic import atomic_write, disk_problem, write_text
+
+RUNS = Path("runs")
+
+
+class Run:
+    """One run folder. `Run(path)` opens it, `Run.create` makes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_path = path / "config.json"
+        self.metrics_path = path / "metrics.jsonl"
+        self.last = path / "last.pt"
+        self.best = path / "best.pt"
+
+    @classmethod
+    def create(cls, root: Path, name: str | None, default: str) -> Run:
+        """A new folder `root/name`; without a name, `root/default`, or the first free of `default-2`, `default-3` ...
+
+        Raises:
+            BadOption: the name is no plain folder name, or is taken.
+            StarfireError: the folder cannot be made.
+        """
+        if name is not None and (name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name):
+            raise BadOption(f"--name {name!r} is not the name of a folder; try {default!r}")
+        number = 1
+        while True:
+            path = root / (name or (default if number == 1 else f"{default}-{number}"))
+            try:
+                path.mkdir(parents=True)
+                return cls(path)
+            except FileExistsError:
+                if name is not None:
+                    raise BadOption(f"{path} exists already; give another --name, or go on with --resume") from None
+                number += 1
+            except OSError as error:
+                raise StarfireError(f"cannot make the run folder {path}: {error.strerror or error}") from None
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write config.json in one step."""
+        write_text(self.config_path, json.dumps(_plain(config), indent=2) + "\n")
+
+    def read_config(self) -> dict[str, Any]:
+        """The contents of config.json. Raises StarfireError if it is missing or damaged."""
+        try:
+            config = json.loads(self.config_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise StarfireError(f"{self.path} has no config.json, so it is not a run folder") from None
+        except (OSError, ValueError) as error:
+            raise StarfireError(f"{self.config_path} cannot be read: {error}") from None
+        if not isinstance(config, dict):
+            raise StarfireError(f"{self.config_path} holds a {type(config).__name__}, not an object")
+        return config
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl and see it onto the disk; a torn line before it is cut off first."""
+        line = json.dumps(_plain(row)) + "\n"
+        try:
+            with open(self.metrics_path, "ab+") as file:
+                file.truncate(_end_of_last_line(file.tell(), self.metrics_path))
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise disk_problem(error, self.metrics_path, len(line)) or error from None
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, oldest first; a torn last line is dropped, a missing file is no rows.
+
+        Raises StarfireError naming the line that is damaged anywhere else.
+        """
+        try:
+            lines = self.metrics_path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StarfireError(f"{self.metrics_path} cannot be read: {error.strerror or error}") from None
+        rows = []
+        for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or torn
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise StarfireError(f"{self.metrics_path} line {number} is not a JSON object: {line[:60]!r}")
+            rows.append(row)
+        return rows
+
+    def truncate_metrics(self, epoch: int) -> None:
+        """Drop the rows after `epoch`, so that a resumed run continues from there."""
+        kept = [row for row in self.read_metrics() if row.get("epoch", 0) <= epoch]
+        with atomic_write(self.metrics_path) as file:
+            file.writelines((json.dumps(row) + "\n").encode() for row in kept)
+
+
+def newest_run(root: Path = RUNS) -> Run:
+    """The run folder under `root` that was written to last. Raises StarfireError if there is none."""
+    runs = [Run(path.parent) for path in root.glob("*/config.json")]
+    if not runs:
+        raise StarfireError(f"there are no runs in {root}/; give a checkpoint, or make one with starfire train")
+    return max(runs, key=_last_written)
+
+
+def find_checkpoint(path: Path | None, root: Path = RUNS) -> Path:
+    """The file that is meant: a file is itself, a folder its best.pt, else last.pt; None is the newest run.
+
+    A folder that is no run may hold one model.safetensors, or the index of a sharded one.
+    Raises StarfireError where there is none.
+    """
+    if path is None:
+        path = newest_run(root).path
+    if not path.exists():
+        raise StarfireError(f"there is no file or run folder {path}")
+    if not path.is_dir():
+        return path
+    run = Run(path)
+    for candidate in (run.best, run.last, *(path / name for name in _FOLDER_FILES)):
+        if candidate.is_file():
+            return candidate
+    raise StarfireError(f"{path} is a folder without best.pt or last.pt; give the checkpoint file itself")
+
+
+_FOLDER_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+
+
+def _last_written(run: Run) -> tuple[float, str]:
+    files = (run.config_path, run.metrics_path, run.last, run.best)
+    return max(f.stat().st_mtime for f in files if f.exists()), run.path.name
+
+
+def _end_of_last_line(size: int, path: Path) -> int:
+    """Where the last whole line of `path` ends, in bytes."""
+    with open(path, "rb") as file:
+        end = size
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            end = start
+    return 0
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can say it: NaN and infinity, which it cannot, become null; tuples become lists, paths text."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
