@@ -1,0 +1,77 @@
+"""Crop with padding and mirror: the usual augmentation of CIFAR (He et al. 2015, section 4.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from starfire_cli.data.augment import AUGMENTATIONS
+from starfire_cli.data.draws import Draws, Ints
+from starfire_cli.errors import BadOption
+
+
+@AUGMENTATIONS.register("crop-flip")
+@dataclass(frozen=True, kw_only=True)
+class CropFlip:
+    """torchvision's RandomCrop(size, padding) and RandomHorizontalFlip; optionally Cutout.
+
+    Args:
+        padding: black pixels added on each side before the crop.
+        flip: probability of mirroring left and right.
+        cutout: side of a black square at a random place (DeVries and Taylor 2017); 0 for none.
+        ratio: side of the box over the short side, for images of any size.
+    """
+
+    padding: int = 4
+    flip: float = 0.5
+    cutout: int = 0
+    ratio: float = 224 / 256
+
+    def __post_init__(self) -> None:
+        if self.padding < 0 or self.cutout < 0:
+            raise BadOption(f"padding={self.padding} and cutout={self.cutout} must be 0 or more")
+        if not 0 <= self.flip <= 1:
+            raise BadOption(f"flip={self.flip} must lie in 0..1")
+        if not 0 < self.ratio <= 1:
+            raise BadOption(f"ratio={self.ratio} must lie above 0 and at most at 1")
+
+    def plan(self, draws: Draws, size: int, out: int) -> dict[str, Tensor]:
+        """Where the crop starts in the padded image, whether it is mirrored, the centre of the black square."""
+        plan = {
+            "top": torch.from_numpy(draws.integers(0, 2 * self.padding)),
+            "left": torch.from_numpy(draws.integers(0, 2 * self.padding)),
+            "flip": torch.from_numpy(draws.coin(self.flip)),
+        }
+        if self.cutout:
+            plan["y"] = torch.from_numpy(draws.integers(0, size - 1))
+            plan["x"] = torch.from_numpy(draws.integers(0, size - 1))
+        return plan
+
+    def apply(self, images: Tensor, plan: dict[str, Tensor], out: int) -> Tensor:
+        """Same size as given."""
+        batch, size = images.shape[0], images.shape[-1]
+        line = torch.arange(size, device=images.device)
+        column_BW = torch.where(plan["flip"][:, None], line.flip(0)[None], line[None]) + plan["left"][:, None]
+        row_BH = line[None] + plan["top"][:, None]
+        which_B = torch.arange(batch, device=images.device)
+        # Channels innermost: one gather then moves whole pixels.
+        padded_BHWC = pad(images, (self.padding,) * 4).permute(0, 2, 3, 1)
+        result_BHWC = padded_BHWC[which_B[:, None, None], row_BH[:, :, None], column_BW[:, None, :]]
+        if self.cutout:
+            half = self.cutout // 2
+            dark_BH = (line[None] >= plan["y"][:, None] - half) & (line[None] < plan["y"][:, None] - half + self.cutout)
+            dark_BW = (line[None] >= plan["x"][:, None] - half) & (line[None] < plan["x"][:, None] - half + self.cutout)
+            result_BHWC = result_BHWC.masked_fill((dark_BH[:, :, None] & dark_BW[:, None, :])[..., None], 0)
+        return result_BHWC.permute(0, 3, 1, 2)
+
+    def boxes(self, draws: Draws, heights: Ints, widths: Ints) -> Ints:
+        """A square of fixed share at a random place (resize to 256, random crop of 224)."""
+        if self.cutout:
+            raise BadOption("cutout works on small images only; leave it out for images that workers decode")
+        side = np.maximum(np.rint(np.minimum(heights, widths) * self.ratio).astype(np.int64), 1)
+        top, left = draws.integers(0, heights - side), draws.integers(0, widths - side)
+        return np.stack([top, left, side, side, draws.coin(self.flip).astype(np.int64)], axis=1)

@@ -1,0 +1,119 @@
+"""What is a data set to the rest of the program: how it is asked for, what is known about it, what it yields."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How a data set is read and delivered.
+
+    Args:
+        batch_size: training images a batch.
+        eval_batch_size: validation images a batch; the training batch size where None.
+        image_size: side of the square images that the network sees; the set's own where None.
+        augment: spec of the training augmentation, `auto` for the set's own.
+        seed: with epoch and image index the only source of randomness in training batches.
+        device: where batches appear.
+        workers: processes that decode large images, and that decode small ones once.
+        skip_corrupt: leave out images that cannot be decoded, and count them, where False is an error.
+        val_fraction: share of each class held out, for sets without a validation part.
+        split_seed: decides which images are held out.
+        limit_train: use only so many training images, spread over the classes.
+        limit_val: the same for validation.
+        timeout: seconds to wait for a worker before it counts as dead.
+        channels_last: memory format of the batches.
+    """
+
+    batch_size: int = 128
+    eval_batch_size: int | None = None
+    image_size: int | None = None
+    augment: str = "auto"
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    workers: int = 2
+    skip_corrupt: bool = False
+    val_fraction: float = 0.2
+    split_seed: int = 0
+    limit_train: int | None = None
+    limit_val: int | None = None
+    timeout: float = 120
+    channels_last: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInfo:
+    """What is known about an opened data set.
+
+    Args:
+        name: what the set is called (`digits`, `cifar10`, `folder`).
+        spec: the text that opens it again, from any working directory.
+        classes: class names in label order.
+        mean: of the training images per channel, in [0, 1].
+        std: likewise.
+        image_size: side of the images in a batch.
+        train_images: how many there are, after limits and without corrupt ones found so far.
+        val_images: likewise.
+        augment: spec of the training augmentation in use.
+        val_fraction: share held out, or None for a set with a validation part of its own.
+        split_seed: decides which images were held out.
+        resize: short side that validation images are scaled to before the centre crop; None where they are not.
+        stored: side of the images as they are kept on the device; None for images that workers decode.
+        notes: what a user should know, one sentence each.
+    """
+
+    name: str
+    spec: str
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image_size: int
+    train_images: int
+    val_images: int
+    augment: str = "none"
+    val_fraction: float | None = None
+    split_seed: int = 0
+    resize: int | None = None
+    stored: int | None = None
+    notes: tuple[str, ...] = ()
+
+    def as_meta(self) -> dict[str, Any]:
+        """The `data` part of a checkpoint's metadata: plain types, enough for `open_val`."""
+        meta = dataclasses.asdict(self)
+        for key in ("notes", "train_images", "val_images"):
+            del meta[key]
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in meta.items()}
+
+
+class Split(Protocol):
+    """One part of a data set, delivered in batches."""
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch."""
+
+    @property
+    def skipped(self) -> int:
+        """Corrupt images left out so far (only with `skip_corrupt`)."""
+
+    def __len__(self) -> int:
+        """Images an epoch."""
+
+    def batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images float32 in [0, 1], (N, 3, H, W), and labels int64, (N,), from batch `start` on."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """An opened data set: what is known about it and its two parts."""
+
+    info: DataInfo
+    train: Split
+    val: Split

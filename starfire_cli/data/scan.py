@@ -1,0 +1,63 @@
+"""Which image files lie under a folder?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from starfire_cli.data.source import Files
+
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name says image; hidden files (and macOS's `._photo.jpg`) do not count."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the visible folders in `folder`, sorted as ImageFolder sorts classes."""
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not _ignored(e.name))
+
+
+def loose_images(folder: Path) -> int:
+    """How many images lie directly in `folder`."""
+    with os.scandir(folder) as entries:
+        return sum(is_image(e.name) for e in entries)
+
+
+def images_below(folder: Path) -> list[str]:
+    """Names of all images under `folder`, relative to it, sorted; symbolic links are followed, loops are not."""
+    return sorted(_walk(str(folder), "", (os.path.realpath(folder),)))
+
+
+def class_files(root: Path, folders: Sequence[str]) -> Files:
+    """The images of class folders; class number c is `folders[c]`."""
+    names: list[bytes] = []
+    counts = []
+    for folder in folders:
+        found = images_below(root / folder)
+        counts.append(len(found))
+        names += [os.fsencode(f"{folder}/{name}") for name in found]
+    labels = np.repeat(np.arange(len(folders)), counts)
+    return Files(root=root, names=np.array(names, dtype=np.bytes_), labels=labels)
+
+
+def _ignored(name: str) -> bool:
+    return name.startswith(".") or name in ("__MACOSX", "__pycache__", "@eaDir")
+
+
+def _walk(root: str, below: str, above: tuple[str, ...]) -> Iterator[str]:
+    with os.scandir(os.path.join(root, below)) as entries:
+        for entry in entries:
+            name = f"{below}/{entry.name}" if below else entry.name
+            if entry.is_dir():
+                real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                if not _ignored(entry.name) and real not in above:
+                    yield from _walk(root, name, (*above, real))
+            elif is_image(entry.name):
+                yield name

@@ -1,0 +1,93 @@
+"""What does a data set consist of, before anything is decoded or moved to a device?"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from starfire_cli.data.draws import Ints
+
+Chosen = npt.NDArray[np.bool_] | npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """Images that are decoded already.
+
+    Args:
+        images: uint8 (N, 3, S, S).
+        labels: (N,) class numbers.
+    """
+
+    images: Tensor
+    labels: Ints
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, chosen: Chosen) -> Pixels:
+        """Some of the images: a mask (N,) or positions."""
+        import torch
+
+        return Pixels(images=self.images[torch.from_numpy(chosen)], labels=self.labels[chosen])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Images that lie on disk.
+
+    Args:
+        root: the folder that names start from.
+        names: (N,) UTF-8 names, `class/image.jpg`, as an array of bytes: a million of them stay small, and forked
+            workers share them.
+        labels: (N,) class numbers.
+    """
+
+    root: Path
+    names: npt.NDArray[np.bytes_]
+    labels: Ints
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, position: int) -> str:
+        """Where the image at `position` lies."""
+        return os.path.join(self.root, os.fsdecode(self.names[position]))
+
+    def take(self, chosen: Chosen) -> Files:
+        """Some of the images: a mask (N,) or positions."""
+        return Files(root=self.root, names=self.names[chosen], labels=self.labels[chosen])
+
+
+Part = Pixels | Files
+Stats = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set as it was found.
+
+    Args:
+        name: what it is called.
+        path: where it lies; None for a set that ships with a package.
+        classes: names in label order.
+        train: the training images; all images where `val` is None.
+        val: the validation images, None where the set has none of its own.
+        augment: what `auto` means for it; None where that depends on the images.
+        stats: known mean and std of the training images.
+        notes: what a user should know.
+    """
+
+    name: str
+    path: Path | None
+    classes: tuple[str, ...]
+    train: Part
+    val: Part | None
+    augment: str | None = None
+    stats: Stats | None = None
+    notes: tuple[str, ...] = ()
