@@ -23,7 +23,9 @@ def pick_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         raise BadOption(f"--device {name!r} is no torch device; try auto, cpu, cuda or cuda:1") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BadOption(f"--device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices here; --device cpu works")
+        raise BadOption(
+            f"--device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices here; --device cpu works"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise BadOption(f"--device {name!r}: there is no MPS device here; --device cpu works")
     return device

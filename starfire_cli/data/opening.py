@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +116,34 @@ def limited(part: Part, limit: int | None, option: str) -> Part:
     if limit is None or limit >= len(part):
         return part
     return part.take(choose(part.labels, spread(np.bincount(part.labels), limit), seed=0))
+
+
+def recognise(spec: str) -> tuple[str, int | None]:
+    """The name of the set that `spec` means, and the side of a folder's first image, without reading the rest.
+
+    For whoever chooses hyperparameters before the data are opened. Raises as `open_data`.
+    """
+    name, colon, rest = spec.partition(":")
+    if name in SETS.names() and not (colon and name == "folder"):
+        return name, None
+    if not Path(spec).expanduser().exists() and not any(c in spec for c in "/\\.~:"):
+        raise unknown("data set", spec, SETS.names())
+    path = existing(rest if name in SETS.names() else spec, spec)
+    for known in SETS.names():
+        if SETS.build(known).recognises(path):
+            return known, None
+    return "folder", first_side(path)
+
+
+def first_side(path: Path) -> int | None:
+    """The longer side in pixels of the first image below `path` that can be read, if there is one."""
+    from PIL import Image
+
+    for folder, _, files in os.walk(path, followlinks=True):
+        for file in sorted(files)[:3]:
+            try:
+                with Image.open(os.path.join(folder, file)) as image:
+                    return max(image.size)
+            except OSError:
+                continue
+    return None

@@ -152,6 +152,10 @@ class Pruner:
         """SHA-256 of the masks (see `masks.digest`)."""
         return digest(self.masks)
 
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each layer's mask."""
+        return {key: digest({key: mask}) for key, mask in self.masks.items()}
+
     @torch.no_grad()
     def verify(self) -> None:
         """Raises Mismatch naming the layer if a dead weight is not zero."""

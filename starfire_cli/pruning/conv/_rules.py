@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from starfire_cli.pruning.budget import ConvBudget, pruned, prune_smallest
+from starfire_cli.pruning.budget import ConvBudget, prune_smallest, pruned
 from starfire_cli.pruning.layers import Layer
 
 
@@ -46,9 +46,7 @@ def conv_mask(layer: Layer, weight_KCRS: Tensor, alive_KCRS: Tensor, budget: Con
         groups = layer.groups
         alive_KC = left.any(-1)
         strongest_KC = torch.where(left, score, torch.zeros_like(score)).amax(-1)
-        kept_GCK = prune_smallest(
-            _by_channel(strongest_KC, groups), _by_channel(alive_KC, groups), budget.kernels
-        )
+        kept_GCK = prune_smallest(_by_channel(strongest_KC, groups), _by_channel(alive_KC, groups), budget.kernels)
         kept_KC = kept_GCK.reshape(groups, C, K // groups).transpose(1, 2).reshape(K, C)
         left = left & kept_KC[..., None]
     return left.reshape(K, C, R, S).clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,167 @@
+"""What a person sees of a training run: a live bar at a terminal, one plain line an epoch in a pipe, a closing table."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from starfire_cli.records import EpochRecord, Finished, Plan, Record, Started, StepRecord, Stopped
+from starfire_cli.report.plan import show_plan, show_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How a run ended: the exit code, and the summary that `--json` prints (None if it did not finish)."""
+
+    exit_code: int = 0
+    summary: dict[str, Any] | None = None
+
+
+def display(records: Iterable[Record], *, quiet: bool = False, to_stderr: bool = False) -> End:
+    """Show a run's records as they come, and say how it ended."""
+    console = Console(
+        stderr=to_stderr, highlight=False, soft_wrap=not (sys.stderr if to_stderr else sys.stdout).isatty()
+    )
+    screen = _Screen(console, quiet)
+    end = End()
+    try:
+        for record in records:
+            match record:
+                case Plan():
+                    screen.plan(record)
+                case Started():
+                    screen.started(record)
+                case StepRecord():
+                    screen.step(record)
+                case EpochRecord():
+                    screen.epoch(record)
+                case Stopped():
+                    end = screen.stopped(record)
+                case Finished():
+                    end = screen.finished(record)
+        screen.close()
+    finally:
+        screen.close()
+    return end
+
+
+class _Screen:
+    def __init__(self, console: Console, quiet: bool) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._plan: Plan | None = None
+        self._shown_plan = False
+        self._progress: Progress | None = None
+        self._epochs = 0
+        self._steps = 0
+        self._per_epoch = 1
+
+    def plan(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def started(self, record: Started) -> None:
+        self._shown_plan = True
+        self._epochs, self._steps, self._per_epoch = record.epochs, record.steps, record.steps_per_epoch
+        if self._quiet:
+            return
+        for note in record.notes:
+            self._console.print(note, markup=False)
+        if self._plan is not None:
+            show_settings(self._console, self._plan)
+        verb = "going on in" if record.resumed else "run folder"
+        self._console.print(f"{verb} {record.run}", markup=False)
+        if self._console.is_terminal:
+            self._progress = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+                expand=True,
+            )
+            self._progress.start()
+            self._progress.add_task(f"epoch {record.epoch + 1}/{record.epochs}", total=record.steps, figures="")
+            self._progress.update(self._progress.task_ids[0], completed=record.step)
+
+    def step(self, r: StepRecord) -> None:
+        if self._progress is None:
+            return
+        wide = self._console.width >= 110
+        figures = f"loss {r.loss:.3f} top1 {r.top1:.1%} sparsity {r.sparsity:.1%}"
+        if wide:
+            figures += f" (threshold {r.threshold:.1%}) {r.images_per_second:,.0f} img/s"
+        elif self._console.width < 80:
+            figures = f"top1 {r.top1:.1%} sp {r.sparsity:.0%}"
+        self._progress.update(
+            self._progress.task_ids[0],
+            completed=r.step,
+            description=f"epoch {r.epoch}/{self._epochs}",
+            figures=figures,
+        )
+
+    def epoch(self, r: EpochRecord) -> None:
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=r.step)
+        if self._quiet:
+            return
+        robust = f"  robust {r.robust_top1:.2%}" if r.robust_top1 is not None else ""
+        self._console.print(
+            f"epoch {r.epoch}/{self._epochs}  step {r.step}  loss {r.train_loss:.4f}  train {r.train_top1:.2%}  "
+            f"val {r.val_top1:.2%} (top5 {r.val_top5:.2%}){robust}  threshold {r.threshold:.3f}  "
+            f"sparsity {r.sparsity_prunable:.4f}  lr {r.lr:.3g}  {r.images_per_second:,.0f} img/s"
+            f"{'  best' if r.best else ''}",
+            markup=False,
+        )
+
+    def stopped(self, r: Stopped) -> End:
+        self.close()
+        name = {2: "interrupted (Ctrl-C)", 15: "terminated (SIGTERM)"}.get(r.signal, "stopped as asked")
+        self._console.print(
+            f"{name} after step {r.step} of {r.steps}; saved. To go on:\n"
+            f"starfire train --resume {shlex.quote(str(r.checkpoint))}",
+            markup=False,
+        )
+        return End(exit_code=128 + r.signal if r.signal else 0)
+
+    def finished(self, r: Finished) -> End:
+        self.close()
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        rows = [
+            ("best checkpoint", str(r.checkpoint)),
+            ("top-1 / top-5", f"{r.val_top1:.2%} / {r.val_top5:.2%}"),
+            (
+                "sparsity",
+                f"{r.sparsity_prunable:.4f} of prunable weights, {r.sparsity_total:.4f} of all parameters (target {r.target:g})",
+            ),
+            ("time", f"{r.seconds:.1f} s for {r.epochs} epochs, {r.images_per_second:,.0f} images/s"),
+            ("next", f"starfire inspect {shlex.quote(str(r.checkpoint))}"),
+        ]
+        for left, right in rows:
+            table.add_row(left, right)
+        if not self._quiet or not self._console.stderr:
+            for note in r.notes:
+                self._console.print(note, markup=False)
+            self._console.print(table)
+        keys = ("run", "checkpoint", "val_top1", "val_top5", "target", "sparsity_prunable", "sparsity_total")
+        summary = {k: getattr(r, k) for k in (*keys, "epochs", "seconds", "images_per_second")}
+        return End(summary=summary | {"run": str(r.run), "checkpoint": str(r.checkpoint)})
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        if self._plan is not None and not self._shown_plan:
+            self._shown_plan = True
+            show_plan(self._console, self._plan)

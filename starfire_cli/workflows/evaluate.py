@@ -1,0 +1,59 @@
+"""How good a model is on a split: loss and top-1/top-5 accuracy, every image counted exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from starfire_cli.data import Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """What came out: mean cross-entropy, fractions of images right among the first one and first five guesses."""
+
+    loss: float
+    top1: float
+    top5: float
+    images: int
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    *,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    stop: Callable[[], bool] = lambda: False,
+) -> Accuracy | None:
+    """Run `model` over all of `split` in eval mode and put it back as it was; None if `stop()` said so on the way.
+
+    With fewer than five classes, top-5 counts all of them. Loss and hits are summed on the device.
+    """
+    was_training = model.training
+    model.eval()
+    exact = torch.float32 if next(model.parameters()).device.type == "mps" else torch.float64  # mps has no float64
+    sums: torch.Tensor | None = None
+    images_seen = 0
+    try:
+        for images, labels in split.batches(0):
+            if stop():
+                return None
+            with autocast():
+                logits = model(images)
+            logits = logits.float()
+            ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            loss = cross_entropy(logits, labels, reduction="sum").to(exact)
+            batch = torch.stack([loss, ranked[:, 0].sum().to(exact), ranked.sum().to(exact)])
+            sums = batch if sums is None else sums + batch
+            images_seen += len(labels)
+    finally:
+        model.train(was_training)
+    assert sums is not None, "an empty split is refused when data is opened"
+    loss_sum, top1, top5 = sums.tolist()
+    return Accuracy(loss=loss_sum / images_seen, top1=top1 / images_seen, top5=top5 / images_seen, images=images_seen)

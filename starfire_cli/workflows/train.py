@@ -1,0 +1,296 @@
+"""How a sparse network is trained (paper, Algorithm 2): a dense start, the pruning era, a fixed mask after it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from time import perf_counter
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
+
+from starfire_cli.errors import StarfireError
+from starfire_cli.formats.run import Run
+from starfire_cli.records import EpochRecord, Finished, Record, Started, StepRecord, Stopped
+from starfire_cli.workflows.evaluate import evaluate
+from starfire_cli.workflows.optim import set_rate
+from starfire_cli.workflows.request import TrainRequest
+from starfire_cli.workflows.session import Session, open_session
+from starfire_cli.workflows.signals import Signals
+
+_SHOW_EVERY = 0.1  # seconds between step records; each fetches two numbers from the device
+_LOOK_EVERY = 50  # steps between looks at the loss where looking makes a GPU wait
+
+
+def train(request: TrainRequest, given: frozenset[str] = frozenset()) -> Iterator[Record]:
+    """Train one network and yield what happens.
+
+    Args:
+        request: what was asked for.
+        given: which of its fields the user gave explicitly (a resumed run keeps its own for the others).
+
+    Raises StarfireError and BadOption with one clear line; what was saved before stays whole.
+    """
+    session = open_session(request, given)
+    yield session.plan()
+    if request.dry_run:
+        return
+    run = _open_run(session)
+    yield Started(
+        run=run.path,
+        epoch=session.at.epoch,
+        epochs=session.epochs,
+        step=session.at.step,
+        steps=session.steps,
+        steps_per_epoch=session.steps_per_epoch,
+        resumed=request.resume is not None,
+        notes=(*session.notes, *session.data.info.notes),
+    )
+    try:
+        with Signals() as signals:
+            yield from _epochs(session, run, signals)
+    except torch.OutOfMemoryError as error:
+        raise StarfireError(
+            f"out of memory on {session.device} with --batch-size {session.request.batch_size}; a smaller one, "
+            f"--accumulate 2 or --amp needs less. {_last(run)}"
+        ) from error
+    if not signals.stopped:
+        yield _finish(session, run)
+
+
+def _epochs(session: Session, run: Run, signals: Signals) -> Iterator[Record]:
+    while session.at.epoch < session.epochs:
+        for record in _one_epoch(session, run, signals):
+            yield record
+            if isinstance(record, Stopped):
+                signals.stopped = True
+                return
+
+
+def _one_epoch(session: Session, run: Run, signals: Signals) -> Iterator[Record]:
+    at, pruner, request = session.at, session.pruner, session.request
+    session.model.train()
+    meter = _Meter(session)
+    pruner.seconds = at.mask_seconds
+    shown = perf_counter()
+    for images, labels in session.data.train.batches(at.epoch, start=at.batch):
+        _step(session, meter, images, labels)
+        at.batch += 1
+        if pruner.era.last_step == at.step and session.pruning.target:
+            session.era_ended()
+        now = perf_counter()
+        if now - shown > _SHOW_EVERY:
+            shown = now
+            yield meter.record()
+        at_limit = request.max_steps is not None and at.step >= request.max_steps and at.step < session.steps
+        if signals.number or at_limit or (request.save_every and at.step % request.save_every == 0):
+            meter.settle()
+            session.save(run.last, _metrics_so_far(session))
+            if signals.number or at_limit:
+                yield _stopped(session, run, signals)
+                return
+    meter.settle()
+    trained = at.seconds
+    started = perf_counter()
+    accuracy = evaluate(
+        session.evaluated, session.data.val, autocast=session.autocast, stop=lambda: bool(signals.number)
+    )
+    if accuracy is None:  # the epoch is trained but not measured: a resumed run measures it first
+        session.save(run.last, _metrics_so_far(session))
+        yield _stopped(session, run, signals)
+        return
+    prunable, total = session.sparsity()
+    at.epoch += 1
+    over = at.step >= pruner.era.last_step
+    best = (over, accuracy.top1) > (at.best_over, at.best_top1)
+    if best:  # a checkpoint that has reached its target beats every one that has not
+        at.best_over, at.best_top1 = over, accuracy.top1
+    record = EpochRecord(
+        epoch=at.epoch,
+        step=at.step,
+        threshold=pruner.threshold(at.step),
+        sparsity_prunable=prunable,
+        sparsity_total=total,
+        train_loss=at.loss_sum / max(1, at.images),
+        train_top1=at.correct / max(1, at.images),
+        val_loss=accuracy.loss,
+        val_top1=accuracy.top1,
+        val_top5=accuracy.top5,
+        lr=session.rate.at(at.step - 1),
+        images_per_second=at.images / trained if trained else 0.0,
+        seconds=trained + perf_counter() - started,
+        mask_seconds=at.mask_seconds,
+        best=best,
+    )
+    row = {k: v for k, v in dataclasses.asdict(record).items() if k != "best" and v is not None}
+    at.total_seconds += record.seconds
+    at.batch, at.images, at.loss_sum, at.correct, at.seconds, at.mask_seconds = 0, 0, 0.0, 0.0, 0.0, 0.0
+    # The row first: a kill between the two leaves a row too many, which resuming drops, never a hole.
+    run.append_metrics(row)
+    session.save(run.last, row)
+    if best:
+        session.save(run.best, row)
+    yield record
+
+
+def _step(session: Session, meter: _Meter, images: Tensor, labels: Tensor) -> None:
+    """One optimizer step: gradients, their masks, the update, the era."""
+    request, optimizer, pruner = session.request, session.optimizer, session.pruner
+    if session.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    for part, target in _parts(images, labels, request.accumulate):
+        with session.autocast():
+            logits = session.forward(part)
+        logits = logits.float()
+        # Summed and divided by the whole batch, so that uneven parts weigh as they would in one piece.
+        smoothing = request.label_smoothing or 0.0
+        loss = cross_entropy(logits, target, label_smoothing=smoothing, reduction="sum") / len(labels)
+        meter.add(loss.detach() * len(labels), logits.detach(), target)
+        session.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    meter.check()
+    pruner.after_backward()
+    if request.clip_grad is not None:
+        session.scaler.unscale_(optimizer)
+        clip_grad_norm_(session.net.parameters(), request.clip_grad)
+    set_rate(optimizer, session.rate.at(session.at.step))
+    session.scaler.step(optimizer)
+    session.scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    session.at.step += 1
+    pruner.after_step(session.at.step)
+    if session.ema is not None:
+        session.ema.update_parameters(session.model)
+
+
+def _parts(images: Tensor, labels: Tensor, accumulate: int) -> Iterator[tuple[Tensor, Tensor]]:
+    if accumulate == 1:
+        return iter([(images, labels)])
+    return zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True)
+
+
+class _Meter:
+    """Running sums of the epoch, kept on the device so that no step waits for them."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        device = session.device
+        exact = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+        at = session.at
+        self._sums = torch.tensor([at.loss_sum, at.correct], dtype=exact, device=device)
+        self._images = 0
+        self._started = perf_counter()
+        self._looks = 1 if device.type == "cpu" else _LOOK_EVERY
+
+    def add(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
+        correct = (logits.argmax(1) == labels).sum()
+        self._sums += torch.stack([loss_sum.to(self._sums.dtype), correct.to(self._sums.dtype)])
+        self._images += len(labels)
+
+    def check(self) -> None:
+        """Stop before the optimizer step if the loss is no number; on a GPU, look only now and then."""
+        if self._session.at.step % self._looks == 0:
+            self._finite()
+
+    def settle(self) -> None:
+        """Bring the session's position up to date, after a last look at the loss: nothing bad is ever saved."""
+        self._finite()
+        at = self._session.at
+        at.loss_sum, at.correct = self._sums.tolist()
+        at.images += self._images
+        at.seconds += perf_counter() - self._started
+        at.mask_seconds = self._session.pruner.seconds
+        self._images, self._started = 0, perf_counter()
+
+    def record(self) -> StepRecord:
+        session = self._session
+        at = session.at
+        loss_sum, correct = self._sums.tolist()
+        images = max(1, at.images + self._images)
+        seconds = at.seconds + perf_counter() - self._started
+        return StepRecord(
+            epoch=at.epoch + 1,
+            batch=at.batch,
+            step=at.step,
+            loss=loss_sum / images,
+            top1=correct / images,
+            threshold=session.pruner.threshold(at.step),
+            sparsity=session.sparsity()[0],
+            images_per_second=images / seconds if seconds else 0.0,
+        )
+
+    def _finite(self) -> None:
+        if not math.isfinite(float(self._sums[0])):
+            session = self._session
+            assert session.run is not None
+            raise StarfireError(
+                f"the loss became NaN or inf by step {session.at.step + 1} (epoch {session.at.epoch + 1}); "
+                f"a lower --lr (now {session.request.lr:g}), --clip-grad 1 or a longer --warmup may help. {_last(session.run)}"
+            )
+
+
+def _open_run(session: Session) -> Run:
+    request = session.request
+    if session.run is None:
+        default = f"{session.data.info.name}-{session.pruning.method_spec.partition(':')[0]}-{session.pruning.target:g}"
+        session.run = Run.create(request.out, request.name, default)
+    session.run.write_config(_config(session))
+    session.run.truncate_metrics(session.at.epoch)
+    return session.run
+
+
+def _config(session: Session) -> dict[str, object]:
+    meta = session.meta({})
+    return {
+        "format": "starfire-run",
+        "version": 1,
+        **{
+            k: meta[k]
+            for k in ("command", "created", "request", "model", "data", "pruning", "versions", "hardware", "seed")
+        },
+        "layers": [{"name": x.name, "kind": x.kind, "shape": list(x.shape)} for x in session.pruner.layers],
+        "steps_per_epoch": session.steps_per_epoch,
+        "epochs": session.epochs,
+        "lr_drops": [d / session.steps_per_epoch for d in session.rate.drops]
+        if session.rate.schedule == "step"
+        else [],
+    }
+
+
+def _metrics_so_far(session: Session) -> dict[str, object]:
+    prunable, total = session.sparsity()
+    at = session.at
+    return {"epoch": at.epoch, "step": at.step, "sparsity_prunable": prunable, "sparsity_total": total}
+
+
+def _stopped(session: Session, run: Run, signals: Signals) -> Stopped:
+    at = session.at
+    return Stopped(signal=signals.number, checkpoint=run.last, epoch=at.epoch, step=at.step, steps=session.steps)
+
+
+def _finish(session: Session, run: Run) -> Finished:
+    rows = run.read_metrics()
+    over = [row for row in rows if row["step"] >= session.pruner.era.last_step] or rows
+    best = max(over, key=lambda row: row["val_top1"])
+    trained = sum(row["seconds"] for row in rows)
+    rates = [row["images_per_second"] for row in rows]
+    return Finished(
+        run=run.path,
+        checkpoint=run.best,
+        val_top1=best["val_top1"],
+        val_top5=best["val_top5"],
+        target=session.pruning.target,
+        sparsity_prunable=best["sparsity_prunable"],
+        sparsity_total=best["sparsity_total"],
+        epochs=session.epochs,
+        seconds=trained,
+        images_per_second=sum(rates) / len(rates),
+    )
+
+
+def _last(run: Run) -> str:
+    if run.last.exists():
+        return f"The last good checkpoint is whole: {run.last}"
+    return "No checkpoint had been written yet."
