@@ -1,8 +1,9 @@
-"""What is in a safetensors file, or in the many that an index names."""
+"""What is in a safetensors file, or in the many files that an index names."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,24 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from starfire_cli.errors import StarfireError
+from starfire_cli.formats import _torch_file, _unwrap
 
 
-def load_any(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, metadata) of a "safetensors" file or a "sharded" one by its index. Raises StarfireError."""
+def load(path: Path, kind: str) -> dict[str, Tensor]:
+    """The tensors of a "safetensors" file, mapped, or of a "sharded" one by its index. Raises StarfireError.
+
+    A safetensors file keeps its tensors by type and name, not in the model's order; they come sorted by name with
+    numbers counted as numbers.
+    """
     if kind == "safetensors":
         return _load_one(path)
-    index = json.loads(path.read_bytes())
-    weight_map = index["weight_map"]
-    if not isinstance(weight_map, dict):
-        raise StarfireError(f"{path}: its weight_map is not an object")
+    try:
+        weight_map = json.loads(path.read_bytes())["weight_map"]
+    except (OSError, ValueError) as error:
+        raise StarfireError(f"{path} is no index of shards: {error}") from None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise StarfireError(f"{path}: its weight_map is not a map of tensor names to files")
     shards: dict[str, dict[str, Tensor]] = {}
-    state: dict[str, Tensor] = {}
     for key, name in weight_map.items():
         if not isinstance(name, str) or Path(name).name != name:
             raise StarfireError(f"{path} names a shard {name!r}; shards lie beside their index")
@@ -29,25 +36,31 @@ def load_any(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             shards[name] = _load_shard(path, name)
         if key not in shards[name]:
             raise StarfireError(f"{path}: {key} should be in {name}, which does not hold it")
-        state[key] = shards[name][key]
-    return state, {}
+    return {key: shards[weight_map[key]][key] for key in sorted(weight_map, key=_by_number)}
 
 
 def _load_shard(index: Path, name: str) -> dict[str, Tensor]:
+    """One file that the index names: safetensors or torch's."""
     shard = index.with_name(name)
-    if not shard.is_file():
+    if not shard.exists():
         raise StarfireError(f"{index} names the shard {name}, which is not beside it")
-    if name.endswith(".safetensors"):
-        return _load_one(shard)[0]
-    from starfire_cli.formats import _torch_file, _unwrap
+    kind = _torch_file.sniff(shard)
+    if kind == "safetensors":
+        return _load_one(shard)
+    if kind not in ("torch", "torch-legacy"):
+        raise StarfireError(f"{index} names the shard {name}, which is a {kind} file")
+    return _unwrap.unwrap(_torch_file.load(shard, kind), shard)[0]
 
-    return _unwrap.unwrap(_torch_file.load(shard, _torch_file.sniff(shard)), shard)[0]
 
-
-def _load_one(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _load_one(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.offset_keys()}, {}
-    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError, OSError, MemoryError) as error:
+            return {key: file.get_tensor(key) for key in sorted(file.keys(), key=_by_number)}
+    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, OSError) as error:
         text = " ".join(str(error).split())[:200]
         raise StarfireError(f"{path} is a damaged safetensors file: {text}") from None
+
+
+def _by_number(key: str) -> list[Any]:
+    """A sort key by which layer1.2 comes before layer1.10."""
+    return [(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", key)]

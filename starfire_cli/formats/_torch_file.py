@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.serialization import safe_globals
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats import _zip_check
+from starfire_cli.formats._inert import Called, Inert, stand_in
 
-_LISTS_KEYS = 'its weights alone load: torch.save(checkpoint["state_dict"], ...) where it was made'
+_ADVICE = "loading never runs code; where it was made, torch.save(model.state_dict(), ...) writes a file that loads"
+_MOST_CLASSES = 200  # different foreign classes in one file: more than any model has
 
 
 def sniff(path: Path) -> str:
@@ -60,26 +63,42 @@ def load(path: Path, kind: str) -> Any:
     """
     if kind == "torch":
         _zip_check.verify(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's own about old formats
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "torch")
-    except StarfireError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise StarfireError(f"{path}: {_refused(str(error))}") from None
-    except Exception as error:  # whatever the bytes provoke in the reader, the file is what is wrong
-        text = " ".join(str(error).split())[:200]
-        raise StarfireError(f"{path} is damaged or no PyTorch checkpoint: {type(error).__name__}: {text}") from None
+    stand_ins: dict[str, type[Inert]] = {}
+    while True:
+        try:
+            with warnings.catch_warnings(), safe_globals([(cls, name) for name, cls in stand_ins.items()]):
+                warnings.simplefilter("ignore")  # of torch's own about old formats
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "torch")
+        except Called as error:
+            raise StarfireError(f"{path}: refused: it wants to call {error}; {_ADVICE}") from None
+        except pickle.UnpicklingError as error:
+            name = _foreign_class(str(error))
+            if name is None or name in stand_ins or len(stand_ins) >= _MOST_CLASSES:
+                raise StarfireError(f"{path}: {_refused(str(error))}") from None
+            stand_ins[name] = stand_in(name)
+        except Exception as error:  # noqa: BLE001 (whatever the bytes provoke in the reader, the file is what is wrong)
+            text = " ".join(str(error).split())[:200]
+            raise StarfireError(f"{path} is damaged or no PyTorch checkpoint: {type(error).__name__}: {text}") from None
+
+
+def _foreign_class(text: str) -> str | None:
+    """The name that torch's refusal says it does not know; None if the refusal is about something else."""
+    found = re.search(r"Unsupported global: GLOBAL (\S+) was not", text)
+    if found is None:
+        return None
+    # torch leaves "builtins." out of its message, and no other module's name is without a dot
+    return found[1] if "." in found[1] else f"builtins.{found[1]}"
 
 
 def _refused(text: str) -> str:
-    """torch's refusal, shortened to what matters: which name the file wanted."""
+    """What torch refused, shortened to what matters."""
     found = re.search(r"GLOBAL (\S+)", text)
     if found:
-        return f"refused: it asks for {found[1]} and loading never runs code; {_LISTS_KEYS}"
+        return f"refused: it asks for {found[1]}; {_ADVICE}"
     if "TorchScript" in text:
-        return f"refused: it is a TorchScript archive, which holds code; {_LISTS_KEYS}"
+        return f"refused: it is a TorchScript archive, which is code; {_ADVICE}"
+    if ".tar" in text:
+        return f"refused: it is in torch's oldest format, a tar archive; {_ADVICE}"
     return f"refused or damaged: {' '.join(text.split())[-200:]}"
 
 

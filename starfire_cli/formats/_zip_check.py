@@ -57,7 +57,7 @@ def _data_offset(path: Path, record: zipfile.ZipInfo, data: mmap.mmap) -> int:
     """Where a record's bytes start, as torch's reader finds it: after the name and extra field of the local header."""
     offset = record.header_offset
     header = _LOCAL.unpack(data[offset : offset + _LOCAL.size])
-    name_length, extra_length = header[9], header[10]
+    name_length, extra_length = int(header[9]), int(header[10])
     name = data[offset + _LOCAL.size : offset + _LOCAL.size + name_length]
     if header[0] != b"PK\x03\x04" or name != record.orig_filename.encode():
         raise StarfireError(f"{path} is damaged: the header of record {record.filename} is not where it should be")

@@ -82,7 +82,8 @@ def _explain(error: BaseException, path: Path, folder: Path, need: int | None) -
         return None
     if seen.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(folder).free
-        return StarfireError(f"cannot write {path}: disk full: need {size_text(need)}, {size_text(free)} free in {folder}")
+        text = f"disk full: need {size_text(need)}, {size_text(free)} free in {folder}"
+        return StarfireError(f"cannot write {path}: {text}")
     return StarfireError(f"cannot write {path}: {seen.strerror or seen}")
 
 

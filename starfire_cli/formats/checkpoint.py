@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from starfire_cli.errors import Mismatch, StarfireError
-from starfire_cli.formats import _safetensors, _torch_file, _unwrap
+from starfire_cli.formats import _fold, _safetensors, _torch_file, _unwrap
 from starfire_cli.formats.atomic import atomic_write
-from starfire_cli.pruning.masks import Masks, apply_masks, digest, disagreements, pack_bits, unpack_bits
+from starfire_cli.pruning.masks import Masks, digest, disagreements, pack_bits, unpack_bits
 
 FORMAT = "starfire"
 VERSION = 1
@@ -40,7 +40,7 @@ class Checkpoint:
     masks: Masks | None
     meta: dict[str, Any]
     training: dict[str, Any] | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def save(
@@ -62,9 +62,8 @@ def save(
     """
     masks = dict(masks or {})
     plain = {key: _own_memory(tensor) for key, tensor in state.items()}
-    for key in masks:
-        plain[key] = plain[key].clone() if plain[key] is state[key] else plain[key]
-    apply_masks(plain, masks)
+    for key, mask in masks.items():
+        plain[key] = plain[key].masked_fill(~mask.cpu(), 0)  # a copy: the model that is being saved is not touched
     content: dict[str, Any] = {
         **_checked(dict(training or {}), "training"),
         "format": FORMAT,
@@ -99,15 +98,12 @@ def load(path: Path, *, training: bool = False, strict: bool = True) -> Checkpoi
         from starfire_cli.formats import packed
 
         return packed.load(path)
-    if kind in ("safetensors", "sharded"):
-        flat, extra = _safetensors.load_any(path, kind)
-        content: Any = flat
-    else:
-        content, extra = _torch_file.load(path, kind), {}
+    content: Any = (_safetensors if kind in ("safetensors", "sharded") else _torch_file).load(path, kind)
     if isinstance(content, dict) and content.get("format") == FORMAT:
         return _load_own(path, content, training=training, strict=strict)
-    state, masks, notes = _unwrap.unwrap(content, path)
-    return Checkpoint(path=path, format=kind, state=state, masks=masks, meta=extra, notes=tuple(notes))
+    state, notes = _unwrap.unwrap(content, path)
+    state, masks, folded = _fold.fold(state)
+    return Checkpoint(path=path, format=kind, state=state, masks=masks or None, meta={}, notes=tuple(notes + folded))
 
 
 def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bool) -> Checkpoint:

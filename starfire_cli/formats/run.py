@@ -131,7 +131,12 @@ def find_checkpoint(path: Path | None, root: Path = RUNS) -> Path:
     raise StarfireError(f"{path} is a folder without best.pt or last.pt; give the checkpoint file itself")
 
 
-_FOLDER_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+_FOLDER_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
 
 
 def _last_written(run: Run) -> tuple[float, str]:

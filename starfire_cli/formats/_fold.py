@@ -1,0 +1,63 @@
+"""How the masks of other pruning code, kept beside the weights in a state dict, become plain weights and our masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from starfire_cli.pruning.masks import Masks
+
+
+def fold(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Masks, list[str]]:
+    """Fold what is known into (state dict in which masked weights are zero, masks, notes).
+
+    For a parameter `X` of module `M`:
+
+    - `X_orig` and `X_mask`: torch.nn.utils.prune;
+    - `M.parametrizations.X.original` and `M.parametrizations.X.0.mask`: torch.ao.pruning;
+    - `X` and `X_mask`, or `M.weight` and `M.mask`: layers that multiply by a mask in their forward pass.
+
+    Only masks of zeros and ones with their weight's shape count; masks of one axis (biases) are applied, not kept.
+    """
+    pairs = {weight: (mask, name) for weight, mask, name in _pairs(state) if _is_mask(state[mask], state[weight])}
+    used = {mask for mask, _ in pairs.values()}
+    plain: dict[str, Tensor] = {}
+    masks: Masks = {}
+    back = 0
+    for key, tensor in state.items():
+        if key in pairs:
+            mask_key, name = pairs[key]
+            alive = state[mask_key] != 0
+            back += int((tensor[~alive] != 0).sum())
+            plain[name] = torch.where(alive, tensor, torch.zeros((), dtype=tensor.dtype))
+            if tensor.ndim >= 2:
+                masks[name] = alive
+        elif key not in used:
+            plain[key] = tensor
+    notes = [f"{len(pairs)} masks beside their weights folded in ({back} weights under them were not zero)"]
+    return plain, masks, notes if pairs else []
+
+
+def _pairs(state: dict[str, Tensor]) -> Iterator[tuple[str, str, str]]:
+    """(key of a weight, key of what may be its mask, what the masked weight is called)."""
+    for key in state:
+        if key.endswith("_mask"):
+            name = key.removesuffix("_mask")
+            for weight in (f"{name}_orig", name):
+                if weight in state:
+                    yield weight, key, name
+                    break
+        elif key.endswith(".mask"):
+            module = key.removesuffix(".mask")
+            stem, _, index = module.rpartition(".")
+            if index.isdigit() and ".parametrizations." in f".{stem}" and f"{stem}.original" in state:
+                owner, _, parameter = stem.rpartition("parametrizations.")
+                yield f"{stem}.original", key, f"{owner}{parameter}"
+            elif f"{module}.weight" in state:
+                yield f"{module}.weight", key, f"{module}.weight"
+
+
+def _is_mask(mask: Tensor, weight: Tensor) -> bool:
+    return mask.shape == weight.shape and bool(((mask == 0) | (mask == 1)).all())

@@ -1,0 +1,93 @@
+"""How a pickle that names foreign classes is read without importing or running any: inert stand-ins take their place.
+
+`weights_only` loading refuses every name it does not know. Where such a name only says what kind of object follows (a
+`Namespace` of options, a whole pickled model), a stand-in that merely keeps the object's state lets the weights in it
+be read though the code that made it is lost. A pickle that wants to *call* something is refused all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+# Called while unpickling by what is only data. Even so nothing of these is run: the value becomes a stand-in.
+_DATA = {
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "numpy._core.numeric._frombuffer",
+    "numpy.core.numeric._frombuffer",
+    "numpy.dtype",
+    "numpy.random._pickle.__randomstate_ctor",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
+    "datetime.date",
+    "datetime.datetime",
+    "datetime.timedelta",
+    "datetime.timezone",
+    "collections.deque",
+    "functools.partial",
+    "builtins.slice",
+    "builtins.range",
+    "builtins.frozenset",
+    "uuid.UUID",
+}
+
+
+class Called(Exception):
+    """A pickle wants to call something; its text is the name."""
+
+
+class Inert:
+    """What stands in for an object of a foreign class: the state that was pickled, and no behaviour."""
+
+    name = ""
+    state: Any = None
+
+    def __new__(cls, *_: Any) -> Inert:
+        """Arguments are dropped."""
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        # A pickled object is made by __new__ alone; only a call (opcode REDUCE) comes through here.
+        if self.name not in _DATA:
+            raise Called(self.name)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def stand_in(name: str) -> type[Inert]:
+    """A class that stands in for the foreign class `name`."""
+    return type("Inert", (Inert,), {"name": name})
+
+
+def is_module(value: Any) -> bool:
+    """Whether `value` stands in for a pickled `torch.nn.Module`."""
+    return isinstance(value, Inert) and isinstance(value.state, dict) and "_modules" in value.state
+
+
+def module_state(module: Any) -> dict[str, Tensor]:
+    """The state dict of a pickled `torch.nn.Module`, in its own order and with its own key names."""
+    return dict(_walk(module, "", frozenset()))
+
+
+def _walk(module: Any, prefix: str, above: frozenset[int]) -> Iterator[tuple[str, Tensor]]:
+    if not is_module(module) or id(module) in above or len(above) > 100:
+        return
+    state = module.state
+    passing = state.get("_non_persistent_buffers_set")
+    for part in ("_parameters", "_buffers"):
+        tensors = state.get(part)
+        for key, value in tensors.items() if isinstance(tensors, dict) else ():
+            skipped = part == "_buffers" and isinstance(passing, set) and key in passing
+            if isinstance(value, Tensor) and not skipped:
+                yield f"{prefix}{key}", value
+    children = state["_modules"]
+    for key, child in children.items() if isinstance(children, dict) else ():
+        yield from _walk(child, f"{prefix}{key}.", above | {id(module)})
