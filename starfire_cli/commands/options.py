@@ -37,7 +37,7 @@ DataSpec = Annotated[
     typer.Option(
         "--data",
         metavar="SPEC",
-        help="A path whose layout is recognised, a name (digits) or NAME:PATH. Default: what the checkpoint was made on.",
+        help="A path whose layout is recognised, a name (digits) or NAME:PATH. Default: as the checkpoint says.",
         rich_help_panel=DATA_PANEL,
         show_default=False,
     ),

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# n * t in floating point may land a hair above a whole number (0.6 * 5 = 3.0000000000000004): never prune one more.
-_SLACK = 1e-9
+# n * t in floating point may land a hair above a whole number (0.6 * 5 = 3.0000000000000004): never prune one more. The
+# hair grows with n (0.56 * 10^8 is 1.5e-8 off), so the slack does too.
+_SLACK = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,9 @@ def pruned(n: int, threshold: float, max_nonzero: int | None = None, progress: f
 
     The larger of ceil(n * threshold) and, with a cap, n - max_nonzero; the cap comes in with `progress`.
     """
-    by_threshold = math.ceil(n * threshold - _SLACK)
-    by_cap = 0 if max_nonzero is None else math.ceil((n - max_nonzero) * progress - _SLACK)
+    slack = n * _SLACK
+    by_threshold = math.ceil(n * threshold - slack)
+    by_cap = 0 if max_nonzero is None else math.ceil((n - max_nonzero) * progress - slack)
     return min(n, max(0, by_threshold, by_cap))
 
 

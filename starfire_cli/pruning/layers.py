@@ -96,8 +96,8 @@ def select(
     for option, globs in (("--only", only), ("--keep-dense", keep_dense)):
         for glob in globs:
             if not any(_matches(layer, glob) for layer in layers):
-                names = ", ".join(layer.name for layer in layers[:6])
-                raise BadOption(f"{option} {glob!r} matches no prunable layer; there are {len(layers)}: {names}, ...")
+                names = ", ".join(layer.name for layer in layers[:6]) + (", ..." if len(layers) > 6 else "")
+                raise BadOption(f"{option} {glob!r} matches no prunable layer; there are {len(layers)}: {names}")
     chosen: list[Layer] = []
     left_out: list[tuple[str, str]] = []
     for layer in layers:

@@ -80,7 +80,9 @@ class Pruner:
     def attach(self, optimizer: torch.optim.Optimizer, ema: nn.Module | None = None) -> None:
         """From now on, clear this optimizer's state and this moving average where weights die."""
         self._optimizer = optimizer
-        self._shadow = {k: v for k, v in ema.named_parameters() if k in self.masks} if ema is not None else {}
+        shadow = dict(ema.named_parameters()) if ema is not None else {}
+        assert ema is None or shadow.keys() >= self.masks.keys(), "the moving average's keys are not the model's"
+        self._shadow = {key: shadow[key] for key in self.masks if key in shadow}
         self._enforce(self.masks)
 
     @torch.no_grad()
@@ -94,9 +96,9 @@ class Pruner:
 
     @torch.no_grad()
     def after_step(self, step: int) -> bool:
-        """After optimizer step number `step` (from 1): evaluate the masks if the era says so. Returns if any changed."""
+        """After optimizer step number `step` (from 1): evaluate the masks if the era says so. True if any changed."""
         started = perf_counter()
-        if self._optimizer is not None and not isinstance(self._optimizer, ELEMENTWISE):
+        if self._optimizer is not None and type(self._optimizer) not in ELEMENTWISE:
             self._enforce({key: self.masks[key] for key in self._keep})
         changed = self.era.evaluates_at(step) and self.refresh(self.era.progress(step))
         self.seconds += perf_counter() - started
@@ -110,24 +112,29 @@ class Pruner:
         mask would come out the same.
         """
         goal = Goal(target=self.target, progress=progress)
+        due = {
+            layer.key: (layer, budget)
+            for layer in self.layers
+            if (budget := self._budget(layer, goal)) is not None and budget != self._budgets.get(layer.key)
+        }
+        for key in due:  # before anything changes, so that what is saved after this error is whole
+            weight = self._weights[key]
+            # A sum with a NaN or inf in it is not finite, and twenty times as fast as asking each weight.
+            if not bool(weight.sum().isfinite()) and not bool(weight.isfinite().all()):
+                raise StarfireError(f"{key} holds NaN or inf; its smallest weights cannot be told")
         born: Masks = {}
-        for layer in self.layers:
-            budget = self._budget(layer, goal)
-            if budget is None or budget == self._budgets.get(layer.key):
-                continue
-            self._budgets[layer.key] = budget
-            weight, alive = self._weights[layer.key], self.masks[layer.key]
+        for key, (layer, budget) in due.items():
+            self._budgets[key] = budget
+            weight, alive = self._weights[key], self.masks[key]
             if isinstance(budget, LinearBudget):
                 mask = self.linear.mask(layer, weight, alive, budget)
             else:
                 mask = self.conv.mask(layer, weight, alive, budget)
             zeros = layer.weights - int(mask.sum())
-            if zeros != self.zeros[layer.key]:
-                if not bool(weight.isfinite().all()):
-                    raise StarfireError(f"{layer.key} holds NaN or inf; its smallest weights cannot be told")
-                self.zeros[layer.key] = zeros
+            if zeros != self.zeros[key]:
+                self.zeros[key] = zeros
                 alive.copy_(mask)
-                born[layer.key] = alive
+                born[key] = alive
         self._enforce(born)
         return bool(born)
 

@@ -36,8 +36,8 @@ class Intra:
         check_share(self.share)
 
     def budget(self, layer: Layer, goal: Goal) -> ConvBudget | None:
-        if layer.kind == "pointwise":
-            return ConvBudget(0, kernel_count(layer, goal.threshold))
+        if layer.kind == "pointwise":  # a depthwise one is all its channels have: ck would take every weight
+            return None if layer.depthwise else ConvBudget(0, kernel_count(layer, goal.threshold))
         if layer.depthwise:  # no whole depthwise kernel goes, so the windows take all of it
             return ConvBudget(window_count(layer, goal.threshold, self.max_nonzero, goal.progress), 0)
         now, final = self._counts(layer, goal), self._counts(layer, replace(goal, progress=1.0))

@@ -28,8 +28,8 @@ class Window:
         check_max_nonzero(self.max_nonzero)
 
     def budget(self, layer: Layer, goal: Goal) -> ConvBudget | None:
-        if layer.kind == "pointwise":
-            return ConvBudget(0, kernel_count(layer, goal.threshold))
+        if layer.kind == "pointwise":  # a depthwise one is all its channels have: ck would take every weight
+            return None if layer.depthwise else ConvBudget(0, kernel_count(layer, goal.threshold))
         return ConvBudget(window_count(layer, goal.threshold, self.max_nonzero, goal.progress), 0)
 
     def mask(self, layer: Layer, weight_KCRS: Tensor, alive_KCRS: Tensor, budget: ConvBudget) -> Tensor:

@@ -24,7 +24,8 @@ def linear_mask(layer: Layer, weight_OI: Tensor, alive_OI: Tensor, budget: Linea
     Returns what is left, bool, (O, I).
     """
     O, I = layer.shape
-    score_OI = torch.where(alive_OI, weight_OI.detach().abs().float(), torch.zeros((), device=weight_OI.device))
+    score_OI = weight_OI.detach().abs().to(torch.float64 if weight_OI.dtype == torch.float64 else torch.float32)
+    score_OI = torch.where(alive_OI, score_OI, torch.zeros_like(score_OI))
     left_OI = alive_OI
     if budget.tiles:
         n = budget.tile
