@@ -30,10 +30,12 @@ class Adversarial:
         images_NCHW: float32 in [0, 1], no further than eps from the originals.
         blind_N: where the very first input gradient was zero (or not finite) in every pixel, so that the attack had
             nothing to follow; None from attacks that do not look.
+        notes: what the attack warns of, one sentence each.
     """
 
     images_NCHW: Tensor
     blind_N: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Attack(Protocol):

@@ -1,0 +1,29 @@
+"""How other people's attacks are reached: imported when asked for, and kept from torch's random state."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
+from starfire_cli.errors import StarfireError
+
+
+def package(name: str, attack: str) -> ModuleType:
+    """The package that `attack` needs. Raises StarfireError that says how it is installed."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise StarfireError(
+            f"attack {attack} needs the package {name} ({error}); pip install {name}, or the extra starfire-cli[attack]"
+        ) from None
+
+
+@contextlib.contextmanager
+def own_random_state(device: torch.device) -> Iterator[None]:
+    """Whatever the block seeds or draws, torch's generators are afterwards as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=True):
+        yield
