@@ -16,7 +16,7 @@ def fold(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Masks, list[str]]
     For a parameter `X` of module `M`:
 
     - `X_orig` and `X_mask`: torch.nn.utils.prune;
-    - `M.parametrizations.X.original` and `M.parametrizations.X.0.mask`: torch.ao.pruning;
+    - `M.parametrizations.X.original` and `M.parametrizations.X.0.mask`: a mask as a parametrization;
     - `X` and `X_mask`, or `M.weight` and `M.mask`: layers that multiply by a mask in their forward pass.
 
     Only masks of zeros and ones with their weight's shape count; masks of one axis (biases) are applied, not kept.

@@ -99,7 +99,9 @@ def _refused(text: str) -> str:
         return f"refused: it is a TorchScript archive, which is code; {_ADVICE}"
     if ".tar" in text:
         return f"refused: it is in torch's oldest format, a tar archive; {_ADVICE}"
-    return f"refused or damaged: {' '.join(text.split())[-200:]}"
+    # What follows torch's first line is advice to switch its safety off.
+    reason = text.rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0]
+    return f"damaged or no PyTorch checkpoint: {reason[:200]}"
 
 
 def _is_packed(path: Path) -> bool:
