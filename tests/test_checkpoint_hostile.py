@@ -48,7 +48,7 @@ def refused(path: Path) -> str:
     with pytest.raises(StarfireError) as caught:
         load(path)
     text = str(caught.value)
-    assert "\n" not in text and str(path) in text and len(text) < 600
+    assert text.isprintable() and str(path) in text and len(text) < 600
     return text
 
 
@@ -58,7 +58,7 @@ def loaded_or_refused(path: Path) -> Checkpoint | None:
         return load(path, training=True)
     except StarfireError as error:
         text = str(error)
-    assert "\n" not in text and len(text) < 600
+    assert text.isprintable() and len(text) < 600
     return None
 
 
@@ -151,10 +151,10 @@ def test_fuzz_from_nothing(tmp_path_factory: pytest.TempPathFactory, data: bytes
 
 
 @pytest.mark.slow
-def test_fuzz_fifty_thousand(tmp_path: Path) -> None:
+def test_fuzz_twenty_thousand(tmp_path: Path) -> None:
     chance = random.Random(0)
     whole = [make() for make in FUZZED] + [starfire_bytes(tmp_path)]
-    for number in range(50_000):
+    for number in range(20_000):
         data = bytearray(whole[number % len(whole)])
         for _ in range(chance.randrange(4)):
             data[chance.randrange(len(data))] = chance.randrange(256)

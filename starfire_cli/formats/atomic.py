@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from starfire_cli.errors import StarfireError
+from starfire_cli.text import size_text
 
 _counter = itertools.count()
 _mine: set[Path] = set()
@@ -82,21 +83,9 @@ def _explain(error: BaseException, path: Path, folder: Path, need: int | None) -
         return None
     if seen.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(folder).free
-        text = f"disk full: need {size_text(need)}, {size_text(free)} free in {folder}"
+        text = f"disk full: need {'more' if need is None else size_text(need)}, {size_text(free)} free in {folder}"
         return StarfireError(f"cannot write {path}: {text}")
     return StarfireError(f"cannot write {path}: {seen.strerror or seen}")
-
-
-def size_text(count: int | None) -> str:
-    """Bytes for people: `1.5 MB`; decimal units, as disks are sold."""
-    if count is None:
-        return "more"
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def _remove_stale(target: Path) -> None:

@@ -14,6 +14,7 @@ from starfire_cli.errors import Mismatch, StarfireError
 from starfire_cli.formats import _fold, _safetensors, _torch_file, _unwrap
 from starfire_cli.formats.atomic import atomic_write
 from starfire_cli.pruning.masks import Masks, digest, disagreements, pack_bits, unpack_bits
+from starfire_cli.text import printable
 
 FORMAT = "starfire"
 VERSION = 1
@@ -93,6 +94,13 @@ def load(path: Path, *, training: bool = False, strict: bool = True) -> Checkpoi
         StarfireError: it cannot be read, is damaged, or holds no weights; one line that names what is wrong.
         Mismatch: `strict`, and masks contradict weights or their digest.
     """
+    try:
+        return _load(path, training=training, strict=strict)
+    except StarfireError as error:
+        raise type(error)(printable(str(error))) from None  # names in the file may hold anything
+
+
+def _load(path: Path, *, training: bool, strict: bool) -> Checkpoint:
     kind = _torch_file.sniff(path)
     if kind == "packed":
         from starfire_cli.formats import packed

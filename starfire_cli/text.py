@@ -1,0 +1,25 @@
+"""How names, sizes and shapes from a file are shown to people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def printable(text: str, limit: int = 400) -> str:
+    """`text` on one line and safe for a terminal: what a file brings along may hold line ends and escape codes."""
+    safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: 2 * limit])
+    return safe if len(safe) <= limit else f"{safe[: limit - 3]}..."
+
+
+def size_text(count: float) -> str:
+    """Bytes for people: `1.5 MB`; decimal units, as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def shape_text(shape: Iterable[int]) -> str:
+    """`64x3x7x7`."""
+    return "x".join(map(str, shape))
