@@ -58,9 +58,7 @@ def first_to_go(scores: list[float], alive: list[bool], count: int) -> list[bool
 
 def decided_window(theta: Kernels, alive: Alive, count: int) -> Alive:
     """In every window, `count` go."""
-    return [
-        [first_to_go(theta[k][c], alive[k][c], count) for c in range(len(theta[0]))] for k in range(len(theta))
-    ]
+    return [[first_to_go(theta[k][c], alive[k][c], count) for c in range(len(theta[0]))] for k in range(len(theta))]
 
 
 def decided_ck(theta: Kernels, alive: Alive, count: int, groups: int = 1) -> Alive:
@@ -70,7 +68,9 @@ def decided_ck(theta: Kernels, alive: Alive, count: int, groups: int = 1) -> Ali
     for first in range(0, K, per_group):
         ks = range(first, first + per_group)
         for c in range(len(theta[0])):
-            kernel_max = [max((abs(w) for w, a in zip(theta[k][c], alive[k][c], strict=True) if a), default=0) for k in ks]
+            kernel_max = [
+                max((abs(w) for w, a in zip(theta[k][c], alive[k][c], strict=True) if a), default=0) for k in ks
+            ]
             stays = first_to_go(kernel_max, [any(alive[k][c]) for k in ks], count)
             for k, stay in zip(ks, stays, strict=True):
                 if not stay:
@@ -93,38 +93,38 @@ def decided_intra(
 def decided_fine(weights: list[list[float]], alive: list[list[bool]], count: int) -> list[list[bool]]:
     """All weights of a linear layer compete, but the largest of each row stays (of equals, the last)."""
     rows, columns = len(weights), len(weights[0])
-    left = [list(row) for row in alive]
+    cells = {(o, i): abs(weights[o][i]) for o in range(rows) for i in range(columns)}
+    living = {at for at in cells if alive[at[0]][at[1]]}
     stays = set()
     for o in range(rows):
-        living = [i for i in range(columns) if alive[o][i]]
-        if living:
-            stays.add((o, max(living, key=lambda i: (abs(weights[o][i]), i))))
-    order = sorted(
-        ((o, i) for o in range(rows) for i in range(columns) if alive[o][i] and (o, i) not in stays),
-        key=lambda at: (abs(weights[at[0]][at[1]]), at),
-    )
-    dead = sum(not a for row in alive for a in row)
-    for o, i in order[: max(0, count - dead)]:
-        left[o][i] = False
-    return left
+        row = [at for at in living if at[0] == o]
+        if row:
+            stays.add(max(row, key=lambda at: (cells[at], at)))
+    gone = _gone_first(cells, living, stays, count)
+    return [[alive[o][i] and (o, i) not in gone for i in range(columns)] for o in range(rows)]
 
 
 def decided_block(weights: list[list[float]], alive: list[list[bool]], n: int, count: int) -> list[list[bool]]:
-    """n x n tiles compete by the sum of what is alive in them; in each row of tiles the strongest stays."""
+    """n x n tiles compete by the sum of what is alive in them; each neuron keeps the strongest tile it lives in."""
     rows, columns = len(weights), len(weights[0])
-    cells = [
-        [
-            [(o, i) for o in range(a, min(a + n, rows)) for i in range(b, min(b + n, columns))]
-            for b in range(0, columns, n)
-        ]
-        for a in range(0, rows, n)
-    ]
-    sums = [[sum(abs(weights[o][i]) for o, i in tile if alive[o][i]) for tile in row] for row in cells]
-    living = [[any(alive[o][i] for o, i in tile) for tile in row] for row in cells]
-    stays = decided_fine(sums, living, count)
-    left = [list(row) for row in alive]
-    for tile_row, stay_row in zip(cells, stays, strict=True):
-        for tile, stay in zip(tile_row, stay_row, strict=True):
-            for o, i in tile:
-                left[o][i] = left[o][i] and stay
-    return left
+    sums: dict[tuple[int, int], float] = {}
+    living, stays = set(), set()
+    for o in range(rows):
+        for i in range(columns):
+            tile = (o // n, i // n)
+            sums[tile] = sums.get(tile, 0) + (abs(weights[o][i]) if alive[o][i] else 0)
+            if alive[o][i]:
+                living.add(tile)
+    for o in range(rows):
+        lives_in = [(o // n, i // n) for i in range(columns) if alive[o][i]]
+        if lives_in:
+            stays.add(max(lives_in, key=lambda tile: (sums[tile], tile)))
+    gone = _gone_first(sums, living, stays, count)
+    return [[alive[o][i] and (o // n, i // n) not in gone for i in range(columns)] for o in range(rows)]
+
+
+def _gone_first(
+    scores: dict[tuple[int, int], float], living: set[tuple[int, int]], stays: set[tuple[int, int]], count: int
+) -> set[tuple[int, int]]:
+    order = sorted(living - stays, key=lambda at: (scores[at], at))
+    return set(order[: max(0, count - (len(scores) - len(living)))])
