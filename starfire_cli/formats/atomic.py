@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.text import size_text
+from starfire_cli.text import size_text as size_text  # others know it from here
 
 _counter = itertools.count()
 _mine: set[Path] = set()
