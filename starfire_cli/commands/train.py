@@ -134,7 +134,7 @@ def train(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train a structurally sparse network: dense start, pruning era, fixed mask (with no options: on handwritten digits)."""
+    """Train a sparse network: dense start, pruning era, fixed mask. With no options: on handwritten digits."""
     from starfire_cli.report.progress import display
     from starfire_cli.workflows.request import TrainRequest
     from starfire_cli.workflows.train import train as run_training

@@ -95,7 +95,7 @@ Model = Annotated[
         "-m",
         metavar="NAME",
         panel=MODEL_PANEL,
-        help="resnet20 ... resnet110, resnet50, resnet50-v1, any torchvision classifier, timm:NAME, package.module:callable.",
+        help="resnet20 ... 110, resnet50, resnet50-v1, any torchvision classifier, timm:NAME, package.module:callable.",
     ),
 ]
 Recipe = Annotated[

@@ -29,10 +29,10 @@ def show_plan(console: Console, plan: Plan) -> None:
         shape = "x".join(map(str, row.shape))
         table.add_row(row.name, row.kind, shape, row.rule, f"{row.weights:,}", f"{row.left:,}", f"{row.sparsity:.4f}")
     console.print(table)
-    total = max(1, plan.parameters)
     console.print(
-        f"in all: {plan.dead:,} of {plan.prunable:,} prunable weights go: sparsity {plan.dead / max(1, plan.prunable):.4f} "
-        f"of prunable weights, {plan.dead / total:.4f} of all {plan.parameters:,} parameters",
+        f"in all {plan.dead:,} of {plan.prunable:,} prunable weights go: "
+        f"sparsity {plan.dead / max(1, plan.prunable):.4f}, "
+        f"and {plan.dead / max(1, plan.parameters):.4f} of all {plan.parameters:,} parameters",
         markup=False,
     )
     console.print(
@@ -41,6 +41,6 @@ def show_plan(console: Console, plan: Plan) -> None:
         markup=False,
     )
     for epoch, what in plan.timeline:
-        console.print(f"epoch {epoch:g}: {what}", markup=False)
+        console.print(f"epoch {round(epoch, 2):g}: {what}", markup=False)
     for name, why in plan.left_out:
         console.print(f"not pruned: {name} ({why})", markup=False)

@@ -1,9 +1,8 @@
-"""What a person sees of a training run: a live bar at a terminal, one plain line an epoch in a pipe, a closing table."""
+"""What a person sees of a training run: a live bar at a terminal, a plain line an epoch in a pipe, a closing table."""
 
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from starfire_cli.records import EpochRecord, Finished, Plan, Record, Started, StepRecord, Stopped
+from starfire_cli.report.console import open_console
 from starfire_cli.report.plan import show_plan, show_settings
 
 
@@ -26,9 +26,7 @@ class End:
 
 def display(records: Iterable[Record], *, quiet: bool = False, to_stderr: bool = False) -> End:
     """Show a run's records as they come, and say how it ended."""
-    console = Console(
-        stderr=to_stderr, highlight=False, soft_wrap=not (sys.stderr if to_stderr else sys.stdout).isatty()
-    )
+    console = open_console(stderr=to_stderr)
     screen = _Screen(console, quiet)
     end = End()
     try:
@@ -141,10 +139,8 @@ class _Screen:
         rows = [
             ("best checkpoint", str(r.checkpoint)),
             ("top-1 / top-5", f"{r.val_top1:.2%} / {r.val_top5:.2%}"),
-            (
-                "sparsity",
-                f"{r.sparsity_prunable:.4f} of prunable weights, {r.sparsity_total:.4f} of all parameters (target {r.target:g})",
-            ),
+            ("sparsity", f"{r.sparsity_prunable:.4f} of prunable weights (target {r.target:g})"),
+            ("", f"{r.sparsity_total:.4f} of all parameters"),
             ("time", f"{r.seconds:.1f} s for {r.epochs} epochs, {r.images_per_second:,.0f} images/s"),
             ("next", f"starfire inspect {shlex.quote(str(r.checkpoint))}"),
         ]

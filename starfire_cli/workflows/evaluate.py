@@ -10,17 +10,22 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from starfire_cli.attacks import Adversary
 from starfire_cli.data import Split
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """What came out: mean cross-entropy, fractions of images right among the first one and first five guesses."""
+    """What came out: mean cross-entropy, fractions of images right among the first one and first five guesses.
+
+    `robust_top1` is the fraction right after an attack, if one was asked for.
+    """
 
     loss: float
     top1: float
     top5: float
     images: int
+    robust_top1: float | None = None
 
 
 @torch.no_grad()
@@ -29,6 +34,7 @@ def evaluate(
     split: Split,
     *,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    adversary: Adversary | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Accuracy | None:
     """Run `model` over all of `split` in eval mode and put it back as it was; None if `stop()` said so on the way.
@@ -41,7 +47,7 @@ def evaluate(
     sums: torch.Tensor | None = None
     images_seen = 0
     try:
-        for images, labels in split.batches(0):
+        for number, (images, labels) in enumerate(split.batches(0)):
             if stop():
                 return None
             with autocast():
@@ -49,11 +55,17 @@ def evaluate(
             logits = logits.float()
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             loss = cross_entropy(logits, labels, reduction="sum").to(exact)
-            batch = torch.stack([loss, ranked[:, 0].sum().to(exact), ranked.sum().to(exact)])
+            withstood = torch.zeros((), dtype=exact, device=loss.device)
+            if adversary is not None:
+                with torch.enable_grad():
+                    attacked = adversary.perturb(model, images, labels, step=number)
+                withstood = (model(attacked).argmax(1) == labels).sum().to(exact)
+            batch = torch.stack([loss, ranked[:, 0].sum().to(exact), ranked.sum().to(exact), withstood])
             sums = batch if sums is None else sums + batch
             images_seen += len(labels)
     finally:
         model.train(was_training)
     assert sums is not None, "an empty split is refused when data is opened"
-    loss_sum, top1, top5 = sums.tolist()
-    return Accuracy(loss=loss_sum / images_seen, top1=top1 / images_seen, top5=top5 / images_seen, images=images_seen)
+    loss, top1, top5, robust = (sums / images_seen).tolist()
+    robust_top1 = None if adversary is None else robust
+    return Accuracy(loss=loss, top1=top1, top5=top5, images=images_seen, robust_top1=robust_top1)

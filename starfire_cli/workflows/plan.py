@@ -34,20 +34,22 @@ def plan_layers(pruner: Pruner, pruning: Pruning, macs: Mapping[str, int]) -> tu
 
 def rule_in_words(layer: Layer, budget: ConvBudget | LinearBudget | None) -> str:
     """A budget for people."""
+    parts = []
     match budget:
         case ConvBudget(in_window=in_window, kernels=kernels):
-            unit = "weights" if layer.kind == "pointwise" else "kernels"
-            parts = [f"{in_window} of {layer.window} in each window"] if in_window else []
+            competitors = layer.shape[0] // layer.groups
+            if in_window:
+                parts.append(f"{in_window}/{layer.window} of a window")
             if kernels:
-                parts.append(f"{kernels} of {layer.shape[0] // layer.groups} {unit} of each input channel")
-            return ", then ".join(parts) or "nothing"
+                parts.append(
+                    f"{kernels}/{competitors} {'weights' if layer.kind == 'pointwise' else 'kernels'} of an input"
+                )
         case LinearBudget(tiles=tiles, weights=weights, tile=tile):
-            parts = [f"{tiles} tiles of {tile}x{tile}"] if tiles else []
+            if tiles:
+                parts.append(f"{tiles} {tile}x{tile} tiles")
             if weights:
-                parts.append(f"{weights} of {layer.weights} weights" + (" in all" if tiles else ""))
-            return ", then ".join(parts) or "nothing"
-        case None:
-            return "nothing new"
+                parts.append(f"{weights}/{layer.weights} weights{' in all' if tiles else ''}")
+    return " + ".join(parts) or "nothing new"
 
 
 def _too_sparse(layers: Sequence[Layer], pruning: Pruning, emptied: list[str]) -> str:
@@ -56,7 +58,7 @@ def _too_sparse(layers: Sequence[Layer], pruning: Pruning, emptied: list[str]) -
         (t / 1000 for t in range(int(pruning.target * 1000), -1, -1) if not _empties(layers, pruning, t / 1000)), 0.0
     )
     return (
-        f"--target {pruning.target:g} with --method {pruning.method_spec} would prune all of {shown}; "
+        f"--target {pruning.target:g} with --method {pruning.method_spec} leaves nothing of {shown}; "
         f"at most --target {works:g} leaves something everywhere, or exempt layers with --keep-dense"
     )
 

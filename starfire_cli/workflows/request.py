@@ -12,7 +12,7 @@ from starfire_cli.errors import BadOption, StarfireError, unknown
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, ConvMethod, LinearMethod
 from starfire_cli.pruning.era import RAMPS, parse_era
 from starfire_cli.workflows.optim import OPTIMIZERS, SCHEDULES
-from starfire_cli.workflows.recipes import Recipe, recipe_for
+from starfire_cli.workflows.recipes import recipe_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class TrainRequest:
             raise StarfireError(
                 f"the run was made by another version of starfire: unknown settings {', '.join(strange)}"
             )
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
         for key in ("out", "init"):
             values[key] = Path(values[key]) if values.get(key) else known[key].default
         return cls(**values)
@@ -108,8 +108,8 @@ class Pruning:
     fc_spec: str
 
 
-def fill(request: TrainRequest, data_name: str, data_size: int | None) -> tuple[TrainRequest, Recipe, str]:
-    """The request with every gap filled from its recipe, the recipe, and the recipe's name.
+def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainRequest:
+    """The request with every gap filled from its recipe, or from the one that suits the data.
 
     An era or learning-rate drops that come from the recipe keep their place when `epochs` is overridden: they are
     scaled. Raises BadOption for values out of range.
@@ -139,7 +139,7 @@ def fill(request: TrainRequest, data_name: str, data_size: int | None) -> tuple[
     if "max_nonzero" not in request.method and request.max_nonzero is None and request.recipe is not None:
         filled = dataclasses.replace(filled, max_nonzero=recipe.max_nonzero.get(method))
     check(filled)
-    return filled, recipe, name
+    return filled
 
 
 def check(request: TrainRequest) -> None:

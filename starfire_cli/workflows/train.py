@@ -15,10 +15,12 @@ from torch.nn.utils import clip_grad_norm_
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.run import Run
 from starfire_cli.records import EpochRecord, Finished, Record, Started, StepRecord, Stopped
+from starfire_cli.workflows.describe import config_of, plan_of
 from starfire_cli.workflows.evaluate import evaluate
 from starfire_cli.workflows.optim import set_rate
 from starfire_cli.workflows.request import TrainRequest
-from starfire_cli.workflows.session import Session, open_session
+from starfire_cli.workflows.resuming import open_session, save
+from starfire_cli.workflows.session import Session
 from starfire_cli.workflows.signals import Signals
 
 _SHOW_EVERY = 0.1  # seconds between step records; each fetches two numbers from the device
@@ -35,7 +37,7 @@ def train(request: TrainRequest, given: frozenset[str] = frozenset()) -> Iterato
     Raises StarfireError and BadOption with one clear line; what was saved before stays whole.
     """
     session = open_session(request, given)
-    yield session.plan()
+    yield plan_of(session)
     if request.dry_run:
         return
     run = _open_run(session)
@@ -80,7 +82,7 @@ def _one_epoch(session: Session, run: Run, signals: Signals) -> Iterator[Record]
         _step(session, meter, images, labels)
         at.batch += 1
         if pruner.era.last_step == at.step and session.pruning.target:
-            session.era_ended()
+            session.era_digests = pruner.digests()  # from now on no mask may change
         now = perf_counter()
         if now - shown > _SHOW_EVERY:
             shown = now
@@ -88,7 +90,7 @@ def _one_epoch(session: Session, run: Run, signals: Signals) -> Iterator[Record]
         at_limit = request.max_steps is not None and at.step >= request.max_steps and at.step < session.steps
         if signals.number or at_limit or (request.save_every and at.step % request.save_every == 0):
             meter.settle()
-            session.save(run.last, _metrics_so_far(session))
+            save(session, run.last, _metrics_so_far(session))
             if signals.number or at_limit:
                 yield _stopped(session, run, signals)
                 return
@@ -96,10 +98,14 @@ def _one_epoch(session: Session, run: Run, signals: Signals) -> Iterator[Record]
     trained = at.seconds
     started = perf_counter()
     accuracy = evaluate(
-        session.evaluated, session.data.val, autocast=session.autocast, stop=lambda: bool(signals.number)
+        session.evaluated,
+        session.data.val,
+        autocast=session.autocast,
+        adversary=session.adversary,
+        stop=lambda: bool(signals.number),
     )
     if accuracy is None:  # the epoch is trained but not measured: a resumed run measures it first
-        session.save(run.last, _metrics_so_far(session))
+        save(session, run.last, _metrics_so_far(session))
         yield _stopped(session, run, signals)
         return
     prunable, total = session.sparsity()
@@ -124,15 +130,15 @@ def _one_epoch(session: Session, run: Run, signals: Signals) -> Iterator[Record]
         seconds=trained + perf_counter() - started,
         mask_seconds=at.mask_seconds,
         best=best,
+        robust_top1=accuracy.robust_top1,
     )
     row = {k: v for k, v in dataclasses.asdict(record).items() if k != "best" and v is not None}
-    at.total_seconds += record.seconds
     at.batch, at.images, at.loss_sum, at.correct, at.seconds, at.mask_seconds = 0, 0, 0.0, 0.0, 0.0, 0.0
     # The row first: a kill between the two leaves a row too many, which resuming drops, never a hole.
     run.append_metrics(row)
-    session.save(run.last, row)
+    save(session, run.last, row)
     if best:
-        session.save(run.best, row)
+        save(session, run.best, row)
     yield record
 
 
@@ -141,7 +147,10 @@ def _step(session: Session, meter: _Meter, images: Tensor, labels: Tensor) -> No
     request, optimizer, pruner = session.request, session.optimizer, session.pruner
     if session.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    for part, target in _parts(images, labels, request.accumulate):
+    for number, (part, target) in enumerate(_parts(images, labels, request.accumulate)):
+        if session.adversary is not None:
+            draw = session.at.step * request.accumulate + number
+            part = session.adversary.perturb(session.model, part, target, step=draw)
         with session.autocast():
             logits = session.forward(part)
         logits = logits.float()
@@ -226,8 +235,8 @@ class _Meter:
             session = self._session
             assert session.run is not None
             raise StarfireError(
-                f"the loss became NaN or inf by step {session.at.step + 1} (epoch {session.at.epoch + 1}); "
-                f"a lower --lr (now {session.request.lr:g}), --clip-grad 1 or a longer --warmup may help. {_last(session.run)}"
+                f"the loss became NaN or inf by step {session.at.step + 1} (epoch {session.at.epoch + 1}); a lower "
+                f"--lr (now {session.request.lr:g}), --clip-grad 1 or a longer --warmup may help. {_last(session.run)}"
             )
 
 
@@ -236,27 +245,9 @@ def _open_run(session: Session) -> Run:
     if session.run is None:
         default = f"{session.data.info.name}-{session.pruning.method_spec.partition(':')[0]}-{session.pruning.target:g}"
         session.run = Run.create(request.out, request.name, default)
-    session.run.write_config(_config(session))
+    session.run.write_config(config_of(session))
     session.run.truncate_metrics(session.at.epoch)
     return session.run
-
-
-def _config(session: Session) -> dict[str, object]:
-    meta = session.meta({})
-    return {
-        "format": "starfire-run",
-        "version": 1,
-        **{
-            k: meta[k]
-            for k in ("command", "created", "request", "model", "data", "pruning", "versions", "hardware", "seed")
-        },
-        "layers": [{"name": x.name, "kind": x.kind, "shape": list(x.shape)} for x in session.pruner.layers],
-        "steps_per_epoch": session.steps_per_epoch,
-        "epochs": session.epochs,
-        "lr_drops": [d / session.steps_per_epoch for d in session.rate.drops]
-        if session.rate.schedule == "step"
-        else [],
-    }
 
 
 def _metrics_so_far(session: Session) -> dict[str, object]:

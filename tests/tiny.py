@@ -1,0 +1,44 @@
+"""Small networks for tests, named on the command line as tests.tiny:net."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Net(nn.Module):
+    """conv - bn - relu - conv - bn - relu - 1x1 conv - dropout - pool - linear: every kind of layer, and randomness."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 12, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(12)
+        self.point = nn.Conv2d(12, 12, 1)
+        self.drop = nn.Dropout(0.1)
+        self.fc = nn.Linear(12, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.bn2(self.conv2(x)))
+        x = self.drop(torch.relu(self.point(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+def net(num_classes: int) -> nn.Module:
+    return Net(num_classes)
+
+
+class Explodes(Net):
+    """Its logits become inf after 20 calls in training."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        return super().forward(x) * (torch.inf if self.calls > 20 else 1)
+
+
+def explodes(num_classes: int) -> nn.Module:
+    return Explodes(num_classes)
