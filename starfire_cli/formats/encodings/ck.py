@@ -1,0 +1,29 @@
+"""Kernels are dead or alive as a whole: a bit a kernel, or the gaps between live ones (paper, section 2.1.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starfire_cli.formats.encoding import ENCODINGS, Alive
+from starfire_cli.formats.information import counts_bits, log2_choose
+from starfire_cli.formats.streams import Bits, Reader, Writer
+
+
+@ENCODINGS.register("ck")
+@dataclass(frozen=True, kw_only=True)
+class CK:
+    """Every kernel is all alive or all dead; in 1 x 1 and linear layers a kernel is one weight."""
+
+    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
+        K, _, n = mask_KCn.shape
+        if n == 0 or not (mask_KCn == mask_KCn[:, :, :1]).all():
+            return None
+        alive_KC = mask_KCn[:, :, 0]
+        out.bits(alive_KC.reshape(-1))
+        kept_C = alive_KC.sum(0)
+        # The method keeps equally many kernels of each input channel; where a mask does not, the counts cost too.
+        return log2_choose(K, kept_C) + counts_bits(kept_C)
+
+    def decode(self, shape: tuple[int, int, int], data: Reader) -> Alive:
+        K, C, n = shape
+        return Alive(data.bits(K * C), n)

@@ -1,0 +1,252 @@
+"""What is in a packed file: weights and masks, bit for bit as they were packed (docs/formats.md).
+
+A packed file is a safetensors file. Tensors that were never pruned lie in it as they are; each packed layer is a
+string of bytes called KEY.packed, described in the metadata. Nothing in the file is believed before its checksum is
+right, and no memory is taken that its size does not account for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from starfire_cli.errors import StarfireError
+from starfire_cli.formats import encoding
+from starfire_cli.formats.atomic import size_text
+from starfire_cli.formats.checkpoint import Checkpoint
+from starfire_cli.formats.container import Container, Piece, checked_shape, is_marked
+from starfire_cli.formats.dtypes import BY_NAME, NOT_IN_SAFETENSORS, Dtype, tensor_of
+from starfire_cli.formats.encoding import Alive
+from starfire_cli.formats.streams import Damaged, Reader
+from starfire_cli.formats.values import Values, Words
+from starfire_cli.pruning.masks import digest
+
+T = TypeVar("T")
+SUFFIX = ".packed"
+MOST_PER_BYTE = 4096  # dense bytes that one packed byte may stand for; the writer fills up with zeros below that
+FREE_BYTES = 65536  # and so many beside
+_CHUNK = 1 << 18  # weights unpacked at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedLayer:
+    """One line of a packed file's layer table.
+
+    Args:
+        key: in the state dict.
+        dtype: of the tensor that comes back.
+        stored: what its values are written as; another type only where they were rounded.
+        shape: of the tensor.
+        encoding: of its mask.
+        live: how many values are written.
+        masked: whether the checkpoint had a mask for it; otherwise the zeros are just zeros.
+        crc32: of its bytes.
+        size: how many bytes they are.
+    """
+
+    key: str
+    dtype: Dtype
+    stored: Dtype
+    shape: tuple[int, ...]
+    encoding: str
+    live: int
+    masked: bool
+    crc32: str
+    size: int
+
+    @property
+    def dense_bytes(self) -> int:
+        """Of the tensor in memory."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def is_packed(path: Path) -> bool:
+    """Whether `path` is (or once was, if damaged) a packed file."""
+    return is_marked(path)
+
+
+def load(path: Path) -> Checkpoint:
+    """Everything in a packed file. Raises StarfireError that names the layer where it is damaged."""
+    file = PackedFile(path)
+    layers = in_threads(lambda key: file.read(key, mask=True), file.keys)
+    state = {key: tensor for key, (tensor, _) in zip(file.keys, layers, strict=True)}
+    masks = {key: mask for key, (_, mask) in zip(file.keys, layers, strict=True) if mask is not None}
+    if digest(masks) != file.masks_digest:
+        raise StarfireError(f"{path} is damaged: its masks do not match their digest")
+    return Checkpoint(path=path, format="packed", state=state, masks=masks or None, meta=file.meta)
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """The weights alone, in the order of the checkpoint that was packed. Raises as `load`."""
+    file = PackedFile(path)
+    tensors = in_threads(lambda key: file.read(key, mask=False)[0], file.keys)
+    return dict(zip(file.keys, tensors, strict=True))
+
+
+class PackedFile:
+    """An open packed file. Its layer table is checked when it is opened, its tensors when they are read.
+
+    Raises StarfireError if it is damaged, of another version, or announces more than it can hold.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._container = Container(path)
+            self.layers: dict[str, PackedLayer] = self._table()
+            self.meta: dict[str, Any] = self._json("meta")
+            self.masks_digest = self._container.metadata.get("masks_digest", "")
+            self._crc32 = self._plain_checksums()
+        except Damaged as error:
+            raise StarfireError(f"{path} is damaged: {error}") from None
+
+    @property
+    def keys(self) -> list[str]:
+        """Of all tensors, in the state dict's order."""
+        pieces = self._container.pieces
+        packed = {key + SUFFIX: key for key in self.layers}
+        return [packed.get(name, name) for name in pieces]
+
+    @property
+    def plain(self) -> dict[str, Piece]:
+        """The tensors that lie in the file as they are."""
+        packed = {key + SUFFIX for key in self.layers}
+        return {name: piece for name, piece in self._container.pieces.items() if name not in packed}
+
+    def read(self, key: str, *, mask: bool) -> tuple[Tensor, Tensor | None]:
+        """A tensor and, if asked for and if it has one, its mask; may be called from several threads."""
+        try:
+            if key in self.layers:
+                return self._layer(self.layers[key], mask)
+            return self._plain(self._container.pieces[key]), None
+        except Damaged as error:
+            raise StarfireError(f"{self.path} is damaged: {key}: {error}") from None
+
+    def _plain(self, piece: Piece) -> Tensor:
+        data, dtype = self._container.read(piece), BY_NAME[piece.dtype]
+        _check_crc(data, self._crc32[piece.name])
+        words = np.frombuffer(data, dtype.word).copy()
+        return tensor_of(_sane(words, dtype), dtype, piece.shape)
+
+    def _layer(self, layer: PackedLayer, wants_mask: bool) -> tuple[Tensor, Tensor | None]:
+        data = self._container.read(self._container.pieces[layer.key + SUFFIX])
+        _check_crc(data, layer.crc32)
+        reader = Reader(data)
+        alive = encoding.decode(layer.encoding, layer.shape, reader)
+        count = prod(layer.shape)
+        live = int(np.count_nonzero(alive.bits)) * alive.each
+        if live != layer.live:
+            raise Damaged(f"its mask keeps {live} weights, the table says {layer.live}")
+        stored = layer.stored
+        values = Values(live * stored.words, stored, reader)
+        reader.finish()
+        words = np.zeros(count * stored.words, stored.word)
+        _scatter(words, alive._replace(each=alive.each * stored.words), values)
+        tensor = tensor_of(_sane(words, stored), stored, layer.shape).to(layer.dtype.torch)
+        if not wants_mask or not layer.masked:
+            return tensor, None
+        return tensor, torch.from_numpy(alive.mask()).reshape(layer.shape)
+
+    def _table(self) -> dict[str, PackedLayer]:
+        pieces = self._container.pieces
+        layers = {}
+        try:
+            for key, entry in self._json("layers").items():
+                piece = pieces[key + SUFFIX]
+                if piece.dtype != "U8" or piece.shape != (piece.stop - piece.start,):
+                    raise ValueError(f"{piece.name} is not a string of its bytes")
+                layers[key] = PackedLayer(
+                    key=key,
+                    dtype=BY_NAME[entry["dtype"]],
+                    stored=BY_NAME[entry.get("stored", entry["dtype"])],
+                    shape=checked_shape(entry["shape"]),
+                    encoding=str(entry["encoding"]),
+                    live=int(entry["live"]),
+                    masked=entry.get("masked", True) is True,
+                    crc32=str(entry["crc32"]),
+                    size=piece.stop - piece.start,
+                )
+                _check_size(layers[key])
+            for name, piece in pieces.items():
+                size = prod(piece.shape) * BY_NAME[piece.dtype].itemsize
+                if piece.stop - piece.start != size or piece.dtype in NOT_IN_SAFETENSORS:
+                    raise ValueError(f"{name} has not the bytes of its shape")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Damaged(f"its layer table: {type(error).__name__}: {error}") from None
+        total = sum(layer.dense_bytes for layer in layers.values())
+        memory = _memory()
+        if memory is not None and total > memory:
+            raise StarfireError(f"{self.path} unpacks to {size_text(total)}; this machine has {size_text(memory)}")
+        return layers
+
+    def _plain_checksums(self) -> dict[str, str]:
+        text = self._container.metadata.get("plain_crc32", "")
+        names = list(self.plain)
+        if len(text) != 8 * len(names):
+            raise Damaged(f"{len(names)} plain tensors, but {len(text) // 8} checksums")
+        return {name: text[8 * i : 8 * i + 8] for i, name in enumerate(names)}
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            value = json.loads(self._container.metadata[name])
+        except (KeyError, ValueError, RecursionError) as error:
+            raise Damaged(f"its {name} cannot be read: {type(error).__name__}: {error}") from None
+        if not isinstance(value, dict):
+            raise Damaged(f"its {name} is no object")
+        return value
+
+
+def in_threads(function: Callable[[str], T], keys: Iterable[str]) -> list[T]:
+    """`function` of each key, in order; numpy and zstd let go of the interpreter while they work."""
+    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+        return list(pool.map(function, keys))
+
+
+def _scatter(words: Words, alive: Alive, values: Values) -> None:
+    """Write the values to where `alive` is, in order; by pieces, which stay in the cache."""
+    if alive.bits.all():
+        for start in range(0, len(words), _CHUNK):
+            part = words[start : start + _CHUNK]
+            part[:] = values.words(start, start + len(part))
+        return
+    done = 0
+    step = max(1, _CHUNK // alive.each)
+    for start in range(0, len(alive.bits), step):
+        places = alive.places(start, start + step)
+        words[start * alive.each : (start + step) * alive.each][places] = values.words(done, done + places.size)
+        done += places.size
+
+
+def _check_crc(data: memoryview, expected: str) -> None:
+    if f"{zlib.crc32(data):08x}" != expected:
+        raise Damaged("its bytes do not match their checksum")
+
+
+def _check_size(layer: PackedLayer) -> None:
+    if layer.dense_bytes > MOST_PER_BYTE * layer.size + FREE_BYTES:
+        raise ValueError(f"{layer.key} would unpack to {size_text(layer.dense_bytes)} from {layer.size} bytes")
+
+
+def _sane(words: Any, dtype: Dtype) -> Any:
+    if dtype.name == "BOOL" and words.size and words.max() > 1:
+        raise Damaged("a bool is neither 0 nor 1")
+    return words
+
+
+def _memory() -> int | None:
+    """Bytes of memory that this machine has, where that can be told."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
