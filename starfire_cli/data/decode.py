@@ -1,50 +1,109 @@
 """How does an image file become pixels?
 
-Pillow decodes everything; the array is always height x width x 3, 8 bits.
+JPEGs go to torchcodec where it is installed, else to torchvision where that is at hand, else to Pillow, which also
+decodes every other format and has the last word on what is damaged.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 
 import numpy as np
-import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from starfire_cli.data import resample
-
-Image8 = npt.NDArray[np.uint8]
+Decoder = Callable[[bytes], Tensor]
 
 
 class Corrupt(Exception):
-    """A file that cannot be decoded; the text is the decoder's reason."""
+    """A file that cannot be decoded; the text is the reason."""
 
 
-def decode(path: str) -> Image8:
-    """uint8 (H, W, 3) of any image file. Raises Corrupt; OSError where the file cannot be read at all."""
+def decode(path: str) -> Tensor:
+    """uint8 (3, H, W) of any image file; alpha and orientation tags are ignored, as in torchvision. Raises Corrupt."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise Corrupt(error.strerror or str(error)) from None
+    # libjpeg fills up a JPEG that was cut off and only warns; with its end in place it may go to a fast decoder.
+    if data[:2] == b"\xff\xd8" and data.rstrip(b"\0")[-2:] == b"\xff\xd9":
+        _, decoder = jpeg_decoder()
+        if decoder is not None:
+            try:
+                return decoder(data)
+            except Exception:  # noqa: BLE001 - whatever it was, Pillow says it better or can do it
+                pass
+    return _with_pillow(data)
+
+
+def prepare(*, large: bool) -> None:
+    """Choose the decoder before workers are forked; for large images importing torchvision pays, too."""
+    jpeg_decoder.cache_clear()
+    if large and jpeg_decoder()[1] is None:
+        with contextlib.suppress(ImportError):
+            import torchvision  # noqa: F401
+        jpeg_decoder.cache_clear()
+    jpeg_decoder()
+
+
+@cache
+def jpeg_decoder() -> tuple[str, Decoder | None]:
+    """Name and function of the fastest JPEG decoder at hand; the function is None for Pillow.
+
+    torchvision's is deprecated and takes seconds to import, so it is used only where torchvision is loaded already.
+    """
+    try:
+        decode_jpeg = import_module("torchcodec.decoders").decode_jpeg
+        return "torchcodec", lambda data: decode_jpeg(data, mode="RGB")
+    except (ImportError, OSError, RuntimeError):  # not installed, or its libraries do not load
+        pass
+    if "torchvision" in sys.modules:
+        try:
+            from torchvision.io import decode_jpeg as vision_jpeg
+        except ImportError:
+            return "Pillow", None
+
+        def by_torchvision(data: bytes) -> Tensor:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                image: Tensor = vision_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode="RGB")
+            return image
+
+        return "torchvision", by_torchvision
+    return "Pillow", None
+
+
+def _with_pillow(data: bytes) -> Tensor:
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata and size; what matters is whether pixels come out
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(data)) as image:
                 if image.mode.startswith("I;16"):
-                    grey = (np.asarray(image) >> 8).astype(np.uint8)
-                    return np.repeat(grey[..., None], 3, axis=2)
+                    grey = torch.from_numpy((np.asarray(image) >> 8).astype(np.uint8))
+                    return grey.expand(3, -1, -1)
                 if image.mode in ("I", "F"):
-                    raise Corrupt(f"mode {image.mode!r} (32 bits a pixel) is not supported")
-                if image.mode == "P" and "transparency" in image.info:
-                    image = image.convert("RGBA")  # noqa: PLW2901
-                return np.asarray(image.convert("RGB"))
-    except (FileNotFoundError, PermissionError):
-        raise
+                    raise Corrupt(f"{image.mode!r}, 32 bits a pixel, is not supported; save it with 8 bits")
+                transparent = image.mode == "P" and "transparency" in image.info
+                rgb = (image.convert("RGBA") if transparent else image).convert("RGB")
+                return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
     except Corrupt:
         raise
     except Exception as error:  # noqa: BLE001 - Pillow's plugins raise anything on damaged files
-        raise Corrupt(f"{type(error).__name__}: {error}") from None
+        reason = str(error).split(" <_io")[0].removesuffix(" file")
+        raise Corrupt("cannot identify image file" if "cannot identify" in reason else reason) from None
 
 
 def size_of(path: str) -> tuple[int, int]:
-    """Height and width, from the header alone. Raises as `decode`."""
+    """Height and width, from the header alone. Raises Corrupt."""
     from PIL import Image
 
     try:
@@ -52,20 +111,5 @@ def size_of(path: str) -> tuple[int, int]:
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 return image.height, image.width
-    except (FileNotFoundError, PermissionError):
-        raise
     except Exception as error:  # noqa: BLE001 - Pillow's plugins raise anything on damaged files
-        raise Corrupt(f"{type(error).__name__}: {error}") from None
-
-
-def square(image: Image8, side: int) -> Image8:
-    """uint8 (3, side, side): the image as it is where it has that size, else its centre, scaled with antialias."""
-    import torch
-
-    height, width = image.shape[:2]
-    planes = torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None]
-    if (height, width) != (side, side):
-        planes = resample.resize(planes, *resample.short_side(height, width, side))
-        top, left = resample.centre(*planes.shape[2:], side, side)
-        planes = planes[:, :, top : top + side, left : left + side]
-    return planes[0].contiguous().numpy()
+        raise Corrupt(str(error)) from None

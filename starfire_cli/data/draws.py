@@ -55,7 +55,8 @@ class Draws:
     def integers(self, low: int | Ints, high: int | Ints) -> Ints:
         """(N,) the next draw, uniform among low, ..., high (both included; numbers or one an image)."""
         span = np.asarray(high) - np.asarray(low) + 1
-        return np.asarray(low) + np.floor(self.uniform() * span).astype(np.int64)
+        drawn: Ints = np.asarray(low) + np.floor(self.uniform() * span).astype(np.int64)
+        return drawn
 
     def coin(self, probability: float = 0.5) -> npt.NDArray[np.bool_]:
         """(N,) the next draw, True with the given probability."""
@@ -80,7 +81,7 @@ def choose(labels: Ints, quota: Ints, seed: int) -> npt.NDArray[np.bool_]:
 def spread(counts: Ints, total: int) -> Ints:
     """How many of each class make `total` in proportion to `counts` (largest remainders, ties to the first class)."""
     exact = counts * (total / counts.sum())
-    quota = np.floor(exact).astype(np.int64)
+    quota: Ints = np.floor(exact).astype(np.int64)
     missing = total - int(quota.sum())
-    quota[np.argsort(-(exact - quota), kind="stable")[:missing]] += 1
+    quota[np.argsort(quota - exact, kind="stable")[:missing]] += 1
     return quota

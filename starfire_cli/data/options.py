@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from starfire_cli.errors import BadOption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class DataOptions:
         limit_val: the same for validation.
         timeout: seconds to wait for a worker before it counts as dead.
         channels_last: memory format of the batches.
+        progress: told what is being done, how many images are through, and of how many, while small ones are decoded.
     """
 
     batch_size: int = 128
@@ -46,6 +49,15 @@ class DataOptions:
     limit_val: int | None = None
     timeout: float = 120
     channels_last: bool = False
+    progress: Callable[[str, int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "eval_batch_size", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadOption(f"--{name.replace('_', '-')} {value} must be 1 or more")
+        if self.workers < 0:
+            raise BadOption(f"--workers {self.workers} must be 0 (decode in the main process) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +102,28 @@ class DataInfo:
         for key in ("notes", "train_images", "val_images"):
             del meta[key]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in meta.items()}
+
+    @classmethod
+    def from_meta(cls, meta: dict[str, Any]) -> DataInfo:
+        """What `as_meta` wrote. Raises KeyError, TypeError or ValueError where it is something else."""
+        mean, std = ([float(v) for v in meta[key]] for key in ("mean", "std"))
+        (red, green, blue), (red_std, green_std, blue_std) = mean, std
+        fraction, resize, stored = (meta.get(key) for key in ("val_fraction", "resize", "stored"))
+        return cls(
+            name=str(meta["name"]),
+            spec=str(meta["spec"]),
+            classes=tuple(str(name) for name in meta["classes"]),
+            mean=(red, green, blue),
+            std=(red_std, green_std, blue_std),
+            image_size=int(meta["image_size"]),
+            train_images=0,
+            val_images=0,
+            augment=str(meta.get("augment", "none")),
+            val_fraction=None if fraction is None else float(fraction),
+            split_seed=int(meta.get("split_seed", 0)),
+            resize=None if resize is None else int(resize),
+            stored=None if stored is None else int(stored),
+        )
 
 
 class Split(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 
 def _weights(first: Tensor, length: Tensor, size: int, out: int, mirror: Tensor | None) -> Tensor:
@@ -53,19 +54,26 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
     if images.shape[2:] == (height, width):
         return images
     with torch.autocast(images.device.type, enabled=False):
-        scaled = torch.nn.functional.interpolate(
-            images.float(), size=(height, width), mode="bilinear", antialias=True, align_corners=False
-        )
+        scaled = interpolate(images.float(), size=(height, width), mode="bilinear", antialias=True)
     return scaled.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def short_side(height: int, width: int, side: int) -> tuple[int, int]:
-    """Height and width once the shorter is `side` (the other rounded down, as torchvision does)."""
+def scale(image: Tensor, height: int, width: int) -> Tensor:
+    """uint8 (3, H, W) to uint8 (3, height, width) on the CPU, by torch's vectorised integer kernel."""
+    if image.shape[1:] == (height, width):
+        return image
+    return interpolate(image[None], size=(height, width), mode="bilinear", antialias=True)[0]
+
+
+def scale_short(image: Tensor, side: int) -> Tensor:
+    """uint8 (3, H, W) scaled until its shorter side is `side`; the other is rounded down, as torchvision does."""
+    height, width = image.shape[1:]
     if height <= width:
-        return side, max(side, int(side * width / height))
-    return max(side, int(side * height / width)), side
+        return scale(image, side, max(side, int(side * width / height)))
+    return scale(image, max(side, int(side * height / width)), side)
 
 
-def centre(height: int, width: int, tall: int, wide: int) -> tuple[int, int]:
-    """Top and left of a centred box (rounded as torchvision's CenterCrop)."""
-    return round((height - tall) / 2.0), round((width - wide) / 2.0)
+def centre_crop(images: Tensor, side: int) -> Tensor:
+    """(..., H, W) to (..., side, side), placed as torchvision's CenterCrop does."""
+    top, left = (round((length - side) / 2.0) for length in images.shape[-2:])
+    return images[..., top : top + side, left : left + side]

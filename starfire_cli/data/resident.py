@@ -22,8 +22,8 @@ class ResidentSplit:
         pixels: the decoded images.
         options: batch sizes, seed, device.
         out: side of the images in a batch.
-        augment: for training; None delivers the images in order, as they are.
-        resize: short side that validation images are scaled to before the centre crop; None to scale to `out`.
+        augment: for training; None delivers the images in order, as validation sees them.
+        resize: side that validation images are scaled to before the centre crop; None scales to `out`.
         skipped: corrupt images that are not among `pixels`.
     """
 
@@ -37,20 +37,24 @@ class ResidentSplit:
         resize: int | None = None,
         skipped: int = 0,
     ) -> None:
-        self._images = pixels.images.to(options.device)
+        self.images = pixels.images.to(options.device)
         self._labels = torch.from_numpy(pixels.labels).to(options.device)
         self._options, self._out, self._augment, self._resize = options, out, augment, resize
         self._batch = options.batch_size if augment else options.eval_batch_size or options.batch_size
-        self.skipped = skipped
+        self._skipped = skipped
 
     def __len__(self) -> int:
         return len(self._labels)
 
     @property
     def steps(self) -> int:
-        """Batches an epoch; a last training batch of one image is left out, since BatchNorm cannot take it."""
-        alone = self._augment is not None and len(self) % self._batch == 1
-        return math.ceil(len(self) / self._batch) - alone
+        """Batches an epoch."""
+        return count_steps(len(self), self._batch, training=self._augment is not None)
+
+    @property
+    def skipped(self) -> int:
+        """Corrupt images that were left out."""
+        return self._skipped
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images float32 in [0, 1], (N, 3, H, W), and labels int64, (N,), from batch `start` on."""
@@ -59,26 +63,31 @@ class ResidentSplit:
     def _training(self, augment: Augment, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         device, seed = self._options.device, self._options.seed
         order = shuffled(len(self), seed, epoch)
-        # Planned for the whole epoch on the CPU: the numbers are the same for every device, and the step waits for none.
-        plan = augment.plan(Draws(seed, epoch, order), self._images.shape[-1], self._out)
+        # Planned for the whole epoch on the CPU: the same numbers on every device, and no step waits for any.
+        plan = augment.plan(Draws(seed, epoch, order), self.images.shape[-1], self._out)
         plan = {name: numbers.to(device) for name, numbers in plan.items()}
         index = torch.from_numpy(order).to(device)
         for step in range(start, self.steps):
             part = slice(step * self._batch, (step + 1) * self._batch)
-            images = self._images[index[part]]
+            images = self.images[index[part]]
             images = augment.apply(images, {name: numbers[part] for name, numbers in plan.items()}, self._out)
-            yield self._finished(resample.resize(images, self._out, self._out)), self._labels[index[part]]
+            images = resample.resize(images, self._out, self._out)
+            yield finished(images, self._options), self._labels[index[part]]
 
     def _validation(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        side = self._resize or self._out
         for step in range(start, self.steps):
             part = slice(step * self._batch, (step + 1) * self._batch)
-            images = self._images[part]
-            if self._resize:
-                images = resample.resize(images, self._resize, self._resize)
-                top, left = resample.centre(self._resize, self._resize, self._out, self._out)
-                images = images[:, :, top : top + self._out, left : left + self._out]
-            yield self._finished(resample.resize(images, self._out, self._out)), self._labels[part]
+            images = resample.centre_crop(resample.resize(self.images[part], side, side), self._out)
+            yield finished(images, self._options), self._labels[part]
 
-    def _finished(self, images: Tensor) -> Tensor:
-        layout = torch.channels_last if self._options.channels_last else torch.contiguous_format
-        return images.to(dtype=torch.float32, memory_format=layout).div_(255)
+
+def count_steps(images: int, batch: int, *, training: bool) -> int:
+    """Batches an epoch; a last training batch of one image is left out, since BatchNorm cannot take it."""
+    return math.ceil(images / batch) - (training and images % batch == 1 and batch > 1)
+
+
+def finished(images: Tensor, options: DataOptions) -> Tensor:
+    """uint8 to float32 in [0, 1], in the memory format asked for."""
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    return images.to(dtype=torch.float32, memory_format=layout).div_(255)

@@ -32,7 +32,12 @@ def loose_images(folder: Path) -> int:
 
 def images_below(folder: Path) -> list[str]:
     """Names of all images under `folder`, relative to it, sorted; symbolic links are followed, loops are not."""
-    return sorted(_walk(str(folder), "", (os.path.realpath(folder),)))
+    return sorted(walk(folder))
+
+
+def walk(folder: Path) -> Iterator[str]:
+    """As `images_below`, in the order the disk has them."""
+    return _walk(str(folder), "", (os.path.realpath(folder),))
 
 
 def class_files(root: Path, folders: Sequence[str]) -> Files:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,12 +12,12 @@ SAMPLE = 20_000
 
 
 def of_pixels(images: Tensor) -> Stats:
-    """Mean and std in [0, 1] of uint8 (N, 3, H, W); exact sums in integers, of every n-th image where there are many."""
-    images = images[:: max(1, len(images) // SAMPLE)]
+    """Mean and std in [0, 1] of uint8 (N, 3, H, W): exact sums, over every n-th image where there are many."""
+    images = images[:: -(-len(images) // SAMPLE)]
     count = images.shape[0] * images.shape[2] * images.shape[3]
     total, squares = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
-    for part in images.split(2048):
-        wide = part.to(torch.int32)
+    for start in range(0, len(images), 1024):
+        wide = images[start : start + 1024].to(torch.int32)
         total += wide.sum(dim=(0, 2, 3)).cpu()
         squares += (wide * wide).sum(dim=(0, 2, 3)).cpu()
     mean = total.double() / count
@@ -28,5 +27,5 @@ def of_pixels(images: Tensor) -> Stats:
 
 
 def _three(values: Tensor) -> tuple[float, float, float]:
-    red, green, blue = (round(float(v), 6) for v in np.asarray(values))
+    red, green, blue = (round(v, 6) for v in values.tolist())
     return red, green, blue

@@ -53,20 +53,18 @@ class CropFlip:
 
     def apply(self, images: Tensor, plan: dict[str, Tensor], out: int) -> Tensor:
         """Same size as given."""
-        batch, size = images.shape[0], images.shape[-1]
-        line = torch.arange(size, device=images.device)
-        column_BW = torch.where(plan["flip"][:, None], line.flip(0)[None], line[None]) + plan["left"][:, None]
-        row_BH = line[None] + plan["top"][:, None]
-        which_B = torch.arange(batch, device=images.device)
-        # Channels innermost: one gather then moves whole pixels.
-        padded_BHWC = pad(images, (self.padding,) * 4).permute(0, 2, 3, 1)
-        result_BHWC = padded_BHWC[which_B[:, None, None], row_BH[:, :, None], column_BW[:, None, :]]
+        size, line = images.shape[-1], torch.arange(images.shape[-1], device=images.device)
+        which = torch.arange(len(images), device=images.device)
+        # A view of all crops of all images, from which one of each is copied.
+        crops = pad(images, (self.padding,) * 4).unfold(2, size, 1).unfold(3, size, 1)
+        result = crops[which, :, plan["top"], plan["left"]]
+        result = torch.where(plan["flip"][:, None, None, None], result.flip(3), result)
         if self.cutout:
-            half = self.cutout // 2
-            dark_BH = (line[None] >= plan["y"][:, None] - half) & (line[None] < plan["y"][:, None] - half + self.cutout)
-            dark_BW = (line[None] >= plan["x"][:, None] - half) & (line[None] < plan["x"][:, None] - half + self.cutout)
-            result_BHWC = result_BHWC.masked_fill((dark_BH[:, :, None] & dark_BW[:, None, :])[..., None], 0)
-        return result_BHWC.permute(0, 3, 1, 2)
+            first_y, first_x = (plan[axis][:, None] - self.cutout // 2 for axis in ("y", "x"))
+            dark_BH = (line >= first_y) & (line < first_y + self.cutout)
+            dark_BW = (line >= first_x) & (line < first_x + self.cutout)
+            result = result.masked_fill((dark_BH[:, :, None] & dark_BW[:, None, :])[:, None], 0)
+        return result
 
     def boxes(self, draws: Draws, heights: Ints, widths: Ints) -> Ints:
         """A square of fixed share at a random place (resize to 256, random crop of 224)."""

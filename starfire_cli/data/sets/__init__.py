@@ -16,7 +16,11 @@ class DataSet(Protocol):
         """Whether the folder looks like this set. Looks at names only."""
 
     def read(self, path: Path | None, image_size: int | None) -> Source:
-        """The set at `path` (None: not given). `image_size` matters to sets that have no size of their own."""
+        """The set at `path` (None: it was not given), listed but not decoded.
+
+        `image_size` matters only to a set whose images have no natural size. Raises StarfireError that says what was
+        seen and what works.
+        """
 
 
 SETS: Family[DataSet] = Family("data set", "starfire_cli.data.sets")

@@ -11,12 +11,12 @@ import numpy as np
 from starfire_cli.data import scan
 from starfire_cli.data.sets import SETS
 from starfire_cli.data.source import Files, Source
-from starfire_cli.errors import StarfireError
+from starfire_cli.errors import BadOption, StarfireError
 
 HELD_OUT = ("val", "valid", "validation", "test")
 LAYOUTS = (
     "what works: PATH/train/CLASS/*.jpg with PATH/val/CLASS/*.jpg (or valid, validation, test), "
-    "or PATH/CLASS/*.jpg (a seeded share is then held out), or one of the named sets in docs/data.md"
+    "or PATH/CLASS/*.jpg (a seeded share is held out)"
 )
 
 
@@ -26,21 +26,21 @@ class Folder:
     """Any images, sorted into one folder a class."""
 
     def recognises(self, path: Path) -> bool:
-        """Any folder, when nothing else does."""
+        """Never: it is what any folder is taken for when no other set recognises it."""
         return False
 
     def read(self, path: Path | None, image_size: int | None) -> Source:
         """List the images. Raises StarfireError that says what was seen where the layout is none of the known."""
-        assert path is not None
+        if path is None:
+            raise BadOption("--data folder: say which: --data folder:PATH")
         path, notes = unwrapped(path)
+        part = next((name for name in HELD_OUT if (path / name).is_dir()), None)
         if not (path / "train").is_dir():
-            held_out = [name for name in HELD_OUT if (path / name).is_dir()]
-            if held_out:
-                raise StarfireError(f"--data {path}: there is {held_out[0]}/ but no train/; {LAYOUTS}")
+            if part is not None:
+                raise StarfireError(f"--data {path}: there is {part}/ but no train/; {LAYOUTS}")
             classes, train = read_classes(path)
             return Source(name="folder", path=path, classes=classes, train=train, val=None, notes=notes)
         classes, train = read_classes(path / "train")
-        part = next((name for name in HELD_OUT if (path / name).is_dir()), None)
         if part is None:
             notes = (*notes, "there is train/ but no val/: a share of train/ is held out")
             return Source(name="folder", path=path, classes=classes, train=train, val=None, notes=notes)
@@ -67,7 +67,7 @@ def read_classes(folder: Path) -> tuple[tuple[str, ...], Files]:
         raise StarfireError(f"--data {folder}: {seen}; {LAYOUTS}")
     files = scan.class_files(folder, names)
     if not len(files):
-        raise StarfireError(f"--data {folder}: {len(names)} folders ({listed(names)}) but no image in any; {LAYOUTS}")
+        raise StarfireError(f"--data {folder}: no image in any of its folders ({listed(names)}); {LAYOUTS}")
     if len(names) == 1:
         raise StarfireError(f"--data {folder}: only one class folder ({names[0]}), two or more are needed; {LAYOUTS}")
     refuse_empty(folder, names, files)
@@ -80,7 +80,9 @@ def read_matching(folder: Path, classes: tuple[str, ...], train: Path) -> Files:
     if not names and scan.loose_images(folder):
         raise StarfireError(f"--data {folder}: {scan.loose_images(folder)} images but no class folders; {LAYOUTS}")
     if tuple(names) != classes:
-        raise StarfireError(f"--data {train.parent}: {differences(classes, names, train.name, folder.name)}")
+        raise StarfireError(
+            f"--data {train.parent}: {differences(classes, names, train.name + '/', folder.name + '/')}"
+        )
     files = scan.class_files(folder, names)
     refuse_empty(folder, names, files)
     return files
@@ -92,19 +94,15 @@ def refuse_empty(folder: Path, names: Sequence[str], files: Files) -> None:
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
     if empty:
         raise StarfireError(
-            f"--data {folder}: no image in class folder {listed(empty)}; add some or remove the folder (images end in "
-            f"{' '.join(scan.EXTENSIONS)})"
+            f"--data {folder}: no image in class folder {listed(empty)}; add some or remove the folder "
+            f"(images end in {' '.join(scan.EXTENSIONS)})"
         )
 
 
 def differences(first: Sequence[str], second: Sequence[str], first_name: str, second_name: str) -> str:
     """How two sets of classes differ, in words."""
-    only_first, only_second = sorted(set(first) - set(second)), sorted(set(second) - set(first))
-    parts = [
-        f"only in {where}: {listed(names)}"
-        for names, where in ((only_first, first_name), (only_second, second_name))
-        if names
-    ]
+    only = ((first_name, sorted(set(first) - set(second))), (second_name, sorted(set(second) - set(first))))
+    parts = [f"only in {where}: {listed(names)}" for where, names in only if names]
     return f"{first_name} and {second_name} must have the same classes; {'; '.join(parts)}"
 
 

@@ -1,0 +1,103 @@
+"""Where are decoded images kept between runs? In one file a set, in the user's cache folder.
+
+The file's name is a digest of every image's name, size and time of change, so that a changed set is a new file; its
+content is checked, so that a damaged one is made anew. Nothing here ever stops a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from starfire_cli.data.source import Files
+
+VERSION = 1
+WORTH_KEEPING = 5000  # images; fewer are decoded again in about a second
+LIMIT = 20 * 2**30  # bytes in all; the files not used for longest go first
+
+
+def folder() -> Path | None:
+    """STARFIRE_CACHE, else the platform's cache folder; None where STARFIRE_CACHE is `off` or empty."""
+    given = os.environ.get("STARFIRE_CACHE")
+    if given is not None:
+        return Path(given).expanduser() if given and given != "off" else None
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", "~\\AppData\\Local")).expanduser() / "starfire" / "Cache"
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches/starfire").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "starfire"
+
+
+def key(files: Files, side: int) -> Path | None:
+    """The file for these images at this size; None where nothing is to be kept."""
+    where = folder()
+    if where is None or len(files) < WORTH_KEEPING:
+        return None
+    digest = hashlib.blake2b(f"{VERSION} {side} {files.root.resolve()}".encode(), digest_size=12)
+    try:
+        for position in range(len(files)):
+            status = os.stat(files.path(position))
+            digest.update(b"%s %d %d\n" % (files.names[position], status.st_size, status.st_mtime_ns))
+    except OSError:  # a link into nowhere; decoding will name it
+        return None
+    return where / f"{files.root.parent.name}-{files.root.name}-{len(files)}x{side}-{digest.hexdigest()}.safetensors"
+
+
+def load(file: Path | None, count: int, side: int) -> Tensor | None:
+    """uint8 (count, 3, side, side), or None where there is no such file or it is damaged (it is then removed)."""
+    from safetensors import SafetensorError, safe_open
+
+    if file is None or not file.is_file():
+        return None
+    try:
+        with safe_open(file, framework="pt") as content:
+            images: Tensor = content.get_tensor("images").clone()
+            checked = content.metadata()["crc32"] == _crc(images)
+        if checked and images.dtype == torch.uint8 and images.shape == (count, 3, side, side):
+            os.utime(file)
+            return images
+    except (SafetensorError, OSError, KeyError, TypeError):
+        pass
+    with contextlib.suppress(OSError):
+        file.unlink()
+    return None
+
+
+def save(file: Path | None, images: Tensor) -> list[str]:
+    """Keep decoded images; a note where that is not possible."""
+    from safetensors.torch import save_file
+
+    if file is None:
+        return []
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _make_room(file.parent, images.nbytes)
+        save_file({"images": images}, partial, metadata={"crc32": _crc(images)})
+        os.replace(partial, file)
+    except Exception as error:  # noqa: BLE001 - safetensors has its own error for a full disk; the run needs no cache
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        return [f"decoded images are not kept in {file.parent} ({error}); STARFIRE_CACHE=FOLDER names another place"]
+    return []
+
+
+def _crc(images: Tensor) -> str:
+    return str(zlib.crc32(images.contiguous().numpy().data))
+
+
+def _make_room(where: Path, needed: int) -> None:
+    kept = [(f.stat().st_mtime, f.stat().st_size, f) for f in where.glob("*.safetensors")]
+    total = needed + sum(size for _, size, _ in kept)
+    for _, size, file in sorted(kept):
+        if total <= LIMIT:
+            return
+        file.unlink()
+        total -= size

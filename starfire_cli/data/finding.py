@@ -1,0 +1,60 @@
+"""From what a user writes after --data: which set is it, and where?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starfire_cli.data import decode, scan
+from starfire_cli.data.sets import SETS
+from starfire_cli.data.source import Source
+from starfire_cli.errors import StarfireError, unknown
+
+
+def find(spec: str, image_size: int | None = None) -> Source:
+    """The data set that `spec` means, listed but not decoded. Raises BadOption or StarfireError."""
+    name, path = located(spec)
+    return SETS.build(name).read(path, image_size)
+
+
+def located(spec: str) -> tuple[str, Path | None]:
+    """Name and folder: of `digits`, `cifar10:PATH`, or a path that is recognised. Raises BadOption or StarfireError."""
+    name, colon, rest = spec.partition(":")
+    if name in SETS.names():
+        return name, existing(rest, spec) if colon else None
+    if not Path(spec).expanduser().exists() and not any(c in spec for c in "/\\.~"):
+        raise unknown("data set", name, SETS.names())
+    path = existing(spec, spec)
+    known = [n for n in SETS.names() if SETS.build(n).recognises(path)]
+    if len(known) > 1:
+        choices = " or ".join(f"--data {n}:{spec}" for n in known)
+        raise StarfireError(f"--data {spec}: several data sets lie there; say which: {choices}")
+    return (known or ["folder"])[0], path
+
+
+def existing(text: str, spec: str) -> Path:
+    """The folder that `text` names. Raises StarfireError where there is none."""
+    path = Path(text).expanduser()
+    if not text or not path.exists():
+        raise StarfireError(f"--data {spec}: there is no {text or 'path after the colon'} (looked in {Path.cwd()})")
+    if not path.is_dir():
+        raise StarfireError(f"--data {spec}: {path} is a file; unpack it and give the folder")
+    return path
+
+
+def recognise(spec: str) -> tuple[str, int | None]:
+    """The set's name, and for class folders the longer side of a first image, without reading the rest.
+
+    For whoever chooses hyperparameters before the data are opened. Raises as `find`.
+    """
+    name, path = located(spec)
+    return name, first_side(path) if name == "folder" and path is not None else None
+
+
+def first_side(path: Path) -> int | None:
+    """The longer side in pixels of the first image below `path` that can be read, if there is one."""
+    for name in scan.walk(path):
+        try:
+            return max(decode.size_of(str(path / name)))
+        except decode.Corrupt:
+            continue
+    return None

@@ -1,0 +1,130 @@
+"""What do worker processes do? They decode, cut and scale; what leaves them is uint8.
+
+A request is (epoch, positions). Everything random follows from those and the seed, so that it does not matter which
+worker answers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from starfire_cli.data import decode, resample
+from starfire_cli.data.augment import Augment
+from starfire_cli.data.draws import Draws, Ints
+from starfire_cli.data.options import DataOptions
+from starfire_cli.data.source import Files
+from starfire_cli.errors import StarfireError
+
+AT_ONCE = 16  # images decoded before the first is scaled: bounds memory, and shares the cost of drawing boxes
+Request = tuple[int, Ints]
+
+
+class Answer(NamedTuple):
+    """The images of a request that could be decoded, and the others."""
+
+    images: Tensor  # uint8 (B, 3, out, out), channels innermost in memory
+    labels: Tensor  # int64 (B,)
+    failures: list[tuple[int, str]]  # position and reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader(Dataset[Answer]):
+    """Decodes images of `files` to squares of side `out`.
+
+    Args:
+        files: where they lie.
+        out: side in pixels.
+        resize: short side before the centre crop; used where `augment` is None.
+        augment: which boxes are cut in training.
+        seed: of the boxes.
+    """
+
+    files: Files
+    out: int
+    resize: int
+    augment: Augment | None = None
+    seed: int = 0
+
+    def __getitem__(self, request: Request) -> Answer:
+        epoch, positions = request
+        images = torch.empty((len(positions), self.out, self.out, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        good: list[int] = []
+        failures: list[tuple[int, str]] = []
+        for start in range(0, len(positions), AT_ONCE):
+            decoded = []
+            for position in positions[start : start + AT_ONCE].tolist():
+                try:
+                    decoded.append((position, decode.decode(self.files.path(position))))
+                except decode.Corrupt as error:
+                    failures.append((position, str(error)))
+            for image, target in zip(self._scaled(epoch, decoded), images[len(good) :], strict=False):
+                target.copy_(image)
+            good += [position for position, _ in decoded]
+        return Answer(images[: len(good)], torch.from_numpy(self.files.labels[good]), failures)
+
+    def _scaled(self, epoch: int, decoded: list[tuple[int, Tensor]]) -> Iterator[Tensor]:
+        if self.augment is None:
+            for _, image in decoded:
+                yield resample.centre_crop(resample.scale_short(image, self.resize), self.out)
+            return
+        heights, widths = (np.array([image.shape[axis] for _, image in decoded], dtype=np.int64) for axis in (1, 2))
+        draws = Draws(self.seed, epoch, np.array([position for position, _ in decoded], dtype=np.int64))
+        boxes = self.augment.boxes(draws, heights, widths).tolist() if decoded else []
+        for (_, image), (top, left, tall, wide, flip) in zip(decoded, boxes, strict=True):
+            box = resample.scale(image[:, top : top + tall, left : left + wide], self.out, self.out)
+            yield box.flip(2) if flip else box
+
+
+def answers(reader: Reader, requests: Sequence[Request], options: DataOptions, workers: int) -> Iterator[Answer]:
+    """The answers to all requests, in order. Raises StarfireError for a worker that died or fell silent."""
+    loader = DataLoader(
+        reader,
+        batch_size=None,
+        sampler=requests,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=options.device.type == "cuda",
+        timeout=options.timeout if workers else 0,
+        worker_init_fn=_in_worker,
+        prefetch_factor=2 if workers else None,
+        generator=torch.Generator(),  # without one, torch's global generator would move on
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        raise worker_failure(error, workers, options.timeout) or error from None
+
+
+def worker_failure(error: RuntimeError, workers: int, timeout: float) -> StarfireError | None:
+    """What to tell a user where torch says that a worker is gone; None for any other error."""
+    text = str(error)
+    if "DataLoader timed out" in text:
+        return StarfireError(
+            f"no batch from the {workers} workers for {timeout:g} s: the disk or a worker hangs; "
+            "--workers 0 decodes in the main process and shows where"
+        )
+    if "DataLoader worker" not in text:
+        return None
+    cause = "shared memory is full (a larger /dev/shm helps)" if "Bus error" in text else "killed, or out of memory"
+    first_line = text.partition("\n")[0].rstrip(". ")
+    return StarfireError(f"a worker that decodes images has died ({first_line}): {cause}; try fewer --workers")
+
+
+def _as_it_is(answer: Any) -> Any:
+    return answer
+
+
+def _in_worker(number: int) -> None:
+    # Ctrl-C and SLURM's SIGTERM reach the whole group. The main process decides what happens then; a worker that
+    # dies by a signal would raise an error there, perhaps while a checkpoint is being written.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

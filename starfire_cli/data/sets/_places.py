@@ -1,0 +1,21 @@
+"""Where is a named set looked for when no path is given?"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from starfire_cli.errors import StarfireError
+
+
+def given(name: str, path: Path | None, content: str) -> Path:
+    """`path`, else STARFIRE_DATA/NAME, else datasets/NAME. Raises StarfireError that says what to put there."""
+    if path is not None:
+        return path
+    root = Path(os.environ.get("STARFIRE_DATA") or "datasets").expanduser()
+    if (root / name).is_dir():
+        return root / name
+    raise StarfireError(
+        f"--data {name}: there is no {root / name}; nothing is downloaded: put {content} into it, "
+        f"or say where it lies: --data {name}:PATH"
+    )

@@ -1,0 +1,25 @@
+"""MNIST (LeCun et al. 1998): 70,000 handwritten digits of 28 x 28 pixels, grey."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from starfire_cli.data.sets import SETS, _torchvision
+from starfire_cli.data.source import Source, Stats
+
+STATS: Stats = ((0.1307, 0.1307, 0.1307), (0.3081, 0.3081, 0.3081))
+
+
+@SETS.register("mnist")
+@dataclass(frozen=True)
+class Mnist:
+    """The four idx files, unpacked, where torchvision puts them or in one folder."""
+
+    def recognises(self, path: Path) -> bool:
+        """The folder MNIST or its parent."""
+        return (path.name == "MNIST" and (path / "raw").is_dir()) or (path / "MNIST" / "raw").is_dir()
+
+    def read(self, path: Path | None, image_size: int | None) -> Source:
+        """The t10k images are the validation part. Raises StarfireError where the files are not found."""
+        return _torchvision.mnist("MNIST", path, STATS, "affine")

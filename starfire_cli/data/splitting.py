@@ -1,0 +1,40 @@
+"""Which images train and which validate?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from starfire_cli.data.draws import choose, spread
+from starfire_cli.data.options import DataOptions
+from starfire_cli.data.source import Part, Source
+from starfire_cli.errors import BadOption, StarfireError
+
+
+def parts(source: Source, options: DataOptions) -> tuple[Part, Part]:
+    """Training and validation part: split where the set has one part only, then limited."""
+    train, val = source.train, source.val
+    if val is None:
+        train, val = held_out(train, source.classes, options)
+    return limited(train, options.limit_train, "--limit-train"), limited(val, options.limit_val, "--limit-val")
+
+
+def held_out(part: Part, classes: tuple[str, ...], options: DataOptions) -> tuple[Part, Part]:
+    """The same share of each class held out, at least one image and never all, decided by hashes of the split seed."""
+    if not 0 < options.val_fraction < 1:
+        raise BadOption(f"--val-fraction {options.val_fraction:g} must lie between 0 and 1, both excluded")
+    counts = np.bincount(part.labels, minlength=len(classes))
+    single = [name for name, count in zip(classes, counts, strict=True) if count < 2]
+    if single:
+        raise StarfireError(f"class {single[0]!r} has one image; where no val/ is given each class needs two or more")
+    quota = np.clip(np.rint(counts * options.val_fraction).astype(np.int64), 1, counts - 1)
+    held = choose(part.labels, quota, options.split_seed)
+    return part.take(~held), part.take(held)
+
+
+def limited(part: Part, limit: int | None, option: str) -> Part:
+    """At most `limit` images, spread over the classes."""
+    if limit is not None and limit < 1:
+        raise BadOption(f"{option} {limit} must be 1 or more")
+    if limit is None or limit >= len(part):
+        return part
+    return part.take(choose(part.labels, spread(np.bincount(part.labels), limit), seed=0))
