@@ -1,0 +1,207 @@
+"""What `inspect` and `prune-mask` find out: plain records that workflows make and the report shows.
+
+They lie below both. Shapes and sparsities are as in docs/inspect.md; accuracies are fractions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFinding:
+    """One layer of a checkpoint.
+
+    Args:
+        name: of the module; `key` that of its weight in the state dict.
+        kind: "window", "pointwise" or "linear".
+        shape: (K, C, R, S) or (O, I); C counts the channels of one group.
+        zeros: dead weights, by the mask where there is one.
+        dead_kernels, dead_outputs, dead_inputs: whole kernels, output and input channels with nothing alive.
+        per_window: how many windows keep 0, 1, ... R * S weights; empty without windows.
+        structure: what the dead weights add up to.
+        masked: whether the file holds a mask for it; else zeros were counted.
+        revived: weights that the mask calls dead and that are not zero.
+        idle: weights that the mask calls alive and that are zero.
+        nonfinite: live weights that are NaN or infinite.
+        bytes_bound: the fewest bytes it takes.
+        macs, macs_left: multiply-accumulates on one image, all and those by live weights; None without a model.
+    """
+
+    name: str
+    key: str
+    kind: str
+    shape: tuple[int, ...]
+    groups: int
+    zeros: int
+    dead_kernels: int
+    dead_outputs: int
+    dead_inputs: int
+    per_window: tuple[int, ...]
+    structure: str
+    masked: bool
+    revived: int
+    idle: int
+    nonfinite: int
+    bytes_bound: float
+    macs: int | None = None
+    macs_left: int | None = None
+
+    @property
+    def weights(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape)
+
+    @property
+    def sparsity(self) -> float:
+        """Dead over all weights."""
+        return self.zeros / self.weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """One checkpoint.
+
+    Args:
+        layers: prunable layers in model order (file order without a model).
+        left_out: (parameter, why it is not counted as prunable).
+        notes: what had to be done or assumed, a sentence each.
+        parameters: of the whole network, buffers left out.
+        masks_present: whether the file holds masks; `digest` is theirs, `digest_matches` if it is the one written down.
+        meta: as the file has it.
+        model: the spec of the network whose structure was used; None if there was none.
+        input: (channels, height, width) for which multiply-accumulates were counted.
+        bytes_dense, bytes_packed, bytes_bound: tensors as they are, a packed file's estimate, the entropy bound.
+    """
+
+    path: Path
+    format: str
+    layers: tuple[LayerFinding, ...]
+    left_out: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    parameters: int
+    masks_present: bool
+    digest: str | None
+    digest_matches: bool
+    meta: Mapping[str, Any]
+    model: str | None
+    input: tuple[int, int, int] | None
+    bytes_file: int
+    bytes_dense: int
+    bytes_packed: int
+    bytes_bound: int
+
+    @property
+    def prunable(self) -> int:
+        """Weights of all prunable layers."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def zeros(self) -> int:
+        """Dead weights of all prunable layers."""
+        return sum(layer.zeros for layer in self.layers)
+
+    @property
+    def sparsity_prunable(self) -> float:
+        """Dead over prunable weights."""
+        return self.zeros / max(1, self.prunable)
+
+    @property
+    def sparsity_total(self) -> float:
+        """Dead weights over all parameters."""
+        return self.zeros / max(1, self.parameters)
+
+    @property
+    def macs(self) -> tuple[int, int] | None:
+        """Multiply-accumulates on one image: all, and those by live weights."""
+        known = [(x.macs, x.macs_left) for x in self.layers if x.macs is not None and x.macs_left is not None]
+        return (sum(a for a, _ in known), sum(b for _, b in known)) if self.input and known else None
+
+    @property
+    def consistent(self) -> bool:
+        """Whether masks, weights and the digest tell the same story (true where there are no masks)."""
+        return self.digest_matches and not any(x.revived or x.idle for x in self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerDifference:
+    """One layer of two checkpoints.
+
+    Args:
+        iou: live in both over live in either; 1 where both are all dead.
+        revived: dead in the first, alive in the second.
+        died: alive in the first, dead in the second.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    weights: int
+    sparsity_a: float
+    sparsity_b: float
+    iou: float
+    revived: int
+    died: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What two networks say to the same validation images; accuracies are fractions."""
+
+    data: str
+    images: int
+    flipped: int
+    top1_a: float
+    top1_b: float
+    lost: int
+    won: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two checkpoints side by side; `unmatched` are layers of one only, or of two shapes, with the reason."""
+
+    a: Inspection
+    b: Inspection
+    layers: tuple[LayerDifference, ...]
+    unmatched: tuple[tuple[str, str], ...]
+    same_weights: bool
+    predictions: Predictions | None = None
+
+    @property
+    def iou(self) -> float:
+        """Over all matched layers."""
+        weights = sum(x.weights for x in self.layers)
+        alive_a = weights - sum(round(x.sparsity_a * x.weights) for x in self.layers)
+        either = alive_a + self.revived
+        return (alive_a - self.died) / either if either else 1.0
+
+    @property
+    def revived(self) -> int:
+        """Weights that are dead in the first and alive in the second."""
+        return sum(x.revived for x in self.layers)
+
+    @property
+    def died(self) -> int:
+        """Weights that are alive in the first and dead in the second."""
+        return sum(x.died for x in self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPoint:
+    """A network pruned once, never trained after: the target, its true sparsity, and what it still gets right.
+
+    Args:
+        layer: the only layer pruned; None for all.
+    """
+
+    layer: str | None
+    target: float
+    sparsity: float
+    top1: float
+    top5: float
+    loss: float
+    images: int
