@@ -20,7 +20,7 @@ from starfire_cli.workflows.resuming import open_session, save
 from starfire_cli.workflows.train import train
 
 TINY = {"model": "tests.tiny:net", "limit_train": 320, "limit_val": 100, "device": "cpu", "epochs": 4, "era": "1:3"}
-OPTIONS = "--model tests.tiny:net --limit-train 320 --limit-val 100 --device cpu".split()
+OPTIONS = ["--model", "tests.tiny:net", "--limit-train", "320", "--limit-val", "100", "--device", "cpu"]
 
 
 def run_of(tmp_path: Path, **more) -> tuple[Run, list]:
@@ -214,11 +214,11 @@ def test_a_loss_that_explodes_stops_the_run_and_saves_nothing_bad(tmp_path, caps
 def test_init_takes_weights_and_masks_and_what_is_dead_stays_dead(tmp_path):
     first, _ = run_of(tmp_path / "a", method="ck", target=0.5)
     masks = load(first.best).masks
-    run, records = run_of(tmp_path / "b", method="dense", init=first.best, epochs=2, era=None)
+    run, _ = run_of(tmp_path / "b", method="dense", init=first.best, epochs=2, era=None)
     again = load(run.last)
     assert digest(again.masks) == digest(masks)
     assert all(not again.state[k][~m].count_nonzero() for k, m in masks.items())
-    run, records = run_of(tmp_path / "c", method="window", target=0.7, init=first.best)
+    run, _ = run_of(tmp_path / "c", method="window", target=0.7, init=first.best)
     for key, mask in load(run.last).masks.items():
         assert not (mask & ~masks[key]).any()
 
@@ -279,3 +279,26 @@ def test_a_dry_run_trains_nothing(tmp_path, monkeypatch, capsys):
     assert "178,936 of 268,336" in out or "of 268,336 prunable weights go" in out
     assert "6/9 of a window" in out and "epoch 9: target 0.6 reached" in out
     assert not list(tmp_path.iterdir())
+
+
+def test_eliminate_writes_a_network_that_gives_the_same_answers(tmp_path):
+    from tests.tiny import Net
+
+    run, records = run_of(
+        tmp_path, method="ck", target=0.9, keep_dense=("fc", "conv1"), eliminate=True, epochs=2, era="0:1"
+    )
+    before, after = load(run.best), load(run.eliminated)
+    assert any("eliminated" in note for note in records[-1].notes)
+    nets = []
+    for checkpoint in (before, after):
+        net = Net(10).eval()
+        net.load_state_dict(checkpoint.state)
+        nets.append(net)
+    images = torch.rand(8, 3, 16, 16)
+    torch.testing.assert_close(nets[0](images), nets[1](images), rtol=1e-4, atol=1e-5)
+
+
+def test_adversarial_training_reports_robust_accuracy(tmp_path):
+    run, _ = run_of(tmp_path, adversarial="fgsm:eps=8/255", epochs=2, era="0:1", target=0.5)
+    rows = run.read_metrics()
+    assert all(0 <= row["robust_top1"] <= row["val_top1"] + 0.05 for row in rows)

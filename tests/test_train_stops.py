@@ -16,10 +16,31 @@ import torch
 from starfire_cli.formats.checkpoint import load
 from starfire_cli.formats.run import Run
 
-OPTIONS = (
-    "train --model tests.tiny:net --limit-train 640 --limit-val 64 --batch-size 32 --device cpu --workers 0 --name a "
-    "--method ck --era 1:4 --optimizer adam --lr 0.001"
-).split()
+OPTIONS = [
+    "train",
+    "--model",
+    "tests.tiny:net",
+    "--limit-train",
+    "640",
+    "--limit-val",
+    "64",
+    "--batch-size",
+    "32",
+    "--device",
+    "cpu",
+    "--workers",
+    "0",
+    "--name",
+    "a",
+    "--method",
+    "ck",
+    "--era",
+    "1:4",
+    "--optimizer",
+    "adam",
+    "--lr",
+    "0.001",
+]
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen:

@@ -135,7 +135,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a sparse network: dense start, pruning era, fixed mask. With no options: on handwritten digits."""
-    from starfire_cli.report.progress import display
+    from starfire_cli.report.progress import decoding_display, display
     from starfire_cli.workflows.request import TrainRequest
     from starfire_cli.workflows.train import train as run_training
 
@@ -150,7 +150,8 @@ def train(
     }
     given = frozenset(k for k in values if _was_given(context, k))
     request = TrainRequest(**values, command=shlex.join(["starfire", *sys.argv[1:]]))
-    end = display(run_training(request, given), quiet=quiet, to_stderr=as_json)
+    records = run_training(request, given, decoding=decoding_display(to_stderr=as_json, quiet=quiet))
+    end = display(records, quiet=quiet, to_stderr=as_json)
     if as_json and end.summary is not None:
         typer.echo(json.dumps(end.summary))
     if end.exit_code:

@@ -23,6 +23,7 @@ class Run:
         self.metrics_path = path / "metrics.jsonl"
         self.last = path / "last.pt"
         self.best = path / "best.pt"
+        self.eliminated = path / "eliminated.pt"
 
     @classmethod
     def create(cls, root: Path, name: str | None, default: str) -> Run:

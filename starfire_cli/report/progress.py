@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,21 @@ def display(records: Iterable[Record], *, quiet: bool = False, to_stderr: bool =
     finally:
         screen.close()
     return end
+
+
+def decoding_display(*, to_stderr: bool = False, quiet: bool = False) -> Callable[[str, int, int], None]:
+    """What to call with (what, done, all) while images are decoded: a line that counts, in a pipe one at the end."""
+    console = open_console(stderr=to_stderr)
+
+    def show(what: str, done: int, total: int) -> None:
+        if quiet:
+            return
+        if console.is_terminal:
+            console.print(f"{what}: {done:,} of {total:,}", end="\n" if done >= total else "\r", markup=False)
+        elif done >= total:
+            console.print(f"{what}: {total:,}", markup=False)
+
+    return show
 
 
 class _Screen:

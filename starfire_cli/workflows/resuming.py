@@ -14,7 +14,7 @@ from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.formats.run import Run, newest_run
 from starfire_cli.workflows.describe import meta_of
 from starfire_cli.workflows.request import TrainRequest
-from starfire_cli.workflows.session import Position, Session
+from starfire_cli.workflows.session import Decoding, Position, Session
 
 # What a resumed run may change; everything else is the run's own. More epochs are the paper's "extra 10 epochs".
 CHANGEABLE = frozenset(
@@ -61,17 +61,18 @@ def check_fixed(session: Session) -> None:
         raise Mismatch(f"the mask of {changed[0]} changed after the era ended ({len(changed)} layers in all)")
 
 
-def open_session(request: TrainRequest, given: frozenset[str]) -> Session:
+def open_session(request: TrainRequest, given: frozenset[str], decoding: Decoding = None) -> Session:
     """Set a run up: a new one, or with `resume` the one a checkpoint belongs to.
 
     Args:
         request: what was asked for.
         given: the names of the fields that the user gave explicitly; a resumed run keeps its own for all others.
+        decoding: see `Session`.
 
     Raises BadOption where a given option contradicts the run that is resumed.
     """
     if request.resume is None:
-        return Session(request)
+        return Session(request, decoding=decoding)
     path = _last_of(request.resume, request.out)
     checkpoint = files.load(path, training=True)
     if not checkpoint.training or "request" not in checkpoint.meta:
@@ -84,7 +85,7 @@ def open_session(request: TrainRequest, given: frozenset[str]) -> Session:
                 f"{getattr(own, field)}; leave it out, or start a new run from these weights with --init {path}"
             )
     taken = {field: getattr(request, field) for field in (given & CHANGEABLE) | OF_THE_CALL}
-    session = Session(dataclasses.replace(own, **taken), resume=checkpoint)
+    session = Session(dataclasses.replace(own, **taken), resume=checkpoint, decoding=decoding)
     take_up(session, checkpoint)
     if Run(path.parent).config_path.exists():
         session.run = Run(path.parent)

@@ -22,6 +22,8 @@ from starfire_cli.pruning.era import Era
 from starfire_cli.workflows.optim import LearningRate, build_optimizer
 from starfire_cli.workflows.request import TrainRequest, era_steps, fill, pruning_of
 
+Decoding = Callable[[str, int, int], None] | None
+
 
 @dataclasses.dataclass
 class Position:
@@ -45,18 +47,20 @@ class Session:
     Args:
         request: what was asked for; with `resume`, the resumed run's own request.
         resume: the checkpoint whose weights and masks to go on with (see `resuming.take_up`).
+        decoding: told (what, done, all) while small images are decoded once.
 
     Raises BadOption and StarfireError for what does not fit together.
     """
 
-    def __init__(self, request: TrainRequest, *, resume: Checkpoint | None = None) -> None:
+    def __init__(self, request: TrainRequest, *, resume: Checkpoint | None = None, decoding: Decoding = None) -> None:
         self.device = runtime.pick_device(request.device)
         runtime.seed_everything(request.seed, deterministic=request.deterministic)
         if resume is None:
             request = fill(request, *recognise(request.data or "digits"))
         self.request = request
         self.pruning = pruning_of(request)
-        self.data = open_data(request.data or "digits", _data_options(request, self.device))
+        self.channels_last = self.device.type == "cuda" if request.channels_last is None else request.channels_last
+        self.data = open_data(request.data or "digits", self._data_options(decoding))
         info = self.data.info
         chosen = "" if request.data else "; choose others with --data PATH or --data NAME (docs/data.md)"
         self.notes = [
@@ -70,7 +74,6 @@ class Session:
         self.epochs = request.epochs
         self.steps = self.epochs * self.steps_per_epoch
         layers, masks = self._layers_and_weights(resume)
-        self.channels_last = self.device.type == "cuda" if request.channels_last is None else request.channels_last
         self.net.to(self.device)
         if self.channels_last:
             self.net.to(memory_format=torch.channels_last)
@@ -112,6 +115,26 @@ class Session:
         dead = sum(self.pruner.zeros.values())
         prunable = sum(layer.weights for layer in self.pruner.layers)
         return dead / max(1, prunable), dead / sum(p.numel() for p in self.net.parameters())
+
+    def _data_options(self, decoding: Decoding) -> DataOptions:
+        request = self.request
+        assert request.batch_size is not None
+        return DataOptions(
+            batch_size=request.batch_size,
+            eval_batch_size=request.eval_batch_size,
+            image_size=request.image_size,
+            augment=request.augment or "auto",
+            seed=request.seed,
+            device=self.device,
+            workers=request.workers,
+            skip_corrupt=request.skip_corrupt,
+            val_fraction=request.val_fraction,
+            split_seed=request.split_seed,
+            limit_train=request.limit_train,
+            limit_val=request.limit_val,
+            channels_last=self.channels_last,
+            progress=decoding,
+        )
 
     def _layers_and_weights(self, resume: Checkpoint | None) -> tuple[list[Layer], Masks | None]:
         """The layers to prune, and what is dead already; weights are taken from `resume` or `--init`."""
@@ -199,21 +222,3 @@ class Session:
             self.autocast = lambda: torch.autocast(device, dtype=dtype)
         self.scaler = torch.amp.GradScaler(device, enabled=amp and dtype is torch.float16)
         self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if request.compile else self.model
-
-
-def _data_options(request: TrainRequest, device: torch.device) -> DataOptions:
-    assert request.batch_size is not None
-    return DataOptions(
-        batch_size=request.batch_size,
-        eval_batch_size=request.eval_batch_size,
-        image_size=request.image_size,
-        augment=request.augment or "auto",
-        seed=request.seed,
-        device=device,
-        workers=request.workers,
-        skip_corrupt=request.skip_corrupt,
-        val_fraction=request.val_fraction,
-        split_seed=request.split_seed,
-        limit_train=request.limit_train,
-        limit_val=request.limit_val,
-    )

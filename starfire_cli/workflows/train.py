@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import perf_counter
 
 import torch
@@ -13,7 +13,10 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
 from starfire_cli.errors import StarfireError
+from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.run import Run
+from starfire_cli.models import build_model
+from starfire_cli.pruning.elimination import eliminate
 from starfire_cli.records import EpochRecord, Finished, Record, Started, StepRecord, Stopped
 from starfire_cli.workflows.describe import config_of, plan_of
 from starfire_cli.workflows.evaluate import evaluate
@@ -27,16 +30,22 @@ _SHOW_EVERY = 0.1  # seconds between step records; each fetches two numbers from
 _LOOK_EVERY = 50  # steps between looks at the loss where looking makes a GPU wait
 
 
-def train(request: TrainRequest, given: frozenset[str] = frozenset()) -> Iterator[Record]:
+def train(
+    request: TrainRequest,
+    given: frozenset[str] = frozenset(),
+    *,
+    decoding: Callable[[str, int, int], None] | None = None,
+) -> Iterator[Record]:
     """Train one network and yield what happens.
 
     Args:
         request: what was asked for.
         given: which of its fields the user gave explicitly (a resumed run keeps its own for the others).
+        decoding: told (what, done, all) while small images are decoded once, before anything is yielded.
 
     Raises StarfireError and BadOption with one clear line; what was saved before stays whole.
     """
-    session = open_session(request, given)
+    session = open_session(request, given, decoding)
     yield plan_of(session)
     if request.dry_run:
         return
@@ -60,7 +69,7 @@ def train(request: TrainRequest, given: frozenset[str] = frozenset()) -> Iterato
             f"--accumulate 2 or --amp needs less. {_last(run)}"
         ) from error
     if not signals.stopped:
-        yield _finish(session, run)
+        yield _finish(session, run, _eliminated(session, run) if session.request.eliminate else ())
 
 
 def _epochs(session: Session, run: Run, signals: Signals) -> Iterator[Record]:
@@ -145,8 +154,6 @@ def _one_epoch(session: Session, run: Run, signals: Signals) -> Iterator[Record]
 def _step(session: Session, meter: _Meter, images: Tensor, labels: Tensor) -> None:
     """One optimizer step: gradients, their masks, the update, the era."""
     request, optimizer, pruner = session.request, session.optimizer, session.pruner
-    if session.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
     for number, (part, target) in enumerate(_parts(images, labels, request.accumulate)):
         if session.adversary is not None:
             draw = session.at.step * request.accumulate + number
@@ -261,7 +268,25 @@ def _stopped(session: Session, run: Run, signals: Signals) -> Stopped:
     return Stopped(signal=signals.number, checkpoint=run.last, epoch=at.epoch, step=at.step, steps=session.steps)
 
 
-def _finish(session: Session, run: Run) -> Finished:
+def _eliminated(session: Session, run: Run) -> tuple[str, ...]:
+    """Write the best network again, without the linear weights that only see constants (section 2.1.2)."""
+    best = files.load(run.best)
+    net = build_model(
+        session.request.model or "", num_classes=len(session.data.info.classes), image_size=session.data.info.image_size
+    )
+    net.load_state_dict(best.state)
+    side = session.data.info.image_size
+    report = eliminate(net, best.masks or {}, example=torch.zeros(1, 3, side, side))
+    if report.declined:
+        return (f"nothing was eliminated: {report.declined}",)
+    files.save(run.eliminated, state=net.state_dict(), masks=report.masks, meta=best.meta)
+    said = [f"eliminated {report.weights} linear weights that only see constants: {run.eliminated}"]
+    for layer in report.layers:
+        said += [f"{layer.layer}: {count} inputs stay, {reason}" for reason, count in layer.kept.items()]
+    return tuple(said)
+
+
+def _finish(session: Session, run: Run, notes: tuple[str, ...]) -> Finished:
     rows = run.read_metrics()
     over = [row for row in rows if row["step"] >= session.pruner.era.last_step] or rows
     best = max(over, key=lambda row: row["val_top1"])
@@ -278,6 +303,7 @@ def _finish(session: Session, run: Run) -> Finished:
         epochs=session.epochs,
         seconds=trained,
         images_per_second=sum(rates) / len(rates),
+        notes=notes,
     )
 
 
