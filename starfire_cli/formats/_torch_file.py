@@ -105,10 +105,8 @@ def _refused(text: str) -> str:
 
 
 def _is_packed(path: Path) -> bool:
-    try:
-        from starfire_cli.formats import packed
-    except ImportError:
-        return False
+    from starfire_cli.formats import packed  # it needs this package's Checkpoint itself
+
     return packed.is_packed(path)
 
 
