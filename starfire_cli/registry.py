@@ -90,11 +90,10 @@ class Family(Generic[T]):
 def parse_number(text: str) -> float:
     """`0.01` or `8/255` to a float. Raises ValueError."""
     above, slash, below = text.partition("/")
-    if not slash:
-        return float(text)
-    if float(below) == 0:
-        raise ValueError(text)
-    return float(above) / float(below)
+    try:
+        return float(above) / float(below) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{text!r} is not a number") from None
 
 
 def parse_value(text: str, kind: Any, what: str) -> Any:
@@ -108,7 +107,8 @@ def parse_value(text: str, kind: Any, what: str) -> Any:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
         return parse_number(text) if kind is float else kind(text)
     except (KeyError, ValueError):
-        raise BadOption(f"{what}={text!r} is not a {kind.__name__}") from None
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, f"a {kind.__name__}")
+        raise BadOption(f"{what}={text!r} is not {wanted}") from None
 
 
 def _show(value: object) -> str:
