@@ -23,7 +23,6 @@ from torch import Tensor
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats import encoding
-from starfire_cli.formats.atomic import size_text
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.formats.container import Container, Piece, checked_shape, is_marked
 from starfire_cli.formats.dtypes import BY_NAME, NOT_IN_SAFETENSORS, Dtype, tensor_of
@@ -31,6 +30,7 @@ from starfire_cli.formats.encoding import Alive
 from starfire_cli.formats.streams import Damaged, Reader
 from starfire_cli.formats.values import Values, Words
 from starfire_cli.pruning.masks import digest
+from starfire_cli.text import size_text
 
 T = TypeVar("T")
 SUFFIX = ".packed"

@@ -13,7 +13,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-Bytes = NDArray[np.uint8]
+from starfire_cli.formats.small import Bytes, pack, unpack, width
+
 Bits = NDArray[np.bool_]
 
 RAW, ZSTD = 0, 1
@@ -106,7 +107,7 @@ class Writer:
     def small(self, values: Bytes, limit: int) -> None:
         """Values below `limit` (at most 256), as many in a byte as fit when each takes 1, 2, 4 or 8 bits."""
         if limit > 1:
-            self.blob(_pack(values, _width(limit)).tobytes())
+            self.blob(pack(values, width(limit)).tobytes())
 
 
 class Reader:
@@ -118,7 +119,7 @@ class Reader:
 
     def finish(self) -> None:
         """Nothing but padding may be left: zeros."""
-        if any(self._data[self._at :]):
+        if np.frombuffer(self._data[self._at :], np.uint8).any():
             raise Damaged("bytes are left over")
 
     def _take(self, count: int) -> memoryview:
@@ -216,39 +217,8 @@ class Reader:
         """See `Writer.small`; what is at or above `limit` is the caller's to find."""
         if limit <= 1:
             return np.zeros(count, np.uint8)
-        width = _width(limit)
-        return _unpack(np.frombuffer(self.blob(-(-count * width // 8)), np.uint8), width, count)
-
-
-def _width(limit: int) -> int:
-    """How many bits hold a value below `limit`: 1, 2, 4 or 8."""
-    return next(width for width in (1, 2, 4, 8) if limit <= 1 << width)
-
-
-def _pack(values: Bytes, width: int) -> Bytes:
-    """8 / width values a byte, the first in the lowest bits; the last byte is filled up with zeros."""
-    if width == 8:
-        return values
-    if width == 1:
-        return np.packbits(values, bitorder="little")
-    per_byte = 8 // width
-    rows = np.pad(values, (0, -values.size % per_byte)).reshape(-1, per_byte)
-    packed = rows[:, 0].copy()
-    for place in range(1, per_byte):
-        packed |= rows[:, place] << np.uint8(place * width)
-    return packed
-
-
-def _unpack(data: Bytes, width: int, count: int) -> Bytes:
-    if width == 8:
-        return data
-    if width == 1:
-        return np.unpackbits(data, count=count, bitorder="little")
-    per_byte = 8 // width
-    values = np.empty((data.size, per_byte), np.uint8)
-    for place in range(per_byte):
-        values[:, place] = data >> np.uint8(place * width) & np.uint8((1 << width) - 1)
-    return values.reshape(-1)[:count]
+        bits = width(limit)
+        return unpack(np.frombuffer(self.blob(-(-count * bits // 8)), np.uint8), bits, count)
 
 
 def _compressors(effort: str) -> list[Any]:
