@@ -98,7 +98,12 @@ class _Run(fx.Interpreter):
         if isinstance(real, Tensor):
             self.found.shapes[n] = tuple(real.shape)
         args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda a: self.known[a])
-        self.known[n] = tree_map(_one_number_a_map, self._known(n, real, args, kwargs))
+        try:
+            known = self._known(n, real, args, kwargs)
+        except (RuntimeError, TypeError, ValueError):  # an operation used in a way it was not listed for
+            self.found.notes[n] = f"{called(n)} is not followed"
+            known = _forget(real)
+        self.known[n] = tree_map(_one_number_a_map, known)
         for done in self.user_to_last_uses.get(n, []):
             self.known.pop(done, None)
         return real

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.pruning.constants import Constants, check_masks, find_constants, live_of
-from starfire_cli.pruning.equality import allowed_difference, largest_difference, outputs_on_noise
+from starfire_cli.pruning.equality import ALLOWED, largest_difference, outputs_on_noise
 from starfire_cli.pruning.graph import Traced, fitting_image, producers, trace
 from starfire_cli.pruning.masks import Masks
 
@@ -64,7 +64,8 @@ class EliminationReport:
         masks: the new masks, each a subset of the old.
         layers: one record a linear layer, in the model's order.
         declined: why nothing was done at all; None where the model could be followed.
-        difference: largest difference of any output on random images, over the largest output, in float64.
+        difference: largest difference of any output on random images, over the largest output, in float64 and before
+            the new biases are rounded to the model's own type.
     """
 
     masks: Masks
@@ -129,7 +130,7 @@ def eliminate(
     if changes:
         _write(traced.model, changes)
         difference = largest_difference(before, outputs_on_noise(traced.model, image))
-        if not difference <= allowed_difference(model):
+        if not difference <= ALLOWED:
             reason = f"the model's outputs would change by {difference:.1e} of the largest"
             return EliminationReport(masks={k: m.clone() for k, m in masks.items()}, declined=reason)
         _write(model, changes)
