@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from starfire_cli.records import EpochRecord, Finished, Plan, Record, Started, StepRecord, Stopped
 from starfire_cli.report.console import open_console
@@ -129,14 +128,25 @@ class _Screen:
             self._progress.update(self._progress.task_ids[0], completed=r.step)
         if self._quiet:
             return
-        robust = f"  robust {r.robust_top1:.2%}" if r.robust_top1 is not None else ""
-        self._console.print(
-            f"epoch {r.epoch}/{self._epochs}  step {r.step}  loss {r.train_loss:.4f}  train {r.train_top1:.2%}  "
-            f"val {r.val_top1:.2%} (top5 {r.val_top5:.2%}){robust}  threshold {r.threshold:.3f}  "
-            f"sparsity {r.sparsity_prunable:.4f}  lr {r.lr:.3g}  {r.images_per_second:,.0f} img/s"
-            f"{'  best' if r.best else ''}",
-            markup=False,
-        )
+        fields = [
+            f"epoch {r.epoch}/{self._epochs}",
+            f"loss {r.train_loss:.4f}",
+            f"val {r.val_top1:.2%}",
+            f"sparsity {r.sparsity_prunable:.4f}",
+            # from here on, only where there is room
+            f"threshold {r.threshold:.3f}",
+            f"{r.images_per_second:,.0f} img/s",
+            f"train {r.train_top1:.2%}",
+            f"top5 {r.val_top5:.2%}",
+            f"lr {r.lr:.3g}",
+            f"step {r.step}",
+        ]
+        if r.robust_top1 is not None:
+            fields.insert(3, f"robust {r.robust_top1:.2%}")
+        marker = "  best" if r.best else ""
+        while len(fields) > 4 and len("  ".join(fields) + marker) > self._console.width:
+            fields.pop()
+        self._console.print("  ".join(fields) + marker, markup=False)
 
     def stopped(self, r: Stopped) -> End:
         self.close()
@@ -150,21 +160,17 @@ class _Screen:
 
     def finished(self, r: Finished) -> End:
         self.close()
-        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-        rows = [
+        rows = (
             ("best checkpoint", str(r.checkpoint)),
             ("top-1 / top-5", f"{r.val_top1:.2%} / {r.val_top5:.2%}"),
             ("sparsity", f"{r.sparsity_prunable:.4f} of prunable weights (target {r.target:g})"),
             ("", f"{r.sparsity_total:.4f} of all parameters"),
             ("time", f"{r.seconds:.1f} s for {r.epochs} epochs, {r.images_per_second:,.0f} images/s"),
             ("next", f"starfire inspect {shlex.quote(str(r.checkpoint))}"),
-        ]
-        for left, right in rows:
-            table.add_row(left, right)
-        if not self._quiet or not self._console.stderr:
-            for note in r.notes:
-                self._console.print(note, markup=False)
-            self._console.print(table)
+        )
+        if not (self._quiet and self._console.stderr):
+            for line in (*r.notes, *(f"{left:<17}{right}" for left, right in rows)):
+                self._console.print(line, markup=False)
         keys = ("run", "checkpoint", "val_top1", "val_top5", "target", "sparsity_prunable", "sparsity_total")
         summary = {k: getattr(r, k) for k in (*keys, "epochs", "seconds", "images_per_second")}
         return End(summary=summary | {"run": str(r.run), "checkpoint": str(r.checkpoint)})

@@ -37,7 +37,7 @@ def plan_of(session: Session) -> Plan:
         "channels_last": session.channels_last,
     }
     return Plan(
-        settings=tuple((k.replace("_", "-"), _in_words(v)) for k, v in settings.items()),
+        settings=tuple((k.replace("_", "-"), _in_words(v)) for k, v in settings.items() if v is not False and v != ()),
         notes=(*session.notes, *session.data.info.notes),
         layers=plan_layers(session.pruner, session.pruning, session.macs),
         left_out=tuple(session.left_out),
