@@ -156,8 +156,8 @@ class Predictions:
     flipped: int
     top1_a: float
     top1_b: float
-    lost: int
-    won: int
+    right_only_in_a: int
+    right_only_in_b: int
 
 
 @dataclass(frozen=True, kw_only=True)

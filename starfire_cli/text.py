@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
@@ -23,3 +24,9 @@ def size_text(count: float) -> str:
 def shape_text(shape: Iterable[int]) -> str:
     """`64x3x7x7`."""
     return "x".join(map(str, shape))
+
+
+def by_number(key: str) -> list[tuple[bool, int, str]]:
+    """A sort key by which layer1.2 comes before layer1.10."""
+    parts = re.split(r"([0-9]+)", key)
+    return [(True, int(part), "") if part.isdecimal() else (False, 0, part) for part in parts]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats import _torch_file, _unwrap
+from starfire_cli.text import by_number
 
 
 def load(path: Path, kind: str) -> dict[str, Tensor]:
@@ -36,7 +35,7 @@ def load(path: Path, kind: str) -> dict[str, Tensor]:
             shards[name] = _load_shard(path, name)
         if key not in shards[name]:
             raise StarfireError(f"{path}: {key} should be in {name}, which does not hold it")
-    return {key: shards[weight_map[key]][key] for key in sorted(weight_map, key=_by_number)}
+    return {key: shards[weight_map[key]][key] for key in sorted(weight_map, key=by_number)}
 
 
 def _load_shard(index: Path, name: str) -> dict[str, Tensor]:
@@ -55,12 +54,7 @@ def _load_shard(index: Path, name: str) -> dict[str, Tensor]:
 def _load_one(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in sorted(file.keys(), key=_by_number)}
+            return {key: file.get_tensor(key) for key in sorted(file.keys(), key=by_number)}
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, OSError) as error:
         text = " ".join(str(error).split())[:200]
         raise StarfireError(f"{path} is a damaged safetensors file: {text}") from None
-
-
-def _by_number(key: str) -> list[Any]:
-    """A sort key by which layer1.2 comes before layer1.10."""
-    return [(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", key)]

@@ -45,7 +45,9 @@ def layer_stats(layer: Layer, alive: Tensor) -> LayerStats:
     dead_KC = kept_KC == 0
     K, C = kept_KC.shape
     by_group = dead_KC.reshape(layer.groups, K // layer.groups, C)
-    counts = np.bincount(kept_KC.reshape(-1), minlength=layer.window + 1) if layer.kind == "window" else np.zeros(0, int)
+    counts = (
+        np.bincount(kept_KC.reshape(-1), minlength=layer.window + 1) if layer.kind == "window" else np.zeros(0, int)
+    )
     return LayerStats(
         layer=layer,
         zeros=layer.weights - int(np.count_nonzero(alive.numpy())),
@@ -62,7 +64,7 @@ def kept_in_kernels(layer: Layer, alive: Tensor) -> NDArray[Any]:
     window = layer.window
     bits = alive.contiguous().numpy().reshape(K * C, window).view(np.uint8)
     # Adding R * S columns is many times faster than summing K * C short rows.
-    kept = bits[:, 0].astype(np.uint8 if window < 256 else np.int64)
+    kept: NDArray[Any] = bits[:, 0].astype(np.uint8 if window < 256 else np.int64)
     for place in range(1, window):
         kept += bits[:, place]
     return kept.reshape(K, C)

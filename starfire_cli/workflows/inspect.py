@@ -1,0 +1,209 @@
+"""What is true of a checkpoint's sparsity: counted from its masks, or from its zeros where it has none."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from starfire_cli.errors import StarfireError
+from starfire_cli.findings import Inspection, LayerFinding
+from starfire_cli.formats.checkpoint import Checkpoint, load
+from starfire_cli.formats.estimate import PACKED_OVER_BOUND, estimate
+from starfire_cli.formats.run import find_checkpoint
+from starfire_cli.pruning.layers import Layer, layers_of_model, layers_of_state
+from starfire_cli.pruning.masks import digest
+from starfire_cli.pruning.stats import layer_stats
+from starfire_cli.pruning.structure import structure_of
+from starfire_cli.workflows.rebuild import Rebuilt, known_spec, skeleton
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def open_checkpoint(path: Path | None) -> Checkpoint:
+    """The checkpoint that is meant, also if its masks and weights contradict each other. Raises StarfireError."""
+    return load(find_checkpoint(path), strict=False)
+
+
+def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[int, int] | None = None) -> Inspection:
+    """Count everything.
+
+    Args:
+        checkpoint: of any format (see `open_checkpoint`).
+        model: spec of the network; None: what the metadata say, if anything. Without one, shapes decide.
+        image: (channels, pixels a side) for which multiply-accumulates are counted; None: as the network expects.
+
+    Raises:
+        BadOption, StarfireError: there is no such model, or the weights are not its.
+    """
+    notes = list(checkpoint.notes)
+    rebuilt = _network(checkpoint, model, image, notes)
+    layers, left_out = _layers(checkpoint, rebuilt, notes)
+    masks = checkpoint.masks or {}
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        findings = list(pool.map(lambda layer: _finding(layer, checkpoint.state[layer.key], masks), layers))
+    shape = None
+    if rebuilt is not None:
+        channels, side = image or (3, rebuilt.image_size)
+        findings, shape = _with_macs(findings, rebuilt, channels, side, notes)
+    dense = sum(t.nbytes for t in _distinct(checkpoint.state).values())
+    rest = dense - sum(checkpoint.state[layer.key].nbytes for layer in layers)
+    bound = sum(finding.bytes_bound for finding in findings)
+    other_masks = sorted(set(masks) - {layer.key for layer in layers})
+    if other_masks:
+        notes.append(f"masks of what is no prunable layer are not counted: {', '.join(other_masks[:3])}")
+    return Inspection(
+        path=checkpoint.path,
+        format=checkpoint.format,
+        layers=tuple(findings),
+        left_out=tuple(left_out),
+        notes=tuple(notes),
+        parameters=_parameters(checkpoint, rebuilt),
+        masks_present=checkpoint.masks is not None,
+        digest=digest(masks) if checkpoint.masks is not None else None,
+        digest_matches=not any("digest" in note for note in checkpoint.notes),
+        meta=checkpoint.meta,
+        model=rebuilt.spec if rebuilt else None,
+        input=shape,
+        bytes_file=checkpoint.path.stat().st_size,
+        bytes_dense=dense,
+        bytes_packed=round(rest + PACKED_OVER_BOUND * bound),
+        bytes_bound=round(rest + bound),
+    )
+
+
+def _network(
+    checkpoint: Checkpoint, model: str | None, image: tuple[int, int] | None, notes: list[str]
+) -> Rebuilt | None:
+    """The network that was asked for, or the metadata's; None where there is none."""
+    size = image[1] if image else None
+    if model is not None:
+        return skeleton(checkpoint, model, size)
+    spec = known_spec(checkpoint)
+    if spec is None:
+        return None
+    try:
+        return skeleton(checkpoint, spec, size)
+    except StarfireError as error:
+        notes.append(f"the model of the metadata was not used: {error}")
+        return None
+
+
+def _layers(
+    checkpoint: Checkpoint, rebuilt: Rebuilt | None, notes: list[str]
+) -> tuple[list[Layer], list[tuple[str, str]]]:
+    """Prunable layers and what is left out, from the network or from shapes alone."""
+    if rebuilt is not None:
+        layers, left_out = layers_of_model(rebuilt.net)
+    else:
+        shared = checkpoint.state.keys() - _distinct(checkpoint.state).keys()
+        layers = [layer for layer in layers_of_state(checkpoint.state) if layer.key not in shared]
+        left_out = [(key, "shares its memory with another tensor") for key in checkpoint.state if key in shared]
+        left_out += [
+            (key, "3 or more than 4 axes")
+            for key, tensor in checkpoint.state.items()
+            if (tensor.ndim == 3 or tensor.ndim > 4) and tensor.numel()
+        ]
+        notes += grouped_by_shape(layers)
+    kept = [layer for layer in layers if checkpoint.state[layer.key].is_floating_point() and layer.weights]
+    left_out += [(layer.name, "not floating point, or empty") for layer in layers if layer not in kept]
+    if not kept:
+        notes.append("there is no prunable layer: no floating-point tensor of 4 axes (convolution) or 2 (linear)")
+    return kept, left_out
+
+
+def grouped_by_shape(layers: list[Layer]) -> list[str]:
+    """Notes on convolutions that may be grouped, which shapes alone cannot tell."""
+    convolutions = [layer for layer in layers if layer.kind != "linear"]
+    found = []
+    for before, layer in itertools.pairwise(convolutions):
+        K, C = layer.shape[:2]
+        # A depthwise kernel reads one channel; a grouped one usually keeps the width of the layer before it.
+        keeps_width = layer.kind == "window" and before.shape[0] == K
+        if C == 1 < K or (keeps_width and C < K and K % C == 0):
+            found.append(layer.name)
+    if not found:
+        return []
+    names = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    return [f"by their shapes these may be grouped convolutions, counted as one group: {names}; --model SPEC decides"]
+
+
+def _finding(layer: Layer, weight: Tensor, masks: Mapping[str, Tensor]) -> LayerFinding:
+    nonzero = (weight if weight.dtype.itemsize > 1 else weight.float()) != 0
+    mask = masks.get(layer.key)
+    alive = nonzero if mask is None else mask
+    stats = layer_stats(layer, alive)
+    revived = idle = 0
+    if mask is not None:
+        both = int(torch.count_nonzero(nonzero & mask))
+        revived = int(torch.count_nonzero(nonzero)) - both
+        idle = layer.weights - stats.zeros - both
+    bound, nonfinite = estimate(layer, weight, alive)
+    return LayerFinding(
+        name=layer.name,
+        key=layer.key,
+        kind=layer.kind,
+        shape=layer.shape,
+        groups=layer.groups,
+        zeros=stats.zeros,
+        dead_kernels=stats.dead_kernels,
+        dead_outputs=stats.dead_outputs,
+        dead_inputs=stats.dead_inputs,
+        per_window=stats.per_window,
+        structure=structure_of(layer, alive, stats),
+        masked=mask is not None,
+        revived=revived,
+        idle=idle,
+        nonfinite=nonfinite,
+        bytes_bound=bound,
+    )
+
+
+def _with_macs(
+    findings: list[LayerFinding], rebuilt: Rebuilt, channels: int, side: int, notes: list[str]
+) -> tuple[list[LayerFinding], tuple[int, int, int] | None]:
+    """The findings with multiply-accumulates, and the input they hold for; unchanged where the model cannot run."""
+    from starfire_cli.models import count_macs  # torchvision comes with it, which most checkpoints do without
+
+    try:
+        macs = count_macs(rebuilt.net, side, channels=channels)
+    except Exception as error:  # noqa: BLE001 - a model may raise anything for an input it does not take
+        reason = " ".join(str(error).split())[:160]
+        notes.append(f"multiply-accumulates are not known: the model does not take {channels}x{side}x{side}: {reason}")
+        return findings, None
+    filled = []
+    for finding in findings:
+        dense = macs.get(finding.name, 0)
+        left = dense * (finding.weights - finding.zeros) // finding.weights
+        filled.append(replace(finding, macs=dense, macs_left=left))
+    return filled, (channels, side, side)
+
+
+def _distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that lie at different places; of those that share one (tied weights) the first."""
+    places: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
+    found = {}
+    for key, tensor in state.items():
+        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and place in places:
+            continue
+        places.add(place)
+        found[key] = tensor
+    return found
+
+
+def _parameters(checkpoint: Checkpoint, rebuilt: Rebuilt | None) -> int:
+    """Of the model; without one, all floating-point tensors but BatchNorm's statistics."""
+    if rebuilt is not None:
+        return sum(p.numel() for p in rebuilt.net.parameters())
+    return sum(
+        t.numel()
+        for key, t in _distinct(checkpoint.state).items()
+        if t.is_floating_point() and not key.endswith(_BUFFERS)
+    )

@@ -1,0 +1,122 @@
+"""Which network do weights belong to, when a checkpoint is all that is left?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.formats.checkpoint import Checkpoint
+
+_GUESS = 1000  # classes, where neither metadata nor weights have told yet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebuilt:
+    """A network of the right shape.
+
+    Args:
+        net: the plain model; from `skeleton` on the meta device where the model allows it, without weights.
+        spec: what built it.
+        num_classes: its logits.
+        image_size: of the images it was made for, in pixels; usual for its kind where nothing says so.
+    """
+
+    net: nn.Module
+    spec: str
+    num_classes: int
+    image_size: int
+
+
+def known_spec(checkpoint: Checkpoint) -> str | None:
+    """The model that the metadata name, unless building it would run code of the file's choosing."""
+    spec = (checkpoint.meta.get("model") or {}).get("spec")
+    return spec if isinstance(spec, str) and (":" not in spec or spec.startswith("timm:")) else None
+
+
+def skeleton(checkpoint: Checkpoint, spec: str, image_size: int | None = None) -> Rebuilt:
+    """The network's modules and shapes, without weights.
+
+    Raises:
+        BadOption: there is no such model.
+        StarfireError: the checkpoint's weights are not that model's.
+    """
+    own = checkpoint.meta.get("model") or {}
+    size = image_size or own.get("image_size") or None
+    classes = own.get("num_classes") if spec == own.get("spec") else None
+    net = _build(spec, classes or _GUESS, size)
+    if classes is None:
+        classes = _classes(net, checkpoint.state) or _GUESS
+        if classes != _GUESS:
+            net = _build(spec, classes, size)
+    problem = misfit(net, checkpoint.state)
+    if problem:
+        raise StarfireError(f"{checkpoint.path} does not fit --model {spec}: {problem}")
+    return Rebuilt(net=net, spec=spec, num_classes=classes, image_size=size or _usual_size(spec))
+
+
+def revive(checkpoint: Checkpoint, spec: str, image_size: int | None = None) -> Rebuilt:
+    """The network with the checkpoint's weights, on the CPU, in eval mode. Raises as `skeleton`."""
+    from starfire_cli.models import build_model
+
+    found = skeleton(checkpoint, spec, image_size)
+    net = build_model(spec, num_classes=found.num_classes)
+    net.load_state_dict(checkpoint.state, strict=False)
+    return Rebuilt(net=net.eval(), spec=spec, num_classes=found.num_classes, image_size=found.image_size)
+
+
+def misfit(net: nn.Module, state: Mapping[str, Tensor]) -> str | None:
+    """The first difference between a model's tensors and a state dict's, and how many there are; None if they fit."""
+    own = net.state_dict()
+    problems = [f"{key} is missing" for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    problems += [f"{key} is not part of the model" for key in state if key not in own]
+    problems += [
+        f"{key} is {tuple(state[key].shape)}, the model's {tuple(own[key].shape)}"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    if not problems:
+        return None
+    return problems[0] + (f" ({len(problems)} differences in all)" if len(problems) > 1 else "")
+
+
+def _build(spec: str, classes: int, image_size: int | None) -> nn.Module:
+    from starfire_cli.models import build_model  # torchvision comes with it, which most checkpoints do without
+
+    sized = image_size if "vit" in spec or "swin" in spec else None  # for others the size changes no shape
+    try:
+        with torch.device("meta"):
+            return build_model(spec, num_classes=classes, image_size=sized)
+    except Exception:  # noqa: BLE001 - many models compute with tensors while they are built
+        return build_model(spec, num_classes=classes, image_size=sized)
+
+
+def _classes(net: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """How many classes the weights have: where only the first axis differs from a model with `_GUESS` classes."""
+    counts = {
+        state[key].shape[0]
+        for key, tensor in net.state_dict().items()
+        if key in state and tensor.ndim and state[key].ndim == tensor.ndim
+        if tensor.shape[0] == _GUESS != state[key].shape[0] and tensor.shape[1:] == state[key].shape[1:]
+    }
+    return counts.pop() if len(counts) == 1 else None
+
+
+def _usual_size(spec: str) -> int:
+    from starfire_cli.models import cifar_resnet
+
+    return 32 if spec in cifar_resnet.names() else 224
+
+
+def parse_input(text: str | None) -> tuple[int, int] | None:
+    """`3x224x224` to (channels, pixels a side). Raises BadOption."""
+    if text is None:
+        return None
+    parts: list[Any] = text.lower().replace("*", "x").split("x")
+    if not all(p.isdigit() and 0 < int(p) <= 1 << 14 for p in parts) or len(parts) != 3 or parts[1] != parts[2]:
+        raise BadOption(f"--input {text!r} is not channels x height x width of square images, such as 3x224x224")
+    return int(parts[0]), int(parts[1])
