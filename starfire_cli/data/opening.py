@@ -99,7 +99,7 @@ def open_val(meta: dict[str, Any], spec: str | None, options: DataOptions) -> tu
         )
     if source.val is None and known is not None and known.val_fraction is None:
         # The checkpoint held out no share; then a single folder of classes is meant as it stands.
-        val = limited(source.train, options.limit_val, "--limit-val")
+        val = limited(source.train, options.limit_val, "--limit-val", options.limit_seed)
     else:
         _, val = parts(dataclasses.replace(source), dataclasses.replace(options, limit_train=None))
     road = choose(val, len(val), options)

@@ -30,6 +30,7 @@ class DataOptions:
         split_seed: decides which images are held out.
         limit_train: use only so many training images, spread over the classes.
         limit_val: the same for validation.
+        limit_seed: decides which validation images these are.
         timeout: seconds to wait for a worker before it counts as dead.
         channels_last: memory format of the batches.
         progress: told what is being done, how many images are through, and of how many, while small ones are decoded.
@@ -47,6 +48,7 @@ class DataOptions:
     split_seed: int = 0
     limit_train: int | None = None
     limit_val: int | None = None
+    limit_seed: int = 0
     timeout: float = 120
     channels_last: bool = False
     progress: Callable[[str, int, int], None] | None = None

@@ -15,7 +15,8 @@ def parts(source: Source, options: DataOptions) -> tuple[Part, Part]:
     train, val = source.train, source.val
     if val is None:
         train, val = held_out(train, source.classes, options)
-    return limited(train, options.limit_train, "--limit-train"), limited(val, options.limit_val, "--limit-val")
+    train = limited(train, options.limit_train, "--limit-train")
+    return train, limited(val, options.limit_val, "--limit-val", options.limit_seed)
 
 
 def held_out(part: Part, classes: tuple[str, ...], options: DataOptions) -> tuple[Part, Part]:
@@ -31,10 +32,10 @@ def held_out(part: Part, classes: tuple[str, ...], options: DataOptions) -> tupl
     return part.take(~held), part.take(held)
 
 
-def limited(part: Part, limit: int | None, option: str) -> Part:
+def limited(part: Part, limit: int | None, option: str, seed: int = 0) -> Part:
     """At most `limit` images, spread over the classes."""
     if limit is not None and limit < 1:
         raise BadOption(f"{option} {limit} must be 1 or more")
     if limit is None or limit >= len(part):
         return part
-    return part.take(choose(part.labels, spread(np.bincount(part.labels), limit), seed=0))
+    return part.take(choose(part.labels, spread(np.bincount(part.labels), limit), seed))
