@@ -1,6 +1,32 @@
-"""Which attacks there are, and what measuring (`sweep`) and training (`adversary`) ask of one."""
+"""Which attacks there are, what measuring (`sweep`) and training (`adversary`) ask of one, and what comes of it."""
 
-from starfire_cli.attacks._family import ATTACKS, Adversarial, Attack, restricted
+from starfire_cli.attacks._family import ATTACKS, Adversarial, Attack, with_options
+from starfire_cli.attacks._records import (
+    AttackProgress,
+    AttackRecord,
+    AttackReport,
+    AttackStarted,
+    NetworkResult,
+    PairPoint,
+    RobustPoint,
+)
+from starfire_cli.attacks._sizes import Size, parse_sizes
 from starfire_cli.attacks._training import Adversary, adversary
 
-__all__ = ["ATTACKS", "Adversarial", "Adversary", "Attack", "adversary", "restricted"]
+__all__ = [
+    "ATTACKS",
+    "Adversarial",
+    "Adversary",
+    "Attack",
+    "AttackProgress",
+    "AttackRecord",
+    "AttackReport",
+    "AttackStarted",
+    "NetworkResult",
+    "PairPoint",
+    "RobustPoint",
+    "Size",
+    "adversary",
+    "parse_sizes",
+    "with_options",
+]

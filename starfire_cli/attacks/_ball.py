@@ -1,6 +1,6 @@
 """Which images are near enough: steps along a gradient, random points, and the way back into the eps-ball and [0, 1].
 
-For linf the operations and their order are those of torchattacks and foolbox, so that pixels come out bit for bit equal.
+For linf the operations and their order are those of torchattacks and foolbox: pixels come out bit for bit equal.
 """
 
 from __future__ import annotations
@@ -52,4 +52,5 @@ def random_direction(images_NCHW: Tensor, norm: str, draws: Draws, stream: int =
 
 
 def _length(x_NCHW: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x_NCHW.flatten(1), dim=1).clamp_min(_TINY).view(-1, 1, 1, 1)
+    length_N: Tensor = torch.linalg.vector_norm(x_NCHW.flatten(1), dim=1)
+    return length_N.clamp_min(_TINY).view(-1, 1, 1, 1)

@@ -1,7 +1,7 @@
-"""Which random numbers an image gets: a function of seed and image number alone, so batches and resuming change nothing.
+"""Which random numbers an image gets: a function of seed and image number alone, whatever the batches.
 
-A counter is hashed (a 32-bit integer mixer) in place of stepping a generator: every pixel finds its number by itself, on
-any device, with equal bits.
+A counter is hashed (a 32-bit integer mixer) in place of stepping a generator: every pixel finds its number by itself,
+on any device, with equal bits; being stopped and taken up again changes nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-# Odd numbers as signed 32-bit ones: the golden ratio, and a mixer in which every bit of the input moves every bit of the
-# output (multiply, fold, multiply).
+# Odd numbers as signed 32-bit ones: the golden ratio, and the factors of a mixer (fold, multiply, fold, multiply, fold)
+# in which every bit of the input moves every bit of the output.
 _GOLDEN = 0x9E3779B9 - (1 << 32)
 _FIRST = 0x7FEB352D
 _SECOND = 0x846CA68B - (1 << 32)

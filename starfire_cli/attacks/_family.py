@@ -80,7 +80,7 @@ def check_size(eps: float, norm: str) -> None:
         raise BadOption(f"eps={eps:g} is no length; it is 0 or more")
 
 
-def restricted(attack: Attack, **options: Any) -> Attack:
+def with_options(attack: Attack, **options: Any) -> Attack:
     """`attack` with those `options` that are not None put in the place of its own. Raises BadOption."""
     given = {key: value for key, value in options.items() if value is not None}
     known = [f.name for f in dataclasses.fields(attack) if f.init]  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What a training step needs of an attack: adversarial images in the place of the clean ones, and nothing else changed."""
+"""What a training step needs of an attack: adversarial images for the clean ones, and nothing else changed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ class Adversary:
     attack: Attack
     seed: int = 0
 
-    def perturb(
-        self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, step: int, rank: int = 0
-    ) -> Tensor:
+    def perturb(self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, step: int, rank: int = 0) -> Tensor:
         """Adversarial images, (N, C, H, W), detached, made in whatever autocast the caller is in.
 
         The network is attacked in eval mode: no BatchNorm statistic, gradient, flag or random generator changes.

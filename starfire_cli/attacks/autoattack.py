@@ -47,7 +47,9 @@ class AutoAttack:
             if part not in PARTS:
                 raise unknown("part", part, PARTS)
         if self._parts is not None and self.version != "standard":
-            raise BadOption(f"version={self.version} and parts={self.parts} both choose the attacks; give one of the two")
+            raise BadOption(
+                f"version={self.version} and parts={self.parts} both choose the attacks; give one of the two"
+            )
 
     @property
     def _parts(self) -> list[str] | None:

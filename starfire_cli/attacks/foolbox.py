@@ -56,7 +56,9 @@ class Foolbox:
         try:
             return made(**options)
         except TypeError:
-            raise BadOption(f"attack={self.attack} cannot be made with {options or 'no options'}; try another") from None
+            raise BadOption(
+                f"attack={self.attack} cannot be made with {options or 'no options'}; try another"
+            ) from None
 
     def sweep(
         self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, eps: Sequence[float], draws: Draws

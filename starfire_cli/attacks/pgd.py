@@ -44,7 +44,9 @@ class PGD:
         if self.restarts < 1:
             raise BadOption(f"restarts={self.restarts} is too few; at least 1")
         if self.restarts > 1 and not self.random_start:
-            raise BadOption(f"restarts={self.restarts} without random_start would repeat one start; give one of the two")
+            raise BadOption(
+                f"restarts={self.restarts} without random_start would repeat one start; give one of the two"
+            )
         if self.step_size is not None and not 0 < self.step_size < float("inf"):
             raise BadOption(f"step_size={self.step_size:g} is no step; it is above 0")
 

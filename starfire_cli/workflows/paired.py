@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import comb, sqrt
 
 import numpy as np
+import numpy.typing as npt
 
 _Z = 1.959963984540054  # a standard normal lies within +-_Z with probability 0.95
 
@@ -19,62 +19,13 @@ def wilson(correct: int, images: int) -> tuple[float, float]:
     return (0.0 if correct == 0 else centre - half), (1.0 if correct == images else centre + half)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Two networks on the same images.
-
-    Args:
-        both: images that both get right.
-        only_first: images that only the first gets right.
-        only_second: images that only the second gets right.
-        images: how many there are.
-        difference: accuracy of the first less that of the second.
-        low: lower end of the 95 % interval of the difference.
-        high: upper end.
-        p_exact: McNemar's exact test that neither is better.
-        p_mid: the same, mid-p: less cautious, closer to its nominal error rate.
-    """
-
-    both: int
-    only_first: int
-    only_second: int
-    images: int
-    difference: float
-    low: float
-    high: float
-    p_exact: float
-    p_mid: float
-
-
-def compare(first: np.ndarray, second: np.ndarray, *, seed: int = 0, resamples: int = 10_000) -> Pair:
-    """Compare two networks by which images they get right.
-
-    Args:
-        first: bool, (N,): right or wrong, image by image.
-        second: the same images, in the same order.
-        seed: of the bootstrap.
-        resamples: how many data sets the bootstrap draws.
-    """
-    assert first.shape == second.shape and first.ndim == 1 and len(first)
-    images = len(first)
-    only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
-    low, high = bootstrap(only_first, only_second, images, seed=seed, resamples=resamples)
-    p_exact, p_mid = mcnemar(only_first, only_second)
-    return Pair(
-        both=int((first & second).sum()),
-        only_first=only_first,
-        only_second=only_second,
-        images=images,
-        difference=(only_first - only_second) / images,
-        low=low,
-        high=high,
-        p_exact=p_exact,
-        p_mid=p_mid,
-    )
-
-
 def mcnemar(only_first: int, only_second: int) -> tuple[float, float]:
-    """Two-sided p-values, exact and mid-p, of a fair coin giving these counts (McNemar 1947; Fagerland et al. 2013)."""
+    """Two-sided p-values, exact and mid-p, that neither network is better (McNemar 1947; Fagerland et al. 2013).
+
+    Args:
+        only_first: images that only the first gets right.
+        only_second: images that only the second gets right; were both alike, each such image would be a fair coin.
+    """
     tosses, fewer = only_first + only_second, min(only_first, only_second)
     if tosses == 0:
         return 1.0, 1.0
@@ -90,15 +41,16 @@ def mcnemar(only_first: int, only_second: int) -> tuple[float, float]:
     return exact, mid
 
 
-def bootstrap(
-    only_first: int, only_second: int, images: int, *, seed: int, resamples: int = 10_000
-) -> tuple[float, float]:
-    """The 95 % percentile interval of the difference when the images are drawn again, with replacement.
+def bootstrap(changes: npt.NDArray[np.int8], *, seed: int, resamples: int = 10_000) -> tuple[float, float]:
+    """The 95 % percentile interval of a mean when the images are drawn again, with replacement.
 
-    A drawn image is one of three kinds, so the counts of a drawn data set are multinomial: drawing them is drawing it.
+    Args:
+        changes: a small whole number an image, (N,): +1 where only the first is right, -1 where only the second.
+        seed: of the draws.
+        resamples: how many data sets are drawn.
     """
-    shares = [only_first / images, only_second / images, 1 - (only_first + only_second) / images]
-    drawn = np.random.default_rng(seed).multinomial(images, shares, size=resamples)
-    differences = (drawn[:, 0] - drawn[:, 1]) / images
-    low, high = np.percentile(differences, [2.5, 97.5])
+    # Images with the same number are alike, so the counts of a drawn data set are multinomial: draw those.
+    kinds, counts = np.unique(changes, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(changes), counts / len(changes), size=resamples)
+    low, high = np.percentile(drawn @ kinds.astype(np.float64) / len(changes), [2.5, 97.5])
     return float(low), float(high)

@@ -1,0 +1,63 @@
+"""Which sizes a text means: `0,0.01,0.05`, `8/255`, `0:0.1:0.01`; exact, so that a range ends where it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from starfire_cli.attacks._family import check_size
+from starfire_cli.errors import BadOption
+
+_MOST = 1000
+
+
+@dataclass(frozen=True, order=True)
+class Size:
+    """A perturbation's size: the number, and how people write it (`8/255`)."""
+
+    eps: float
+    label: str
+
+
+def parse_sizes(text: str, norm: str) -> tuple[Size, ...]:
+    """The sizes in `text`, ascending, each once: numbers, fractions and start:end:step (the end included), with commas.
+
+    Raises BadOption that repeats the text.
+    """
+    found: dict[float, Size] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        for exact in _exact(part, text):
+            size = Size(float(exact), _label(exact, "/" in part))
+            try:
+                check_size(size.eps, norm)
+            except BadOption as error:
+                raise BadOption(f"--eps {text!r}: {error}") from None
+            found.setdefault(size.eps, size)
+    if not found:
+        raise BadOption(f"--eps {text!r} names no size; 0,0.01,0.05 or 0:0.1:0.01 or 8/255 works")
+    return tuple(sorted(found.values()))
+
+
+def _exact(part: str, text: str) -> list[Fraction]:
+    try:
+        numbers = [_number(n) for n in part.split(":")]
+    except (ValueError, ZeroDivisionError):
+        raise BadOption(f"--eps {text!r}: {part!r} is no size; 0.01, 8/255 and 0:0.1:0.01 are") from None
+    if len(numbers) == 1:
+        return numbers
+    if len(numbers) != 3 or numbers[2] <= 0 or numbers[1] < numbers[0]:
+        raise BadOption(f"--eps {text!r}: {part!r} is no range; start:end:step with a step above 0, such as 0:0.1:0.01")
+    start, end, step = numbers
+    if (end - start) / step > _MOST:
+        raise BadOption(f"--eps {text!r}: {part!r} is {int((end - start) / step) + 1} sizes; at most {_MOST} work")
+    return [start + number * step for number in range(int((end - start) / step) + 1)]
+
+
+def _number(text: str) -> Fraction:
+    above, slash, below = text.partition("/")
+    return Fraction(above) / (Fraction(below) if slash else 1)
+
+
+def _label(exact: Fraction, as_fraction: bool) -> str:
+    levels = exact * 255
+    return f"{levels}/255" if as_fraction and exact and levels.denominator == 1 else f"{float(exact):.15g}"

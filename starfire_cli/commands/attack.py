@@ -1,0 +1,134 @@
+"""`starfire attack`: options, one call, one display."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+
+import typer
+
+from starfire_cli.commands.attack_options import (
+    Against,
+    AgainstModel,
+    Amp,
+    AttackSpec,
+    BatchSize,
+    Control,
+    Eps,
+    Fresh,
+    Images,
+    ImageSize,
+    Mean,
+    Model,
+    Norm,
+    Plot,
+    Quiet,
+    Restarts,
+    SaveImages,
+    Std,
+    Steps,
+    StepSize,
+    Transfer,
+)
+from starfire_cli.commands.options import (
+    CheckpointPath,
+    DataSpec,
+    Device,
+    Json,
+    OutputPath,
+    Seed,
+    Workers,
+)
+from starfire_cli.registry import parse_number
+
+
+def attack(
+    checkpoint: CheckpointPath = None,
+    attack: AttackSpec = "fgsm",
+    eps: Eps = None,
+    norm: Norm = None,
+    steps: Steps = None,
+    step_size: StepSize = None,
+    restarts: Restarts = None,
+    against: Against = None,
+    transfer: Transfer = False,
+    control: Control = True,
+    data: DataSpec = None,
+    images: Images = None,
+    model: Model = None,
+    against_model: AgainstModel = None,
+    mean: Mean = None,
+    std: Std = None,
+    image_size: ImageSize = None,
+    batch_size: BatchSize = None,
+    workers: Workers = 2,
+    device: Device = "auto",
+    amp: Amp = False,
+    seed: Seed = 0,
+    out: OutputPath = None,
+    fresh: Fresh = False,
+    plot: Plot = False,
+    save_images: SaveImages = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure how robust a network is against attacks of its input, and whether another one is more so."""
+    from starfire_cli.errors import BadOption
+    from starfire_cli.report.attack_table import display, names
+    from starfire_cli.workflows.attack import AttackRequest
+    from starfire_cli.workflows.attack import attack as run_attack
+    from starfire_cli.workflows.network import parse_channels
+
+    try:
+        step = None if step_size is None else parse_number(step_size)
+    except ValueError:
+        raise BadOption(f"--step-size {step_size!r} is no number; 0.01 and 2/255 are") from None
+    request = AttackRequest(
+        checkpoint=checkpoint,
+        against=against,
+        transfer=transfer,
+        attack=attack,
+        eps=eps,
+        options={"norm": norm, "steps": steps, "step_size": step, "restarts": restarts},
+        control=control,
+        data=data,
+        images=images,
+        model=model,
+        against_model=against_model,
+        mean=parse_channels(mean, "--mean"),
+        std=parse_channels(std, "--std"),
+        image_size=image_size,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        amp=amp,
+        seed=seed,
+        fresh=fresh,
+        out=out,
+        save_images=save_images,
+        command=shlex.join(["starfire", *sys.argv[1:]]),
+    )
+    try:
+        report = display(run_attack(request), to_stderr=as_json, quiet=quiet)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on where this one stopped", err=True)
+        raise
+    if plot:
+        from starfire_cli.formats.atomic import atomic_write
+        from starfire_cli.report.figures_robustness import robustness_figure
+
+        called = names(report)
+        figure = robustness_figure(
+            {called[r.file]: r.points for r in report.results},
+            controls={called[r.file]: r.controls["noise"] for r in report.results if "noise" in r.controls},
+            attack=report.attack,
+            norm=report.norm,
+        )
+        picture = report.results[0].file.with_suffix(".png")
+        with atomic_write(picture) as file:
+            figure.savefig(file, format="png", dpi=150)
+        if not quiet:
+            typer.echo(f"written {picture}", err=as_json)
+    if as_json:
+        typer.echo(json.dumps(report.document))

@@ -1,0 +1,33 @@
+"""How a picture gets to the disk as PNG, whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from starfire_cli.errors import StarfireError
+from starfire_cli.formats.atomic import atomic_write, disk_problem
+
+
+def check_folder(folder: Path) -> None:
+    """Make `folder` if it is not there. Raises StarfireError where nothing can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_problem(error, folder) or StarfireError(f"cannot make {folder}: {error}") from None
+    if not os.access(folder, os.W_OK):
+        raise StarfireError(f"cannot write into {folder}; give a folder of yours")
+
+
+def write_png(path: Path, picture: npt.NDArray[np.uint8]) -> None:
+    """Write (height, width, 3) as 8-bit RGB. Raises StarfireError where the disk refuses."""
+    from PIL import Image
+
+    memory = io.BytesIO()
+    Image.fromarray(picture).save(memory, format="PNG")
+    with atomic_write(path, need=memory.tell()) as file:
+        file.write(memory.getvalue())

@@ -1,0 +1,74 @@
+"""What an attack leaves beside a checkpoint: one JSON file a network and attack, with right or wrong image by image.
+
+The document is what people and scripts read; its last key, `per_image`, is what lets a later run go on where this one
+was stopped, add sizes, and compare two networks on the same images.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from starfire_cli.errors import StarfireError
+from starfire_cli.formats.atomic import write_text
+
+FORMAT = "starfire-attack"
+VERSION = 1
+PER_IMAGE = "per_image"
+Bits = npt.NDArray[np.bool_]
+
+
+def robustness_path(checkpoint: Path, attack: str) -> Path:
+    """`best.pt` under `pgd:steps=20` gives `best.attack-pgd-steps-20.json`, in the same folder."""
+    slug = re.sub(r"[^A-Za-z0-9.+]+", "-", attack).strip("-")
+    return checkpoint.with_name(f"{checkpoint.stem}.attack-{slug}.json")
+
+
+def read_robustness(path: Path) -> dict[str, Any] | None:
+    """The document at `path`; None where there is none. Raises StarfireError if something else lies there."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StarfireError(f"{path} cannot be read ({error}); --fresh starts over") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT or document.get("version") != VERSION:
+        raise StarfireError(f"{path} is not a result of starfire attack; give another --out")
+    return document
+
+
+def write_robustness(path: Path, document: dict[str, Any]) -> None:
+    """Write `document` in one step. Raises StarfireError where that cannot be done."""
+    head = {"format": FORMAT, "version": VERSION}
+    tail = {PER_IMAGE: document.get(PER_IMAGE, {})}
+    body = {k: v for k, v in document.items() if k not in (*head, *tail)}
+    write_text(path, json.dumps(head | body | tail, indent=1) + "\n")
+
+
+def pack(bits: Bits) -> str:
+    """Right or wrong of each image as text: eight a byte, the first in the lowest bit, base64."""
+    return base64.b64encode(np.packbits(bits, bitorder="little").tobytes()).decode()
+
+
+def unpack(text: str, images: int) -> Bits:
+    """The inverse of `pack`. Raises ValueError where the text does not hold so many."""
+    raw = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    if len(raw) != (images + 7) // 8:
+        raise ValueError(f"{len(raw)} bytes for {images} images")
+    return np.unpackbits(raw, count=images, bitorder="little").astype(bool)
+
+
+def check_place(path: Path) -> None:
+    """Raises StarfireError, before any work is done, if nothing can be written at `path`."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise StarfireError(f"cannot write {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise StarfireError(f"cannot write {path}: permission denied; --out FILE puts it elsewhere")

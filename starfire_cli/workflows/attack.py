@@ -1,0 +1,230 @@
+"""How robust is a network, and is it as robust as another one on the same images (paper, section 3.2, table 3)?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from starfire_cli import runtime
+from starfire_cli.attacks import (
+    ATTACKS,
+    Attack,
+    AttackRecord,
+    AttackReport,
+    AttackStarted,
+    Size,
+    parse_sizes,
+    with_options,
+)
+from starfire_cli.data import DataInfo, DataOptions, Split, open_val
+from starfire_cli.errors import BadOption
+from starfire_cli.formats import checkpoint as files
+from starfire_cli.formats.checkpoint import Checkpoint
+from starfire_cli.formats.run import find_checkpoint
+from starfire_cli.workflows import attack_verdict as verdict
+from starfire_cli.workflows.attack_fit import images_that_fit, most_useful
+from starfire_cli.workflows.attack_images import save_sheets
+from starfire_cli.workflows.attack_plan import Plan
+from starfire_cli.workflows.network import Channels, Network, build_network
+
+DEFAULT_SIZES = {"linf": "0,0.01,0.05", "l2": "0,0.25,0.5,1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackRequest:
+    """What `starfire attack` is asked to do; the fields are the command's options.
+
+    Args:
+        checkpoint: a file, a run folder, or None for the newest run.
+        against: a second network, attacked on the same images.
+        transfer: show each network the images made against the other.
+        options: steps, step_size, restarts, norm; what is not None takes the place of the attack's own.
+        control: also measure noise of the same size, and FGSM beside a stronger attack.
+    """
+
+    checkpoint: Path | None = None
+    against: Path | None = None
+    transfer: bool = False
+    attack: str = "fgsm"
+    eps: str | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    control: bool = True
+    data: str | None = None
+    images: int | None = None
+    model: str | None = None
+    against_model: str | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
+    image_size: int | None = None
+    batch_size: int | None = None
+    workers: int = 2
+    device: str = "auto"
+    amp: bool = False
+    seed: int = 0
+    fresh: bool = False
+    out: Path | None = None
+    save_images: Path | None = None
+    command: str = "starfire attack"
+
+
+def attack(request: AttackRequest) -> Iterator[AttackRecord]:
+    """Attack one network or two; yields progress and at last the report, which by then is on disk.
+
+    Raises:
+        BadOption, StarfireError: one line: what cannot be done, and what would work.
+    """
+    if request.transfer and request.against is None:
+        raise BadOption("--transfer shows each network the images made against the other; it needs --against")
+    chosen, sizes = choose(request)
+    setting = _open(request)
+    plans = [_plan(request, setting, network, chosen, sizes) for network in setting.networks]
+    yield AttackStarted(
+        attack=plans[0].spec,
+        data=setting.info.name,
+        images=len(setting.split),
+        batch_size=setting.chunk,
+        notes=(*(note for plan in plans for note in plan.notes), *setting.info.notes),
+    )
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+    if request.amp:
+        autocast = lambda: torch.autocast(setting.device.type, dtype=torch.bfloat16)  # noqa: E731
+    for plan, other in zip(plans, reversed(setting.networks), strict=True):
+        yield from plan.run(
+            setting.split,
+            seed=request.seed,
+            loaded=setting.loaded,
+            chunk=setting.chunk,
+            autocast=autocast,
+            other=other if request.transfer else None,
+        )
+    results = tuple(
+        plan.result(other if request.transfer else None) for plan, other in zip(plans, reversed(plans), strict=True)
+    )
+    pairs = verdict.pairs(plans[0].tallies, plans[1].tallies, sizes, request.seed) if len(plans) == 2 else ()
+    rows = [verdict.document(result) for result in results]
+    if pairs:
+        plans[1].write(rows[1], complete=True)
+        rows[0] |= {"against": rows[1], "pairs": [verdict.pair_as_plain(row) for row in pairs]}
+    document = plans[0].write(rows[0], complete=True)
+    saved: list[Path] = []
+    notes = list(dict.fromkeys(note for plan in plans for note in plan.heard))
+    if request.save_images is not None:
+        saved, remeasured = save_sheets(
+            request.save_images,
+            setting.networks[0].model,
+            setting.split,
+            chosen,
+            sizes,
+            request.seed,
+            setting.info.classes,
+        )
+        notes += remeasured
+    yield AttackReport(
+        attack=plans[0].spec,
+        norm=chosen.norm,
+        results=results,
+        pairs=pairs,
+        document=document,
+        saved=tuple(saved),
+        notes=tuple(notes),
+    )
+
+
+def choose(request: AttackRequest) -> tuple[Attack, tuple[Size, ...]]:
+    """The attack and its sizes. Raises BadOption."""
+    chosen = with_options(ATTACKS.build(request.attack), **request.options)
+    text = request.eps
+    if text is None:
+        # An eps inside the spec (`pgd:eps=8/255`) is meant; the default that every attack has is not.
+        options = (part.strip().partition("=") for part in request.attack.partition(":")[2].split(","))
+        own = [value for key, _, value in options if key == "eps"]
+        text = ",".join(["0", *own]) if own else DEFAULT_SIZES[chosen.norm]
+    return chosen, parse_sizes(text, chosen.norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Setting:
+    """What is the same for both networks."""
+
+    info: DataInfo
+    split: Split
+    networks: tuple[Network, ...]
+    loaded: int
+    chunk: int
+    device: torch.device
+
+
+def _open(request: AttackRequest) -> _Setting:
+    device = runtime.pick_device(request.device)
+    first = files.load(find_checkpoint(request.checkpoint))
+    second = None if request.against is None else files.load(find_checkpoint(request.against))
+    known = first.meta.get("data") or {}
+    if request.images is not None and request.images < 1:
+        raise BadOption(f"--images {request.images} is too few; at least 1")
+    loaded = request.batch_size or most_useful(device, request.image_size or int(known.get("image_size") or 224))
+    options = DataOptions(
+        eval_batch_size=loaded,
+        image_size=request.image_size,
+        device=device,
+        workers=request.workers,
+        limit_val=request.images,
+        limit_seed=request.seed,
+    )
+    info, split = open_val(known, request.data, options)
+    networks = [
+        build_network(first, info, device, model=request.model, mean=request.mean, std=request.std),
+        *([_second(request, second, info, device)] if second is not None else []),
+    ]
+    chunk = loaded
+    if request.batch_size is None:
+        chunk = min(images_that_fit(network.model, device, info.image_size, loaded) for network in networks)
+    return _Setting(info=info, split=split, networks=tuple(networks), loaded=loaded, chunk=chunk, device=device)
+
+
+def _second(request: AttackRequest, checkpoint: Checkpoint, info: DataInfo, device: torch.device) -> Network:
+    """The network to compare with: by its own metadata where it has any, else by the options given for the first."""
+    own_model, own_data = checkpoint.meta.get("model") or {}, checkpoint.meta.get("data") or {}
+    return build_network(
+        checkpoint,
+        info,
+        device,
+        model=request.against_model or (None if "spec" in own_model else request.model),
+        mean=None if "mean" in own_data else request.mean,
+        std=None if "std" in own_data else request.std,
+    )
+
+
+def _plan(request: AttackRequest, setting: _Setting, network: Network, chosen: Attack, sizes: tuple[Size, ...]) -> Plan:
+    path = request.out
+    if path is not None and network is not setting.networks[0]:
+        path = path.with_name(f"{path.stem}.against{path.suffix or '.json'}")
+    return Plan(
+        network,
+        chosen,
+        sizes,
+        controls=request.control,
+        settings={
+            "data": setting.info.spec,
+            "image_size": setting.info.image_size,
+            "images": len(setting.split),
+            "subset": request.images is not None,
+            "seed": request.seed,
+            "amp": request.amp,
+            "device": setting.device.type,
+        },
+        path=path,
+        fresh=request.fresh,
+        facts={
+            "norm": chosen.norm,
+            "command": request.command,
+            "batch_size": setting.chunk,
+            "versions": runtime.versions(),
+            "hardware": runtime.hardware(setting.device),
+        },
+    )
