@@ -26,7 +26,7 @@ class Corrupt(Exception):
 
 
 def decode(path: str) -> Tensor:
-    """uint8 (3, H, W) of any image file; alpha and orientation tags are ignored, as in torchvision. Raises Corrupt."""
+    """uint8 (3, H, W) of any image file, upright (by its orientation tag), without its alpha channel. Raises Corrupt."""
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -73,7 +73,8 @@ def jpeg_decoder() -> tuple[str, Decoder | None]:
         def by_torchvision(data: bytes) -> Tensor:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
-                image: Tensor = vision_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode="RGB")
+                encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+                image: Tensor = vision_jpeg(encoded, mode="RGB", apply_exif_orientation=True)
             return image
 
         return "torchvision", by_torchvision
@@ -81,12 +82,15 @@ def jpeg_decoder() -> tuple[str, Decoder | None]:
 
 
 def _with_pillow(data: bytes) -> Tensor:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata and size; what matters is whether pixels come out
             with Image.open(io.BytesIO(data)) as image:
+                image.load()
+                with contextlib.suppress(Exception):  # damaged tags do not make an image corrupt
+                    ImageOps.exif_transpose(image, in_place=True)
                 if image.mode.startswith("I;16"):
                     grey = torch.from_numpy((np.asarray(image) >> 8).astype(np.uint8))
                     return grey.expand(3, -1, -1)

@@ -1,8 +1,7 @@
 """How is a box cut from an image, mirrored and scaled, without aliasing, for a whole batch at once?
 
-A box is scaled by two small matrices an image (rows, columns) whose entries are those of the antialiased bilinear
-filter in torchvision's and Pillow's `resize`: a triangle as wide as the step between output pixels, at least two
-input pixels.
+The filter is that of torchvision's and Pillow's bilinear `resize`: a triangle as wide as two steps between output
+pixels, but at least two input pixels. On a GPU it is applied as two small matrices an image, for rows and columns.
 """
 
 from __future__ import annotations
@@ -36,26 +35,44 @@ def crop_resize(images: Tensor, boxes: Tensor, out: int) -> Tensor:
         out: side of the result in pixels.
 
     Returns:
-        uint8 (B, 3, out, out), rounded as torchvision does for uint8.
+        uint8 (B, 3, out, out): what torchvision gives for uint8; off the CPU about 2 % of the values differ by 1 or 2.
     """
+    return _one_by_one(images, boxes, out) if images.device.type == "cpu" else by_matrices(images, boxes, out)
+
+
+def _one_by_one(images: Tensor, boxes: Tensor, out: int) -> Tensor:
+    """On a CPU torch's integer kernel is several times as fast as two products of small matrices."""
+    result = images.new_empty((len(images), 3, out, out))
+    for image, target, (top, left, tall, wide, flip) in zip(images, result, boxes.tolist(), strict=True):
+        box = scale(image[:, top : top + tall, left : left + wide], out, out)
+        target.copy_(box.flip(2) if flip else box)
+    return result
+
+
+def by_matrices(images: Tensor, boxes: Tensor, out: int) -> Tensor:
+    """As `crop_resize`, in a few operations for the whole batch."""
     batch, _, height, width = images.shape
     top, left, tall, wide, flip = boxes.unbind(1)
     with torch.autocast(images.device.type, enabled=False):
         rows_BOH = _weights(top, tall, height, out, None)
         columns_BOW = _weights(left, wide, width, out, flip != 0)
-        images_BHCW = images.permute(0, 2, 1, 3).float().reshape(batch, height, 3 * width)
-        tall_B_OC_W = torch.bmm(rows_BOH, images_BHCW).reshape(batch, out * 3, width)
-        result_BOCP = torch.bmm(tall_B_OC_W, columns_BOW.transpose(1, 2)).reshape(batch, out, 3, out)
-    return result_BOCP.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 1, 3)
+        flat_B_CH_W = images.float().reshape(batch, 3 * height, width)
+        # Columns first, rounded in between: so do Pillow and torch's kernel for uint8.
+        narrow_BCHO = torch.bmm(flat_B_CH_W, columns_BOW.transpose(1, 2)).round_().reshape(batch, 3, height, out)
+        narrow_B_H_CO = narrow_BCHO.transpose(1, 2).reshape(batch, height, 3 * out)
+        result_BOCO = torch.bmm(rows_BOH, narrow_B_H_CO).round_().clamp_(0, 255).reshape(batch, out, 3, out)
+    return result_BOCO.to(torch.uint8).transpose(1, 2)
 
 
-def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """uint8 (B, 3, H, W) to uint8 (B, 3, height, width), antialiased bilinear; unchanged where nothing changes."""
-    if images.shape[2:] == (height, width):
+def resize(images: Tensor, side: int) -> Tensor:
+    """uint8 (B, 3, H, W) scaled to (B, 3, side, side); unchanged where nothing changes."""
+    height, width = images.shape[2:]
+    if (height, width) == (side, side):
         return images
-    with torch.autocast(images.device.type, enabled=False):
-        scaled = interpolate(images.float(), size=(height, width), mode="bilinear", antialias=True)
-    return scaled.round_().clamp_(0, 255).to(torch.uint8)
+    if images.device.type == "cpu":
+        return interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+    whole = torch.tensor([[0, 0, height, width, 0]], device=images.device)
+    return by_matrices(images, whole.expand(len(images), -1), side)
 
 
 def scale(image: Tensor, height: int, width: int) -> Tensor:

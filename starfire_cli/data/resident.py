@@ -71,14 +71,14 @@ class ResidentSplit:
             part = slice(step * self._batch, (step + 1) * self._batch)
             images = self.images[index[part]]
             images = augment.apply(images, {name: numbers[part] for name, numbers in plan.items()}, self._out)
-            images = resample.resize(images, self._out, self._out)
+            images = resample.resize(images, self._out)
             yield finished(images, self._options), self._labels[index[part]]
 
     def _validation(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         side = self._resize or self._out
         for step in range(start, self.steps):
             part = slice(step * self._batch, (step + 1) * self._batch)
-            images = resample.centre_crop(resample.resize(self.images[part], side, side), self._out)
+            images = resample.centre_crop(resample.resize(self.images[part], side), self._out)
             yield finished(images, self._options), self._labels[part]
 
 
