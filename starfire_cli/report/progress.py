@@ -43,7 +43,7 @@ def display(records: Iterable[Record], *, quiet: bool = False, to_stderr: bool =
                     end = screen.stopped(record)
                 case Finished():
                     end = screen.finished(record)
-        screen.close()
+        screen.end()
     finally:
         screen.close()
     return end
@@ -179,6 +179,8 @@ class _Screen:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+    def end(self) -> None:
+        """Show the plan, if that was all there was to come."""
         if self._plan is not None and not self._shown_plan:
-            self._shown_plan = True
             show_plan(self._console, self._plan)
