@@ -1,0 +1,115 @@
+"""`starfire compress`: options, one call, one display."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from starfire_cli.commands.options import OUTPUT_PANEL, CheckpointPath, Device, Json, OutputPath
+from starfire_cli.errors import BadOption
+
+_PACKING = "Packing"
+
+
+def compress(
+    checkpoint: CheckpointPath = None,
+    unpack: Annotated[
+        bool,
+        typer.Option("--unpack", help="Turn a packed file back into a checkpoint.", rich_help_panel=OUTPUT_PANEL),
+    ] = False,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="FORM",
+            help="Write a form for other tools instead: safetensors, prune, bitmask or onnx.",
+            rich_help_panel=OUTPUT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    values: Annotated[
+        str,
+        typer.Option(
+            "--values",
+            help="exact, or round weights to bf16 or fp16 and say what that costs.",
+            rich_help_panel=_PACKING,
+        ),
+    ] = "exact",
+    effort: Annotated[
+        str, typer.Option("--effort", help="fast, normal or best: time spent on size.", rich_help_panel=_PACKING)
+    ] = "normal",
+    masks: Annotated[
+        str,
+        typer.Option(
+            "--masks", help="stored, or from-zeros: every +0.0 of a layer is called dead.", rich_help_panel=_PACKING
+        ),
+    ] = "stored",
+    keep_plain: Annotated[
+        bool,
+        typer.Option(
+            "--keep-plain",
+            help="Leave every layer that was never pruned readable by any safetensors reader, also large ones.",
+            rich_help_panel=_PACKING,
+        ),
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify/--no-verify", help="Read the file back before it is named.", rich_help_panel=_PACKING),
+    ] = True,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="SPEC",
+            help="With --values: where to measure accuracy. Default: the checkpoint's data.",
+            rich_help_panel=_PACKING,
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            "--images",
+            metavar="N",
+            help="With --values: measure on N images only.",
+            rich_help_panel=_PACKING,
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = "auto",
+    out: OutputPath = None,
+    as_json: Json = False,
+) -> None:
+    """Pack a checkpoint into a file as small as its information; nothing is lost (--unpack gives it back)."""
+    if unpack and to:
+        raise BadOption(f"--unpack and --to {to} exclude each other; --to reads packed files, too")
+    if (data is not None or images is not None) and values == "exact":
+        raise BadOption("--data and --images are for --values bf16 or fp16; exact values cannot change the accuracy")
+    from starfire_cli.report.compress_table import display
+    from starfire_cli.workflows import compress as packing
+    from starfire_cli.workflows.export import export
+
+    if unpack:
+        outcomes = packing.unpack(checkpoint, out)
+    elif to is not None:
+        outcomes = export(checkpoint, to, out)
+    else:
+        outcomes = packing.compress(
+            packing.CompressRequest(
+                checkpoint=checkpoint,
+                out=out,
+                values=values,
+                effort=effort,
+                masks=masks,
+                keep_plain=keep_plain,
+                verify=verify,
+                data=data,
+                images=images,
+                device=device,
+            )
+        )
+    summary = display(outcomes, to_stderr=as_json)
+    if as_json:
+        typer.echo(json.dumps(summary))

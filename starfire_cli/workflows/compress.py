@@ -1,0 +1,197 @@
+"""How a checkpoint becomes as small as its information, and back again (docs/compress.md)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from starfire_cli import runtime
+from starfire_cli.data import DataOptions, open_val
+from starfire_cli.errors import BadOption, Mismatch, StarfireError, unknown
+from starfire_cli.formats import checkpoint as files
+from starfire_cli.formats.checkpoint import Checkpoint
+from starfire_cli.formats.outcomes import AccuracyChange, Compressed, Note, Outcome, Written
+from starfire_cli.formats.packed import is_packed
+from starfire_cli.formats.packing import pack
+from starfire_cli.formats.rounding import ROUNDED, round_state
+from starfire_cli.formats.run import find_checkpoint
+from starfire_cli.formats.streams import EFFORTS
+from starfire_cli.pruning.layers import layers_of_state
+from starfire_cli.pruning.masks import Masks
+from starfire_cli.workflows.evaluate import evaluate
+from starfire_cli.workflows.network import build_network
+
+VALUES = ("exact", *ROUNDED)
+MASKS = ("stored", "from-zeros")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressRequest:
+    """What `starfire compress` is asked to do; the fields are the command's options.
+
+    Args:
+        checkpoint: a file of any format, a run folder, or None for the newest run.
+        out: the file to write, or a folder for it; None for a name beside the checkpoint.
+        values: "exact", or what the weights are rounded to: "bf16" or "fp16".
+        effort: "fast", "normal" or "best".
+        masks: "stored", or "from-zeros" to call every +0.0 of a weight matrix or kernel dead.
+        keep_plain: leave all tensors that were never pruned as they are.
+        verify: read the file back before it gets its name.
+        data: where to measure accuracy when values are rounded, if not where the checkpoint says.
+        images: how many images to measure it on; all where None.
+        device: where to measure it.
+    """
+
+    checkpoint: Path | None = None
+    out: Path | None = None
+    values: str = "exact"
+    effort: str = "normal"
+    masks: str = "stored"
+    keep_plain: bool = False
+    verify: bool = True
+    data: str | None = None
+    images: int | None = None
+    device: str = "auto"
+
+
+def compress(request: CompressRequest) -> Iterator[Outcome]:
+    """Pack a checkpoint; yields notes and at last what was written.
+
+    Raises:
+        BadOption, Mismatch, StarfireError: one line: what cannot be done, and what would work.
+    """
+    for option, given, known in (
+        ("--values", request.values, VALUES),
+        ("--effort", request.effort, EFFORTS),
+        ("--masks", request.masks, MASKS),
+    ):
+        if given not in known:
+            raise unknown(option, given, known)
+    path = find_checkpoint(request.checkpoint)
+    checkpoint = _load(path, from_zeros=request.masks == "from-zeros")
+    yield from (Note(text=note) for note in checkpoint.notes)
+    output = target(path, request.out, ".safetensors", ".packed.safetensors")
+    if request.out is None and output.exists() and not is_packed(output):
+        raise StarfireError(f"{output} exists and is not a packed file; give --out another name")
+    if not checkpoint.masks:
+        yield Note(text=_without_masks(checkpoint))
+    exact, rounding, stored = checkpoint, None, None
+    started = perf_counter()
+    if request.values != "exact":
+        state, stored, rounding = round_state(checkpoint.state, checkpoint.masks or {}, request.values)
+        checkpoint = replace(checkpoint, state=state)
+    packed = pack(
+        output,
+        state=checkpoint.state,
+        masks=checkpoint.masks,
+        meta=checkpoint.meta,
+        stored=stored,
+        effort=request.effort,
+        keep_plain=request.keep_plain,
+        verify=request.verify,
+    )
+    seconds = perf_counter() - started
+    accuracy = None
+    if rounding is not None:
+        accuracy = _accuracy(request, exact, checkpoint)
+        if isinstance(accuracy, Note):
+            yield accuracy
+            accuracy = None
+    yield Compressed(
+        input=path,
+        output=output,
+        packed=packed,
+        seconds=seconds,
+        verified=request.verify,
+        rounding=rounding,
+        accuracy=accuracy,
+    )
+
+
+def unpack(path: Path | None, out: Path | None) -> Iterator[Outcome]:
+    """Give a packed file back as a plain checkpoint. Raises StarfireError if it is none, or damaged."""
+    path = find_checkpoint(path)
+    if not is_packed(path):
+        raise StarfireError(f"{path} is not a packed file; starfire compress {path} packs it")
+    started = perf_counter()
+    checkpoint = files.load(path)
+    output = target(path, out, ".unpacked.pt", ".unpacked.pt")
+    files.save(output, state=checkpoint.state, masks=checkpoint.masks, meta=checkpoint.meta)
+    yield Written(
+        input=path,
+        output=output,
+        form="checkpoint",
+        bytes=output.stat().st_size,
+        tensors=len(checkpoint.state),
+        masks=len(checkpoint.masks or {}),
+        seconds=perf_counter() - started,
+    )
+
+
+def target(path: Path, out: Path | None, suffix: str, other: str) -> Path:
+    """Where to write: `out`, or in that folder, or beside `path`; `other` where `suffix` would name `path` itself."""
+    name = path.stem.removesuffix(".packed") + suffix
+    if out is None or out.is_dir():
+        folder = path.parent if out is None else out
+        output = folder / name
+        if output.exists() and os.path.samefile(output, path):
+            output = folder / (path.stem.removesuffix(".packed") + other)
+    else:
+        output = out
+    if output.exists() and os.path.samefile(output, path):
+        raise BadOption(f"--out {output} is the checkpoint itself; give another name")
+    return output
+
+
+def _load(path: Path, *, from_zeros: bool) -> Checkpoint:
+    try:
+        checkpoint = files.load(path, strict=not from_zeros)
+    except Mismatch as error:
+        raise Mismatch(f"{error}; --masks from-zeros packs the weights as they are") from None
+    return replace(checkpoint, masks=masks_from_positive_zeros(checkpoint)) if from_zeros else checkpoint
+
+
+def masks_from_positive_zeros(checkpoint: Checkpoint) -> Masks:
+    """Masks that call every +0.0 of a kernel or matrix dead (-0.0 is alive: its sign would be lost)."""
+    keys = dict.fromkeys([*(checkpoint.masks or {}), *(layer.key for layer in layers_of_state(checkpoint.state))])
+    alive = {key: _not_positive_zero(checkpoint.state[key]) for key in keys if key in checkpoint.state}
+    return {key: mask for key, mask in alive.items() if not mask.all() or key in (checkpoint.masks or {})}
+
+
+def _not_positive_zero(weight: Tensor) -> Tensor:
+    wide = weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
+    return (wide != 0) | wide.signbit()
+
+
+def _without_masks(checkpoint: Checkpoint) -> str:
+    weights = [checkpoint.state[layer.key] for layer in layers_of_state(checkpoint.state)]
+    zeros, total = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
+    if not zeros:
+        return f"{checkpoint.path} has no masks and no zeros: nothing is pruned; it is packed all the same"
+    return (
+        f"{checkpoint.path} has no masks; {zeros} of its {total} weights are zero and take no space, "
+        "but nothing says that they must stay zero (--masks from-zeros does)"
+    )
+
+
+def _accuracy(request: CompressRequest, exact: Checkpoint, rounded: Checkpoint) -> AccuracyChange | Note:
+    """Top-1 with exact and with rounded values; why not, where the user did not ask for it and it cannot be."""
+    try:
+        device = runtime.pick_device(request.device)
+        options = DataOptions(device=device, limit_val=request.images)
+        info, split = open_val(exact.meta.get("data") or {}, request.data, options)
+        before, after = (
+            evaluate(build_network(checkpoint, info, device).model, split) for checkpoint in (exact, rounded)
+        )
+    except StarfireError as error:
+        if request.data is not None:
+            raise
+        return Note(text=f"accuracy before and after was not measured: {error}")
+    assert before is not None and after is not None
+    return AccuracyChange(data=info.spec, images=before.images, before=before.top1, after=after.top1)

@@ -1,0 +1,113 @@
+"""Forms that other tools read: plain safetensors, torch.nn.utils.prune, sparse bitmasks, ONNX (docs/compress.md)."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import nn
+
+from starfire_cli.errors import StarfireError, unknown
+from starfire_cli.formats import checkpoint as files
+from starfire_cli.formats.atomic import atomic_write
+from starfire_cli.formats.checkpoint import Checkpoint
+from starfire_cli.formats.interchange import WRITERS
+from starfire_cli.formats.outcomes import Note, Outcome, Written
+from starfire_cli.formats.run import find_checkpoint
+from starfire_cli.workflows.compress import target
+from starfire_cli.workflows.ready import as_trained
+
+FORMS = (*WRITERS, "onnx")
+_CLOSE = 1e-4  # of the largest logit: what float32 sums in another order may differ by
+
+
+def export(path: Path | None, form: str, out: Path | None) -> Iterator[Outcome]:
+    """Write a checkpoint of any format in the form `form`; yields notes and at last what was written.
+
+    Raises:
+        BadOption, StarfireError: no such form, no model known (ONNX), or the file does not compute the same.
+    """
+    if form not in FORMS:
+        raise unknown("form for --to", form, FORMS)
+    path = find_checkpoint(path)
+    checkpoint = files.load(path)
+    yield from (Note(text=note) for note in checkpoint.notes)
+    masks = checkpoint.masks or {}
+    started = perf_counter()
+    difference = None
+    if form == "onnx":
+        output = target(path, out, ".onnx", ".onnx")
+        difference = _write_onnx(output, checkpoint)
+        if difference is None:
+            yield Note(text='not checked: onnxruntime is not installed (pip install "starfire-cli[onnx]")')
+    else:
+        suffix, write = WRITERS[form]
+        output = target(path, out, suffix, suffix)
+        if form != "safetensors" and not masks:
+            yield Note(text=f"{path} has no masks: --to {form} writes dense tensors only")
+        write(output, checkpoint.state, masks)
+    yield Written(
+        input=path,
+        output=output,
+        form=form,
+        bytes=output.stat().st_size,
+        tensors=len(checkpoint.state),
+        masks=len(masks),
+        seconds=perf_counter() - started,
+        difference=difference,
+    )
+
+
+def _write_onnx(output: Path, checkpoint: Checkpoint) -> float | None:
+    """Export the network from pixels in [0, 1] to logits; returns how far onnxruntime's logits are from ours.
+
+    None where onnxruntime is not there to ask.
+    """
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise StarfireError(f'--to onnx needs {package}: pip install "starfire-cli[onnx]"')
+    model = as_trained(checkpoint, torch.device("cpu")).model
+    size = int(checkpoint.meta["model"]["image_size"])
+    pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / "model.onnx"
+        _export(model, pixels, temporary)
+        data = temporary.read_bytes()
+    difference = _difference(data, model, pixels)
+    if difference is not None and not difference <= _CLOSE:
+        raise StarfireError(f"{output} was not written: onnxruntime's logits differ by {difference:.2g} of the largest")
+    with atomic_write(output, need=len(data)) as file:
+        file.write(data)
+    return difference
+
+
+def _export(model: nn.Module, pixels: torch.Tensor, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own about its exporter
+        torch.onnx.export(
+            model,
+            (pixels,),
+            path,
+            input_names=["pixels"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            external_data=False,
+            verbose=False,
+        )
+
+
+@torch.no_grad()
+def _difference(data: bytes, model: nn.Module, pixels: torch.Tensor) -> float | None:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"pixels": pixels.numpy()})
+    ours = model(pixels)
+    return float((torch.from_numpy(logits) - ours).abs().max() / ours.abs().max().clamp_min(1e-30))
