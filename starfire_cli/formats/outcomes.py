@@ -34,7 +34,7 @@ class Compressed:
         input: the checkpoint.
         output: the packed file.
         packed: its sizes.
-        seconds: for packing, verifying and writing, reading not counted.
+        seconds: from checkpoint in memory to file on disk.
         verified: whether it was read back and compared before it got its name.
         rounding: what `--values` cost; None where every bit was kept.
         accuracy: likewise, where there were data to measure it on.

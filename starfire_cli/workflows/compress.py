@@ -11,8 +11,6 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from starfire_cli import runtime
-from starfire_cli.data import DataOptions, open_val
 from starfire_cli.errors import BadOption, Mismatch, StarfireError, unknown
 from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
@@ -24,8 +22,6 @@ from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.formats.streams import EFFORTS
 from starfire_cli.pruning.layers import layers_of_state
 from starfire_cli.pruning.masks import Masks
-from starfire_cli.workflows.evaluate import evaluate
-from starfire_cli.workflows.network import build_network
 
 VALUES = ("exact", *ROUNDED)
 MASKS = ("stored", "from-zeros")
@@ -81,11 +77,18 @@ def compress(request: CompressRequest) -> Iterator[Outcome]:
         raise StarfireError(f"{output} exists and is not a packed file; give --out another name")
     if not checkpoint.masks:
         yield Note(text=_without_masks(checkpoint))
-    exact, rounding, stored = checkpoint, None, None
+    rounding = stored = accuracy = None
     started = perf_counter()
     if request.values != "exact":
-        state, stored, rounding = round_state(checkpoint.state, checkpoint.masks or {}, request.values)
-        checkpoint = replace(checkpoint, state=state)
+        exact = checkpoint
+        state, stored, rounding = round_state(exact.state, exact.masks or {}, request.values)
+        checkpoint = replace(exact, state=state)
+        try:
+            accuracy = _accuracy(request, exact, checkpoint)
+        except StarfireError as error:
+            if request.data is not None:
+                raise
+            yield Note(text=f"accuracy before and after was not measured: {error}")
     packed = pack(
         output,
         state=checkpoint.state,
@@ -96,18 +99,11 @@ def compress(request: CompressRequest) -> Iterator[Outcome]:
         keep_plain=request.keep_plain,
         verify=request.verify,
     )
-    seconds = perf_counter() - started
-    accuracy = None
-    if rounding is not None:
-        accuracy = _accuracy(request, exact, checkpoint)
-        if isinstance(accuracy, Note):
-            yield accuracy
-            accuracy = None
     yield Compressed(
         input=path,
         output=output,
         packed=packed,
-        seconds=seconds,
+        seconds=perf_counter() - started,
         verified=request.verify,
         rounding=rounding,
         accuracy=accuracy,
@@ -180,18 +176,7 @@ def _without_masks(checkpoint: Checkpoint) -> str:
     )
 
 
-def _accuracy(request: CompressRequest, exact: Checkpoint, rounded: Checkpoint) -> AccuracyChange | Note:
-    """Top-1 with exact and with rounded values; why not, where the user did not ask for it and it cannot be."""
-    try:
-        device = runtime.pick_device(request.device)
-        options = DataOptions(device=device, limit_val=request.images)
-        info, split = open_val(exact.meta.get("data") or {}, request.data, options)
-        before, after = (
-            evaluate(build_network(checkpoint, info, device).model, split) for checkpoint in (exact, rounded)
-        )
-    except StarfireError as error:
-        if request.data is not None:
-            raise
-        return Note(text=f"accuracy before and after was not measured: {error}")
-    assert before is not None and after is not None
-    return AccuracyChange(data=info.spec, images=before.images, before=before.top1, after=after.top1)
+def _accuracy(request: CompressRequest, exact: Checkpoint, rounded: Checkpoint) -> AccuracyChange:
+    from starfire_cli.workflows.accuracy_change import accuracy_change  # brings torchvision, slow to import
+
+    return accuracy_change(exact, rounded, data=request.data, images=request.images, device=request.device)
