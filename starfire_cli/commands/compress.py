@@ -89,11 +89,12 @@ def compress(
         raise BadOption("--data and --images are for --values bf16 or fp16; exact values cannot change the accuracy")
     from starfire_cli.report.compress_table import display
     from starfire_cli.workflows import compress as packing
-    from starfire_cli.workflows.export import export
 
     if unpack:
         outcomes = packing.unpack(checkpoint, out)
     elif to is not None:
+        from starfire_cli.workflows.export import export  # brings torchvision, slow to import
+
         outcomes = export(checkpoint, to, out)
     else:
         outcomes = packing.compress(

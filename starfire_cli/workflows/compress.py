@@ -78,7 +78,6 @@ def compress(request: CompressRequest) -> Iterator[Outcome]:
     if not checkpoint.masks:
         yield Note(text=_without_masks(checkpoint))
     rounding = stored = accuracy = None
-    started = perf_counter()
     if request.values != "exact":
         exact = checkpoint
         state, stored, rounding = round_state(exact.state, exact.masks or {}, request.values)
@@ -89,6 +88,7 @@ def compress(request: CompressRequest) -> Iterator[Outcome]:
             if request.data is not None:
                 raise
             yield Note(text=f"accuracy before and after was not measured: {error}")
+    started = perf_counter()
     packed = pack(
         output,
         state=checkpoint.state,
