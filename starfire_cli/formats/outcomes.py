@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from starfire_cli.formats.packing import Packed
 from starfire_cli.formats.rounding import Rounding
+from starfire_cli.formats.sizes import Packed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,56 +19,11 @@ from starfire_cli.formats.atomic import atomic_write
 from starfire_cli.formats.container import Entry, write
 from starfire_cli.formats.dtypes import NOT_IN_SAFETENSORS, Dtype, dtype_of, words_of
 from starfire_cli.formats.packed import FREE_BYTES, MOST_PER_BYTE, SUFFIX, PackedFile, in_threads
+from starfire_cli.formats.sizes import Packed, TensorSize
 from starfire_cli.formats.streams import Bits, Writer
 from starfire_cli.pruning.masks import digest
 
 _FOR_READERS = 0.01  # of the file may be spent on leaving never-pruned weights readable by any safetensors reader
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorSize:
-    """What one tensor takes in the file.
-
-    Args:
-        key: in the state dict.
-        shape: of the tensor.
-        encoding: of its mask; "plain" where it lies in the file as it is.
-        weights: how many elements it has.
-        live: how many of them are written.
-        masked: whether the checkpoint has a mask for it.
-        dense_bytes: in memory.
-        packed_bytes: in the file, without its line in the header.
-        bound_bytes: mask information + entropy of the exponents + all other bits.
-    """
-
-    key: str
-    shape: tuple[int, ...]
-    encoding: str
-    weights: int
-    live: int
-    masked: bool
-    dense_bytes: int
-    packed_bytes: int
-    bound_bytes: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packed:
-    """A file that was written: all its bytes, those of its header, and its tensors one by one."""
-
-    packed_bytes: int
-    header_bytes: int
-    tensors: tuple[TensorSize, ...]
-
-    @property
-    def dense_bytes(self) -> int:
-        """Of all tensors in memory."""
-        return sum(t.dense_bytes for t in self.tensors)
-
-    @property
-    def bound_bytes(self) -> float:
-        """Of all tensors."""
-        return sum(t.bound_bytes for t in self.tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +82,7 @@ def pack(
             data = words_of(state[key], layer.dtype).data
             entries.append(Entry(name=key, dtype=layer.dtype.name, shape=size.shape, data=data))
             checksums += f"{zlib.crc32(data):08x}"
-            sizes.append(replace(size, encoding="plain", live=size.weights, packed_bytes=size.dense_bytes))
+            sizes.append(TensorSize.plain(key, state[key], size.bound_bytes))
         else:
             entries.append(Entry(name=key + SUFFIX, dtype="U8", shape=(len(layer.data),), data=layer.data))
             table[key] = _line(layer)
@@ -156,6 +111,11 @@ def _encode(key: str, tensor: Tensor, mask: Tensor | None, stored: Dtype | None,
     alive = _zeros_apart(words, stored) if mask is None else _mask(key, mask, words, stored)
     live = words if alive.all() else words[alive if stored.words == 1 else alive.repeat(stored.words)]
     shape = tuple(tensor.shape)
+    unnamed = key.endswith(SUFFIX) or dtype.name in NOT_IN_SAFETENSORS
+    may_be_plain = mask is None and not rounded and not unnamed
+    if may_be_plain and len(shape) < 2:
+        bound = values.bound_bits(words, dtype) / 8
+        return _Layer(size=TensorSize.plain(key, tensor, bound), dtype=dtype, stored=dtype, data=b"", may_be_plain=True)
     said = encoding.encode(alive.reshape(encoding.grid(shape)), effort)
     out = Writer(effort)
     values.encode(live, stored, out)
@@ -173,10 +133,7 @@ def _encode(key: str, tensor: Tensor, mask: Tensor | None, stored: Dtype | None,
         packed_bytes=len(data),
         bound_bytes=(said.bound_bits + values.bound_bits(live, stored)) / 8,
     )
-    unnamed = key.endswith(SUFFIX) or dtype.name in NOT_IN_SAFETENSORS
-    return _Layer(
-        size=size, dtype=dtype, stored=stored, data=data, may_be_plain=mask is None and not rounded and not unnamed
-    )
+    return _Layer(size=size, dtype=dtype, stored=stored, data=data, may_be_plain=may_be_plain)
 
 
 def _zeros_apart(words: Any, dtype: Dtype) -> Bits:

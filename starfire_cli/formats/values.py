@@ -90,12 +90,12 @@ def bound_bits(words: Words, dtype: Dtype) -> float:
 def _best_split(counts: NDArray[np.intp], total: int) -> int:
     """How many bits beyond the first 8 make the symbols cheapest, by counts of the first 16."""
     cost = {}
-    for more in range(9):
-        of_symbols = counts.reshape(256 << more, -1).sum(1)
-        size = int((of_symbols > 0).sum())
+    for more in range(8, -1, -1):
+        size = int(np.count_nonzero(counts))
         if size <= 256:
-            cost[more] = entropy_bits(of_symbols) + total * (8 - more) + 8 * size
-    return min(cost, key=lambda more: cost[more])
+            cost[more] = entropy_bits(counts) + total * (8 - more) + 8 * size
+        counts = counts[::2] + counts[1::2]
+    return min(cost, key=lambda more: (cost[more], more))
 
 
 def _rotate_left(words: Words) -> Words:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from starfire_cli.formats.outcomes import Compressed, Note, Outcome, Written
-from starfire_cli.formats.packing import TensorSize
+from starfire_cli.formats.sizes import TensorSize
 from starfire_cli.report.console import open_console
 from starfire_cli.text import printable, shape_text, size_text
 
