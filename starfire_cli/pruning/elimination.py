@@ -183,29 +183,26 @@ class _Reasons:
         self.layer = str(node.target)
         self.carried_I = found.reads[node]
         sources, between = producers(traced, node)
+        # Channel c of these is still channel c where the layer reads it.
+        aligned, _ = producers(traced, node, ("cat", "rearrange", "unknown"))
         self.notes = tuple(dict.fromkeys(found.notes[n] for n in (*sources, *between) if n in found.notes))
-        self._plain = not any(traced.role(n) in ("cat", "rearrange", "unknown") for n in between)
-        self._dead: list[Tensor] = []
         self.producers: tuple[Producer, ...] = ()
+        self._half_dead_I = torch.zeros_like(self.carried_I, dtype=torch.bool)
         for source in reversed(sources):
             weight = traced.module(source).weight
             assert isinstance(weight, Tensor)
             dead_K = ~live_of(masks, str(source.target), weight).flatten(1).any(1)
-            self._dead.append(dead_K)
             producer = Producer(name=str(source.target), channels=len(dead_K), dead=int(dead_K.sum()))
             self.producers += (producer,)
+            pixels, rest = divmod(len(self.carried_I), len(dead_K))
+            if source in aligned and not rest:
+                self._half_dead_I |= dead_K.repeat_interleave(pixels)
 
     def kept(self, image_I: Tensor, stuck_I: Tensor) -> dict[str, int]:
         """Reason -> how many columns stay: those that depend on the image, and those a missing bias keeps."""
-        half_dead_I = torch.zeros_like(image_I)
-        if self._plain:
-            for dead_K in self._dead:
-                if len(image_I) % len(dead_K) == 0:
-                    half_dead_I |= dead_K.repeat_interleave(len(image_I) // len(dead_K))
-        half_dead_I &= image_I
         counts = {
-            "depends on the image": int((image_I & ~half_dead_I).sum()),
-            "a dead channel, but added to a live one": int(half_dead_I.sum()),
+            "depends on the image": int((image_I & ~self._half_dead_I).sum()),
+            "a dead channel, but added to a live one": int((image_I & self._half_dead_I).sum()),
             "carries a constant, and the layer has no bias to take it": int(stuck_I.sum()),
         }
         return {reason: count for reason, count in counts.items() if count}

@@ -174,23 +174,23 @@ def called(node: fx.Node) -> str:
     return str(node.target) if node.op != "call_function" else getattr(node.target, "__name__", str(node.target))
 
 
-def producers(traced: Traced, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
-    """The convolutions and linear layers that reach `node` with no other between, and all nodes on the ways there."""
-    found: list[fx.Node] = []
-    between: list[fx.Node] = []
-    seen: set[fx.Node] = set()
+def producers(traced: Traced, node: fx.Node, not_past: tuple[Role, ...] = ()) -> tuple[list[fx.Node], list[fx.Node]]:
+    """The convolutions and linear layers that reach `node` with no other between, and all nodes on the ways there.
+
+    Nothing behind a node whose role is in `not_past` is looked at.
+    """
+    found: dict[fx.Node, None] = {}
+    between: dict[fx.Node, None] = {}
     todo = list(node.all_input_nodes)
     while todo:
         current = todo.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        if traced.role(current) in ("conv", "linear"):
-            found.append(current)
-        else:
-            between.append(current)
-            todo += current.all_input_nodes
-    return found, between
+        role = traced.role(current)
+        if role in ("conv", "linear"):
+            found[current] = None
+        elif current not in between:
+            between[current] = None
+            todo += current.all_input_nodes if role not in not_past else []
+    return list(found), list(between)
 
 
 def _noise(shape: tuple[int, ...]) -> Tensor:
