@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -19,8 +19,19 @@ COMMANDS = ("train", "prune-mask", "inspect", "attack", "compress", "plot")
 """In the order in which `--help` shows them. Each is a function of the same name in a module of the same name."""
 
 
+def commands() -> dict[str, Callable[..., object]]:
+    """The functions behind the commands whose module is there, by name; only the modules' heads are imported."""
+    folder = Path(__file__).with_name("commands")
+    found = {}
+    for name in COMMANDS:
+        stem = name.replace("-", "_")
+        if folder.joinpath(f"{stem}.py").exists():
+            found[name] = getattr(import_module(f"starfire_cli.commands.{stem}"), stem)
+    return found
+
+
 def build_app() -> typer.Typer:
-    """The command line with every command whose module is there; only the modules' heads are imported."""
+    """The command line, with every command there is."""
     app = typer.Typer(
         name="starfire",
         help=starfire_cli.__doc__,
@@ -29,12 +40,8 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
-    folder = Path(__file__).with_name("commands")
-    for name in COMMANDS:
-        stem = name.replace("-", "_")
-        if folder.joinpath(f"{stem}.py").exists():
-            module = import_module(f"starfire_cli.commands.{stem}")
-            app.command(name)(getattr(module, stem))
+    for name, command in commands().items():
+        app.command(name)(command)
     return app
 
 
