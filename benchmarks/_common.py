@@ -1,0 +1,76 @@
+"""What every benchmark shares: where it ran, medians, and results as JSON that grow step by step."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def where(device: torch.device) -> dict[str, Any]:
+    """Hardware and versions, to go with every figure."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
+
+
+def seconds(run: Callable[[], object], *, device: torch.device, repeats: int, warmup: int = 2) -> list[float]:
+    """How long each of `repeats` calls took; a GPU is waited for."""
+    taken = []
+    for number in range(warmup + repeats):
+        _wait(device)
+        started = time.perf_counter()
+        run()
+        _wait(device)
+        if number >= warmup:
+            taken.append(time.perf_counter() - started)
+    return taken
+
+
+def median_ms(taken: list[float]) -> float:
+    """The median in milliseconds."""
+    return round(1000 * statistics.median(taken), 4)
+
+
+class Results:
+    """A JSON file of named results; what is in it already is not done again."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.path = path
+        self.rows: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self._where = where(device)
+
+    def step(self, name: str, run: Callable[[], Any]) -> Any:
+        """Do one step unless it is done, print what came out, and write the file."""
+        if name not in self.rows:
+            self.rows[name] = {"result": run(), "where": self._where}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.rows, indent=1) + "\n")
+        print(f"{name}: {json.dumps(self.rows[name]['result'])}", flush=True)
+        return self.rows[name]["result"]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
