@@ -136,7 +136,10 @@ class _Numbering:
             return self._fresh(conv.out_channels)
         if conv.groups == conv.in_channels:  # depthwise: each input channel and what is made of it go together
             return [n for n in reads for _ in range(conv.out_channels // conv.in_channels)]
-        return None
+        gives = self._fresh(conv.out_channels)
+        # Groups of unequal size cannot be computed.
+        self._pinned += [(n, f"is read or given by {node.target}, a grouped convolution") for n in (*reads, *gives)]
+        return gives
 
     def _channelwise(self, node: fx.Node, inputs: Sequence[fx.Node]) -> list[int] | None:
         before, after = self.shapes[inputs[0]], self.shapes[node]
