@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from starfire_cli.attacks._draws import Draws
 from starfire_cli.attacks._family import ATTACKS, Adversarial, check_size
 from starfire_cli.attacks._library import own_random_state, package
-from starfire_cli.errors import BadOption, unknown
+from starfire_cli.errors import BadOption
 
 
 @ATTACKS.register("foolbox")
@@ -51,7 +52,10 @@ class Foolbox:
         made = getattr(attacks, self.attack, None)
         if not (inspect.isclass(made) and issubclass(made, attacks.Attack) and not inspect.isabstract(made)):
             names = [n for n, c in vars(attacks).items() if inspect.isclass(c) and issubclass(c, attacks.Attack)]
-            raise unknown("foolbox attack", self.attack, names)
+            close = get_close_matches(self.attack, names, n=3) or ["LInfFMNAttack", "LinfDeepFoolAttack", "L2FMNAttack"]
+            raise BadOption(
+                f"foolbox has no attack {self.attack!r}; it has {', '.join(close)} and {len(names) - len(close)} more"
+            )
         options = {} if self.steps is None else {"steps": self.steps}
         try:
             return made(**options)

@@ -31,16 +31,23 @@ def robustness_path(checkpoint: Path, attack: str) -> Path:
     return checkpoint.with_name(f"{checkpoint.stem}.attack-{slug}.json")
 
 
-def read_robustness(path: Path) -> dict[str, Any] | None:
-    """The document at `path`; None where there is none. Raises StarfireError if something else lies there."""
+def read_robustness(path: Path, *, fresh: bool = False) -> dict[str, Any] | None:
+    """The document at `path`; None where there is none, or with `fresh` a torn one.
+
+    Raises StarfireError if something else lies there: it is not ours to write over.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise StarfireError(f"{path} cannot be read ({error}); --fresh starts over") from None
+        if fresh and path.suffix == ".json":
+            return None
+        raise StarfireError(
+            f"{path} is no result of starfire attack ({error}); --fresh replaces a damaged one"
+        ) from None
     if not isinstance(document, dict) or document.get("format") != FORMAT or document.get("version") != VERSION:
-        raise StarfireError(f"{path} is not a result of starfire attack; give another --out")
+        raise StarfireError(f"{path} is no result of starfire attack; --out FILE writes elsewhere")
     return document
 
 

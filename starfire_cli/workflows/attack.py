@@ -26,6 +26,7 @@ from starfire_cli.data import DataInfo, DataOptions, Split, open_val
 from starfire_cli.errors import BadOption
 from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
+from starfire_cli.formats.png import check_folder
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.workflows import attack_verdict as verdict
 from starfire_cli.workflows.attack_fit import images_that_fit, most_useful
@@ -33,6 +34,10 @@ from starfire_cli.workflows.attack_images import save_sheets
 from starfire_cli.workflows.attack_plan import Plan
 from starfire_cli.workflows.network import Channels, Network, build_network
 
+_AMP = (
+    "--amp: the network runs in bfloat16, which rounds logits and gradients to 8 bits; "
+    "hold these accuracies only against others with --amp"
+)
 DEFAULT_SIZES = {"linf": "0,0.01,0.05", "l2": "0,0.25,0.5,1"}
 
 
@@ -82,6 +87,8 @@ def attack(request: AttackRequest) -> Iterator[AttackRecord]:
     if request.transfer and request.against is None:
         raise BadOption("--transfer shows each network the images made against the other; it needs --against")
     chosen, sizes = choose(request)
+    if request.save_images is not None:
+        check_folder(request.save_images)
     setting = _open(request)
     plans = [_plan(request, setting, network, chosen, sizes) for network in setting.networks]
     yield AttackStarted(
@@ -89,7 +96,7 @@ def attack(request: AttackRequest) -> Iterator[AttackRecord]:
         data=setting.info.name,
         images=len(setting.split),
         batch_size=setting.chunk,
-        notes=(*(note for plan in plans for note in plan.notes), *setting.info.notes),
+        notes=(*(note for plan in plans for note in plan.notes), *setting.info.notes, *([_AMP] if request.amp else [])),
     )
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     if request.amp:
@@ -201,6 +208,11 @@ def _second(request: AttackRequest, checkpoint: Checkpoint, info: DataInfo, devi
 
 
 def _plan(request: AttackRequest, setting: _Setting, network: Network, chosen: Attack, sizes: tuple[Size, ...]) -> Plan:
+    # Runs that differ on purpose do not replace one another's files.
+    suffix = f"-n{len(setting.split)}" if request.images is not None else ""
+    suffix += f"-{request.image_size}px" if request.image_size is not None else ""
+    suffix += f"-seed{request.seed}" if request.seed else ""
+    suffix += "-amp" if request.amp else ""
     path = request.out
     if path is not None and network is not setting.networks[0]:
         path = path.with_name(f"{path.stem}.against{path.suffix or '.json'}")
@@ -212,12 +224,13 @@ def _plan(request: AttackRequest, setting: _Setting, network: Network, chosen: A
         settings={
             "data": setting.info.spec,
             "image_size": setting.info.image_size,
+            "split": [setting.info.val_fraction, setting.info.split_seed],
             "images": len(setting.split),
-            "subset": request.images is not None,
             "seed": request.seed,
             "amp": request.amp,
             "device": setting.device.type,
         },
+        suffix=suffix,
         path=path,
         fresh=request.fresh,
         facts={

@@ -12,7 +12,7 @@ from starfire_cli.attacks import Attack, Size
 from starfire_cli.attacks._draws import Draws
 from starfire_cli.attacks._gradient import frozen
 from starfire_cli.data import Split
-from starfire_cli.formats.png import check_folder, write_png
+from starfire_cli.formats.png import write_png
 
 _SHOWN = 8
 _LEAST = 96  # pixels a side on a sheet; smaller images are enlarged by a whole number, each pixel to a square
@@ -35,9 +35,8 @@ def save_sheets(
     classified again.
 
     Raises:
-        StarfireError: the folder cannot be written.
+        StarfireError: the disk refuses.
     """
-    check_folder(folder)
     images, labels = (part[:_SHOWN] for part in next(iter(split.batches(0))))
     draws = Draws(seed=seed, index_N=torch.arange(len(images), device=images.device))
     wanted = [size for size in sizes if size.eps]

@@ -41,6 +41,7 @@ class Plan:
         sizes: at which sizes; 0 is the clean accuracy.
         controls: whether controls are measured too.
         settings: what must be equal for earlier results to count.
+        suffix: what the file's name says besides checkpoint and attack.
         path: the file; None for the usual place beside the checkpoint.
         fresh: earlier results do not count.
         facts: what the file says besides (command, versions, hardware).
@@ -54,6 +55,7 @@ class Plan:
         *,
         controls: bool,
         settings: dict[str, Any],
+        suffix: str,
         path: Path | None,
         fresh: bool,
         facts: dict[str, Any],
@@ -66,13 +68,12 @@ class Plan:
         self._settings = {"digest": network.digest, "attack": self.spec, **settings}
         self._settings |= {"mean": list(network.mean), "std": list(network.std)}
         self._facts, self._began = facts, time.perf_counter()
-        images = settings["images"]
-        tail = f"-n{images}" if settings["subset"] else ""
-        self.path = path or robustness_path(network.path, self.spec + tail + ("-amp" if settings["amp"] else ""))
+        self.path = path or robustness_path(network.path, self.spec + suffix)
         check_place(self.path)
         self.tallies: Tallies = {}
         self.heard: dict[str, None] = {}
-        self.notes = () if fresh else self._recall(images)
+        earlier = read_robustness(self.path, fresh=fresh)
+        self.notes = () if fresh or earlier is None else self._recall(earlier, settings["images"])
 
     def run(
         self,
@@ -147,11 +148,8 @@ class Plan:
         write_robustness(self.path, document | {PER_IMAGE: known})
         return document
 
-    def _recall(self, images: int) -> tuple[str, ...]:
+    def _recall(self, earlier: dict[str, Any], images: int) -> tuple[str, ...]:
         """Take over what an earlier run found out, if it was about the same thing."""
-        earlier = read_robustness(self.path)
-        if earlier is None:
-            return ()
         held = earlier.get("settings") or {}
         differing = [key for key in self._settings if held.get(key) != self._settings[key]]
         if differing:
