@@ -26,7 +26,7 @@ class Corrupt(Exception):
 
 
 def decode(path: str) -> Tensor:
-    """uint8 (3, H, W) of any image file, upright (by its orientation tag), without its alpha channel. Raises Corrupt."""
+    """uint8 (3, H, W) of any image file, upright by its orientation tag, without alpha channel. Raises Corrupt."""
     try:
         with open(path, "rb") as file:
             data = file.read()

@@ -14,6 +14,7 @@ from starfire_cli.data.reader import Reader, answers
 from starfire_cli.data.road import SMALL
 from starfire_cli.data.source import Files, Pixels
 from starfire_cli.data.stream import corrupt
+from starfire_cli.errors import StarfireError
 
 AT_ONCE = 256
 WORTH_WORKERS = 2000  # below, starting processes takes longer than it saves
@@ -56,4 +57,9 @@ def read_all(reader: Reader, options: DataOptions) -> tuple[Tensor, list[tuple[i
         done += len(answer.images)
         if options.progress:
             options.progress("decoding", done + len(failures), count)
+    if not done:
+        position, reason = failures[0]
+        raise StarfireError(
+            f"corrupt image {reader.files.path(position)} ({reason}), and so are all {count} of its part"
+        )
     return images[:done], failures

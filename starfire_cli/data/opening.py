@@ -7,17 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from starfire_cli.data import decode, once, statistics
+from starfire_cli.data import decode, once, road, statistics
 from starfire_cli.data.augment import AUGMENTATIONS, Augment
 from starfire_cli.data.draws import Draws
 from starfire_cli.data.finding import find
 from starfire_cli.data.options import Data, DataInfo, DataOptions, Split
 from starfire_cli.data.reader import Reader
 from starfire_cli.data.resident import ResidentSplit
-from starfire_cli.data.road import Road, auto_augment, choose, with_resize
-from starfire_cli.data.sets.folder import differences
+from starfire_cli.data.road import Road
 from starfire_cli.data.source import Files, Part, Pixels, Source, Stats
-from starfire_cli.data.splitting import limited, parts
+from starfire_cli.data.splitting import limited, parts, same_classes, validation
 from starfire_cli.data.stream import StreamSplit
 from starfire_cli.errors import BadOption, StarfireError
 
@@ -41,26 +40,27 @@ def open_data(spec: str, options: DataOptions) -> Data:
             f"--batch-size {options.batch_size} is more than the {len(train)} training images; "
             f"--batch-size {len(train)} or less works"
         )
-    road = choose(train, len(train) + len(val), options)
-    augment = AUGMENTATIONS.build(auto_augment(source, train, road) if options.augment == "auto" else options.augment)
-    road = with_resize(road, augment)
-    train_split, train_notes = _split(train, road, options, augment)
-    val_split, val_notes = _split(val, road, options, None)
-    mean, std = source.stats or _measured(train, train_split, road, options)
+    way = road.choose(train, len(train) + len(val), options)
+    auto = options.augment == "auto"
+    augment = AUGMENTATIONS.build(road.auto_augment(source, train, way) if auto else options.augment)
+    way = road.with_resize(way, augment)
+    train_split, train_notes = _split(train, way, options, augment)
+    val_split, val_notes = _split(val, way, options, None)
+    mean, std = source.stats or _measured(train, train_split, way, options)
     info = DataInfo(
         name=source.name,
-        spec=f"{source.name}:{source.path.resolve()}" if source.path else source.name,
+        spec=source.spec,
         classes=source.classes,
         mean=mean,
         std=std,
-        image_size=road.out,
+        image_size=way.out,
         train_images=len(train_split),
         val_images=len(val_split),
         augment=AUGMENTATIONS.spec(augment),
         val_fraction=options.val_fraction if source.val is None else None,
         split_seed=options.split_seed,
-        resize=road.resize,
-        stored=road.stored,
+        resize=way.resize,
+        stored=way.stored,
         notes=(*source.notes, *train_notes, *val_notes),
     )
     return Data(info=info, train=train_split, val=val_split)
@@ -70,93 +70,96 @@ def open_val(meta: dict[str, Any], spec: str | None, options: DataOptions) -> tu
     """The validation images that a checkpoint's metadata describes, the very same ones where the data are the same.
 
     Args:
-        meta: the `data` part of the metadata, as `DataInfo.as_meta` made it.
+        meta: the `data` part of the metadata, as `DataInfo.as_meta` made it; empty where nothing is known.
         spec: other data to use, or the place where the data are now; None for where they were.
-        options: batch size and device; the split, image size and scaling come from `meta` where it has them.
+        options: batch size and device; the split and the scaling come from `meta` where it has them.
 
     Raises:
         BadOption, StarfireError: no data known, data not there, classes that are not the checkpoint's.
     """
-    try:
-        known = DataInfo.from_meta(meta) if meta else None
-    except (KeyError, TypeError, ValueError) as error:
-        raise StarfireError(f"the checkpoint's record of its data is damaged ({error!r}); it cannot be used") from None
-    if spec is None and known is None:
-        raise BadOption(
-            "the checkpoint does not say what data it was trained on; give it: --data NAME, PATH or NAME:PATH"
-        )
-    if known is not None:
+    known = _known(meta)
+    if known is None:
+        if spec is None:
+            raise BadOption("the checkpoint does not say what data it was trained on; --data gives it")
+        source = find(spec, options.image_size)
+    else:
         options = dataclasses.replace(
             options,
             image_size=options.image_size or known.image_size,
             val_fraction=known.val_fraction or options.val_fraction,
             split_seed=known.split_seed,
         )
-    source = _found(spec, known, options)
-    if known is not None and source.classes != known.classes:
-        raise StarfireError(
-            f"--data {spec or known.spec}: {differences(known.classes, source.classes, 'the checkpoint', 'the data')}"
-        )
-    if source.val is None and known is not None and known.val_fraction is None:
-        # The checkpoint held out no share; then a single folder of classes is meant as it stands.
-        val = limited(source.train, options.limit_val, "--limit-val", options.limit_seed)
-    else:
-        _, val = parts(dataclasses.replace(source), dataclasses.replace(options, limit_train=None))
-    road = choose(val, len(val), options)
-    if known is not None and road.out == known.image_size and (road.stored is None) == (known.stored is None):
-        road = Road(stored=known.stored if isinstance(val, Files) else road.stored, out=road.out, resize=known.resize)
-    split, notes = _split(val, road, options, None)
-    mean, std = (known.mean, known.std) if known else source.stats or _measured(val, split, road, options)
+        source = find(spec, options.image_size) if spec else _found_again(known, options)
+        same_classes(known.classes, source.classes, spec or known.spec)
+    # A checkpoint that held out no share means a single folder of classes as it stands.
+    whole = source.val is None and known is not None and known.val_fraction is None
+    val = limited(source.train, options.limit_val, "--limit-val", options.limit_seed) if whole else None
+    val = val or validation(source, options)
+    way = _way(val, known if spec is None else None, options)
+    split, notes = _split(val, way, options, None)
+    mean, std = (known.mean, known.std) if known else source.stats or _measured(val, split, way, options)
     info = DataInfo(
         name=source.name,
-        spec=f"{source.name}:{source.path.resolve()}" if source.path else source.name,
+        spec=source.spec,
         classes=source.classes,
         mean=mean,
         std=std,
-        image_size=road.out,
+        image_size=way.out,
         train_images=0,
         val_images=len(split),
-        val_fraction=known.val_fraction if known else None,
+        val_fraction=options.val_fraction if source.val is None and not whole else None,
         split_seed=options.split_seed,
-        resize=road.resize,
-        stored=road.stored,
+        resize=way.resize,
+        stored=way.stored,
         notes=(*source.notes, *notes),
     )
     return info, split
 
 
-def _found(spec: str | None, known: DataInfo | None, options: DataOptions) -> Source:
-    if spec is not None:
-        return find(spec, options.image_size)
-    assert known is not None
+def _known(meta: dict[str, Any]) -> DataInfo | None:
+    if not meta:
+        return None
+    try:
+        return DataInfo.from_meta(meta)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StarfireError(f"the checkpoint's record of its data is damaged ({error!r})") from None
+
+
+def _found_again(known: DataInfo, options: DataOptions) -> Source:
     try:
         return find(known.spec, options.image_size)
     except StarfireError as error:
-        raise StarfireError(
-            f"the checkpoint's data cannot be opened ({error}); --data says where they are now"
-        ) from None
+        text = f"the checkpoint's data cannot be opened ({error}); --data PATH says where they are now"
+        raise StarfireError(text) from None
 
 
-def _split(part: Part, road: Road, options: DataOptions, augment: Augment | None) -> tuple[Split, tuple[str, ...]]:
+def _way(val: Part, known: DataInfo | None, options: DataOptions) -> Road:
+    if known is None or options.image_size != known.image_size:
+        return road.choose(val, len(val), options)
+    stored = known.stored if isinstance(val, Files) else val.images.shape[-1]
+    return Road(stored=stored, out=known.image_size, resize=known.resize)
+
+
+def _split(part: Part, way: Road, options: DataOptions, augment: Augment | None) -> tuple[Split, tuple[str, ...]]:
     if isinstance(part, Pixels):
-        return ResidentSplit(part, options, out=road.out, augment=augment, resize=road.resize), ()
-    decode.prepare(large=road.stored is None)
-    if road.stored is not None:
-        pixels, skipped, notes = once.decoded(part, road.stored, options)
-        split = ResidentSplit(pixels, options, out=road.out, augment=augment, resize=road.resize, skipped=skipped)
+        return ResidentSplit(part, options, out=way.out, augment=augment, resize=way.resize), ()
+    decode.prepare(large=way.stored is None)
+    if way.stored is not None:
+        pixels, skipped, notes = once.decoded(part, way.stored, options)
+        split = ResidentSplit(pixels, options, out=way.out, augment=augment, resize=way.resize, skipped=skipped)
         return split, notes
     if augment is not None:  # an augmentation that cannot cut boxes says so now, not in a worker
-        one = np.array([road.out])
+        one = np.array([way.out])
         augment.boxes(Draws(0, 0, np.array([0])), one, one)
-    reader = Reader(files=part, out=road.out, resize=road.resize or road.out, augment=augment, seed=options.seed)
+    reader = Reader(files=part, out=way.out, resize=way.resize or way.out, augment=augment, seed=options.seed)
     return StreamSplit(reader, options), ()
 
 
-def _measured(part: Part, split: Split, road: Road, options: DataOptions) -> Stats:
+def _measured(part: Part, split: Split, way: Road, options: DataOptions) -> Stats:
     if isinstance(split, ResidentSplit):
         return statistics.of_pixels(split.images)
     assert isinstance(part, Files)
     sample = limited(part, STATS_SAMPLE, "")
-    assert isinstance(sample, Files) and road.resize is not None
-    images, _ = once.read_all(Reader(files=sample, out=road.out, resize=road.resize), options)
+    assert isinstance(sample, Files)
+    images, _ = once.read_all(Reader(files=sample, out=way.out, resize=way.resize or way.out), options)
     return statistics.of_pixels(images)

@@ -62,7 +62,8 @@ def _walk(root: str, below: str, above: tuple[str, ...]) -> Iterator[str]:
             name = f"{below}/{entry.name}" if below else entry.name
             if entry.is_dir():
                 real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-                if not _ignored(entry.name) and real not in above:
+                loops = real in above or above[0].startswith(real + os.sep)
+                if not loops and not _ignored(entry.name):
                     yield from _walk(root, name, (*above, real))
             elif is_image(entry.name):
                 yield name

@@ -91,3 +91,8 @@ class Source:
     augment: str | None = None
     stats: Stats | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def spec(self) -> str:
+        """The text that finds it again from any working directory."""
+        return f"{self.name}:{self.path.resolve()}" if self.path else self.name

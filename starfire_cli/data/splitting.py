@@ -6,6 +6,7 @@ import numpy as np
 
 from starfire_cli.data.draws import choose, spread
 from starfire_cli.data.options import DataOptions
+from starfire_cli.data.sets.folder import differences
 from starfire_cli.data.source import Part, Source
 from starfire_cli.errors import BadOption, StarfireError
 
@@ -17,6 +18,18 @@ def parts(source: Source, options: DataOptions) -> tuple[Part, Part]:
         train, val = held_out(train, source.classes, options)
     train = limited(train, options.limit_train, "--limit-train")
     return train, limited(val, options.limit_val, "--limit-val", options.limit_seed)
+
+
+def validation(source: Source, options: DataOptions) -> Part:
+    """The validation part that `parts` gives, whatever becomes of the training part."""
+    val = source.val if source.val is not None else held_out(source.train, source.classes, options)[1]
+    return limited(val, options.limit_val, "--limit-val", options.limit_seed)
+
+
+def same_classes(known: tuple[str, ...], found: tuple[str, ...], spec: str) -> None:
+    """Raise StarfireError that lists how the classes found differ from those that a checkpoint knows."""
+    if found != known:
+        raise StarfireError(f"--data {spec}: {differences(known, found, 'the checkpoint', 'the data')}")
 
 
 def held_out(part: Part, classes: tuple[str, ...], options: DataOptions) -> tuple[Part, Part]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from starfire_cli.data.augment import AUGMENTATIONS
 from starfire_cli.data.draws import Draws, Ints
+from starfire_cli.errors import BadOption
 
 
 @AUGMENTATIONS.register("none")
@@ -21,6 +22,10 @@ class Identity:
     """
 
     ratio: float = 224 / 256
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise BadOption(f"ratio={self.ratio} must lie above 0 and at most at 1")
 
     def plan(self, draws: Draws, size: int, out: int) -> dict[str, Tensor]:
         """Nothing to decide."""

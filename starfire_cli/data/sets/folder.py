@@ -103,6 +103,7 @@ def differences(first: Sequence[str], second: Sequence[str], first_name: str, se
     """How two sets of classes differ, in words."""
     only = ((first_name, sorted(set(first) - set(second))), (second_name, sorted(set(second) - set(first))))
     parts = [f"only in {where}: {listed(names)}" for where, names in only if names]
+    parts = parts or ["they are in another order"]
     return f"{first_name} and {second_name} must have the same classes; {'; '.join(parts)}"
 
 
