@@ -20,7 +20,7 @@ FLOORS = [
     {"commands", "api"},
     {"workflows", "report"},
     {"histories"},  # plain values that workflows make and report shows
-    {"records", "findings"},
+    {"records", "findings", "pruned"},
     {"formats", "models", "data", "attacks"},
     {"pruning"},
     {"registry", "runtime"},
