@@ -1,4 +1,4 @@
-"""What `inspect` and `prune-mask` find out: plain records that workflows make and the report shows.
+"""What `inspect` finds out: plain records that a workflow makes and the report shows.
 
 They lie below both. Shapes and sparsities are as in docs/inspect.md; accuracies are fractions.
 """
@@ -188,20 +188,3 @@ class Comparison:
     def died(self) -> int:
         """Weights that are alive in the first and dead in the second."""
         return sum(x.died for x in self.layers)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepPoint:
-    """A network pruned once, never trained after: the target, its true sparsity, and what it still gets right.
-
-    Args:
-        layer: the only layer pruned; None for all.
-    """
-
-    layer: str | None
-    target: float
-    sparsity: float
-    top1: float
-    top5: float
-    loss: float
-    images: int

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from starfire_cli import runtime
-from starfire_cli.data import DataOptions, open_val
+from starfire_cli.data import DataInfo, DataOptions, open_val
 from starfire_cli.findings import Comparison, Inspection, LayerDifference, LayerFinding, Predictions
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.workflows.network import build_network
@@ -61,6 +61,12 @@ def predictions(
         right_only_in_a=only_a,
         right_only_in_b=only_b,
     )
+
+
+def _network(checkpoint: Checkpoint, info: DataInfo, device: torch.device, model: str | None) -> nn.Module:
+    """The network, normalising as its metadata say, or by the data's own mean where they say nothing."""
+    mean, std = (None, None) if checkpoint.meta.get("data") else (info.mean, info.std)
+    return build_network(checkpoint, info, device, model=model, mean=mean, std=std).model.eval()
 
 
 def _difference(a: LayerFinding, b: LayerFinding, alive_a: Tensor, alive_b: Tensor) -> LayerDifference:

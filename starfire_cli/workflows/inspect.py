@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,16 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from starfire_cli.errors import StarfireError
 from starfire_cli.findings import Inspection, LayerFinding
 from starfire_cli.formats.checkpoint import Checkpoint, load
 from starfire_cli.formats.estimate import PACKED_OVER_BOUND, estimate
 from starfire_cli.formats.run import find_checkpoint
-from starfire_cli.pruning.layers import Layer, layers_of_model, layers_of_state
+from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masks import digest
 from starfire_cli.pruning.stats import layer_stats
 from starfire_cli.pruning.structure import structure_of
-from starfire_cli.workflows.rebuild import Rebuilt, known_spec, skeleton
+from starfire_cli.workflows.prunable import distinct, prunable
+from starfire_cli.workflows.rebuild import Rebuilt
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -42,9 +41,9 @@ def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[in
     Raises:
         BadOption, StarfireError: there is no such model, or the weights are not its.
     """
-    notes = list(checkpoint.notes)
-    rebuilt = _network(checkpoint, model, image, notes)
-    layers, left_out = _layers(checkpoint, rebuilt, notes)
+    found = prunable(checkpoint, model, image[1] if image else None)
+    layers, rebuilt = found.layers, found.network
+    notes = [*checkpoint.notes, *found.notes]
     masks = checkpoint.masks or {}
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         findings = list(pool.map(lambda layer: _finding(layer, checkpoint.state[layer.key], masks), layers))
@@ -52,7 +51,7 @@ def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[in
     if rebuilt is not None:
         channels, side = image or (3, rebuilt.image_size)
         findings, shape = _with_macs(findings, rebuilt, channels, side, notes)
-    dense = sum(t.nbytes for t in _distinct(checkpoint.state).values())
+    dense = sum(t.nbytes for t in distinct(checkpoint.state).values())
     rest = dense - sum(checkpoint.state[layer.key].nbytes for layer in layers)
     bound = sum(finding.bytes_bound for finding in findings)
     other_masks = sorted(set(masks) - {layer.key for layer in layers})
@@ -62,7 +61,7 @@ def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[in
         path=checkpoint.path,
         format=checkpoint.format,
         layers=tuple(findings),
-        left_out=tuple(left_out),
+        left_out=found.left_out,
         notes=tuple(notes),
         parameters=_parameters(checkpoint, rebuilt),
         masks_present=checkpoint.masks is not None,
@@ -71,67 +70,11 @@ def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[in
         meta=checkpoint.meta,
         model=rebuilt.spec if rebuilt else None,
         input=shape,
-        bytes_file=checkpoint.path.stat().st_size,
+        bytes_file=checkpoint.path.stat().st_size if checkpoint.path.exists() else 0,
         bytes_dense=dense,
         bytes_packed=round(rest + PACKED_OVER_BOUND * bound),
         bytes_bound=round(rest + bound),
     )
-
-
-def _network(
-    checkpoint: Checkpoint, model: str | None, image: tuple[int, int] | None, notes: list[str]
-) -> Rebuilt | None:
-    """The network that was asked for, or the metadata's; None where there is none."""
-    size = image[1] if image else None
-    if model is not None:
-        return skeleton(checkpoint, model, size)
-    spec = known_spec(checkpoint)
-    if spec is None:
-        return None
-    try:
-        return skeleton(checkpoint, spec, size)
-    except StarfireError as error:
-        notes.append(f"the model of the metadata was not used: {error}")
-        return None
-
-
-def _layers(
-    checkpoint: Checkpoint, rebuilt: Rebuilt | None, notes: list[str]
-) -> tuple[list[Layer], list[tuple[str, str]]]:
-    """Prunable layers and what is left out, from the network or from shapes alone."""
-    if rebuilt is not None:
-        layers, left_out = layers_of_model(rebuilt.net)
-    else:
-        shared = checkpoint.state.keys() - _distinct(checkpoint.state).keys()
-        layers = [layer for layer in layers_of_state(checkpoint.state) if layer.key not in shared]
-        left_out = [(key, "shares its memory with another tensor") for key in checkpoint.state if key in shared]
-        left_out += [
-            (key, "3 or more than 4 axes")
-            for key, tensor in checkpoint.state.items()
-            if (tensor.ndim == 3 or tensor.ndim > 4) and tensor.numel()
-        ]
-        notes += grouped_by_shape(layers)
-    kept = [layer for layer in layers if checkpoint.state[layer.key].is_floating_point() and layer.weights]
-    left_out += [(layer.name, "not floating point, or empty") for layer in layers if layer not in kept]
-    if not kept:
-        notes.append("there is no prunable layer: no floating-point tensor of 4 axes (convolution) or 2 (linear)")
-    return kept, left_out
-
-
-def grouped_by_shape(layers: list[Layer]) -> list[str]:
-    """Notes on convolutions that may be grouped, which shapes alone cannot tell."""
-    convolutions = [layer for layer in layers if layer.kind != "linear"]
-    found = []
-    for before, layer in itertools.pairwise(convolutions):
-        K, C = layer.shape[:2]
-        # A depthwise kernel reads one channel; a grouped one usually keeps the width of the layer before it.
-        keeps_width = layer.kind == "window" and before.shape[0] == K
-        if C == 1 < K or (keeps_width and C < K and K % C == 0):
-            found.append(layer.name)
-    if not found:
-        return []
-    names = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-    return [f"by their shapes these may be grouped convolutions, counted as one group: {names}; --model SPEC decides"]
 
 
 def _finding(layer: Layer, weight: Tensor, masks: Mapping[str, Tensor]) -> LayerFinding:
@@ -185,25 +128,12 @@ def _with_macs(
     return filled, (channels, side, side)
 
 
-def _distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that lie at different places; of those that share one (tied weights) the first."""
-    places: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
-    found = {}
-    for key, tensor in state.items():
-        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        if tensor.numel() and place in places:
-            continue
-        places.add(place)
-        found[key] = tensor
-    return found
-
-
 def _parameters(checkpoint: Checkpoint, rebuilt: Rebuilt | None) -> int:
     """Of the model; without one, all floating-point tensors but BatchNorm's statistics."""
     if rebuilt is not None:
         return sum(p.numel() for p in rebuilt.net.parameters())
     return sum(
         t.numel()
-        for key, t in _distinct(checkpoint.state).items()
+        for key, t in distinct(checkpoint.state).items()
         if t.is_floating_point() and not key.endswith(_BUFFERS)
     )

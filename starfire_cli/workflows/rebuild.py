@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
+from starfire_cli.pruning.recipe import Recipe, apply_shrink
 
 _GUESS = 1000  # classes, where neither metadata nor weights have told yet
 
@@ -34,7 +35,7 @@ class Rebuilt:
 
 def known_spec(checkpoint: Checkpoint) -> str | None:
     """The model that the metadata name, unless building it would run code of the file's choosing."""
-    spec = (checkpoint.meta.get("model") or {}).get("spec")
+    spec = said_of_model(checkpoint).get("spec")
     return spec if isinstance(spec, str) and (":" not in spec or spec.startswith("timm:")) else None
 
 
@@ -45,14 +46,17 @@ def skeleton(checkpoint: Checkpoint, spec: str, image_size: int | None = None) -
         BadOption: there is no such model.
         StarfireError: the checkpoint's weights are not that model's.
     """
-    own = checkpoint.meta.get("model") or {}
-    size = image_size or own.get("image_size") or None
+    own = said_of_model(checkpoint)
+    known = own.get("image_size")
+    size = image_size or (known if isinstance(known, int) and 0 < known < 1 << 14 else None)
     classes = own.get("num_classes") if spec == own.get("spec") else None
+    classes = classes if isinstance(classes, int) and 0 < classes < 1 << 24 else None
     net = _build(spec, classes or _GUESS, size)
     if classes is None:
         classes = _classes(net, checkpoint.state) or _GUESS
         if classes != _GUESS:
             net = _build(spec, classes, size)
+    apply_shrink(net, recipe_of(checkpoint))
     problem = misfit(net, checkpoint.state)
     if problem:
         raise StarfireError(f"{checkpoint.path} does not fit --model {spec}: {problem}")
@@ -64,9 +68,18 @@ def revive(checkpoint: Checkpoint, spec: str, image_size: int | None = None) -> 
     from starfire_cli.models import build_model
 
     found = skeleton(checkpoint, spec, image_size)
-    net = build_model(spec, num_classes=found.num_classes)
+    net = build_model(spec, num_classes=found.num_classes, image_size=_sized(spec, image_size or found.image_size))
+    apply_shrink(net, recipe_of(checkpoint))
     net.load_state_dict(checkpoint.state, strict=False)
     return Rebuilt(net=net.eval(), spec=spec, num_classes=found.num_classes, image_size=found.image_size)
+
+
+def recipe_of(checkpoint: Checkpoint) -> Recipe:
+    """How the network was cut to fewer channels, if it was. Raises StarfireError where that is damaged."""
+    recipe = said_of_model(checkpoint).get("shrink") or {}
+    if not isinstance(recipe, dict) or not all(isinstance(cut, dict) for cut in recipe.values()):
+        raise StarfireError(f"{checkpoint.path}: the record of how it was shrunk is damaged")
+    return recipe
 
 
 def misfit(net: nn.Module, state: Mapping[str, Tensor]) -> str | None:
@@ -84,15 +97,26 @@ def misfit(net: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     return problems[0] + (f" ({len(problems)} differences in all)" if len(problems) > 1 else "")
 
 
+def said_of_model(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the metadata say of the model; nothing where they are damaged."""
+    said = checkpoint.meta.get("model")
+    return said if isinstance(said, dict) else {}
+
+
 def _build(spec: str, classes: int, image_size: int | None) -> nn.Module:
     from starfire_cli.models import build_model  # torchvision comes with it, which most checkpoints do without
 
-    sized = image_size if "vit" in spec or "swin" in spec else None  # for others the size changes no shape
+    sized = _sized(spec, image_size)
     try:
         with torch.device("meta"):
             return build_model(spec, num_classes=classes, image_size=sized)
     except Exception:  # noqa: BLE001 - many models compute with tensors while they are built
         return build_model(spec, num_classes=classes, image_size=sized)
+
+
+def _sized(spec: str, image_size: int | None) -> int | None:
+    """The image size, for models whose shapes depend on it."""
+    return image_size if "vit" in spec or "swin" in spec else None
 
 
 def _classes(net: nn.Module, state: Mapping[str, Tensor]) -> int | None:

@@ -1,0 +1,105 @@
+"""How the weights of a checkpoint are pruned once, by the same core as in training (docs/prune-mask.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from starfire_cli.errors import BadOption
+from starfire_cli.formats.checkpoint import Checkpoint
+from starfire_cli.pruning import Layer, Masks, Pruner
+from starfire_cli.pruning.budget import ConvBudget, Goal
+from starfire_cli.pruning.era import Era
+from starfire_cli.workflows.plan import plan_layers
+from starfire_cli.workflows.prunable import maybe_grouped
+from starfire_cli.workflows.request import Pruning
+
+
+class _Weights(nn.Module):
+    """Weights under their state-dict keys, as far as a `Pruner` asks: names may be anything."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._named = {k: nn.Parameter(w.clone(), requires_grad=False) for k, w in weights.items()}
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        return iter(self._named.items())
+
+
+def prune_once(
+    checkpoint: Checkpoint, layers: Sequence[Layer], pruning: Pruning
+) -> tuple[dict[str, Tensor], Masks, list[tuple[str, str]]]:
+    """(state with zeros, masks, layers that the methods leave alone and why). What is dead already stays dead.
+
+    The checkpoint's own tensors are not changed; masks of layers that are not among `layers` are kept.
+
+    Raises:
+        BadOption: a layer would lose everything.
+        StarfireError: a layer holds NaN or inf.
+    """
+    weights = _Weights({layer.key: checkpoint.state[layer.key] for layer in layers})
+    pruner = Pruner(
+        weights,
+        layers,
+        conv=pruning.conv,
+        linear=pruning.linear,
+        target=pruning.target,
+        era=Era(first_step=0, last_step=1),
+        masks=checkpoint.masks,
+    )
+    plan_layers(pruner, pruning, {})  # says so if nothing would be left of a layer
+    pruner.refresh(1.0)
+    pruner.verify()
+    state = dict(checkpoint.state) | {k: p.detach() for k, p in weights.named_parameters()}
+    reason = f"--method {pruning.method_spec} --fc {pruning.fc_spec} leave it alone"
+    return state, {**(checkpoint.masks or {}), **pruner.masks}, [(layer.name, reason) for layer in pruner.left_alone]
+
+
+def refuse_ambiguous(layers: Sequence[Layer], pruning: Pruning) -> None:
+    """Raises BadOption if whole kernels of what may be a depthwise convolution would go."""
+    doubtful = []
+    for layer in maybe_grouped(layers):
+        budget = pruning.conv.budget(layer, Goal(target=pruning.target))
+        if layer.shape[1] == 1 and isinstance(budget, ConvBudget) and budget.kernels:
+            doubtful.append(layer.name)
+    if doubtful:
+        more = f" (and {len(doubtful) - 1} more)" if len(doubtful) > 1 else ""
+        raise BadOption(
+            f"{doubtful[0]}{more} has the shape of a depthwise convolution, which --method {pruning.method_spec} treats "
+            f"otherwise; --model SPEC says what it is, --keep-dense '{doubtful[0]}' leaves it out"
+        )
+
+
+@torch.no_grad()
+def recalibrate(net: nn.Module, model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], count: int) -> int:
+    """Measure BatchNorm's means and variances anew, over `count` batches. Returns how many there were.
+
+    Args:
+        net: whose BatchNorm layers are refreshed; left in eval mode.
+        model: `net` with what it needs in front of it, called on each batch.
+        batches: images in [0, 1] and labels.
+        count: at most so many.
+    """
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+    model.eval()
+    momenta = [norm.momentum for norm in norms]
+    seen = 0
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over all batches
+        norm.train()
+    try:
+        for images, _ in batches:
+            model(images)
+            seen += 1
+            if seen == count:
+                break
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+    return seen
