@@ -43,7 +43,7 @@ def compress(
     masks: Annotated[
         str,
         typer.Option(
-            "--masks", help="stored, or from-zeros: every +0.0 of a layer is called dead.", rich_help_panel=_PACKING
+            "--masks", help="stored, or from-zeros: every zero of a layer is called dead.", rich_help_panel=_PACKING
         ),
     ] = "stored",
     keep_plain: Annotated[

@@ -94,5 +94,7 @@ def words_of(tensor: Tensor, dtype: Dtype) -> NDArray[Any]:
 
 def tensor_of(words: NDArray[Any], dtype: Dtype, shape: tuple[int, ...]) -> Tensor:
     """Flat words as a tensor that shares their memory."""
+    if words.size == 0:
+        return torch.empty(shape, dtype=dtype.torch)  # torch gives nothing a stride of 0, and views no such thing
     signed = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}[dtype.bytes]
     return torch.from_numpy(words.view(signed)).view(dtype.torch).reshape(shape)

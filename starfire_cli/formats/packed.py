@@ -152,7 +152,8 @@ class PackedFile:
         values = Values(live * stored.words, stored, reader)
         reader.finish()
         words = np.zeros(count * stored.words, stored.word)
-        _scatter(words, alive._replace(each=alive.each * stored.words), values)
+        if live:
+            _scatter(words, alive._replace(each=alive.each * stored.words), values)
         tensor = tensor_of(_sane(words, stored), stored, layer.shape).to(layer.dtype.torch)
         if not wants_mask or not layer.masked:
             return tensor, None

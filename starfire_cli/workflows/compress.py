@@ -8,9 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-import torch
-from torch import Tensor
-
 from starfire_cli.errors import BadOption, Mismatch, StarfireError, unknown
 from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
@@ -21,7 +18,7 @@ from starfire_cli.formats.rounding import ROUNDED, round_state
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.formats.streams import EFFORTS
 from starfire_cli.pruning.layers import layers_of_state
-from starfire_cli.pruning.masks import Masks
+from starfire_cli.pruning.masks import masks_from_zeros
 
 VALUES = ("exact", *ROUNDED)
 MASKS = ("stored", "from-zeros")
@@ -36,7 +33,7 @@ class CompressRequest:
         out: the file to write, or a folder for it; None for a name beside the checkpoint.
         values: "exact", or what the weights are rounded to: "bf16" or "fp16".
         effort: "fast", "normal" or "best".
-        masks: "stored", or "from-zeros" to call every +0.0 of a weight matrix or kernel dead.
+        masks: "stored", or "from-zeros" to call every zero of a weight matrix or kernel dead.
         keep_plain: leave all tensors that were never pruned as they are.
         verify: read the file back before it gets its name.
         data: where to measure accuracy when values are rounded, if not where the checkpoint says.
@@ -70,8 +67,12 @@ def compress(request: CompressRequest) -> Iterator[Outcome]:
         if given not in known:
             raise unknown(option, given, known)
     path = find_checkpoint(request.checkpoint)
-    checkpoint = _load(path, from_zeros=request.masks == "from-zeros")
+    checkpoint = _load(path, strict=request.masks == "stored")
     yield from (Note(text=note) for note in checkpoint.notes)
+    if request.masks == "from-zeros":
+        checkpoint, signs = zeros_as_masks(checkpoint)
+        if signs:
+            yield Note(text=f"{signs} of the zeros were -0.0 and are packed as 0.0")
     output = target(path, request.out, ".safetensors", ".packed.safetensors")
     if request.out is None and output.exists() and not is_packed(output):
         raise StarfireError(f"{output} exists and is not a packed file; give --out another name")
@@ -145,24 +146,25 @@ def target(path: Path, out: Path | None, suffix: str, other: str) -> Path:
     return output
 
 
-def _load(path: Path, *, from_zeros: bool) -> Checkpoint:
+def _load(path: Path, *, strict: bool) -> Checkpoint:
     try:
-        checkpoint = files.load(path, strict=not from_zeros)
+        return files.load(path, strict=strict)
     except Mismatch as error:
         raise Mismatch(f"{error}; --masks from-zeros packs the weights as they are") from None
-    return replace(checkpoint, masks=masks_from_positive_zeros(checkpoint)) if from_zeros else checkpoint
 
 
-def masks_from_positive_zeros(checkpoint: Checkpoint) -> Masks:
-    """Masks that call every +0.0 of a kernel or matrix dead (-0.0 is alive: its sign would be lost)."""
-    keys = dict.fromkeys([*(checkpoint.masks or {}), *(layer.key for layer in layers_of_state(checkpoint.state))])
-    alive = {key: _not_positive_zero(checkpoint.state[key]) for key in keys if key in checkpoint.state}
-    return {key: mask for key, mask in alive.items() if not mask.all() or key in (checkpoint.masks or {})}
-
-
-def _not_positive_zero(weight: Tensor) -> Tensor:
-    wide = weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
-    return (wide != 0) | wide.signbit()
+def zeros_as_masks(checkpoint: Checkpoint) -> tuple[Checkpoint, int]:
+    """The checkpoint with masks that call every zero of a kernel or matrix dead, and how many of these were -0.0."""
+    old = checkpoint.masks or {}
+    keys = dict.fromkeys([*old, *(layer.key for layer in layers_of_state(checkpoint.state))])
+    masks = masks_from_zeros(checkpoint.state, [key for key in keys if key in checkpoint.state])
+    masks = {key: mask for key, mask in masks.items() if key in old or not mask.all()}
+    state = dict(checkpoint.state)
+    signs = 0
+    for key, mask in masks.items():
+        signs += int((state[key].float().signbit() & ~mask).sum())
+        state[key] = state[key].masked_fill(~mask, 0)
+    return replace(checkpoint, state=state, masks=masks), signs
 
 
 def _without_masks(checkpoint: Checkpoint) -> str:

@@ -19,9 +19,9 @@ class Blocks:
     """A bit a tile; then a bit for each weight of the live tiles, in the matrix's own order."""
 
     def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
-        mask_OI = mask_KCn[:, :, 0] if mask_KCn.shape[2] == 1 else mask_KCn[:0, :, 0]
-        if mask_OI.size == 0:
+        if mask_KCn.shape[2] != 1 or mask_KCn.size == 0:
             return None
+        mask_OI = mask_KCn[:, :, 0]
         kept = np.array([mask_OI.sum()])
         tried = []
         for side in SIDES:
