@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -72,7 +73,7 @@ def tiny_imagenet(root: Path) -> Path:
     return root
 
 
-def idx(path: Path, values: np.ndarray) -> None:  # type: ignore[type-arg]
+def idx(path: Path, values: npt.NDArray[np.int64]) -> None:
     """A file in the format of MNIST."""
     path.parent.mkdir(parents=True, exist_ok=True)
     header = struct.pack(">BBBB", 0, 0, 8, values.ndim) + b"".join(struct.pack(">I", n) for n in values.shape)
@@ -88,7 +89,7 @@ def mnist(raw: Path, train: int = 30, test: int = 10) -> Path:
     return raw
 
 
-def cifar_batches(folder: Path) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def cifar_batches(folder: Path) -> dict[str, npt.NDArray[np.uint8]]:
     """The files of CIFAR-10's python archive, ten images each (their MD5 sums are not the published ones)."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

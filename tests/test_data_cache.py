@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from data_layouts import class_folders, options, picture
 
 from starfire_cli.data import cache, once, open_data
 from starfire_cli.data.finding import find
+from starfire_cli.data.reader import Reader
 from starfire_cli.data.source import Files
-from tests.data_layouts import class_folders, options, picture
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     original = once.read_all
 
-    def counting(reader: once.Reader, *rest: object) -> object:
+    def counting(reader: Reader, *rest: object) -> object:
         counts.append(len(reader.files))
         return original(reader, *rest)  # type: ignore[arg-type]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_layouts import cifar_batches, class_folders, mnist, options, picture, tiny_imagenet, train_and_val
 from PIL import Image
 
 from starfire_cli.data import SETS, Data, open_data, recognise
@@ -15,7 +16,6 @@ from starfire_cli.data.finding import find
 from starfire_cli.data.road import SMALL
 from starfire_cli.data.sets.digits import load
 from starfire_cli.data.source import Files
-from tests.data_layouts import cifar_batches, class_folders, mnist, options, picture, tiny_imagenet, train_and_val
 
 
 def shown(data: Data) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,8 +45,8 @@ def test_digits_do_not_wait_for_torchvision_or_scikit_learn() -> None:
     import subprocess
 
     code = (
-        "import sys; from starfire_cli.data import open_data, DataOptions; next(open_data('digits', DataOptions()).train"
-        ".batches(0)); print(sorted({'torchvision', 'sklearn', 'PIL', 'timm'} & set(sys.modules)))"
+        "import sys; from starfire_cli.data import open_data, DataOptions; next(open_data('digits', DataOptions())"
+        ".train.batches(0)); print(sorted({'torchvision', 'sklearn', 'PIL', 'timm'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
