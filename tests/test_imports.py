@@ -19,8 +19,8 @@ FLOORS = [
     {"cli"},
     {"commands", "api"},
     {"workflows", "report"},
-    {"histories"},  # plain values that workflows make and report shows
-    {"records", "findings", "pruned"},
+    {"histories", "pruned"},  # plain values that workflows make and report shows
+    {"records", "findings"},
     {"formats", "models", "data", "attacks"},
     {"pruning"},
     {"registry", "runtime"},
