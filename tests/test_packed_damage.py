@@ -48,7 +48,6 @@ def outcome(path: Path, original: packed.Checkpoint, seconds: float = 5) -> str:
             result = read(path)
         except StarfireError as error:
             errors.append(str(error))
-            assert "\n" not in str(error) and "Traceback" not in str(error)
         else:
             state = result if isinstance(result, dict) else result.state
             assert list(state) == list(original.state)
@@ -57,6 +56,7 @@ def outcome(path: Path, original: packed.Checkpoint, seconds: float = 5) -> str:
                 assert result.meta == original.meta
                 assert all(torch.equal(result.masks[key], mask) for key, mask in original.masks.items())
         assert time.perf_counter() - started < seconds
+    assert all(len(error.splitlines()) == 1 for error in errors)
     return errors[0] if errors else ""
 
 
@@ -239,10 +239,13 @@ def test_a_hostile_layer_with_right_checksums_gives_an_error_or_a_tensor_of_its_
         payload = data_.draw(st.binary(max_size=300))
     path = file.with_name("hostile.safetensors")
     path.write_bytes(with_payload(data, key, payload))
+    error, back = "", None
     try:
         back = packed.load_state(path)[key]
-    except StarfireError as error:
-        assert re.search(rf"is damaged: (?:{key}:|its layer table)", str(error))
+    except StarfireError as refused:
+        error = str(refused)
+    if back is None:
+        assert re.search(rf"is damaged: (?:{key}:|its layer table)", error)
     else:
         assert back.shape == original.state[key].shape and back.dtype == original.state[key].dtype
 
