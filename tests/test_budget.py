@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from paper_loops import first_to_go
 
 from starfire_cli.pruning.budget import Goal, prune_smallest, pruned
+from tests.paper_loops import first_to_go
 
 sizes = st.one_of(st.integers(1, 2000), st.integers(1, 3_000_000).map(lambda n: 100 * n))  # n * t is often whole
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from data_layouts import picture
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,6 +13,7 @@ from starfire_cli.data import AUGMENTATIONS
 from starfire_cli.data.draws import Draws
 from starfire_cli.data.resample import by_matrices, centre_crop, crop_resize, resize, scale_short
 from starfire_cli.errors import BadOption
+from tests.data_layouts import picture
 
 EVERY = ["none", "crop-flip", "crop-flip:padding=0,cutout=7", "rrc-flip", "rrc-flip:scale=0.5", "affine"]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_layouts import class_folders, options, train_and_val
 from PIL import Image
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from starfire_cli.data.finding import find
 from starfire_cli.data.reader import Answer, Reader, Request, answers, worker_failure
 from starfire_cli.data.source import Files
 from starfire_cli.errors import BadOption, StarfireError
+from tests.data_layouts import class_folders, options, train_and_val
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 

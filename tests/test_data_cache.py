@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_layouts import class_folders, options, picture
 
 from starfire_cli.data import cache, once, open_data
 from starfire_cli.data.finding import find
 from starfire_cli.data.reader import Reader
 from starfire_cli.data.source import Files
+from tests.data_layouts import class_folders, options, picture
 
 
 @pytest.fixture(autouse=True)

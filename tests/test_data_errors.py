@@ -6,7 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_layouts import (
+from PIL import Image
+
+from starfire_cli.data import DataOptions, open_data
+from starfire_cli.errors import BadOption, StarfireError
+from tests.data_layouts import (
     CPU,
     cifar_batches,
     class_folders,
@@ -16,10 +20,6 @@ from data_layouts import (
     tiny_imagenet,
     train_and_val,
 )
-from PIL import Image
-
-from starfire_cli.data import DataOptions, open_data
-from starfire_cli.errors import BadOption, StarfireError
 
 
 def refused(spec: object, *texts: str, **given: object) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_layouts import cifar_batches, class_folders, mnist, options, picture, tiny_imagenet, train_and_val
 from PIL import Image
 
 from starfire_cli.data import SETS, Data, open_data, recognise
@@ -16,6 +15,7 @@ from starfire_cli.data.finding import find
 from starfire_cli.data.road import SMALL
 from starfire_cli.data.sets.digits import load
 from starfire_cli.data.source import Files
+from tests.data_layouts import cifar_batches, class_folders, mnist, options, picture, tiny_imagenet, train_and_val
 
 
 def shown(data: Data) -> tuple[torch.Tensor, torch.Tensor]:

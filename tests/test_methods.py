@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from methods_strategies import Case, conv_cases, conv_layer, linear_cases, linear_layer, thresholds, variants
 from torch import Tensor
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal
 from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.registry import Family
+from tests.methods_strategies import Case, conv_cases, conv_layer, linear_cases, linear_layer, thresholds, variants
 
 CONV_SPECS = [
     *CONV_METHODS.names(),

@@ -8,8 +8,11 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from methods_strategies import Case, conv_cases, conv_layer, linear_cases, thresholds, weights
-from paper_loops import (
+from torch import Tensor
+
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, ConvBudget, Goal
+from tests.methods_strategies import Case, conv_cases, conv_layer, linear_cases, thresholds, weights
+from tests.paper_loops import (
     decided_block,
     decided_ck,
     decided_count,
@@ -20,9 +23,6 @@ from paper_loops import (
     paper_ck,
     paper_window,
 )
-from torch import Tensor
-
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, ConvBudget, Goal
 
 distinct = st.integers(0, 2**31).map(lambda seed: torch.Generator().manual_seed(seed))
 

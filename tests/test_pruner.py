@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from pruner_training import LAST, STEPS, Training, batches, make_pruner, network
 from torch import nn, optim
 
 from starfire_cli.errors import Mismatch, StarfireError
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
 from starfire_cli.pruning.era import Era
+from tests.pruner_training import LAST, STEPS, Training, batches, make_pruner, network
 
 OPTIMIZERS: dict[str, tuple[Callable[..., optim.Optimizer], dict[str, Any]]] = {
     "sgd": (optim.SGD, {"lr": 0.05}),

@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from paper_loops import decided_count, exact
-from pruner_training import FIRST, LAST, STEPS, Training, batches, make_pruner, network
 from torch import nn, optim
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Pruner, layers_of_model, select
 from starfire_cli.pruning.era import RAMPS, Era
+from tests.paper_loops import decided_count, exact
+from tests.pruner_training import FIRST, LAST, STEPS, Training, batches, make_pruner, network
 
 EVERY_PAIR = [
     *((c, "fine", "linear") for c in CONV_METHODS.names()),

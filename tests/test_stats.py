@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from methods_strategies import Case, conv_cases, linear_cases
 
 from starfire_cli.pruning.stats import layer_stats, sparsity
+from tests.methods_strategies import Case, conv_cases, linear_cases
 
 
 @given(case=conv_cases())
