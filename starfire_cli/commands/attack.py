@@ -115,8 +115,8 @@ def attack(
         typer.echo("interrupted; the same command goes on where this one stopped", err=True)
         raise
     if plot:
-        from starfire_cli.formats.atomic import atomic_write
-        from starfire_cli.report.figures_robustness import robustness_figure
+        from starfire_cli.report.figures.robustness import robustness_figure
+        from starfire_cli.report.saving import save_figures
 
         called = names(report)
         figure = robustness_figure(
@@ -126,8 +126,7 @@ def attack(
             norm=report.norm,
         )
         picture = report.results[0].file.with_suffix(".png")
-        with atomic_write(picture) as file:
-            figure.savefig(file, format="png", dpi=150)
+        save_figures({"robustness": figure}, picture)
         if not quiet:
             typer.echo(f"written {picture}", err=as_json)
     if as_json:

@@ -1,0 +1,21 @@
+"""The pictures: plain functions that take records and return a matplotlib Figure, one module a kind."""
+
+from __future__ import annotations
+
+from starfire_cli.report.figures.convergence import convergence_figure
+from starfire_cli.report.figures.kernels import kernels_figure
+from starfire_cli.report.figures.layers import layers_figure
+from starfire_cli.report.figures.robustness import robustness_figure
+from starfire_cli.report.figures.sparsity import sparsity_figure
+from starfire_cli.report.figures.tradeoff import tradeoff_figure
+from starfire_cli.report.figures.window import window_figure
+
+__all__ = [
+    "convergence_figure",
+    "kernels_figure",
+    "layers_figure",
+    "robustness_figure",
+    "sparsity_figure",
+    "tradeoff_figure",
+    "window_figure",
+]

@@ -1,0 +1,88 @@
+"""How figures get to the disk: PNG, SVG or PDF by the name's ending, the same bytes every time, whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starfire_cli.errors import BadOption
+from starfire_cli.formats.atomic import atomic_write
+from starfire_cli.report import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ENDINGS = (".png", ".svg", ".pdf")
+DPI = 200
+
+
+def check_target(out: Path) -> None:
+    """Raises BadOption, before any work is done, if no picture can be called that."""
+    if out.suffix.lower() not in ENDINGS:
+        raise BadOption(f"--out {out} does not end in {', '.join(ENDINGS)}; the ending says what to write")
+    if not out.parent.is_dir():
+        raise BadOption(f"--out {out}: there is no folder {out.parent}")
+
+
+def save_figures(figures: Mapping[str, Figure], out: Path, *, dpi: int = DPI) -> list[Path]:
+    """Write them and return the files: one PDF with a page each; PNG and SVG one file each, `out-NAME.png`.
+
+    Args:
+        figures: by kind; a single one is called `out` itself.
+        out: with a known ending.
+        dpi: of PNG, and of masks in the others.
+
+    Raises:
+        BadOption, StarfireError: nothing can be written there.
+    """
+    check_target(out)
+    ending = out.suffix.lower()
+    if ending == ".pdf":
+        _write(out, _pdf(list(figures.values()), dpi))
+        return [out]
+    written = []
+    for name, figure in figures.items():
+        path = out if len(figures) == 1 else out.with_name(f"{out.stem}-{name}{out.suffix}")
+        _write(path, render(figure, ending[1:], dpi=dpi))
+        written.append(path)
+    return written
+
+
+def render(figure: Figure, kind: str, *, dpi: int = DPI, paper: str | None = style.PAPER) -> bytes:
+    """One figure as bytes; with `paper` None the background stays open."""
+    import matplotlib
+
+    # Dates and random ids would make each file of the same picture a different one.
+    metadata: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    memory = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "starfire", "svg.fonttype": "path"}), _quiet():
+        figure.savefig(memory, format=kind, dpi=dpi, facecolor=paper or "none", metadata=metadata)
+    return memory.getvalue()
+
+
+def _pdf(figures: list[Figure], dpi: int) -> bytes:
+    from matplotlib.backends.backend_pdf import PdfPages
+
+    memory = io.BytesIO()
+    with _quiet(), PdfPages(memory, metadata={"CreationDate": None}) as pages:
+        for figure in figures:
+            pages.savefig(figure, dpi=dpi, facecolor=style.PAPER)
+    return memory.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with atomic_write(path, need=len(data)) as file:
+        file.write(data)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what matplotlib has to say on letters that its font lacks, and on panels squeezed by odd names."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
+        yield
