@@ -39,7 +39,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def outcome(path: Path, original: packed.Checkpoint, seconds: float = 5) -> str:
+def outcome(path: Path, original: checkpoint.Checkpoint, seconds: float = 5) -> str:
     """Read a damaged file in every way; whatever is returned must be right. Returns the error, "" if there is none."""
     errors = []
     for read in (packed.load, checkpoint.load, packed.load_state):
@@ -140,7 +140,9 @@ def test_a_cut_anywhere_is_found(file: Path, tmp_path: Path) -> None:
     assert outcome(path, original)
 
 
-def resigned(data: bytes, change: Callable[[dict[str, Any], dict[str, Any]], None], tail: bytes | None = None) -> bytes:
+def resigned(
+    data: bytes, change: Callable[[dict[str, Any], dict[str, Any]], object], tail: bytes | None = None
+) -> bytes:
     """The file with a changed header (entries, metadata) whose checksum is right."""
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])

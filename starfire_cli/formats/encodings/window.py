@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from starfire_cli.formats.encoding import ENCODINGS, Alive
 from starfire_cli.formats.information import counts_bits, log2_choose
-from starfire_cli.formats.streams import Bits, Bytes, Damaged, Reader, Writer
+from starfire_cli.formats.small import Bytes
+from starfire_cli.formats.streams import Bits, Damaged, Reader, Writer
 
 LARGEST = 62  # C(62, 31) is the last middle binomial below 2^63
 _TABLED = 12  # windows up to this size are looked up among all their patterns
