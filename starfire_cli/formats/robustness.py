@@ -41,13 +41,14 @@ def read_robustness(path: Path, *, fresh: bool = False) -> dict[str, Any] | None
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        if fresh and path.suffix == ".json":
+        if path.suffix != ".json":
+            document = None
+        elif fresh:
             return None
-        raise StarfireError(
-            f"{path} is no result of starfire attack ({error}); --fresh replaces a damaged one"
-        ) from None
+        else:
+            raise StarfireError(f"{path} is damaged ({error}); --fresh replaces it") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT or document.get("version") != VERSION:
-        raise StarfireError(f"{path} is no result of starfire attack; --out FILE writes elsewhere")
+        raise StarfireError(f"{path} is there and no result of starfire attack; --out FILE writes elsewhere")
     return document
 
 

@@ -111,13 +111,14 @@ def verdict(pairs: tuple[PairPoint, ...], first: str, second: str) -> str:
 
 
 def _show_start(console: Console, record: AttackStarted, quiet: bool) -> None:
+    if quiet:
+        return
     for note in record.notes:
         console.print(note, markup=False)
-    if not quiet:
-        console.print(
-            f"{record.attack} on {record.images:,} validation images of {record.data}, {record.batch_size} at a time",
-            markup=False,
-        )
+    console.print(
+        f"{record.attack} on {record.images:,} validation images of {record.data}, {record.batch_size} at a time",
+        markup=False,
+    )
 
 
 def _table(result: NetworkResult, width: int, attack: str) -> Table:
