@@ -14,7 +14,7 @@ NAMED = (cifar_resnet, resnet_v1, torchvision_zoo)
 
 
 def model_names() -> list[str]:
-    """Every name that needs no prefix, sorted. (`timm:NAME` and `package.module:callable` work beside them.)"""
+    """Every name that needs no prefix, sorted; `timm:NAME` and `package.module:callable` work beside them."""
     return sorted(name for family in NAMED for name in family.names())
 
 
@@ -63,5 +63,5 @@ def _check(model: nn.Module, spec: str, num_classes: int, image_size: int) -> No
         raise BadOption(f"model {spec!r} returns a {type(output).__name__}, not one tensor of logits (N, classes)")
     if tuple(output.shape) != (1, num_classes):
         raise BadOption(
-            f"model {spec!r} gives {tuple(output.shape)} for one {image_size}-pixel image, not (1, {num_classes}) logits"
+            f"model {spec!r} gives {tuple(output.shape)} for one {image_size}-pixel image, not (1, {num_classes})"
         )
