@@ -18,6 +18,8 @@ from starfire_cli.errors import BadOption, Mismatch, StarfireError
 COMMANDS = ("train", "prune-mask", "inspect", "attack", "compress", "plot")
 """In the order in which `--help` shows them. Each is a function of the same name in a module of the same name."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def commands() -> dict[str, Callable[..., object]]:
     """The functions behind the commands whose module is there, by name; only the modules' heads are imported."""
@@ -87,7 +89,7 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, typer.Abort):
         return "aborted", 1
     for cause in _chain(error):  # torch.save says "unexpected pos" and hides the full disk in the exception's context
-        if isinstance(cause, OSError):
+        if isinstance(cause, OSError) and (cause is error or cause.errno in _FULL):
             return _os_error(cause), 1
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
         return f"out of memory; a smaller --batch-size or model needs less ({_one_line(error)[:120]})", 1
@@ -97,8 +99,8 @@ def explain(error: Exception) -> tuple[str, int]:
 
 def _os_error(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename is not None else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}disk full; nothing half-written was left"
+    if error.errno in _FULL:
+        return f"{where}disk full; free some space or name another place"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where}permission denied; name a place you may write to (or a file you may read)"
     return f"{where}{(error.strerror or _one_line(error)).lower()}"

@@ -51,6 +51,16 @@ def disk_full_as_torch_says_it() -> Exception:
         return error
 
 
+def bug_while_handling_a_missing_file() -> Exception:
+    try:
+        try:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", "cache")
+        except OSError:
+            raise KeyError("mean")  # noqa: B904
+    except KeyError as error:
+        return error
+
+
 @pytest.mark.parametrize(
     ("error", "code", "says"),
     [
@@ -67,6 +77,7 @@ def disk_full_as_torch_says_it() -> Exception:
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "out of memory"),
         (MemoryError(), 1, "out of memory"),
         (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero (this is a bug;"),
+        (bug_while_handling_a_missing_file(), 1, "KeyError: 'mean' (this is a bug;"),
         (typer.Abort(), 1, "aborted"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
