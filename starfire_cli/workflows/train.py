@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from time import perf_counter
 
@@ -17,9 +16,10 @@ from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.run import Run
 from starfire_cli.models import build_model
 from starfire_cli.pruning.elimination import eliminate
-from starfire_cli.records import EpochRecord, Finished, Record, Started, StepRecord, Stopped
+from starfire_cli.records import EpochRecord, Finished, Record, Started, Stopped
 from starfire_cli.workflows.describe import config_of, plan_of
 from starfire_cli.workflows.evaluate import evaluate
+from starfire_cli.workflows.meter import Meter, last_good
 from starfire_cli.workflows.optim import set_rate
 from starfire_cli.workflows.request import TrainRequest
 from starfire_cli.workflows.resuming import open_session, save
@@ -27,7 +27,6 @@ from starfire_cli.workflows.session import Session
 from starfire_cli.workflows.signals import Signals
 
 _SHOW_EVERY = 0.1  # seconds between step records; each fetches two numbers from the device
-_LOOK_EVERY = 50  # steps between looks at the loss where looking makes a GPU wait
 
 
 def train(
@@ -66,7 +65,7 @@ def train(
     except torch.OutOfMemoryError as error:
         raise StarfireError(
             f"out of memory on {session.device} with --batch-size {session.request.batch_size}; a smaller one, "
-            f"--accumulate 2 or --amp needs less. {_last(run)}"
+            f"--accumulate 2 or --amp needs less. {last_good(run)}"
         ) from error
     if not signals.stopped:
         yield _finish(session, run, _eliminated(session, run) if session.request.eliminate else ())
@@ -84,7 +83,7 @@ def _epochs(session: Session, run: Run, signals: Signals) -> Iterator[Record]:
 def _one_epoch(session: Session, run: Run, signals: Signals) -> Iterator[Record]:
     at, pruner, request = session.at, session.pruner, session.request
     session.model.train()
-    meter = _Meter(session)
+    meter = Meter(session)
     pruner.seconds = at.mask_seconds
     shown = perf_counter()
     for images, labels in session.data.train.batches(at.epoch, start=at.batch):
@@ -151,7 +150,7 @@ def _one_epoch(session: Session, run: Run, signals: Signals) -> Iterator[Record]
     yield record
 
 
-def _step(session: Session, meter: _Meter, images: Tensor, labels: Tensor) -> None:
+def _step(session: Session, meter: Meter, images: Tensor, labels: Tensor) -> None:
     """One optimizer step: gradients, their masks, the update, the era."""
     request, optimizer, pruner = session.request, session.optimizer, session.pruner
     for number, (part, target) in enumerate(_parts(images, labels, request.accumulate)):
@@ -185,66 +184,6 @@ def _parts(images: Tensor, labels: Tensor, accumulate: int) -> Iterator[tuple[Te
     if accumulate == 1:
         return iter([(images, labels)])
     return zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True)
-
-
-class _Meter:
-    """Running sums of the epoch, kept on the device so that no step waits for them."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        device = session.device
-        exact = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
-        at = session.at
-        self._sums = torch.tensor([at.loss_sum, at.correct], dtype=exact, device=device)
-        self._images = 0
-        self._started = perf_counter()
-        self._looks = 1 if device.type == "cpu" else _LOOK_EVERY
-
-    def add(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
-        correct = (logits.argmax(1) == labels).sum()
-        self._sums += torch.stack([loss_sum.to(self._sums.dtype), correct.to(self._sums.dtype)])
-        self._images += len(labels)
-
-    def check(self) -> None:
-        """Stop before the optimizer step if the loss is no number; on a GPU, look only now and then."""
-        if self._session.at.step % self._looks == 0:
-            self._finite()
-
-    def settle(self) -> None:
-        """Bring the session's position up to date, after a last look at the loss: nothing bad is ever saved."""
-        self._finite()
-        at = self._session.at
-        at.loss_sum, at.correct = self._sums.tolist()
-        at.images += self._images
-        at.seconds += perf_counter() - self._started
-        at.mask_seconds = self._session.pruner.seconds
-        self._images, self._started = 0, perf_counter()
-
-    def record(self) -> StepRecord:
-        session = self._session
-        at = session.at
-        loss_sum, correct = self._sums.tolist()
-        images = max(1, at.images + self._images)
-        seconds = at.seconds + perf_counter() - self._started
-        return StepRecord(
-            epoch=at.epoch + 1,
-            batch=at.batch,
-            step=at.step,
-            loss=loss_sum / images,
-            top1=correct / images,
-            threshold=session.pruner.threshold(at.step),
-            sparsity=session.sparsity()[0],
-            images_per_second=images / seconds if seconds else 0.0,
-        )
-
-    def _finite(self) -> None:
-        if not math.isfinite(float(self._sums[0])):
-            session = self._session
-            assert session.run is not None
-            raise StarfireError(
-                f"the loss became NaN or inf by step {session.at.step + 1} (epoch {session.at.epoch + 1}); a lower "
-                f"--lr (now {session.request.lr:g}), --clip-grad 1 or a longer --warmup may help. {_last(session.run)}"
-            )
 
 
 def _open_run(session: Session) -> Run:
@@ -305,9 +244,3 @@ def _finish(session: Session, run: Run, notes: tuple[str, ...]) -> Finished:
         images_per_second=sum(rates) / len(rates),
         notes=notes,
     )
-
-
-def _last(run: Run) -> str:
-    if run.last.exists():
-        return f"The last good checkpoint is whole: {run.last}"
-    return "No checkpoint had been written yet."

@@ -1,0 +1,84 @@
+"""How an epoch is going: running sums of loss and hits, kept on the device so that no step waits for them."""
+
+from __future__ import annotations
+
+import math
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from starfire_cli.errors import StarfireError
+from starfire_cli.formats.run import Run
+from starfire_cli.records import StepRecord
+from starfire_cli.workflows.session import Session
+
+_LOOK_EVERY = 50  # steps between looks at the loss where looking makes a GPU wait
+
+
+class Meter:
+    """The sums of one epoch, taken up where the session's position says and written back there."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        device = session.device
+        exact = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+        at = session.at
+        self._sums = torch.tensor([at.loss_sum, at.correct], dtype=exact, device=device)
+        self._images = 0
+        self._started = perf_counter()
+        self._looks = 1 if device.type == "cpu" else _LOOK_EVERY
+
+    def add(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
+        correct = (logits.argmax(1) == labels).sum()
+        self._sums += torch.stack([loss_sum.to(self._sums.dtype), correct.to(self._sums.dtype)])
+        self._images += len(labels)
+
+    def check(self) -> None:
+        """Stop before the optimizer step if the loss is no number; on a GPU, look only now and then."""
+        if self._session.at.step % self._looks == 0:
+            self._finite()
+
+    def settle(self) -> None:
+        """Bring the session's position up to date, after a last look at the loss: nothing bad is ever saved."""
+        self._finite()
+        at = self._session.at
+        at.loss_sum, at.correct = self._sums.tolist()
+        at.images += self._images
+        at.seconds += perf_counter() - self._started
+        at.mask_seconds = self._session.pruner.seconds
+        self._images, self._started = 0, perf_counter()
+
+    def record(self) -> StepRecord:
+        session = self._session
+        at = session.at
+        loss_sum, correct = self._sums.tolist()
+        images = max(1, at.images + self._images)
+        seconds = at.seconds + perf_counter() - self._started
+        return StepRecord(
+            epoch=at.epoch + 1,
+            batch=at.batch,
+            step=at.step,
+            loss=loss_sum / images,
+            top1=correct / images,
+            threshold=session.pruner.threshold(at.step),
+            sparsity=session.sparsity()[0],
+            images_per_second=images / seconds if seconds else 0.0,
+        )
+
+    def _finite(self) -> None:
+        if not math.isfinite(float(self._sums[0])):
+            session = self._session
+            assert session.run is not None
+            raise StarfireError(
+                f"the loss became NaN or inf by step {session.at.step + 1} (epoch {session.at.epoch + 1}); "
+                f"a lower --lr (now {session.request.lr:g}), --clip-grad 1 or a longer --warmup may help. "
+                f"{last_good(session.run)}"
+            )
+
+
+def last_good(run: Run) -> str:
+    """What is left to a run that has to stop."""
+    if run.last.exists():
+        return f"The last good checkpoint is whole: {run.last}"
+    return "No checkpoint had been written yet."
