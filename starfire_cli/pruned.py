@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +32,10 @@ class Shrunk:
 
     Args:
         parameters, macs: before and after; macs on one image of `input`.
-        milliseconds: median of a forward pass of `batch` images on `device`, before and after.
+        milliseconds: the fastest of twenty forward passes of `batch` images on `device`, before and after.
         difference: the largest difference of any output on random images, over the largest output, in float64.
         difference_real: likewise in the network's own precision, on images of the data; None without data.
+        stayed: reason -> how many dead channels stay for it.
         declined: why nothing was done; None if it was.
     """
 
@@ -45,6 +47,7 @@ class Shrunk:
     device: str
     difference: float
     difference_real: float | None
+    stayed: Mapping[str, int]
     declined: str | None
 
 

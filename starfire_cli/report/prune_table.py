@@ -12,12 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from starfire_cli.pruned import Measured, Progress, Pruned, SweepPoint
+from starfire_cli.pruned import Measured, Progress, Pruned, Shrunk, SweepPoint
 from starfire_cli.report.bars import bar
 from starfire_cli.report.console import open_console
 from starfire_cli.report.inspect_json import inspection_json, to_text
 from starfire_cli.report.inspect_table import show_inspection, show_table
-from starfire_cli.text import printable
+from starfire_cli.text import printable, shape_text
 
 _POINT = ("layer", "target", "sparsity", "top1", "top5", "loss", "images")
 
@@ -61,16 +61,8 @@ def _show_pruned(console: Console, pruned: Pruned) -> None:
         say(f"not pruned ({reason}): {', '.join(names)}")
     for line in pruned.did:
         say(line)
-    small = pruned.shrunk
-    if small is not None and small.declined:
-        say(f"nothing was removed: {small.declined}")
-    elif small is not None:
-        real = "" if small.difference_real is None else f", {small.difference_real:.1e} on real images"
-        say(
-            f"shrunk: parameters {small.parameters[0]:,} to {small.parameters[1]:,}, multiply-accumulates "
-            f"{small.macs[0]:,} to {small.macs[1]:,}, {small.batch} images in {small.milliseconds[0]:.1f} to "
-            f"{small.milliseconds[1]:.1f} ms on {small.device}; outputs differ by {small.difference:.1e}{real}"
-        )
+    for line in _shrunk_lines(pruned.shrunk):
+        say(line)
     say(f"sparsity {pruned.sparsity_before:.4f} before, {pruned.result.sparsity_prunable:.4f} after")
     if pruned.before is not None and pruned.after is not None:
         one, two = pruned.before, pruned.after
@@ -81,6 +73,24 @@ def _show_pruned(console: Console, pruned: Pruned) -> None:
     say(f"wrote {pruned.out}")
     path = shlex.quote(str(pruned.out))
     say(f"to fine-tune it: starfire train --init {path}")
+
+
+def _shrunk_lines(small: Shrunk | None) -> list[str]:
+    if small is None:
+        return []
+    if small.declined:
+        return [f"nothing was removed: {small.declined}"]
+    kept = [f"not removed: {count:,} dead channels ({reason})" for reason, count in small.stayed.items()]
+    if small.parameters[0] == small.parameters[1]:
+        return ["nothing could be removed; the network is as large as before", *kept]
+    real = "" if small.difference_real is None else f", {small.difference_real:.1e} on real images"
+    return [
+        f"shrunk: parameters {small.parameters[0]:,} to {small.parameters[1]:,}, multiply-accumulates at "
+        f"{shape_text(small.input)} {small.macs[0]:,} to {small.macs[1]:,}",
+        f"{small.batch} images take {small.milliseconds[0]:.1f} ms before, {small.milliseconds[1]:.1f} ms after on "
+        f"{small.device}; outputs differ by {small.difference:.1e} of the largest{real}",
+        *kept,
+    ]
 
 
 def _point_line(point: SweepPoint, base: SweepPoint) -> str:

@@ -69,7 +69,7 @@ def refuse_ambiguous(layers: Sequence[Layer], pruning: Pruning) -> None:
     if doubtful:
         more = f" (and {len(doubtful) - 1} more)" if len(doubtful) > 1 else ""
         raise BadOption(
-            f"{doubtful[0]}{more} has the shape of a depthwise convolution, which --method {pruning.method_spec} treats "
+            f"{doubtful[0]}{more} has the shape of a depthwise convolution, which {pruning.method_spec} treats "
             f"otherwise; --model SPEC says what it is, --keep-dense '{doubtful[0]}' leaves it out"
         )
 

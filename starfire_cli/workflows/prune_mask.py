@@ -140,11 +140,12 @@ def _eliminated(report: EliminationReport) -> list[str]:
         return [f"nothing was eliminated: {report.declined}"]
     said = []
     for layer in report.layers:
-        said.append(
-            f"eliminated in {layer.layer}: {layer.weights} weights behind {len(layer.columns)} inputs that see no image"
-            f" ({layer.folded} of them folded into the bias)"
-        )
-        said += [f"{layer.layer}: {count} inputs stay, {reason}" for reason, count in layer.kept.items()]
+        if layer.weights:
+            said.append(
+                f"eliminated in {layer.layer}: {layer.weights:,} weights of {len(layer.columns)} inputs that no image "
+                f"changes ({layer.folded} of them had a constant, now in the bias)"
+            )
+        said += [f"not eliminated in {layer.layer}: {n} inputs ({reason})" for reason, n in layer.kept.items()]
     return said
 
 
