@@ -51,7 +51,12 @@ def meta_of(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says about itself, in plain values."""
     info, era = session.data.info, session.pruner.era
     return {
-        "model": {"spec": session.request.model, "num_classes": len(info.classes), "image_size": info.image_size},
+        "model": {
+            "spec": session.request.model,
+            "num_classes": len(info.classes),
+            "image_size": info.image_size,
+            **({"shrink": session.shrink} if session.shrink else {}),
+        },
         "data": info.as_meta(),
         "pruning": {
             "method": session.pruning.method_spec,

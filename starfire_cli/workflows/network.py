@@ -14,6 +14,8 @@ from starfire_cli.data import DataInfo
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.models import Normalized, build_model
+from starfire_cli.pruning.recipe import apply_shrink
+from starfire_cli.workflows.rebuild import recipe_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,7 @@ def build_network(
     if "num_classes" in own and own["num_classes"] != classes:
         raise StarfireError(f"{path} was made for {own['num_classes']} classes; the data {info.spec} have {classes}")
     net = build_model(spec, num_classes=classes, image_size=info.image_size)
+    apply_shrink(net, recipe_of(checkpoint))
     _load(net, checkpoint, spec, info)
     whole = Normalized(net.float(), mean, std).to(device).eval()
     return Network(

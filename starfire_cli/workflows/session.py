@@ -19,7 +19,9 @@ from starfire_cli.formats.run import Run, find_checkpoint
 from starfire_cli.models import Normalized, build_model, count_macs
 from starfire_cli.pruning import Layer, Masks, Pruner, layers_of_model, select
 from starfire_cli.pruning.era import Era
+from starfire_cli.pruning.recipe import apply_shrink
 from starfire_cli.workflows.optim import LearningRate, build_optimizer
+from starfire_cli.workflows.rebuild import recipe_of
 from starfire_cli.workflows.request import TrainRequest, era_steps, fill, pruning_of
 
 Decoding = Callable[[str, int, int], None] | None
@@ -69,11 +71,15 @@ class Session:
         ]
         assert request.model is not None and request.epochs is not None
         self.net = build_model(request.model, num_classes=len(info.classes), image_size=info.image_size)
+        initial = load(find_checkpoint(request.init)) if resume is None and request.init is not None else resume
+        # What prune-mask --shrink made smaller stays so.
+        self.shrink = recipe_of(initial) if initial is not None else {}
+        apply_shrink(self.net, self.shrink)
         self.macs = count_macs(self.net, info.image_size)
         self.steps_per_epoch = self.data.train.steps
         self.epochs = request.epochs
         self.steps = self.epochs * self.steps_per_epoch
-        layers, masks = self._layers_and_weights(resume)
+        layers, masks = self._layers_and_weights(resume, initial)
         self.net.to(self.device)
         if self.channels_last:
             self.net.to(memory_format=torch.channels_last)
@@ -136,7 +142,9 @@ class Session:
             progress=decoding,
         )
 
-    def _layers_and_weights(self, resume: Checkpoint | None) -> tuple[list[Layer], Masks | None]:
+    def _layers_and_weights(
+        self, resume: Checkpoint | None, initial: Checkpoint | None
+    ) -> tuple[list[Layer], Masks | None]:
         """The layers to prune, and what is dead already; weights are taken from `resume` or `--init`."""
         request = self.request
         found, self.left_out = layers_of_model(self.net)
@@ -145,8 +153,7 @@ class Session:
         if resume is not None:
             self._load_weights((resume.training or {}).get("raw", resume.state), strict=True)
             masks = resume.masks
-        elif request.init is not None:
-            initial = load(find_checkpoint(request.init))
+        elif initial is not None:
             self._load_weights(initial.state, strict=False)
             masks = initial.masks
         else:
