@@ -10,7 +10,7 @@ import contextlib
 import io
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
 
@@ -26,7 +26,10 @@ class Corrupt(Exception):
 
 
 def decode(path: str) -> Tensor:
-    """uint8 (3, H, W) of any image file, upright by its orientation tag, without alpha channel. Raises Corrupt."""
+    """uint8 (3, H, W) of any image file, upright by its orientation tag, without alpha channel. Raises Corrupt.
+
+    Decoders warn about what does not matter here: call it inside `quiet()`.
+    """
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -43,10 +46,18 @@ def decode(path: str) -> Tensor:
     return _with_pillow(data)
 
 
-def prepare(*, large: bool) -> None:
-    """Choose the decoder before workers are forked; for large images importing torchvision pays, too."""
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings about metadata or size while images are decoded: what matters is whether pixels come out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def prepare(*, much: bool) -> None:
+    """Choose the decoder before workers are forked; where there is much to decode, importing torchvision pays."""
     jpeg_decoder.cache_clear()
-    if large and jpeg_decoder()[1] is None:
+    if much and jpeg_decoder()[1] is None:
         with contextlib.suppress(ImportError):
             import torchvision  # noqa: F401
         jpeg_decoder.cache_clear()
@@ -71,10 +82,8 @@ def jpeg_decoder() -> tuple[str, Decoder | None]:
             return "Pillow", None
 
         def by_torchvision(data: bytes) -> Tensor:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
-                encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-                image: Tensor = vision_jpeg(encoded, mode="RGB", apply_exif_orientation=True)
+            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            image: Tensor = vision_jpeg(encoded, mode="RGB", apply_exif_orientation=True)
             return image
 
         return "torchvision", by_torchvision
@@ -85,20 +94,19 @@ def _with_pillow(data: bytes) -> Tensor:
     from PIL import Image, ImageOps
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata and size; what matters is whether pixels come out
-            with Image.open(io.BytesIO(data)) as image:
-                image.load()
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if "exif" in image.info or image.format == "TIFF":
                 with contextlib.suppress(Exception):  # damaged tags do not make an image corrupt
                     ImageOps.exif_transpose(image, in_place=True)
-                if image.mode.startswith("I;16"):
-                    grey = torch.from_numpy((np.asarray(image) >> 8).astype(np.uint8))
-                    return grey.expand(3, -1, -1)
-                if image.mode in ("I", "F"):
-                    raise Corrupt(f"{image.mode!r}, 32 bits a pixel, is not supported; save it with 8 bits")
-                transparent = image.mode == "P" and "transparency" in image.info
-                rgb = (image.convert("RGBA") if transparent else image).convert("RGB")
-                return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+            if image.mode.startswith("I;16"):
+                grey = torch.from_numpy((np.asarray(image) >> 8).astype(np.uint8))
+                return grey.expand(3, -1, -1)
+            if image.mode in ("I", "F"):
+                raise Corrupt(f"{image.mode!r}, 32 bits a pixel, is not supported; save it with 8 bits")
+            transparent = image.mode == "P" and "transparency" in image.info
+            rgb = (image.convert("RGBA") if transparent else image).convert("RGB")
+            return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
     except Corrupt:
         raise
     except Exception as error:  # noqa: BLE001 - Pillow's plugins raise anything on damaged files
@@ -111,9 +119,7 @@ def size_of(path: str) -> tuple[int, int]:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                return image.height, image.width
+        with quiet(), Image.open(path) as image:
+            return image.height, image.width
     except Exception as error:  # noqa: BLE001 - Pillow's plugins raise anything on damaged files
         raise Corrupt(str(error)) from None

@@ -23,6 +23,14 @@ def _mix(words: _Words) -> _Words:
     return words ^ (words >> np.uint64(31))
 
 
+def _mixed_in(key: int, part: int) -> int:
+    """The same finaliser on one python integer, `part` added in."""
+    word = (key + part * _GOLDEN + _GOLDEN) & _WORD
+    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
+    word = (word ^ (word >> 27)) * 0x94D049BB133111EB & _WORD
+    return word ^ (word >> 31)
+
+
 class Draws:
     """The random numbers of some images in one epoch.
 
@@ -33,7 +41,7 @@ class Draws:
     """
 
     def __init__(self, seed: int, epoch: int, index: Ints) -> None:
-        self._seed, self._epoch = seed, epoch
+        self._key = _mixed_in(_mixed_in(0, seed), epoch)
         self._index = np.asarray(index, dtype=np.int64).astype(np.uint64) * np.uint64(_GOLDEN)
         self._drawn = 0
 
@@ -42,11 +50,13 @@ class Draws:
 
     def words(self) -> _Words:
         """(N,) the next draw: 64 random bits an image."""
-        key = np.array([0], dtype=np.uint64)
-        for part in (self._seed, self._epoch, self._drawn):
-            key = _mix(key + np.uint64((part * _GOLDEN + _GOLDEN) & _WORD))
+        key = np.uint64(_mixed_in(self._key, self._drawn))
         self._drawn += 1
         return _mix(_mix(self._index + key) + key)
+
+    def skip(self, draws: int) -> None:
+        """Go on as if so many had been drawn."""
+        self._drawn += draws
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Floats:
         """(N,) the next draw, uniform in [low, high)."""

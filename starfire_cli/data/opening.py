@@ -21,6 +21,7 @@ from starfire_cli.data.stream import StreamSplit
 from starfire_cli.errors import BadOption, StarfireError
 
 STATS_SAMPLE = 512  # large images that are decoded for mean and std
+WORTH_IMPORTING = 30_000  # small images; decoding so many with Pillow takes longer than importing torchvision
 
 
 def open_data(spec: str, options: DataOptions) -> Data:
@@ -143,7 +144,7 @@ def _way(val: Part, known: DataInfo | None, options: DataOptions) -> Road:
 def _split(part: Part, way: Road, options: DataOptions, augment: Augment | None) -> tuple[Split, tuple[str, ...]]:
     if isinstance(part, Pixels):
         return ResidentSplit(part, options, out=way.out, augment=augment, resize=way.resize), ()
-    decode.prepare(large=way.stored is None)
+    decode.prepare(much=way.stored is None or len(part) >= WORTH_IMPORTING)
     if way.stored is not None:
         pixels, skipped, notes = once.decoded(part, way.stored, options)
         split = ResidentSplit(pixels, options, out=way.out, augment=augment, resize=way.resize, skipped=skipped)

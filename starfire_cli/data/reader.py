@@ -59,6 +59,13 @@ class Reader(Dataset[Answer]):
         images = torch.empty((len(positions), self.out, self.out, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         good: list[int] = []
         failures: list[tuple[int, str]] = []
+        with decode.quiet():
+            self._fill(images, epoch, positions, good, failures)
+        return Answer(images[: len(good)], torch.from_numpy(self.files.labels[good]), failures)
+
+    def _fill(
+        self, images: Tensor, epoch: int, positions: Ints, good: list[int], failures: list[tuple[int, str]]
+    ) -> None:
         for start in range(0, len(positions), AT_ONCE):
             decoded = []
             for position in positions[start : start + AT_ONCE].tolist():
@@ -66,10 +73,9 @@ class Reader(Dataset[Answer]):
                     decoded.append((position, decode.decode(self.files.path(position))))
                 except decode.Corrupt as error:
                     failures.append((position, str(error)))
-            for image, target in zip(self._scaled(epoch, decoded), images[len(good) :], strict=False):
-                target.copy_(image)
+            for place, image in enumerate(self._scaled(epoch, decoded), start=len(good)):
+                images[place] = image
             good += [position for position, _ in decoded]
-        return Answer(images[: len(good)], torch.from_numpy(self.files.labels[good]), failures)
 
     def _scaled(self, epoch: int, decoded: list[tuple[int, Tensor]]) -> Iterator[Tensor]:
         if self.augment is None:

@@ -58,12 +58,13 @@ class ResizedCropFlip:
         top, left = (heights - tall) // 2, (widths - wide) // 2
         waiting = np.ones(len(draws), dtype=np.bool_)
         log_ratio = math.log(self.ratio)
-        for _ in range(TRIES):
+        for tried in range(TRIES):
+            if not waiting.any():
+                draws.skip(4 * (TRIES - tried))  # so that what is drawn later does not depend on the neighbours
+                break
             area = heights * widths * draws.uniform(self.scale, 1.0)
             aspect = np.exp(draws.uniform(-log_ratio, log_ratio))
             at_y, at_x = draws.uniform(), draws.uniform()
-            if not waiting.any():
-                continue  # the draws above are counted, so that batches of any make-up agree
             w = np.rint(np.sqrt(area * aspect)).astype(np.int64)
             h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
             fits = waiting & (w > 0) & (w <= widths) & (h > 0) & (h <= heights)
