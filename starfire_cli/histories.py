@@ -10,12 +10,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from starfire_cli.findings import Inspection
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +145,7 @@ class RobustCurve:
     """One network under one attack, from the file that `attack` wrote.
 
     Args:
+        file: where this was read.
         title: of the network.
         checkpoint: as the file names it.
         attack: its spec.
@@ -154,6 +156,7 @@ class RobustCurve:
         warnings: why the numbers may flatter the network.
     """
 
+    file: Path
     title: str
     checkpoint: str
     attack: str

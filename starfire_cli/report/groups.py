@@ -54,11 +54,40 @@ def group_runs(runs: Sequence[RunHistory]) -> list[Group]:
     return _styled(groups)
 
 
+def row_names(groups: Sequence[Group]) -> list[str]:
+    """The groups' names in a table that has a column for each target: equal for those that differ by it alone."""
+    keys = [_without(group.first, "target") for group in groups]
+    first = {key: group.first for key, group in reversed(list(zip(keys, groups, strict=True)))}
+    named = dict(zip(first, _labels(list(first.values()), targets=False), strict=True))
+    return [named[key] for key in keys]
+
+
+def differ_only_by(key: str, group: Group) -> Hashable:
+    """Equal for groups whose settings are the same but for that one."""
+    return _without(group.first, key)
+
+
 def pretty_method(spec: str) -> str:
     """`CK`, `Window, max_nonzero=2`."""
     name, _, options = spec.partition(":")
     shown = name.upper() if name == "ck" else name[:1].upper() + name[1:]
     return f"{shown}, {options.replace(',', ', ')}" if options else shown
+
+
+def pretty_title(title: str) -> str:
+    """`CK 60 %` of `ck 0.6`, which is what the other commands call a network; other titles as they are."""
+    if title == "dense":
+        return "Dense"
+    method, _, target = title.rpartition(" ")
+    try:
+        return f"{pretty_method(method)} {percent_text(float(target))}" if method else title
+    except ValueError:
+        return title
+
+
+def told_apart(titles: Sequence[str], places: Sequence[str]) -> list[str]:
+    """The titles, each with its place where there are two alike."""
+    return [f"{t} ({place})" if titles.count(t) > 1 else t for t, place in zip(titles, places, strict=True)]
 
 
 def percent_text(share: float) -> str:
@@ -68,9 +97,13 @@ def percent_text(share: float) -> str:
 
 def _identity(run: RunHistory) -> Hashable:
     """Equal for runs of one experiment; a run that does not say what it is stands alone."""
+    return _without(run)
+
+
+def _without(run: RunHistory, *keys: str) -> Hashable:
     if not run.settings or run.method == "?":
         return str(run.path)
-    return _frozen(run.settings)
+    return _frozen({k: v for k, v in run.settings.items() if k not in keys})
 
 
 def _frozen(value: Any) -> Hashable:
@@ -95,8 +128,8 @@ def _seed(run: RunHistory) -> tuple[float, str]:
     return (run.seed if run.seed is not None else float("inf")), run.name
 
 
-def _labels(runs: Sequence[RunHistory]) -> list[str]:
-    """Method and target always; start and end of the era, and other settings, where they tell runs apart."""
+def _labels(runs: Sequence[RunHistory], *, targets: bool = True) -> list[str]:
+    """Method and (if `targets`) target always; the era, and other settings, where they tell runs apart."""
     sparse = [run for run in runs if not run.dense]
     starts = {run.era[0] for run in sparse if run.era}
     usual: dict[Any, Counter[Any]] = {}
@@ -109,7 +142,7 @@ def _labels(runs: Sequence[RunHistory]) -> list[str]:
             texts.append(run.name)
             continue
         text = "Dense" if run.dense else pretty_method(run.method)
-        if not run.dense and run.target is not None:
+        if targets and not run.dense and run.target is not None:
             text += f" {percent_text(run.target)}"
         if run.era and len(starts) > 1:
             text += f", start {run.era[0]:.4g}"

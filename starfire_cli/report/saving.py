@@ -28,13 +28,14 @@ def check_target(out: Path) -> None:
         raise BadOption(f"--out {out}: there is no folder {out.parent}")
 
 
-def save_figures(figures: Mapping[str, Figure], out: Path, *, dpi: int = DPI) -> list[Path]:
+def save_figures(figures: Mapping[str, Figure], out: Path, *, dpi: int = DPI, several: bool = False) -> list[Path]:
     """Write them and return the files: one PDF with a page each; PNG and SVG one file each, `out-NAME.png`.
 
     Args:
-        figures: by kind; a single one is called `out` itself.
+        figures: by kind; a single one is called `out` itself (unless `several`).
         out: with a known ending.
         dpi: of PNG, and of masks in the others.
+        several: name files by their kind in any case.
 
     Raises:
         BadOption, StarfireError: nothing can be written there.
@@ -46,7 +47,7 @@ def save_figures(figures: Mapping[str, Figure], out: Path, *, dpi: int = DPI) ->
         return [out]
     written = []
     for name, figure in figures.items():
-        path = out if len(figures) == 1 else out.with_name(f"{out.stem}-{name}{out.suffix}")
+        path = out if len(figures) == 1 and not several else out.with_name(f"{out.stem}-{name}{out.suffix}")
         _write(path, render(figure, ending[1:], dpi=dpi))
         written.append(path)
     return written

@@ -6,6 +6,7 @@ The colours keep a contrast of 3 or more against white and near-black, and diffe
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def method_colour(spec: str) -> str:
 
 def method_name(spec: str) -> str:
     """`window` of `window:max_nonzero=2` or of `window 0.6`."""
-    return spec.partition(":")[0].partition(" ")[0].lower()
+    start = re.match(r"[\w-]+", spec)
+    return start[0].lower() if start else spec
 
 
 def shades(colour: str, count: int) -> list[str]:

@@ -79,7 +79,7 @@ def read_curves(path: Path) -> list[RobustCurve]:
     if document is None:
         raise StarfireError(f"there is no file {path}")
     found = [document, *filter(None, [_mapping(document.get("against"))])]
-    curves = [curve for part in found if (curve := _curve(part, document)) is not None]
+    curves = [curve for part in found if (curve := _curve(path, part, document)) is not None]
     if not curves:
         state = "" if document.get("complete") else "; the attack has not finished: the same command goes on with it"
         raise StarfireError(f"{path} holds no accuracies{state}")
@@ -124,13 +124,14 @@ def _rows(run: Run, notes: list[str]) -> tuple[Mapping[str, float], ...]:
     return tuple(by_epoch[epoch] for epoch in sorted(by_epoch))
 
 
-def _curve(part: Mapping[str, Any], whole: Mapping[str, Any]) -> RobustCurve | None:
+def _curve(file: Path, part: Mapping[str, Any], whole: Mapping[str, Any]) -> RobustCurve | None:
     points = _points(part.get("points"))
     if not points:
         return None
     checkpoint = _text(part.get("checkpoint"))
     settings = _mapping(whole.get("settings"))
     return RobustCurve(
+        file=file,
         title=_text(part.get("title")) if part.get("title") else Path(checkpoint).name,
         checkpoint=checkpoint,
         attack=_text(whole.get("attack")),

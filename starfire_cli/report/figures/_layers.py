@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from starfire_cli.findings import LayerFinding
 from starfire_cli.histories import NetworkPicture
 from starfire_cli.report import style
-from starfire_cli.report.groups import percent_text, pretty_method
+from starfire_cli.report.groups import pretty_title, told_apart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,19 +37,8 @@ def kind_text(kind: str) -> str:
 
 def titles(networks: Sequence[NetworkPicture]) -> list[str]:
     """A name for each, with its folder where two would be called the same."""
-    named = [pretty_title(network) for network in networks]
     places = [network.run.name if network.run else network.inspection.path.name for network in networks]
-    return [f"{t} ({place})" if named.count(t) > 1 else t for t, place in zip(named, places, strict=True)]
-
-
-def pretty_title(network: NetworkPicture) -> str:
-    """`CK 60 %`, `Dense`, or the file's name."""
-    pruning = network.inspection.meta.get("pruning")
-    if network.title == "dense":
-        return "Dense"
-    if not isinstance(pruning, dict) or not isinstance(pruning.get("target"), int | float):
-        return style.shorten(network.title, 40)
-    return f"{pretty_method(network.method)} {percent_text(pruning['target'])}"
+    return told_apart([style.shorten(pretty_title(network.title), 44) for network in networks], places)
 
 
 def name_layers(axes: Axes, names: Sequence[str], inches: float, *, sideways: bool) -> None:

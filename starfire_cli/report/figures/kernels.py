@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from starfire_cli.histories import MaskPicture, NetworkPicture
 from starfire_cli.report import style
 from starfire_cli.report.figures._frame import empty, legend, whole
-from starfire_cli.report.figures._layers import pretty_title
+from starfire_cli.report.groups import pretty_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ def kernels_figure(network: NetworkPicture, *, width: float = style.WIDE) -> Fig
     columns = 1 if narrow else 2
     rows = len(panels) if narrow else len(shown)
     figure = empty(width, rows * (3.3 if narrow else 3.15) + 0.35)
-    title = style.plain(f"{pretty_title(network)}: masks", 90)
+    title = style.plain(f"{pretty_title(network.title)}: masks", 90)
     figure.suptitle(title, fontsize=style.SIZE, color=style.INK, x=0.01, ha="left")
     grid = figure.subplots(rows, columns, squeeze=False)
     colour = style.shades(style.method_colour(network.method), 3)[0]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from starfire_cli.histories import RobustCurve
 from starfire_cli.report import style
 from starfire_cli.report.figures._frame import empty, legend, percent
+from starfire_cli.report.groups import pretty_title, told_apart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_NOISE = (0, (1, 1.6))
 _FEW = 8  # points, up to which intervals are bars; beyond, bands
 
 
@@ -52,42 +56,62 @@ def robustness_figure(
         norm: how eps is measured, for the axis.
         width: inches.
     """
-    figure = empty(width, 3.1 if width > style.NARROW else 2.9)
-    draw_robustness(figure, figure.add_subplot(), points, controls=controls, attack=attack, norm=norm)
-    return figure
+    return _panels({(attack, norm): (points, controls or {})}, width)
 
 
-def draw_robustness(
-    figure: Figure,
-    axes: Axes,
-    points: Mapping[str, Sequence[Point]],
-    *,
-    controls: Mapping[str, Sequence[Point]] | None,
-    attack: str,
-    norm: str,
-) -> None:
-    """The same into axes that are there; the legend goes below all of the figure."""
+def attacks_figure(curves: Sequence[RobustCurve], *, width: float = style.WIDE) -> Figure:
+    """The same from the files that `attack` wrote: one panel for each attack and set of images.
+
+    Args:
+        curves: at least one.
+        width: inches; at NARROW or less the panels are stacked.
+    """
+    panels: dict[tuple[str, str], tuple[dict[str, Sequence[Point]], dict[str, Sequence[Point]]]] = {}
+    kinds = list(dict.fromkeys((curve.attack, curve.norm, curve.images) for curve in curves))
+    for attack, norm, images in kinds:
+        alike = [curve for curve in curves if (curve.attack, curve.norm, curve.images) == (attack, norm, images)]
+        names = told_apart(
+            [pretty_title(curve.title) for curve in alike], [Path(curve.checkpoint).parent.name for curve in alike]
+        )
+        told = f"{attack}, {images} images" if [k[:2] for k in kinds].count((attack, norm)) > 1 else attack
+        panels[told, norm] = (
+            {name: curve.points for name, curve in zip(names, alike, strict=True)},
+            {name: curve.noise for name, curve in zip(names, alike, strict=True)},
+        )
+    return _panels(panels, width)
+
+
+def _panels(
+    panels: Mapping[tuple[str, str], tuple[Mapping[str, Sequence[Point]], Mapping[str, Sequence[Point]]]], width: float
+) -> Figure:
     from matplotlib.lines import Line2D
 
-    style.dress(axes)
-    handles: list[Any] = []
-    labels = list(points)
-    looks = _looks(labels)
-    for name, rows in points.items():
-        colour, marker, line = looks[name]
-        handles.append(_curve(axes, rows, colour, marker, line))
-        beside = (controls or {}).get(name, ())
-        axes.plot([r.eps for r in beside], [r.top1 for r in beside], color=colour, linestyle=(0, (1, 1.6)), linewidth=1)
-    if any((controls or {}).get(name) for name in points):
-        handles.append(Line2D([], [], color=style.MUTED, linestyle=(0, (1, 1.6)), linewidth=1))
-        labels.append("the same, noise of that size only")
-    kind = "largest change of a pixel value" if norm == "linf" else "length of the change"
-    if figure.get_figwidth() <= style.NARROW:
-        kind = kind.replace(" of a pixel value", "").replace("length of the change", "length")
-    style.label(axes, x=f"eps ({kind}, pixels in [0, 1])", y=style.plain(f"top-1 under {attack} (%)"))
-    axes.set_ylim(bottom=0, top=1.02)
-    percent(axes)
-    legend(figure, handles, labels, note="Bars and bands: 95 % intervals.")
+    narrow = width <= style.NARROW
+    columns = 1 if narrow or len(panels) == 1 else 2
+    rows = -(-len(panels) // columns)
+    figure = empty(width, rows * (2.8 if narrow else 3.0))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    looks = _looks(list(dict.fromkeys(name for points, _ in panels.values() for name in points)))
+    handles: dict[str, Any] = {}
+    for axes, ((attack, norm), (points, controls)) in zip(grid.flat, panels.items(), strict=False):
+        style.dress(axes)
+        for name, rows_of in points.items():
+            handles[name] = _curve(axes, rows_of, *looks[name])
+            beside = controls.get(name, ())
+            axes.plot(
+                [r.eps for r in beside], [r.top1 for r in beside], color=looks[name][0], linestyle=_NOISE, linewidth=1
+            )
+        kind = "largest change of a pixel value" if norm == "linf" else "length of the change"
+        inside = ", pixels in [0, 1]" if columns == 1 and not narrow else ""
+        style.label(axes, x=f"eps ({kind}{inside})", y=style.plain(f"top-1 under {attack} (%)", 34))
+        axes.set_ylim(bottom=0, top=1.02)
+        percent(axes)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    if any(rows_of for _, controls in panels.values() for rows_of in controls.values()):
+        handles["the same, noise of that size only"] = Line2D([], [], color=style.MUTED, linestyle=_NOISE, linewidth=1)
+    legend(figure, list(handles.values()), list(handles), note="Bars and bands: 95 % intervals.")
+    return figure
 
 
 def _curve(axes: Axes, rows: Sequence[Point], colour: str, marker: str, line: Any) -> Any:
