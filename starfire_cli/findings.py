@@ -57,6 +57,14 @@ class LayerFinding:
         return math.prod(self.shape)
 
     @property
+    def consistent(self) -> bool:
+        """Whether mask and weights tell the same story.
+
+        A dead weight that is not zero contradicts; a live one may be zero by chance, in one of 10,000 at most.
+        """
+        return not self.revived and 10_000 * self.idle <= self.weights
+
+    @property
     def sparsity(self) -> float:
         """Dead over all weights."""
         return self.zeros / self.weights
@@ -124,7 +132,7 @@ class Inspection:
     @property
     def consistent(self) -> bool:
         """Whether masks, weights and the digest tell the same story (true where there are no masks)."""
-        return self.digest_matches and not any(x.revived or x.idle for x in self.layers)
+        return self.digest_matches and all(layer.consistent for layer in self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)

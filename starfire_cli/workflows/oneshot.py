@@ -16,6 +16,8 @@ from starfire_cli.workflows.plan import plan_layers
 from starfire_cli.workflows.prunable import maybe_grouped
 from starfire_cli.workflows.request import Pruning
 
+_BY_CHANCE = 0.01  # of a layer's weights; trained weights are hardly ever exactly zero
+
 
 class _Weights(nn.Module):
     """Weights under their state-dict keys, as far as a `Pruner` asks: names may be anything."""
@@ -41,22 +43,41 @@ def prune_once(
         BadOption: a layer would lose everything.
         StarfireError: a layer holds NaN or inf.
     """
-    weights = _Weights({layer.key: checkpoint.state[layer.key] for layer in layers})
+    known = dict(checkpoint.masks or {}) if checkpoint.masks else masks_of_zeros(checkpoint, layers)
+    emptied = {key for key, mask in known.items() if not mask.any()}
+    chosen = [layer for layer in layers if layer.key not in emptied]  # of which there is nothing left to prune
+    weights = _Weights({layer.key: checkpoint.state[layer.key] for layer in chosen})
     pruner = Pruner(
         weights,
-        layers,
+        chosen,
         conv=pruning.conv,
         linear=pruning.linear,
         target=pruning.target,
         era=Era(first_step=0, last_step=1),
-        masks=checkpoint.masks,
+        masks=known,
     )
     plan_layers(pruner, pruning, {})  # says so if nothing would be left of a layer
     pruner.refresh(1.0)
     pruner.verify()
     state = dict(checkpoint.state) | {k: p.detach() for k, p in weights.named_parameters()}
     reason = f"--method {pruning.method_spec} --fc {pruning.fc_spec} leave it alone"
-    return state, {**(checkpoint.masks or {}), **pruner.masks}, [(layer.name, reason) for layer in pruner.left_alone]
+    alone = [(layer.name, reason) for layer in pruner.left_alone]
+    alone += [(layer.name, "all of it was dead already") for layer in layers if layer.key in emptied]
+    return state, {**known, **pruner.masks}, alone
+
+
+def masks_of_zeros(checkpoint: Checkpoint, layers: Sequence[Layer]) -> Masks:
+    """What a file without masks shows to be pruned: the zeros of each layer that has more than a few by chance.
+
+    A layer of nothing but zeros is one that was never trained, and gets no mask.
+    """
+    masks = {}
+    for layer in layers:
+        alive = checkpoint.state[layer.key] != 0
+        dead = layer.weights - int(alive.sum())
+        if layer.weights > dead >= _BY_CHANCE * layer.weights:
+            masks[layer.key] = alive
+    return masks
 
 
 def refuse_ambiguous(layers: Sequence[Layer], pruning: Pruning) -> None:

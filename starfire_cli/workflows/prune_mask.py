@@ -16,6 +16,7 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.pruned import Progress, Pruned, SweepPoint
+from starfire_cli.pruning import Masks
 from starfire_cli.pruning.elimination import EliminationReport, eliminate
 from starfire_cli.pruning.recipe import compose_recipes
 from starfire_cli.workflows.inspect import inspect
@@ -51,7 +52,7 @@ def _prune(job: Job) -> Iterator[Progress | Pruned]:
         refuse_ambiguous(job.layers, pruning)
     state, masks, alone = prune_once(checkpoint, job.layers, pruning)
     meta = _meta(job, pruning)
-    did: list[str] = []
+    did = _zeros_taken(checkpoint, masks)
     before = after = shrunk = report = None
     if request.network_options:
         rebuilt = job.network(state)
@@ -147,6 +148,14 @@ def _eliminated(report: EliminationReport) -> list[str]:
             )
         said += [f"not eliminated in {layer.layer}: {n} inputs ({reason})" for reason, n in layer.kept.items()]
     return said
+
+
+def _zeros_taken(checkpoint: Checkpoint, masks: Masks) -> list[str]:
+    """What was concluded from zeros, where the file held no masks."""
+    if checkpoint.masks is not None:
+        return []
+    zeros = sum(int((checkpoint.state[key][~mask] == 0).sum()) for key, mask in masks.items())
+    return [f"the file had no masks; {zeros:,} weights that were zero already count as pruned"] if zeros else []
 
 
 def _as_stored(state: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:

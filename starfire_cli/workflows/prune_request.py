@@ -16,7 +16,7 @@ from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.pruning import Layer, Masks, select
 from starfire_cli.workflows.oneshot import recalibrate
 from starfire_cli.workflows.prunable import Prunable, prunable
-from starfire_cli.workflows.rebuild import Rebuilt, revive
+from starfire_cli.workflows.rebuild import Rebuilt, revive, said_of_model
 from starfire_cli.workflows.request import Pruning, TrainRequest, pruning_of
 from starfire_cli.workflows.trial import Trial, TrialRequest
 
@@ -104,10 +104,10 @@ class Job:
     def network(self, state: dict[str, Tensor]) -> Rebuilt:
         """The network with `state` in it. Raises BadOption where nothing says which network it is."""
         if self.found.network is None:
+            named = said_of_model(self.checkpoint).get("spec")
+            what = f"{named}, which runs that code" if named else "resnet20, timm:NAME or package.module:callable"
             wish = self.request.network_options[0]
-            raise BadOption(
-                f"{wish} needs the network of {self.checkpoint.path}: --model resnet20, timm:NAME or package.module:fn"
-            )
+            raise BadOption(f"{wish} needs the network of {self.checkpoint.path}: --model {what}")
         return revive(replace(self.checkpoint, state=state), self.found.network.spec, self.request.trial.image_size)
 
     def recalibrated(self, net: nn.Module, trial: Trial) -> str:
