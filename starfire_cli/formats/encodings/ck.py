@@ -12,11 +12,11 @@ from starfire_cli.formats.streams import Bits, Reader, Writer
 @ENCODINGS.register("ck")
 @dataclass(frozen=True, kw_only=True)
 class CK:
-    """Every kernel is all alive or all dead; in 1 x 1 and linear layers a kernel is one weight."""
+    """Every kernel is all alive or all dead. (Kernels of one weight are better called unstructured.)"""
 
     def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
         K, _, n = mask_KCn.shape
-        if n == 0 or not (mask_KCn == mask_KCn[:, :, :1]).all():
+        if n < 2 or not (mask_KCn == mask_KCn[:, :, :1]).all():
             return None
         alive_KC = mask_KCn[:, :, 0]
         out.bits(alive_KC.reshape(-1))

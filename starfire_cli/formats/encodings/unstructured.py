@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from starfire_cli.formats.encoding import ENCODINGS, Alive
-from starfire_cli.formats.information import log2_choose
+from starfire_cli.formats.information import counts_bits, log2_choose
 from starfire_cli.formats.streams import Bits, Reader, Writer
 
 
@@ -18,7 +18,10 @@ class Unstructured:
 
     def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
         out.bits(mask_KCn.reshape(-1))
-        return log2_choose(mask_KCn.size, np.array([mask_KCn.sum()]))
+        anywhere = log2_choose(mask_KCn.size, np.array([mask_KCn.sum()]))
+        # Pruned by the ck rule, 1 x 1 kernels keep equally many weights of each input channel: a little less to say.
+        kept_Cn = mask_KCn.sum(0)
+        return min(anywhere, log2_choose(len(mask_KCn), kept_Cn) + counts_bits(kept_Cn))
 
     def decode(self, shape: tuple[int, int, int], data: Reader) -> Alive:
         K, C, n = shape
