@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -234,6 +235,28 @@ def test_a_lost_worker_is_an_error_and_not_a_hang(
     requests = [(0, np.arange(2))]
     with pytest.raises(StarfireError, match=text):
         list(answers(reader(files=files, out=8, resize=8), requests, options(timeout=0.5), workers=1))
+
+
+def test_ctrl_c_and_sigterm_for_the_whole_group_leave_the_workers_alone(large: Path) -> None:
+    expected = [images for images, _ in opened(large).train.batches(0)]
+    batches = opened(large, workers=2).train.batches(0)
+    seen = [next(batches)[0]]
+    workers = [p for p in multiprocessing.active_children() if p.pid is not None]
+    assert len(workers) == 2
+    for worker in workers:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(worker.pid or 0, number)
+    seen += [images for images, _ in batches]
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_workers_end_when_an_epoch_is_broken_off(large: Path) -> None:
+    batches = opened(large, workers=2).train.batches(0)
+    next(batches)
+    workers = multiprocessing.active_children()
+    batches.close()  # type: ignore[attr-defined]
+    assert len(workers) == 2 and not any(worker.is_alive() for worker in workers)
 
 
 def test_other_runtime_errors_are_not_taken_for_lost_workers() -> None:

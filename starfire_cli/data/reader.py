@@ -6,7 +6,6 @@ worker answers.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -104,10 +103,24 @@ def answers(reader: Reader, requests: Sequence[Request], options: DataOptions, w
         prefetch_factor=2 if workers else None,
         generator=torch.Generator(),  # without one, torch's global generator would move on
     )
+    batches = iter(loader)
     try:
-        yield from loader
+        yield from batches
     except RuntimeError as error:
         raise worker_failure(error, workers, options.timeout) or error from None
+    finally:
+        if workers:
+            _end(batches)
+
+
+def _end(batches: Any) -> None:
+    """End the workers of a DataLoader's iterator; one that hangs is killed, since SIGTERM is nothing to it."""
+    processes = list(batches._workers)
+    batches._shutdown_workers()
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 
 def worker_failure(error: RuntimeError, workers: int, timeout: float) -> StarfireError | None:
@@ -130,7 +143,7 @@ def _as_it_is(answer: Any) -> Any:
 
 
 def _in_worker(number: int) -> None:
-    # Ctrl-C and SLURM's SIGTERM reach the whole group. The main process decides what happens then; a worker that
-    # dies by a signal would raise an error there, perhaps while a checkpoint is being written.
+    # Ctrl-C and a scheduler's SIGTERM reach the whole group. The main process decides what happens then; a worker
+    # that died by a signal would raise an error there, perhaps while a checkpoint is being written.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
