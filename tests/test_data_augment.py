@@ -15,7 +15,15 @@ from starfire_cli.data.resample import by_matrices, centre_crop, crop_resize, re
 from starfire_cli.errors import BadOption
 from tests.data_layouts import picture
 
-EVERY = ["none", "crop-flip", "crop-flip:padding=0,cutout=7", "rrc-flip", "rrc-flip:scale=0.5", "affine"]
+EVERY = [
+    "none",
+    "shift:pixels=1",
+    "crop-flip",
+    "crop-flip:padding=0,cutout=7",
+    "rrc-flip",
+    "rrc-flip:scale=0.5",
+    "affine",
+]
 
 
 def pictures(count: int, height: int, width: int) -> Tensor:
@@ -35,6 +43,13 @@ def test_crop_flip_is_torchvisions_pad_crop_and_mirror() -> None:
         expected = tv.crop(tv.pad(image, [4]), top, left, 32, 32)
         assert torch.equal(result, tv.horizontal_flip(expected) if flip else expected)
     assert set(planned("crop-flip", 500, 32, 32)["top"].tolist()) == set(range(9))
+
+
+def test_shift_never_mirrors() -> None:
+    images, plan = pictures(30, 20, 20), planned("shift:pixels=3", 30, 20, 20)
+    given = AUGMENTATIONS.build("shift:pixels=3").apply(images, plan, 20)
+    for image, result, top, left in zip(images, given, plan["top"].tolist(), plan["left"].tolist(), strict=True):
+        assert torch.equal(result, tv.crop(tv.pad(image, [3]), top, left, 20, 20))
 
 
 def test_cutout_blacks_one_square_and_nothing_else() -> None:
@@ -126,7 +141,8 @@ def test_every_augmentation_says_what_it_does_with_large_images(name: str) -> No
 
 
 IMPOSSIBLE = """crop-flip:padding=-1 crop-flip:flip=2 crop-flip:ratio=0 rrc-flip:scale=0 rrc-flip:ratio=0.5
-rrc-flip:flip=-1 affine:degrees=-1 affine:translate=2 affine:scale=1 none:ratio=2 crop-flip:pad=4 mixup"""
+rrc-flip:flip=-1 affine:degrees=-1 affine:translate=2 affine:scale=1 none:ratio=2 shift:pixels=0 crop-flip:pad=4
+mixup"""
 
 
 @pytest.mark.parametrize("spec", IMPOSSIBLE.split())

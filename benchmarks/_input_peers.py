@@ -1,0 +1,82 @@
+"""How other people's loaders deliver the same images: torchvision's two ways, and timm's where it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision.transforms as v1
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+Epoch = Callable[[], int]  # delivers an epoch, returns how many images
+
+
+def peers(folder: Path, *, crop: str, size: int, batch: int, workers: int) -> dict[str, Epoch]:
+    """Each peer's epoch over the class folders; `crop` is `crop-flip`, `rrc-flip` or `eval`.
+
+    All end with float32 batches on the CPU: torchvision's first way makes floats in the workers, the others send uint8.
+    """
+    ways = {
+        "torchvision v1, PIL to float": _loader(folder, [*_v1(crop, size), v1.ToTensor()], batch, workers, crop),
+        "torchvision v2, uint8": _loader(folder, [v2.PILToTensor(), *_v2(crop, size)], batch, workers, crop),
+    }
+    if find_spec("timm") is not None and crop != "crop-flip":  # timm has no crop with padding without resizing
+        ways["timm create_loader"] = _timm(folder, size, batch, workers, crop)
+    return ways
+
+
+def _v1(crop: str, size: int) -> list[Any]:
+    return {
+        "crop-flip": [v1.RandomCrop(size, padding=4), v1.RandomHorizontalFlip()],
+        "rrc-flip": [v1.RandomResizedCrop(size), v1.RandomHorizontalFlip()],
+        "eval": [v1.Resize(size * 256 // 224), v1.CenterCrop(size)],
+    }[crop]
+
+
+def _v2(crop: str, size: int) -> list[Any]:
+    return {
+        "crop-flip": [v2.RandomCrop(size, padding=4), v2.RandomHorizontalFlip()],
+        "rrc-flip": [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()],
+        "eval": [v2.Resize(size * 256 // 224, antialias=True), v2.CenterCrop(size)],
+    }[crop]
+
+
+def _loader(folder: Path, transforms: list[Any], batch: int, workers: int, crop: str) -> Epoch:
+    data = ImageFolder(str(folder), v1.Compose(transforms))
+    loader = DataLoader(data, batch_size=batch, shuffle=crop != "eval", num_workers=workers)
+
+    def epoch() -> int:
+        count = 0
+        for images, _ in loader:
+            floats = images if images.is_floating_point() else images.float().div_(255)
+            count += len(floats)
+        return count
+
+    return epoch
+
+
+def _timm(folder: Path, size: int, batch: int, workers: int, crop: str) -> Epoch:
+    from timm.data import create_dataset, create_loader
+
+    data = create_dataset("", root=str(folder), split="")
+    loader = create_loader(
+        data,
+        input_size=(3, size, size),
+        batch_size=batch,
+        is_training=crop != "eval",
+        no_aug=False,
+        color_jitter=None,
+        auto_augment=None,
+        interpolation="bilinear",
+        crop_pct=224 / 256,
+        num_workers=workers,
+        use_prefetcher=True,
+        persistent_workers=False,
+        device=torch.device("cpu"),
+    )
+    return lambda: sum(len(images) for images, _ in loader)

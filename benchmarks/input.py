@@ -1,0 +1,132 @@
+"""How many images a second reach the network, against torchvision's and timm's loaders on the same files?
+
+    python benchmarks/input.py [--rows small,medium,large,large-eval] [--images N] [--data ROW=FOLDER] [--out FILE.json]
+
+Without --data the images are made here: smooth pictures with grain, JPEG quality 90, in class folders of 32 x 32, 64 x
+64 or 500 x 400 pixels (about as many bytes as ImageNet's). Contenders take turns; figures are medians over the turns,
+by the clock and by the processor time of this process and its workers, which says more on a busy machine. `open` is
+what comes before the first batch: listing, and decoding once for small images (`again`: from the cache).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from _common import where
+from _input_peers import Epoch, peers
+from PIL import Image
+
+from starfire_cli.data import DataOptions, decode, open_data
+
+ROWS = {  # height, width, side in the batch, crop, images
+    "small": (32, 32, 32, "crop-flip", 20_000),
+    "medium": (64, 64, 64, "rrc-flip", 10_000),
+    "large": (400, 500, 224, "rrc-flip", 1000),
+    "large-eval": (400, 500, 224, "eval", 1000),
+}
+BATCH = 128
+
+
+def make(folder: Path, height: int, width: int, count: int) -> None:
+    """Class folders with `count` images in all, and a validation part of the same images (by link)."""
+    rng = np.random.default_rng(0)
+    grain = rng.normal(0, 14, (height + 64, width + 64, 1)).astype(np.float32)
+    for i in range(count):
+        place = folder / "train" / f"class{i % 10}" / f"{i:06d}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
+        y, x = rng.integers(0, 64, 2)
+        picture = (smooth + grain[y : y + height, x : x + width]).clip(0, 255).astype(np.uint8)
+        Image.fromarray(picture).save(place, quality=90)
+    (folder / "val").symlink_to(folder / "train")
+
+
+def ours(folder: Path, size: int, crop: str, workers: int, row: dict[str, Any]) -> Epoch:
+    """Starfire's epoch; what opening costs goes into `row`."""
+    options = DataOptions(
+        batch_size=BATCH, image_size=size, augment="none" if crop == "eval" else crop, workers=workers
+    )
+    for name in ("open_seconds", "open_again_seconds"):
+        started = time.perf_counter()
+        data = open_data(f"folder:{folder}", options)
+        row[name] = round(time.perf_counter() - started, 3)
+    row["decoder"], row["resident"] = decode.jpeg_decoder()[0], data.info.stored is not None
+    split, epochs = (data.val if crop == "eval" else data.train), iter(range(10**6))
+    return lambda: sum(len(labels) for _, labels in split.batches(next(epochs)))
+
+
+def measure(ways: dict[str, Epoch], repeat: int) -> dict[str, dict[str, Any]]:
+    """Medians of images a second, by the clock and by processor time, and their ratio to ours."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for turn in range(repeat + 1):  # the first turn warms up
+        for name, epoch in ways.items():
+            clock, spent = time.perf_counter(), processor()
+            count = epoch()
+            rates = count / (time.perf_counter() - clock), count / max(processor() - spent, 1e-9)
+            if turn:
+                taken[name].append(rates)
+    result = {}
+    for name, rates_of in taken.items():
+        clock, spent = (statistics.median(rates) for rates in zip(*rates_of, strict=True))
+        spread = [round(min(r[0] for r in rates_of)), round(max(r[0] for r in rates_of))]
+        result[name] = {"per_second": round(clock), "range": spread, "per_core_second": round(spent)}
+    first = next(iter(result.values()))
+    for entry in result.values():
+        entry["starfire_faster_by"] = round(first["per_second"] / entry["per_second"], 2)
+        entry["starfire_cheaper_by"] = round(first["per_core_second"] / entry["per_core_second"], 2)
+    return result
+
+
+def processor() -> float:
+    """Processor seconds of this process and of the workers that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def main() -> None:
+    """Read the options, run the rows, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--images", type=int, help="how many to make for a row")
+    parser.add_argument("--data", action="append", default=[], metavar="ROW=FOLDER", help="train/ of class folders")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    place = where(torch.device("cpu")) | {"torchvision": str(torchvision.__version__), "workers": given.workers}
+    results: dict[str, Any] = {"where": place, "rows": {}}
+    folders = dict(pair.split("=", 1) for pair in given.data)
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["STARFIRE_CACHE"] = str(Path(scratch) / "cache")
+        for name in given.rows.split(","):
+            height, width, size, crop, count = ROWS[name]
+            folder = Path(folders.get(name, Path(scratch) / f"{height}x{width}"))
+            if not (folder / "train").is_dir():
+                make(folder, height, width, given.images or count)
+            files = [p for p in (folder / "train").rglob("*") if p.is_file()]
+            row: dict[str, Any] = {"images": len(files), "crop": crop, "size": size}
+            row["mean_bytes"] = round(sum(p.stat().st_size for p in files) / len(files))
+            ways = {"starfire": ours(folder, size, crop, given.workers, row)}
+            ways |= peers(folder / "train", crop=crop, size=size, batch=BATCH, workers=given.workers)
+            row["images_per_second"] = measure(ways, given.repeat)
+            results["rows"][name] = row
+            print(f"{name}: {json.dumps(row, indent=1)}", flush=True)
+    if given.out:
+        given.out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
