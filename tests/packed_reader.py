@@ -126,7 +126,9 @@ def read_values(v: int, dtype: str, data: Bytes) -> list[int]:
     else:
         m = data.byte()
         words, _ = data.symbols(v)
-        words = [(high << 8 - m) | low for high, low in zip(words, data.small(v, 2 ** (8 - m)), strict=True)]
+        for w in (8, 4, 2, 1):
+            if 8 - m & w:
+                words = [word << w | more for word, more in zip(words, data.small(v, 2**w), strict=True)]
         for _ in range(W // 16 - 1):
             low = struct.unpack(f"<{v}H", data.blob(2 * v))
             words = [word << 16 | more for word, more in zip(words, low, strict=True)]

@@ -1,9 +1,9 @@
 """How a layer's live values become bytes: the exponents apart from the rest, because only they repeat.
 
 A float is rotated left by one bit, so that its sign sits at the bottom and its exponent at the top. Its first 8 + m
-bits are one symbol of an alphabet of at most 256; what is left is written as it is, a plane of 8 - m bits and planes
-of 16. m (0 to 8) is chosen for size: weights thin out towards larger magnitudes within an exponent too, so the first
-bits of the mantissa carry a little less than a bit each.
+bits are one symbol of an alphabet of at most 256; what is left is written as it is, in planes of 8, 4, 2 or 1 bits that
+add up to 8 - m, and in planes of 16. m (0 to 8) is chosen for size: weights thin out towards larger magnitudes within
+an exponent too, so the first bits of the mantissa carry a little less than a bit each.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ def encode(words: Words, dtype: Dtype, out: Writer) -> None:
     more = _best_split(counts, words.size)
     out.byte(more)
     _symbols(first >> _as(first, 8 - more), counts.reshape(256 << more, -1).sum(1), out)
-    out.small((first & _as(first, (1 << 8 - more) - 1)).astype(np.uint8), 1 << 8 - more)
+    left = 8 - more
+    for width in _widths(left):
+        left -= width
+        out.small((first >> _as(first, left) & _as(first, (1 << width) - 1)).astype(np.uint8), 1 << width)
     for shift in range(dtype.bits - 32, -1, -16):
         out.blob((rotated >> _as(rotated, shift)).astype("<u2").tobytes())
 
@@ -63,21 +66,28 @@ class Values:
         if more > 8:
             raise Damaged(f"symbols of {8 + more} bits")
         index, alphabet = data.symbols(count, 256 << more)
-        self._index, self._rest_bits = index, 8 - more
+        self._index, self._has_rest = index, more < 8
         self._first = alphabet.astype(dtype.word) << _word(dtype, dtype.bits - 8 - more)
         if dtype.bytes > 1:
-            self._rest = data.small(count, 1 << 8 - more)
+            self._rest = np.zeros(count, np.uint8)
+            for width in _widths(8 - more):
+                self._rest = self._rest << np.uint8(width) | data.small(count, 1 << width)
             self._planes = [np.frombuffer(data.blob(2 * count), "<u2") for _ in range(dtype.bits // 16 - 1)]
 
     def words(self, start: int, stop: int) -> Words:
         """Values `start` to `stop`, as words."""
         dtype = self._dtype
         words: Words = self._first.take(self._index[start:stop], mode="wrap")  # quicker than clip; both are in range
-        if dtype.bytes > 1 and self._rest_bits:
+        if dtype.bytes > 1 and self._has_rest:
             words |= self._rest[start:stop].astype(dtype.word) << _word(dtype, dtype.bits - 16)
         for plane, shift in zip(self._planes, range(dtype.bits - 32, -1, -16), strict=True):
             words |= plane[start:stop].astype(dtype.word) << _word(dtype, shift)
         return _rotate_right(words) if dtype.rotated else words
+
+
+def _widths(bits: int) -> list[int]:
+    """So many bits as widths that fill bytes: 7 is 4, 2 and 1."""
+    return [width for width in (8, 4, 2, 1) if bits & width]
 
 
 def bound_bits(words: Words, dtype: Dtype) -> float:

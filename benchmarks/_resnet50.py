@@ -1,0 +1,45 @@
+"""Pruned ResNet50s to measure on, with weights as they begin and as training leaves them."""
+
+from __future__ import annotations
+
+import torch
+import torchvision
+from torch import Tensor
+
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
+from starfire_cli.pruning.era import Era
+
+State = dict[str, Tensor]
+
+
+def resnet50(weights: str, method: str, target: float) -> tuple[State, State]:
+    """A pruned ResNet50: fresh weights, or such as training leaves (see `trained_like`)."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet50()
+    if weights == "trained-like":
+        trained_like(model)
+    layers, _ = layers_of_model(model)
+    pruner = Pruner(
+        model,
+        layers,
+        conv=CONV_METHODS.build(method),
+        linear=LINEAR_METHODS.build("fine"),
+        target=target,
+        era=Era(first_step=0, last_step=1),
+    )
+    pruner.refresh(1.0)
+    state = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+    return state, {key: mask.clone() for key, mask in pruner.masks.items()}
+
+
+@torch.no_grad()
+def trained_like(model: torch.nn.Module) -> None:
+    """Heavier tails (Student's t, 5 degrees) and scales that differ by output channel; norms that are not constant."""
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim >= 2:
+            scale = tensor.std() * torch.exp(0.5 * torch.randn(tensor.shape[0], *[1] * (tensor.ndim - 1)))
+            tensor.copy_(torch.distributions.StudentT(5.0).sample(tensor.shape) * scale * 0.77)
+        elif tensor.is_floating_point():
+            tensor.copy_(torch.randn(tensor.shape) * 0.2 + (0 if "bias" in name or "mean" in name else 1))
+            if "var" in name:
+                tensor.abs_()
