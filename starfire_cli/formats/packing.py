@@ -23,7 +23,7 @@ from starfire_cli.formats.sizes import Packed, TensorSize
 from starfire_cli.formats.streams import Bits, Writer
 from starfire_cli.pruning.masks import digest
 
-_FOR_READERS = 0.01  # of the file may be spent on leaving never-pruned weights readable by any safetensors reader
+_FOR_READERS = 0.005  # of the file may be spent on leaving never-pruned weights readable by any safetensors reader
 
 
 @dataclass(frozen=True, kw_only=True)

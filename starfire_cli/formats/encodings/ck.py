@@ -12,7 +12,7 @@ from starfire_cli.formats.streams import Bits, Reader, Writer
 @ENCODINGS.register("ck")
 @dataclass(frozen=True, kw_only=True)
 class CK:
-    """Every kernel is all alive or all dead. (Kernels of one weight are better called unstructured.)"""
+    """Every kernel is all alive or all dead; kernels of one weight are better called unstructured."""
 
     def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
         K, _, n = mask_KCn.shape
