@@ -149,12 +149,11 @@ def _draw(
             figures[name] = draw(name, material, axis=axis, width=width, groups=groups)
         except StarfireError as error:
             problems.append(error)
-            if asked:
-                typer.echo(f"left out: {error}", err=True)
-    for note in (*material.notes, *left_out(list(figures), material, groups)):
-        typer.echo(note, err=True)
     if not figures:
         raise problems[0] if problems else StarfireError(f"there is nothing to draw yet: {'; '.join(material.notes)}")
+    said = [f"left out: {problem}" for problem in problems] if asked else []
+    for note in (*said, *material.notes, *left_out(list(figures), material, groups, sources.checkpoints)):
+        typer.echo(note, err=True)
     if out is not None or html is None:
         for path in save_figures(figures, out or _beside(sources), dpi=dpi, several=out is None):
             if not quiet:
@@ -177,6 +176,7 @@ def _open(sources: Sources, kinds: list[str], groups: list[Group], layer: str | 
     from rich.progress import track
 
     from starfire_cli.report.console import open_console
+    from starfire_cli.report.groups import entitled
     from starfire_cli.report.kinds import worth_opening
     from starfire_cli.workflows.plot import material
 
@@ -194,7 +194,7 @@ def _open(sources: Sources, kinds: list[str], groups: list[Group], layer: str | 
                 networks.append(found)
             else:
                 sources.notes.append(found)
-    return material(sources, networks)
+    return entitled(material(sources, networks), groups)
 
 
 def _table(paths: list[Path], number: int, at: str | None, form: str | None, out: Path | None, quiet: bool) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from starfire_cli.histories import RunHistory
+from starfire_cli.histories import Material, RunHistory
 from starfire_cli.report import style
 
 # What tells two experiments apart comes into their names in this order, and only as much of it as is needed.
@@ -78,11 +81,21 @@ def pretty_title(title: str) -> str:
     """`CK 60 %` of `ck 0.6`, which is what the other commands call a network; other titles as they are."""
     if title == "dense":
         return "Dense"
-    method, _, target = title.rpartition(" ")
-    try:
-        return f"{pretty_method(method)} {percent_text(float(target))}" if method else title
-    except ValueError:
-        return title
+    known = re.fullmatch(r"([a-z][\w-]*(?::\S+)?) (0?\.\d+)", title)
+    return f"{pretty_method(known[1])} {percent_text(float(known[2]))}" if known else title
+
+
+def entitled(material: Material, groups: Sequence[Group]) -> Material:
+    """The same, networks and attacked networks of a run called as its experiment."""
+    labels = {os.path.realpath(run.path): group.label for group in groups for run in group.runs}
+    networks, curves = [], []
+    for network in material.networks:
+        label = labels.get(os.path.realpath(network.inspection.path.parent))
+        networks.append(replace(network, title=label) if label else network)
+    for curve in material.curves:
+        label = labels.get(os.path.realpath(Path(curve.checkpoint).parent))
+        curves.append(replace(curve, title=label) if label else curve)
+    return replace(material, networks=tuple(networks), curves=tuple(curves))
 
 
 def told_apart(titles: Sequence[str], places: Sequence[str]) -> list[str]:

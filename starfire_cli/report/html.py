@@ -49,6 +49,8 @@ dl.facts dd small{display:block;font-size:.8125rem;color:var(--muted)}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums;min-width:min(100%,22rem)}
 th,td{text-align:right;padding:.2rem .7rem .2rem 0;border-bottom:1px solid var(--grid);vertical-align:top}
 th:first-child,td:first-child,table.words td{text-align:left}
+.runs th:nth-child(2),.runs td:nth-child(2){text-align:left}
+@media screen{.runs td{white-space:nowrap}}
 td{overflow-wrap:normal}table.words td,table.words th{overflow-wrap:anywhere;text-align:left}
 thead th{color:var(--muted);font-weight:600;white-space:nowrap}
 figure{margin:.5rem 0 1rem}figure svg{width:100%;height:auto;display:block}
@@ -57,7 +59,8 @@ details{margin:.6rem 0}summary{cursor:pointer;color:var(--link)}
 @media screen and (max-width:600px){.screen-wide{display:none}.screen-narrow{display:block}}
 @media print{body{max-width:none;padding:0;font-size:10.5pt}h2{break-after:avoid}
 figure,tr,dl.facts div{break-inside:avoid}details::details-content{content-visibility:visible;display:block}
-pre{border:1px solid var(--grid)}.wide{overflow:visible}summary{color:inherit;list-style:none}}
+pre{border:1px solid var(--grid)}
+.unprinted{display:none}figure svg{max-height:23cm}.wide{overflow:visible}summary{color:inherit;list-style:none}}
 """
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">

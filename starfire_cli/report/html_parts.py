@@ -74,7 +74,7 @@ def runs_table(groups: Sequence[Group]) -> str:
         rows.append(
             (
                 group.label,
-                run.name,
+                style.shorten(printable(run.name), 40),
                 "" if run.seed is None else str(run.seed),
                 _percent(best.get("val_top1")),
                 f"{best['epoch']:.0f}" if best else "",
@@ -84,7 +84,7 @@ def runs_table(groups: Sequence[Group]) -> str:
             )
         )
     heads = ("experiment", "run", "seed", "best top-1", "at epoch", "last top-1", "sparsity", "epochs")
-    return f"<h2>Runs</h2>{table(heads, rows)}"
+    return f'<h2>Runs</h2><div class="runs">{table(heads, rows)}</div>'
 
 
 def robustness_table(material: Material) -> str:
@@ -113,7 +113,7 @@ def robustness_table(material: Material) -> str:
 def layer_tables(material: Material) -> str:
     """Every layer of every network that was looked into."""
     return "".join(
-        fold(f"Layers of {_name(network)}", _layers(network))
+        fold(f"Layers of {_name(network)}", _layers(network), opens=len(material.networks) <= 2)
         for network in material.networks
         if network.inspection.layers
     )
@@ -166,9 +166,9 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: bool = 
     return f'<div class="wide"><table{kind}><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-def fold(summary: str, body: str) -> str:
-    """Something to open."""
-    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
+def fold(summary: str, body: str, *, opens: bool = True) -> str:
+    """Something to open; in print it is open, or (if not `opens`) left out."""
+    return f"<details{'' if opens else ' class=unprinted'}><summary>{escape(summary)}</summary>{body}</details>"
 
 
 def _layers(network: NetworkPicture) -> str:

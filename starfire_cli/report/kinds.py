@@ -30,7 +30,7 @@ INSIDE = frozenset(("tradeoff", "layers", "window", "kernels"))
 
 PANELS = 6
 """Networks that layers and windows are shown of on one page."""
-_MANY_FILES = 24  # checkpoints that are opened without being asked for
+_MANY_FILES = 40  # checkpoints that are opened without being asked for
 
 
 def parse_kinds(texts: Sequence[str]) -> list[str]:
@@ -111,9 +111,13 @@ def draw(
     return figures.kernels_figure(networks[0], width=width)
 
 
-def left_out(kinds: Sequence[str], material: Material, groups: Sequence[Group]) -> list[str]:
+def left_out(
+    kinds: Sequence[str], material: Material, groups: Sequence[Group], checkpoints: Sequence[Path]
+) -> list[str]:
     """What the pictures do not show, in words."""
     said = []
+    if "tradeoff" not in kinds and "layers" in kinds and len(checkpoints) > _MANY_FILES:
+        said.append(f"tradeoff is not drawn unasked for {len(checkpoints)} checkpoints: --kind tradeoff opens them all")
     shown = _shown(groups, material.networks)
     if {"layers", "window"} & set(kinds) and len(shown) < len(material.networks):
         said.append(
@@ -132,14 +136,20 @@ def _need(there: bool, kind: str, what: str) -> None:
 
 def _shown(groups: Sequence[Group], networks: Sequence[NetworkPicture]) -> list[NetworkPicture]:
     paths = [network.inspection.path for network in networks]
-    chosen = _one_each(groups, paths)
-    return [network for network in networks if network.inspection.path in chosen]
+    by_path = dict(zip(paths, networks, strict=True))
+    return [by_path[path] for path in _one_each(groups, paths)]
 
 
 def _one_each(groups: Sequence[Group], checkpoints: Sequence[Path]) -> list[Path]:
-    """One checkpoint of each experiment and every one that belongs to none, in the experiments' order."""
-    ofruns = {run.checkpoint: place for place, group in enumerate(groups) for run in group.runs if run.checkpoint}
+    """One checkpoint of each experiment and every one that belongs to none; where that is too many, of each method."""
+    experiment = {run.checkpoint: place for place, group in enumerate(groups) for run in group.runs if run.checkpoint}
     taken: dict[object, Path] = {}
-    for path in sorted(checkpoints, key=lambda path: ofruns.get(path, -1)):
-        taken.setdefault(ofruns.get(path, path), path)
-    return list(taken.values())[:PANELS]
+    for path in checkpoints:
+        taken.setdefault(experiment.get(path, path), path)
+    turns: dict[str, int] = {}
+    ranked: list[tuple[int, int, Path]] = []
+    for path in sorted(taken.values(), key=lambda path: experiment.get(path, -1)):
+        method = groups[experiment[path]].method if path in experiment else ""
+        turns[method] = turns.get(method, -1) + 1
+        ranked.append((turns[method] if method else -1, len(ranked), path))
+    return [path for _, _, path in sorted(sorted(ranked)[:PANELS], key=lambda entry: entry[1])]

@@ -63,7 +63,9 @@ def whole(axes: Axes, which: str = "x") -> None:
     """Ticks at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
-    (axes.xaxis if which == "x" else axes.yaxis).set_major_locator(MaxNLocator(nbins=8, integer=True))
+    (axes.xaxis if which == "x" else axes.yaxis).set_major_locator(
+        MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True)
+    )
 
 
 def blank_handle() -> Any:

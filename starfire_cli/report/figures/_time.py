@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from starfire_cli.histories import RunHistory
 from starfire_cli.report import style
 from starfire_cli.report.figures._frame import whole
-from starfire_cli.report.groups import Group
+from starfire_cli.report.groups import Group, pretty_method
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -146,7 +146,8 @@ def name_groups(groups: Sequence[Group], many: bool) -> tuple[list[tuple[Line2D,
     for method in dict.fromkeys(group.method for group in groups):
         count = sum(group.method == method for group in groups)
         handle = Line2D([], [], color=style.method_colour(method), linewidth=1.6)
-        entries.append((handle, f"{method} ({count} experiment{'s' if count > 1 else ''})"))
+        name = pretty_method(method) if method != "?" else "Unknown"
+        entries.append((handle, f"{name} ({count} experiment{'s' if count > 1 else ''})"))
     return entries, note.replace("; bands: lowest to highest", "")
 
 

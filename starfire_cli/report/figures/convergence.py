@@ -49,6 +49,8 @@ def convergence_figure(groups: Sequence[Group], *, axis: str = "epoch", width: f
         finish_time(axes, runs, axis)
         if end:
             _zoom(axes)
+        elif axes.dataLim.y1 <= 1:
+            axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))
         percent(axes)
         name = "top-1" if key == "val_top1" else "top-5"
         bottom = place >= len(panels) - columns
@@ -70,4 +72,4 @@ def _zoom(axes: Axes) -> None:
     axes.set_xlim(first, high)
     if inside:
         room = max(0.12 * (max(inside) - min(inside)), 0.002)
-        axes.set_ylim(min(inside) - room, min(max(inside) + room, max(1.002, max(inside))))
+        axes.set_ylim(min(inside) - room, min(max(inside) + room, 1 + 0.1 * room))

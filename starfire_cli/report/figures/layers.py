@@ -26,7 +26,7 @@ def layers_figure(networks: Sequence[NetworkPicture], *, width: float = style.WI
 
     narrow = width <= style.NARROW
     longest = max(len(network.inspection.layers) for network in networks)
-    height = 0.14 * longest + 0.5 if narrow else 1.75
+    height = 0.14 * longest + 0.5 if narrow else 1.75 if len(networks) < 4 else 1.45
     # Names are written once where all panels have the same layers.
     alike = len({tuple(x.name for x in n.inspection.layers) for n in networks}) == 1 and not narrow
     figure = empty(width, len(networks) * height + (0.9 if not narrow else 0.2) * (1 if alike else len(networks)))

@@ -35,7 +35,7 @@ def window_figure(networks: Sequence[NetworkPicture], *, width: float = style.WI
     narrow = width <= style.NARROW
     longest = max(len(windows_of(network)) for network in networks)
     side = min(0.2, (width - (1.9 if narrow else 0.7)) / (10 if narrow else longest))  # inches a square
-    height = 0.18 * longest + 0.5 if narrow else 1.95
+    height = 0.18 * longest + 0.5 if narrow else 1.95 if len(networks) < 4 else 1.5
     alike = len({tuple(x.name for x in windows_of(n)) for n in networks}) == 1 and not narrow
     figure = empty(width, len(networks) * height + (0.9 if not narrow else 0.3) * (1 if alike else len(networks)))
     grid = figure.subplots(len(networks), 1, squeeze=False, sharex=alike)
