@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -81,6 +82,19 @@ def test_parts_that_do_not_fit_together(tmp_path: Path) -> None:
     refused(tmp_path, "val: 1 images but no class folders")
     shutil.rmtree(tmp_path / "train")
     refused(tmp_path, "there is val/ but no train/")
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_and_val(tmp_path)
+    original = os.scandir
+
+    def scandir(path: str) -> object:  # root may read everything, and tests often run as root
+        if "dog" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    refused(tmp_path, "cannot be read (Permission denied)", "dog")
 
 
 def test_too_few_images(tmp_path: Path) -> None:
@@ -227,5 +241,7 @@ def test_imagenets_that_are_not_whole(tmp_path: Path) -> None:
     table = tmp_path / "LOC_val_solution.csv"
     table.write_text("ImageId,PredictionString\nv1,n00000009 1 2 3 4\n")
     refused(f"imagenet:{tmp_path}", "classes not in train/: n00000009")
+    table.write_text("ImageId,Label\nv1,n00000001\n")
+    refused(f"imagenet:{tmp_path}", "columns ImageId and PredictionString")
     table.write_text("ImageId,PredictionString\nv1,n00000001 1 2 3 4\nv2,n00000002 1 2 3 4\n")
     refused(f"imagenet:{tmp_path}", "2 labels do not fit", "1 images")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 
 from starfire_cli.data.source import Files
+from starfire_cli.errors import StarfireError
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
@@ -20,13 +22,13 @@ def is_image(name: str) -> bool:
 
 def subfolders(folder: Path) -> list[str]:
     """Names of the visible folders in `folder`, sorted as ImageFolder sorts classes."""
-    with os.scandir(folder) as entries:
+    with _entries(folder) as entries:
         return sorted(e.name for e in entries if e.is_dir() and not _ignored(e.name))
 
 
 def loose_images(folder: Path) -> int:
     """How many images lie directly in `folder`."""
-    with os.scandir(folder) as entries:
+    with _entries(folder) as entries:
         return sum(is_image(e.name) for e in entries)
 
 
@@ -45,11 +47,18 @@ def class_files(root: Path, folders: Sequence[str]) -> Files:
     names: list[bytes] = []
     counts = []
     for folder in folders:
-        found = images_below(root / folder)
-        counts.append(len(found))
-        names += [os.fsencode(f"{folder}/{name}") for name in found]
+        before = len(names)
+        names += sorted(os.fsencode(f"{folder}/{name}") for name in walk(root / folder))
+        counts.append(len(names) - before)
     labels = np.repeat(np.arange(len(folders)), counts)
     return Files(root=root, names=np.array(names, dtype=np.bytes_), labels=labels)
+
+
+def _entries(folder: Path | str) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
+    try:
+        return os.scandir(folder)
+    except OSError as error:  # it may not be read, or a network drive is gone
+        raise StarfireError(f"--data: {folder} cannot be read ({error.strerror})") from None
 
 
 def _ignored(name: str) -> bool:
@@ -57,7 +66,7 @@ def _ignored(name: str) -> bool:
 
 
 def _walk(root: str, below: str, above: tuple[str, ...]) -> Iterator[str]:
-    with os.scandir(os.path.join(root, below)) as entries:
+    with _entries(os.path.join(root, below)) as entries:
         for entry in entries:
             name = f"{below}/{entry.name}" if below else entry.name
             if entry.is_dir():

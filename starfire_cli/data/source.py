@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +78,7 @@ class Source:
         name: what it is called.
         path: where it lies; None for a set that ships with a package.
         classes: names in label order.
-        train: the training images; all images where `val` is None.
+        list_train: returns the training images; all images where `val` is None.
         val: the validation images, None where the set has none of its own.
         augment: what `auto` means for it; None where that depends on the images.
         stats: known mean and std of the training images.
@@ -86,11 +88,16 @@ class Source:
     name: str
     path: Path | None
     classes: tuple[str, ...]
-    train: Part
+    list_train: Callable[[], Part]
     val: Part | None
     augment: str | None = None
     stats: Stats | None = None
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def train(self) -> Part:
+        """The training images, listed when they are first asked for: validation alone need not wait for a million."""
+        return self.list_train()
 
     @property
     def spec(self) -> str:

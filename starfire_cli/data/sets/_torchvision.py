@@ -35,7 +35,13 @@ def cifar(kind: str, folder: str, path: Path | None, stats: Stats) -> Source:
         for part in both
     )
     return Source(
-        name=name, path=place, classes=tuple(both[0].classes), train=train, val=val, augment="crop-flip", stats=stats
+        name=name,
+        path=place,
+        classes=tuple(both[0].classes),
+        list_train=lambda: train,
+        val=val,
+        augment="crop-flip",
+        stats=stats,
     )
 
 
@@ -62,7 +68,15 @@ def mnist(kind: str, path: Path | None, stats: Stats, augment: str) -> Source:
             raise StarfireError(f"--data {name}:{place}: {raw / images} and {labels} do not belong together")
         parts.append(Pixels(images=grey[:, None].expand(-1, 3, -1, -1).contiguous(), labels=numbers.numpy()))
     classes = tuple(getattr(torchvision.datasets, kind).classes)
-    return Source(name=name, path=place, classes=classes, train=parts[0], val=parts[1], augment=augment, stats=stats)
+    return Source(
+        name=name,
+        path=place,
+        classes=classes,
+        list_train=lambda: parts[0],
+        val=parts[1],
+        augment=augment,
+        stats=stats,
+    )
 
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

@@ -44,7 +44,7 @@ class Digits:
             name="digits",
             path=None,
             classes=tuple(str(d) for d in range(10)),
-            train=Pixels(images=pixels, labels=labels),
+            list_train=lambda: Pixels(images=pixels, labels=labels),
             val=None,
             augment="affine",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,19 +36,18 @@ class Folder:
             raise BadOption("--data folder: say which: --data folder:PATH")
         path, notes = unwrapped(path)
         part = next((name for name in HELD_OUT if (path / name).is_dir()), None)
-        if not (path / "train").is_dir():
-            if part is not None:
-                raise StarfireError(f"--data {path}: there is {part}/ but no train/; {LAYOUTS}")
-            classes, train = read_classes(path)
-            return Source(name="folder", path=path, classes=classes, train=train, val=None, notes=notes)
-        classes, train = read_classes(path / "train")
-        if part is None:
-            notes = (*notes, "there is train/ but no val/: a share of train/ is held out")
-            return Source(name="folder", path=path, classes=classes, train=train, val=None, notes=notes)
-        if part == "test":
-            notes = (*notes, "test/ serves as the validation part")
-        val = read_matching(path / part, classes, path / "train")
-        return Source(name="folder", path=path, classes=classes, train=train, val=val, notes=notes)
+        train = path / "train" if (path / "train").is_dir() else path
+        if part is not None and train == path:
+            raise StarfireError(f"--data {path}: there is {part}/ but no train/; {LAYOUTS}")
+        classes = class_names(train)
+        val = None
+        if part is not None:
+            val = read_matching(path / part, classes, train)
+            notes += ("test/ serves as the validation part",) if part == "test" else ()
+        elif train != path:
+            notes += ("there is train/ but no val/: a share of train/ is held out",)
+        listing = partial(read_classes, train, classes)
+        return Source(name="folder", path=path, classes=classes, list_train=listing, val=val, notes=notes)
 
 
 def unwrapped(path: Path) -> tuple[Path, tuple[str, ...]]:
@@ -58,20 +58,31 @@ def unwrapped(path: Path) -> tuple[Path, tuple[str, ...]]:
     return path, ()
 
 
-def read_classes(folder: Path) -> tuple[tuple[str, ...], Files]:
-    """Class names and images of a folder of class folders. Raises StarfireError: none, one class, an empty class."""
+def class_names(folder: Path) -> tuple[str, ...]:
+    """The class folders in `folder`. Raises StarfireError where there are fewer than two."""
     names = scan.subfolders(folder)
     if not names:
         loose = scan.loose_images(folder)
         seen = f"{loose} images but no class folders" if loose else "no class folders and no images"
         raise StarfireError(f"--data {folder}: {seen}; {LAYOUTS}")
+    if len(names) == 1:
+        raise StarfireError(f"--data {folder}: only one class folder ({names[0]}), two or more are needed; {LAYOUTS}")
+    return tuple(names)
+
+
+def read_classes(folder: Path, names: Sequence[str]) -> Files:
+    """The images in those class folders. Raises StarfireError that names the classes without images."""
     files = scan.class_files(folder, names)
     if not len(files):
         raise StarfireError(f"--data {folder}: no image in any of its folders ({listed(names)}); {LAYOUTS}")
-    if len(names) == 1:
-        raise StarfireError(f"--data {folder}: only one class folder ({names[0]}), two or more are needed; {LAYOUTS}")
-    refuse_empty(folder, names, files)
-    return tuple(names), files
+    counts = np.bincount(files.labels, minlength=len(names))
+    empty = [name for name, count in zip(names, counts, strict=True) if not count]
+    if empty:
+        raise StarfireError(
+            f"--data {folder}: no image in class folder {listed(empty)}; add some or remove the folder "
+            f"(images end in {' '.join(scan.EXTENSIONS)})"
+        )
+    return files
 
 
 def read_matching(folder: Path, classes: tuple[str, ...], train: Path) -> Files:
@@ -83,20 +94,7 @@ def read_matching(folder: Path, classes: tuple[str, ...], train: Path) -> Files:
         raise StarfireError(
             f"--data {train.parent}: {differences(classes, names, train.name + '/', folder.name + '/')}"
         )
-    files = scan.class_files(folder, names)
-    refuse_empty(folder, names, files)
-    return files
-
-
-def refuse_empty(folder: Path, names: Sequence[str], files: Files) -> None:
-    """Raise StarfireError that names the classes without images."""
-    counts = np.bincount(files.labels, minlength=len(names))
-    empty = [name for name, count in zip(names, counts, strict=True) if not count]
-    if empty:
-        raise StarfireError(
-            f"--data {folder}: no image in class folder {listed(empty)}; add some or remove the folder "
-            f"(images end in {' '.join(scan.EXTENSIONS)})"
-        )
+    return read_classes(folder, names)
 
 
 def differences(first: Sequence[str], second: Sequence[str], first_name: str, second_name: str) -> str:

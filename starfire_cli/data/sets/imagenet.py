@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ class ImageNet:
         inner = path / KAGGLE if (path / KAGGLE).is_dir() else path
         if not (inner / "train").is_dir() or not (inner / "val").is_dir():
             raise StarfireError(f"--data imagenet:{path}: train/ and val/ are expected there; {_seen(path)}")
-        wnids, train = folder.read_classes(inner / "train")
+        wnids = folder.class_names(inner / "train")
         if (path / SOLUTION).is_file() and not scan.subfolders(inner / "val"):
             val = solved(path / SOLUTION, inner / "val", wnids)
         else:
@@ -47,7 +48,13 @@ class ImageNet:
         if (path / MAPPING).is_file():
             names = mapped(path / MAPPING, wnids)
         return Source(
-            name="imagenet", path=path, classes=names, train=train, val=val, augment="rrc-flip", stats=IMAGENET
+            name="imagenet",
+            path=path,
+            classes=names,
+            list_train=partial(folder.read_classes, inner / "train", wnids),
+            val=val,
+            augment="rrc-flip",
+            stats=IMAGENET,
         )
 
 
@@ -64,8 +71,11 @@ def _seen(path: Path) -> str:
 def solved(table: Path, val: Path, wnids: Sequence[str]) -> Files:
     """Kaggle's flat val/ with the labels of its csv file. Raises StarfireError where those disagree."""
     number = {wnid: c for c, wnid in enumerate(wnids)}
-    with table.open(newline="", encoding="utf-8") as file:
-        label = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+    with table.open(newline="", encoding="utf-8", errors="replace") as file:
+        try:
+            label = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+        except (KeyError, IndexError, AttributeError):
+            raise StarfireError(f"{table}: columns ImageId and PredictionString are expected in every row") from None
     strangers = sorted(set(label.values()) - set(wnids))
     names = [n for n in scan.images_below(val) if n.rpartition(".")[0] in label]
     if strangers or len(names) != len(label):
@@ -77,6 +87,6 @@ def solved(table: Path, val: Path, wnids: Sequence[str]) -> Files:
 
 def mapped(table: Path, wnids: Sequence[str]) -> tuple[str, ...]:
     """Class names from Kaggle's `n01440764 tench, Tinca tinca`."""
-    words = dict(line.split(" ", 1) for line in table.read_text("utf-8").splitlines() if " " in line)
+    words = dict(line.split(" ", 1) for line in table.read_text("utf-8", errors="replace").splitlines() if " " in line)
     names = [words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids]
     return tuple(n if names.count(n) == 1 else f"{n} ({wnid})" for n, wnid in zip(names, wnids, strict=True))

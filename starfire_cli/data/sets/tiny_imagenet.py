@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ class TinyImageNet:
                 f"--data tiny-imagenet:{path}: no train/ there (seen: {seen}); "
                 "give the folder that has train/, val/ and wnids.txt"
             )
-        wnids, train = folder.read_classes(path / "train")
+        wnids = folder.class_names(path / "train")
         if (path / "val" / "val_annotations.txt").is_file():
             val = annotated(path / "val", wnids)
         else:  # many sort it into class folders
@@ -43,7 +44,7 @@ class TinyImageNet:
             name="tiny-imagenet",
             path=path,
             classes=class_names(path / "words.txt", wnids),
-            train=train,
+            list_train=partial(folder.read_classes, path / "train", wnids),
             val=val,
             augment="rrc-flip",
             stats=STATS,
@@ -54,7 +55,7 @@ def annotated(val: Path, wnids: Sequence[str]) -> Files:
     """The validation images and the labels in val_annotations.txt. Raises StarfireError where those disagree."""
     number = {wnid: c for c, wnid in enumerate(wnids)}
     table = val / "val_annotations.txt"
-    rows = [line.split("\t")[:2] for line in table.read_text("utf-8").splitlines() if line.strip()]
+    rows = [line.split("\t")[:2] for line in table.read_text("utf-8", errors="replace").splitlines() if line.strip()]
     unreadable = [row for row in rows if len(row) < 2]
     if unreadable or not rows:
         raise StarfireError(
