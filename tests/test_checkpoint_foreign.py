@@ -7,7 +7,7 @@ import importlib
 import json
 import sys
 import types
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,7 @@ def test_options_that_were_pickled_along_are_passed_over(tmp_path: Path) -> None
         "args": argparse.Namespace(lr=0.1, out=Path("x")),
         "best": np.float64(0.7),
         "history": np.arange(3),
+        "curves": defaultdict(list, {"loss": [1.0]}),
     }
     for zipped in (True, False):
         torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
@@ -99,6 +100,31 @@ def test_a_whole_model_whose_code_is_lost(tmp_path: Path) -> None:
     assert any("whole pickled model" in note for note in load(tmp_path / "a.pt").notes)
 
 
+def test_a_whole_model_module_by_module(tmp_path: Path) -> None:
+    """As `torch_pruning.state_dict` 1.6 gives it: each module's attributes under its name."""
+    model = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), block=net()))
+    parts = {
+        name: {
+            "_parameters": dict(module._parameters),
+            "_buffers": dict(module._buffers),
+            "_non_persistent_buffers_set": set(),
+            "_modules": dict.fromkeys(module._modules),
+        }
+        for name, module in model.named_modules()
+    }
+    torch.save({"full_state_dict": parts, "attributions": {}}, tmp_path / "a.pth")
+    assert same(load(tmp_path / "a.pth").state, model.state_dict())
+
+
+def test_nnis_stale_copy_is_passed_over(tmp_path: Path) -> None:
+    w, m = torch.randn(4, 3), (torch.rand(4, 3) > 0.5).float()
+    wrapper = {"fc._nni_wrapper.weight": w, "fc._nni_wrapper.weight_mask": m, "fc._nni_wrapper.bias": torch.ones(4)}
+    torch.save({"fc.weight": torch.zeros(4, 3), "fc.bias": torch.zeros(4), **wrapper}, tmp_path / "a.pth")
+    found = load(tmp_path / "a.pth")
+    assert list(found.state) == ["fc.weight", "fc.bias"]
+    assert torch.equal(found.state["fc.weight"], w * m) and torch.equal(found.state["fc.bias"], torch.ones(4))
+
+
 def test_torch_prune(tmp_path: Path) -> None:
     model = net()
     prune.l1_unstructured(model.conv, "weight", amount=0.4)
@@ -121,6 +147,8 @@ def test_torch_prune(tmp_path: Path) -> None:
         ("conv.weight", "conv.weight_mask"),
         ("conv.weight", "conv.mask"),
         ("conv.parametrizations.weight.original", "conv.parametrizations.weight.0.mask"),
+        ("conv._nni_wrapper.weight", "conv._nni_wrapper.weight_mask"),  # NNI 3.0
+        ("conv.weight", "__nncf_hooks.post_hooks.conv:weight__0.0.binary_mask"),  # NNCF 3.4
     ],
 )
 def test_masks_beside_weights(tmp_path: Path, weight: str, mask: str) -> None:

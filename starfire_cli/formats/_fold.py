@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from starfire_cli.pruning.masks import Masks
+
+_NNCF = re.compile(r"__nncf_hooks\.post_hooks\.(.+)__\d+\.\d+\.binary_mask")
 
 
 def fold(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Masks, list[str]]:
@@ -17,10 +20,14 @@ def fold(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Masks, list[str]]
 
     - `X_orig` and `X_mask`: torch.nn.utils.prune;
     - `M.parametrizations.X.original` and `M.parametrizations.X.0.mask`: a mask as a parametrization;
-    - `X` and `X_mask`, or `M.weight` and `M.mask`: layers that multiply by a mask in their forward pass.
+    - `X` and `X_mask`, or `M.weight` and `M.mask`: layers that multiply by a mask in their forward pass;
+    - `M._nni_wrapper.X` and `M._nni_wrapper.X_mask`: NNI, whose `M.X` beside it is a stale copy;
+    - `M.X` and `__nncf_hooks.post_hooks.M:X__0.0.binary_mask`: NNCF.
 
     Only masks of zeros and ones with their weight's shape count; masks of one axis (biases) are applied, not kept.
     """
+    # What the wrapper holds comes after the stale copy, and takes its place.
+    state = {key.replace("._nni_wrapper.", "."): tensor for key, tensor in state.items()}
     pairs = {weight: (mask, name) for weight, mask, name in _pairs(state) if _is_mask(state[mask], state[weight])}
     used = {mask for mask, _ in pairs.values()}
     plain: dict[str, Tensor] = {}
@@ -43,7 +50,11 @@ def fold(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Masks, list[str]]
 def _pairs(state: dict[str, Tensor]) -> Iterator[tuple[str, str, str]]:
     """(key of a weight, key of what may be its mask, what the masked weight is called)."""
     for key in state:
-        if key.endswith("_mask"):
+        if nncf := _NNCF.fullmatch(key):
+            weight = nncf[1].replace(":", ".")
+            if weight in state:
+                yield weight, key, weight
+        elif key.endswith("_mask"):
             name = key.removesuffix("_mask")
             for weight in (f"{name}_orig", name):
                 if weight in state:

@@ -7,7 +7,7 @@ be read though the code that made it is lost. A pickle that wants to *call* some
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -62,18 +62,30 @@ class Inert:
         self.state = state
 
 
-def stand_in(name: str) -> type[Inert]:
-    """A class that stands in for the foreign class `name`."""
-    return type("Inert", (Inert,), {"name": name})
+def stand_in(name: str) -> Callable[..., Any]:
+    """What stands in for the foreign class `name`; a defaultdict comes back as a plain dict, to be filled."""
+    return _empty_dict if name == "collections.defaultdict" else type("Inert", (Inert,), {"name": name})
+
+
+def _empty_dict(*_: Any) -> dict[Any, Any]:
+    return {}
 
 
 def is_module(value: Any) -> bool:
-    """Whether `value` stands in for a pickled `torch.nn.Module`."""
+    """Whether `value` stands in for a pickled `torch.nn.Module`, or is all its modules' attributes by their names.
+
+    The latter is how torch-pruning saves a network: `{"": {"_parameters": ...}, "conv1": {"_parameters": ...}, ...}`.
+    """
+    if isinstance(value, dict):
+        return isinstance(value.get(""), dict) and "_parameters" in value[""]
     return isinstance(value, Inert) and isinstance(value.state, dict) and "_modules" in value.state
 
 
 def module_state(module: Any) -> dict[str, Tensor]:
-    """The state dict of a pickled `torch.nn.Module`, in its own order and with its own key names."""
+    """The state dict of what `is_module` says is one, in its own order and with its own key names."""
+    if isinstance(module, dict):
+        parts = ((name, part) for name, part in module.items() if isinstance(name, str) and isinstance(part, dict))
+        return {key: value for name, part in parts for key, value in _own(part, f"{name}." if name else "")}
     return dict(_walk(module, "", frozenset()))
 
 
@@ -81,6 +93,14 @@ def _walk(module: Any, prefix: str, above: frozenset[int]) -> Iterator[tuple[str
     if not is_module(module) or id(module) in above or len(above) > 100:
         return
     state = module.state
+    yield from _own(state, prefix)
+    children = state["_modules"]
+    for key, child in children.items() if isinstance(children, dict) else ():
+        yield from _walk(child, f"{prefix}{key}.", above | {id(module)})
+
+
+def _own(state: dict[str, Any], prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and persistent buffers of one module's attributes."""
     passing = state.get("_non_persistent_buffers_set")
     for part in ("_parameters", "_buffers"):
         tensors = state.get(part)
@@ -88,6 +108,3 @@ def _walk(module: Any, prefix: str, above: frozenset[int]) -> Iterator[tuple[str
             skipped = part == "_buffers" and isinstance(passing, set) and key in passing
             if isinstance(value, Tensor) and not skipped:
                 yield f"{prefix}{key}", value
-    children = state["_modules"]
-    for key, child in children.items() if isinstance(children, dict) else ():
-        yield from _walk(child, f"{prefix}{key}.", above | {id(module)})

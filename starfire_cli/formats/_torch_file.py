@@ -7,6 +7,7 @@ import pickle
 import re
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.serialization import safe_globals
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats import _zip_check
-from starfire_cli.formats._inert import Called, Inert, stand_in
+from starfire_cli.formats._inert import Called, stand_in
 
 _ADVICE = "loading never runs code; where it was made, torch.save(model.state_dict(), ...) writes a file that loads"
 _MOST_CLASSES = 200  # different foreign classes in one file: more than any model has
@@ -63,7 +64,7 @@ def load(path: Path, kind: str) -> Any:
     """
     if kind == "torch":
         _zip_check.verify(path)
-    stand_ins: dict[str, type[Inert]] = {}
+    stand_ins: dict[str, Callable[..., Any]] = {}
     while True:
         try:
             with warnings.catch_warnings(), safe_globals([(cls, name) for name, cls in stand_ins.items()]):

@@ -85,7 +85,10 @@ def _find(content: Any, path: Path) -> tuple[dict[Any, Any], list[str]]:
     also: list[str] = []
     for _ in range(4):
         if is_module(content):
-            return module_state(content), [*_reached(inside, also), "read from a whole pickled model, no code run"]
+            return module_state(content), [
+                *_reached(inside, also),
+                "read from a whole pickled model, of which no code was run",
+            ]
         if not isinstance(content, dict):
             break
         holders = [key for key, value in content.items() if isinstance(key, str) and _holds_tensors(value)]
