@@ -6,6 +6,7 @@ worker answers.
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -147,3 +148,5 @@ def _in_worker(number: int) -> None:
     # that died by a signal would raise an error there, perhaps while a checkpoint is being written.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if multiprocessing.get_start_method() != "fork":  # a forked worker inherits the choice of its parent
+        decode.prepare(much=True)

@@ -16,7 +16,7 @@ from starfire_cli.errors import StarfireError
 def cifar(kind: str, folder: str, path: Path | None, stats: Stats) -> Source:
     """CIFAR-10 or CIFAR-100 by the torchvision class called `kind`, which checks the files' MD5 sums first."""
     name = kind.lower()
-    place = _places.given(name, path, f"{folder}/ (from {folder.replace('-py', '-python')}.tar.gz, unpacked)")
+    place = _places.given(name, path, f"{folder}/ (from {folder.replace('-batches-py', '-python')}.tar.gz, unpacked)")
     root = place.parent if place.name == folder else place
     import torchvision.datasets
 
