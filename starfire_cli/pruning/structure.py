@@ -31,7 +31,7 @@ def structure_of(layer: Layer, alive: Tensor, stats: LayerStats) -> str:
     if whole and (channels := _channels(dead_KC, layer.groups)):
         return channels
     if layer.kind == "linear":
-        return _tiles(dead_KC) or _two_of_four(layer, alive) or "unstructured"
+        return _tiles(dead_KC) or _two_of_four(layer, alive) or _mostly_tiles(dead_KC) or "unstructured"
     kernels = "" if not dead_KC.any() else "ck" if _balanced(dead_KC, layer.groups) else "kernels"
     if whole:
         unordered = layer.window == 1 and kernels == "kernels"  # single weights, here and there
@@ -61,12 +61,14 @@ def _balanced(dead_KC: NDArray[np.bool_], groups: int) -> bool:
 
 
 def _tiles(dead_OI: NDArray[np.bool_]) -> str | None:
-    """Whether what is dead are whole tiles, or to a good part whole tiles, more than chance would have it."""
+    """Whether what is dead are whole tiles."""
     zeros = int(dead_OI.sum())
-    for n in TILES:
-        dead_tiles = _in_whole_tiles(dead_OI, n)
-        if dead_tiles == zeros:
-            return f"block {n}"
+    return next((f"block {n}" for n in TILES if _in_whole_tiles(dead_OI, n) == zeros), None)
+
+
+def _mostly_tiles(dead_OI: NDArray[np.bool_]) -> str | None:
+    """Whether a good part of what is dead are whole tiles, more than chance would have it."""
+    zeros = int(dead_OI.sum())
     chance = zeros / dead_OI.size
     for n in TILES:
         share = _in_whole_tiles(dead_OI, n) / zeros

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from starfire_cli.findings import Inspection, LayerFinding
 from starfire_cli.formats.checkpoint import Checkpoint, load
-from starfire_cli.formats.estimate import PACKED_OVER_BOUND, estimate
+from starfire_cli.formats.estimate import HEADER_A_TENSOR, estimate
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masks import digest
@@ -72,7 +72,7 @@ def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[in
         input=shape,
         bytes_file=checkpoint.path.stat().st_size if checkpoint.path.exists() else 0,
         bytes_dense=dense,
-        bytes_packed=round(rest + PACKED_OVER_BOUND * bound),
+        bytes_packed=round(rest + bound + HEADER_A_TENSOR * len(checkpoint.state)),
         bytes_bound=round(rest + bound),
     )
 

@@ -1,0 +1,153 @@
+"""Whether the structure that inspect names is the one a mask was made with, and its estimate what compress needs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from starfire_cli.formats.checkpoint import load, save
+from starfire_cli.formats.estimate import estimate
+from starfire_cli.formats.packing import pack
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Layer, layers_of_state
+from starfire_cli.pruning.stats import layer_stats
+from starfire_cli.pruning.structure import structure_of
+from starfire_cli.workflows.inspect import inspect
+
+
+def layer_of(shape: tuple[int, ...], groups: int = 1) -> Layer:
+    kind = "linear" if len(shape) == 2 else "pointwise" if shape[2:] == (1, 1) else "window"
+    return Layer(name="x", key="x.weight", kind=kind, shape=shape, groups=groups)  # type: ignore[arg-type]
+
+
+def structure(alive: torch.Tensor, groups: int = 1) -> str:
+    layer = layer_of(tuple(alive.shape), groups)
+    return structure_of(layer, alive, layer_stats(layer, alive))
+
+
+def by_method(spec: str, shape: tuple[int, ...], target: float, groups: int = 1) -> str:
+    torch.manual_seed(0)
+    layer, weight = layer_of(shape, groups), torch.randn(shape)
+    method = (LINEAR_METHODS if len(shape) == 2 else CONV_METHODS).build(spec)
+    budget = method.budget(layer, Goal(target=target))  # type: ignore[attr-defined]
+    return structure(method.mask(layer, weight, torch.ones(shape, dtype=torch.bool), budget), groups)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "target", "groups", "expected"),
+    [
+        ("window", (16, 8, 3, 3), 0.5, 1, "window 4 of 9"),
+        ("window:max_nonzero=2", (16, 8, 3, 3), 0.5, 1, "window 2 of 9"),
+        ("window", (16, 8, 7, 7), 0.5, 1, "window 24 of 49"),
+        ("window", (16, 1, 3, 3), 0.5, 16, "window 4 of 9"),
+        ("window", (16, 8, 1, 1), 0.5, 1, "ck"),
+        ("ck", (16, 8, 3, 3), 0.6, 1, "ck"),
+        ("ck", (16, 4, 3, 3), 0.5, 2, "ck"),
+        ("ck", (16, 8, 1, 1), 0.3, 1, "ck"),
+        ("intra", (32, 16, 3, 3), 0.6, 1, "window 6 of 9 + ck"),
+        ("inter", (32, 16, 3, 3), 0.6, 1, "window 6 of 9 + ck"),
+        ("fine", (40, 64), 0.5, 1, "unstructured"),
+        ("fine", (40, 64), 0.9, 1, "unstructured"),
+        ("block", (40, 64), 0.5, 1, "block 4"),
+        ("block:n=3", (40, 64), 0.5, 1, "block 3"),
+        ("block:n=2", (41, 63), 0.7, 1, "block 2"),
+        ("two-tier", (40, 64), 0.6, 1, "block 4 + unstructured"),
+        ("fine", (40, 64), 0, 1, "dense"),
+    ],
+)
+def test_what_the_methods_make(spec: str, shape: tuple[int, ...], target: float, groups: int, expected: str) -> None:
+    assert by_method(spec, shape, target, groups) == expected
+
+
+def test_what_others_make() -> None:
+    alive = torch.ones(8, 8, 3, 3, dtype=torch.bool)
+    alive[:3] = False
+    assert structure(alive) == "output channels"
+    alive[:, 5] = False
+    assert structure(alive) == "channels"
+    assert structure(alive.transpose(0, 1).contiguous()[:, 3:]) == "output channels"
+    assert structure(torch.zeros(4, 4, dtype=torch.bool)) == "all dead"
+    kernels = torch.ones(8, 8, 3, 3, dtype=torch.bool)
+    kernels[0, :3], kernels[1, 0] = False, False
+    assert structure(kernels) == "kernels"
+    kernels[2, 2, 0, 0] = False
+    assert structure(kernels) == "unstructured"
+    two_of_four = torch.tensor([True, True, False, False, False, True, True, False]).repeat(6, 1)
+    two_of_four[1] = two_of_four[1].flip(0)
+    assert structure(two_of_four) == "2 of 4 inputs"
+    turns = torch.stack([two_of_four, ~two_of_four, two_of_four], -1)
+    assert structure(torch.stack([turns, ~turns, turns], -1)) == "2 of 4 inputs"
+
+
+@given(
+    shape=st.sampled_from([(6, 4, 3, 3), (6, 8, 1, 1), (6, 8), (6, 1, 3, 3)]),
+    seed=st.integers(0, 10**6),
+    share=st.floats(0, 1),
+)
+def test_what_is_named_holds(shape: tuple[int, ...], seed: int, share: float) -> None:
+    """Any mask has a name, and the name is true of it."""
+    torch.manual_seed(seed)
+    alive = torch.rand(shape) >= share
+    name = structure(alive)
+    kept = alive.flatten(2).sum(-1) if len(shape) == 4 else alive.long()
+    window = math.prod(shape[2:])
+    whole = bool(((kept == 0) | (kept == window)).all())
+    checks = {
+        "dense": bool(alive.all()),
+        "all dead": not alive.any(),
+        "ck": whole and len(set((kept == 0).sum(0).tolist())) == 1,
+        "kernels": whole,
+        "output channels": whole,
+        "input channels": whole,
+        "channels": whole,
+        "unstructured": True,
+        "2 of 4 inputs": int(alive.sum()) * 2 == alive.numel(),
+    }
+    if name.startswith("window"):
+        most = int(name.split()[1])
+        assert set(kept.flatten().tolist()) <= {0, most} and ("+" in name or 0 not in kept)
+    elif name.startswith("block"):
+        assert len(shape) == 2
+    else:
+        assert checks[name]
+
+
+def literal_bound(weight: torch.Tensor, alive: torch.Tensor) -> float:
+    """docs/inspect.md in plain Python, for a float32 layer whose dead weights are anywhere."""
+    live = weight[alive].tolist()
+    exponents: dict[int, int] = {}
+    for value in live:
+        bits = int.from_bytes(torch.tensor([value]).numpy().tobytes(), "little")
+        exponents[bits >> 23 & 255] = exponents.get(bits >> 23 & 255, 0) + 1
+    entropy = sum(n * math.log2(len(live) / n) for n in exponents.values())
+    return (math.log2(math.comb(weight.numel(), len(live))) + entropy + 24 * len(live)) / 8
+
+
+@given(seed=st.integers(0, 10**6), share=st.floats(0, 0.99))
+def test_the_bound_in_plain_python(seed: int, share: float) -> None:
+    torch.manual_seed(seed)
+    weight, alive = torch.randn(12, 10), torch.rand(12, 10) >= share
+    found = estimate(layer_of((12, 10)), weight, alive)
+    assert found.bound == pytest.approx(literal_bound(weight, alive), abs=1e-3)
+    assert found.nonfinite == 0
+
+
+@pytest.mark.parametrize("method", ["ck", "window", "intra"])
+def test_the_estimate_is_what_compress_needs(tmp_path: Path, method: str) -> None:
+    torch.manual_seed(0)
+    state = {f"c{i}.weight": torch.randn(64, 64, 3, 3) * 0.05 for i in range(3)} | {"fc.weight": torch.randn(100, 64)}
+    conv, masks = CONV_METHODS.build(method), {}
+    for layer in layers_of_state(state)[:3]:
+        budget = conv.budget(layer, Goal(target=0.7))
+        assert budget is not None
+        masks[layer.key] = conv.mask(layer, state[layer.key], torch.ones(layer.shape, dtype=torch.bool), budget)
+    save(tmp_path / "a.pt", state=state, masks=masks, meta={})
+    found = load(tmp_path / "a.pt")
+    packed = pack(tmp_path / "b.safetensors", state=found.state, masks=found.masks, meta={})
+    result = inspect(found)
+    assert result.bytes_packed == pytest.approx(packed.packed_bytes, rel=0.02)
+    assert result.bytes_bound < packed.packed_bytes
