@@ -46,6 +46,7 @@ from starfire_cli.commands.train_options import (
     LabelSmoothing,
     LimitTrain,
     LimitVal,
+    Logger,
     Lr,
     LrDropFactor,
     LrDrops,
@@ -131,16 +132,18 @@ def train(
     save_every: SaveEvery = None,
     max_steps: MaxSteps = None,
     dry_run: DryRun = False,
+    logger: Logger = "none",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Train a sparse network: dense start, pruning era, fixed mask. With no options: on handwritten digits."""
     from starfire_cli.report.progress import decoding_display, display
+    from starfire_cli.workflows.logging import logged
     from starfire_cli.workflows.request import TrainRequest
     from starfire_cli.workflows.train import train as run_training
 
     values = dict(context.params)
-    for key in ("quiet", "as_json"):
+    for key in ("quiet", "as_json", "logger"):
         del values[key]
     values |= {
         "keep_dense": tuple(keep_dense or ()),
@@ -151,7 +154,7 @@ def train(
     given = frozenset(k for k in values if _was_given(context, k))
     request = TrainRequest(**values, command=shlex.join(["starfire", *sys.argv[1:]]))
     records = run_training(request, given, decoding=decoding_display(to_stderr=as_json, quiet=quiet))
-    end = display(records, quiet=quiet, to_stderr=as_json)
+    end = display(logged(records, logger), quiet=quiet, to_stderr=as_json)
     if as_json and end.summary is not None:
         typer.echo(json.dumps(end.summary))
     if end.exit_code:

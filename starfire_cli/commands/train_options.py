@@ -225,3 +225,13 @@ DryRun = Annotated[
     bool, _opt("--dry-run", panel=OUTPUT_PANEL, help="Print what would be done, layer by layer, and train nothing.")
 ]
 Quiet = Annotated[bool, _opt("--quiet", "-q", panel=OUTPUT_PANEL, help="Print the closing summary only.")]
+
+Logger = Annotated[
+    str,
+    _opt(
+        "--logger",
+        panel=OUTPUT_PANEL,
+        help="Also write the metrics for another viewer: none or tensorboard.",
+        show_default=True,
+    ),
+]
