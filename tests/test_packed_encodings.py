@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starfire_cli.formats import encoding
+from starfire_cli.formats import encoding, streams
 from starfire_cli.formats.encoding import ENCODINGS
 from starfire_cli.formats.encodings.window import _rank
 from starfire_cli.formats.streams import Damaged, Reader, Writer
@@ -80,6 +80,20 @@ def test_bits_take_little_more_than_their_entropy(alive: float) -> None:
     p = bits.mean()
     entropy = -(p * math.log2(p) + (1 - p) * math.log2(1 - p)) * bits.size / 8
     assert entropy <= len(out.getvalue()) < 1.03 * entropy
+
+
+@pytest.mark.parametrize("alive", [0.02, 0.0005])
+def test_gaps_are_read_in_pieces(alive: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    bits = np.random.default_rng(0).random(100_000) < alive
+    bits[-1] = True
+    out = Writer()
+    out.bits(bits)
+    assert out.getvalue()[0] == streams.GAPS
+    for piece in (1, 7, 1000, 1 << 18):
+        monkeypatch.setattr(streams, "_GAPS_AT_ONCE", piece)
+        assert np.array_equal(Reader(out.getvalue()).bits(bits.size), bits)
+    with pytest.raises(Damaged, match="gaps lead out of the layer"):
+        Reader(out.getvalue()).bits(bits.size - 1)
 
 
 def test_bounds_are_counts() -> None:

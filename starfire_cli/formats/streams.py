@@ -20,6 +20,7 @@ Bits = NDArray[np.bool_]
 RAW, ZSTD = 0, 1
 NONE_SET, ALL_SET, BITMAP, GAPS = 0, 1, 2, 3
 EFFORTS = ("fast", "normal", "best")
+_GAPS_AT_ONCE = 1 << 18  # so that their positions, of 8 bytes each, stay small
 
 
 class Damaged(ValueError):
@@ -191,13 +192,19 @@ class Reader:
         if set_bits > count or length > set_bits + count // 255:
             raise Damaged(f"{length} bytes of gaps for {set_bits} of {count} bits")
         data = np.frombuffer(self.blob(length), np.uint8)
-        ends = data != 255
-        position = np.cumsum(data, dtype=np.int64) + np.cumsum(ends)
-        set_at = position[ends] - 1
-        if set_at.size != set_bits or (length and (not ends[-1] or set_at[-1] >= count)):
-            raise Damaged("gaps lead out of the layer")
         bits = np.zeros(count, np.bool_)
-        bits[set_at] = True
+        at = found = 0
+        for start in range(0, length, _GAPS_AT_ONCE):
+            part = data[start : start + _GAPS_AT_ONCE]
+            ends = part != 255
+            position = at + np.cumsum(part, dtype=np.int64) + np.cumsum(ends)
+            at = int(position[-1])
+            if at > count:
+                break
+            bits[position[ends] - 1] = True
+            found += int(np.count_nonzero(ends))
+        if at > count or found != set_bits or (length and data[-1] == 255):
+            raise Damaged("gaps lead out of the layer")
         return bits
 
     def symbols(self, count: int, limit: int) -> tuple[Bytes, NDArray[np.int64]]:
