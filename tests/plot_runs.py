@@ -6,6 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from starfire_cli.findings import Inspection, LayerFinding
+from starfire_cli.histories import MaskPicture, NetworkPicture
+
 
 def config_of(
     method: str = "ck",
@@ -86,3 +91,65 @@ def write_attack(path: Path, title: str = "ck 0.6", attack: str = "fgsm", **more
     document |= {"controls": {"noise": points}, "per_image": {}} | more
     path.write_text(json.dumps(document))
     return path
+
+
+def layer(name: str, kind: str, shape: tuple[int, ...], zeros: int, per_window: tuple[int, ...] = ()) -> LayerFinding:
+    """A layer as `inspect` finds it."""
+    return LayerFinding(
+        name=name,
+        key=f"{name}.weight",
+        kind=kind,
+        shape=shape,
+        groups=1,
+        zeros=zeros,
+        dead_kernels=0,
+        dead_outputs=0,
+        dead_inputs=0,
+        per_window=per_window,
+        structure="ck",
+        masked=True,
+        revived=0,
+        idle=0,
+        nonfinite=0,
+        bytes_bound=100.0,
+        macs=1000,
+        macs_left=400,
+    )
+
+
+LAYERS = (
+    layer("conv1", "window", (8, 3, 7, 7), 500),
+    layer("layer1.0.conv1", "pointwise", (8, 8, 1, 1), 32),
+    layer("layer1.0.conv2", "window", (8, 8, 3, 3), 288, (32, 0, 0, 0, 0, 0, 0, 0, 0, 32)),
+    layer("layer1.0.downsample.0", "pointwise", (8, 8, 1, 1), 16),
+    layer("fc", "linear", (10, 8), 20),
+)
+
+
+def network(
+    path: Path = Path("runs/a/best.pt"), title: str = "ck 0.6", *, layers: tuple[LayerFinding, ...] = LAYERS
+) -> NetworkPicture:
+    """A checkpoint as `plot` looks into it, with the mask of one 3x3 layer in which every other kernel is dead."""
+    mask = np.zeros((8, 8, 3, 3), bool)
+    mask[::2] = True
+    inspection = Inspection(
+        path=path,
+        format="starfire",
+        layers=layers,
+        left_out=(),
+        notes=(),
+        parameters=2000,
+        masks_present=True,
+        digest=None,
+        digest_matches=True,
+        meta={"pruning": {"method": "ck", "target": 0.6}},
+        model="resnet20",
+        input=(3, 16, 16),
+        bytes_file=9000,
+        bytes_dense=8000,
+        bytes_packed=3000,
+        bytes_bound=2900,
+    )
+    kept = mask.sum((2, 3))
+    picture = MaskPicture(name="layer1.0.conv2", window=(3, 3), kept_KC=kept, corner_KCRS=mask)
+    return NetworkPicture(title=title, method="ck", inspection=inspection, run=path.parent, masks=(picture,))

@@ -137,6 +137,12 @@ def _place(run: RunHistory) -> tuple[Any, ...]:
     return rank, run.method, run.target or 0.0, run.era or (0.0, 0.0), run.model, run.data, run.name
 
 
+def row_order(group: Group) -> tuple[Any, ...]:
+    """Sorts rows of a table that has a column for each target."""
+    rank, method, _, *rest = _place(group.first)
+    return rank, method, *rest
+
+
 def _seed(run: RunHistory) -> tuple[float, str]:
     return (run.seed if run.seed is not None else float("inf")), run.name
 

@@ -7,7 +7,15 @@ from dataclasses import replace
 
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.histories import RunHistory
-from starfire_cli.report.groups import Group, differ_only_by, group_runs, percent_text, pretty_method, row_names
+from starfire_cli.report.groups import (
+    Group,
+    differ_only_by,
+    group_runs,
+    percent_text,
+    pretty_method,
+    row_names,
+    row_order,
+)
 from starfire_cli.report.table_cells import Cell, Measure, PaperTable, Row, Setup, cell_of
 
 _SIDE_BY_SIDE = 2  # methods, up to which table 5 is laid out as in the paper
@@ -78,7 +86,8 @@ def _by_target(
     targets = sorted({group.first.target or 0.0 for group in setup.sparse})
     dense: list[Row] = []
     rows: dict[str, list[Cell | None]] = {}
-    for group, name in zip(setup.groups, row_names(setup.groups), strict=True):
+    groups = sorted(setup.groups, key=row_order)
+    for group, name in zip(groups, row_names(groups), strict=True):
         cell = cell_of(group, measure, unit)
         if cell is None:
             continue
