@@ -125,6 +125,43 @@ def test_pairs_are_counted_image_by_image(sparse: Path, dense: Path) -> None:
         assert result.transfer[0].correct == int((other(images).argmax(1) == labels).sum())
 
 
+def test_transfer_is_of_the_network_that_is_named(sparse: Path, dense: Path, tmp_path: Path) -> None:
+    """Whatever earlier runs left in the file: none shown, some shown, shown to another network."""
+    third = saved(tmp_path / "third" / "best.pt", trained(2))
+    fresh = finished(checkpoint=sparse, against=dense, transfer=True, eps="0.05,0.1", fresh=True)
+    stopped = attack(AttackRequest(checkpoint=sparse, against=dense, transfer=True, eps="0.05,0.1", fresh=True))
+    for number, _ in enumerate(stopped):
+        if number == 5:
+            break
+    stopped.close()  # type: ignore[attr-defined]
+    finished(checkpoint=sparse, eps="0.05,0.1")
+    mended = finished(checkpoint=sparse, against=dense, transfer=True, eps="0.05,0.1").results[0].transfer
+    other = finished(checkpoint=sparse, against=third, transfer=True, eps="0.05,0.1").results[0].transfer
+    again = finished(checkpoint=sparse, against=dense, transfer=True, eps="0.05,0.1").results[0].transfer
+    expected = [row.correct for row in fresh.results[0].transfer]
+    assert [row.correct for row in mended] == [row.correct for row in again] == expected
+    assert expected != [row.correct for row in other]
+
+
+def test_two_checkpoints_never_share_a_file(sparse: Path) -> None:
+    report = finished(checkpoint=sparse, against=sparse, eps="0,0.05")
+    assert [r.file.name for r in report.results] == ["best.attack-fgsm.json", "best.attack-fgsm.against.json"]
+    packed = sparse.with_suffix(".pth")
+    torch.save(trained(1).net.state_dict(), packed)
+    report = finished(
+        checkpoint=sparse,
+        against=packed,
+        against_model="tests.attack_toy:net",
+        eps="0.05",
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+    )
+    assert [r.file.name for r in report.results] == ["best.attack-fgsm.json", "best.pth.attack-fgsm.json"]
+    out = sparse.with_name("mine.json")
+    report = finished(checkpoint=sparse, against=sparse, eps="0.05", out=out)
+    assert [r.file.name for r in report.results] == ["mine.json", "mine.against.json"]
+
+
 def test_a_network_against_itself_does_not_differ(sparse: Path, tmp_path: Path) -> None:
     other = saved(tmp_path / "copy" / "best.pt", trained())
     report = finished(checkpoint=sparse, against=other, eps="0,0.05")
@@ -156,7 +193,7 @@ def test_a_stopped_run_is_taken_up_to_the_bit(tmp_path: Path, sparse: Path, spec
             done += isinstance(record, AttackProgress)
             if done == stop:
                 break
-        records.close()  # as Ctrl-C does
+        records.close()  # type: ignore[attr-defined]  # as Ctrl-C does
     (file,) = sparse.parent.glob("*.json")
     assert json.loads(file.read_text())["complete"] is False
     finished(checkpoint=sparse, **request)

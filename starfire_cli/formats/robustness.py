@@ -26,9 +26,13 @@ Bits = npt.NDArray[np.bool_]
 
 
 def robustness_path(checkpoint: Path, attack: str) -> Path:
-    """`best.pt` under `pgd:steps=20` gives `best.attack-pgd-steps-20.json`, in the same folder."""
+    """`best.pt` under `pgd:steps=20` gives `best.attack-pgd-steps-20.json`, in the same folder.
+
+    Only `.pt` goes: a packed `best.safetensors` beside it has a file of its own.
+    """
     slug = re.sub(r"[^A-Za-z0-9.+]+", "-", attack).strip("-")
-    return checkpoint.with_name(f"{checkpoint.stem}.attack-{slug}.json")
+    name = checkpoint.stem if checkpoint.suffix == ".pt" else checkpoint.name
+    return checkpoint.with_name(f"{name}.attack-{slug}.json")
 
 
 def read_robustness(path: Path, *, fresh: bool = False) -> dict[str, Any] | None:

@@ -88,7 +88,7 @@ def names(report: AttackReport) -> dict[object, str]:
     if len(set(titles)) == len(titles):
         return {result.file: result.title for result in report.results}
     return {
-        result.file: f"{result.title} ({result.path.parent.name or '.'}/{result.path.name})"
+        result.file: f"{result.title} ({'/'.join((*result.path.parts[-2:-1], result.path.name))})"
         for result in report.results
     }
 
@@ -181,7 +181,7 @@ def _percent(share: float) -> str:
 
 def _speed(row: RobustPoint) -> str:
     speed = row.images_per_second
-    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.1f}"
 
 
 class _Bar:

@@ -27,11 +27,12 @@ from starfire_cli.errors import BadOption
 from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.formats.png import check_folder
+from starfire_cli.formats.robustness import robustness_path
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.workflows import attack_verdict as verdict
 from starfire_cli.workflows.attack_fit import images_that_fit, most_useful
 from starfire_cli.workflows.attack_images import save_sheets
-from starfire_cli.workflows.attack_plan import Plan
+from starfire_cli.workflows.attack_plan import Plan, spec_of
 from starfire_cli.workflows.network import Channels, Network, build_network
 
 _AMP = (
@@ -90,7 +91,7 @@ def attack(request: AttackRequest) -> Iterator[AttackRecord]:
     if request.save_images is not None:
         check_folder(request.save_images)
     setting = _open(request)
-    plans = [_plan(request, setting, network, chosen, sizes) for network in setting.networks]
+    plans = _plans(request, setting, chosen, sizes)
     yield AttackStarted(
         attack=plans[0].spec,
         data=setting.info.name,
@@ -101,14 +102,9 @@ def attack(request: AttackRequest) -> Iterator[AttackRecord]:
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     if request.amp:
         autocast = lambda: torch.autocast(setting.device.type, dtype=torch.bfloat16)  # noqa: E731
-    for plan, other in zip(plans, reversed(setting.networks), strict=True):
+    for plan in plans:
         yield from plan.run(
-            setting.split,
-            seed=request.seed,
-            loaded=setting.loaded,
-            chunk=setting.chunk,
-            autocast=autocast,
-            other=other if request.transfer else None,
+            setting.split, seed=request.seed, loaded=setting.loaded, chunk=setting.chunk, autocast=autocast
         )
     results = tuple(
         plan.result(other if request.transfer else None) for plan, other in zip(plans, reversed(plans), strict=True)
@@ -207,37 +203,46 @@ def _second(request: AttackRequest, checkpoint: Checkpoint, info: DataInfo, devi
     )
 
 
-def _plan(request: AttackRequest, setting: _Setting, network: Network, chosen: Attack, sizes: tuple[Size, ...]) -> Plan:
+def _plans(request: AttackRequest, setting: _Setting, chosen: Attack, sizes: tuple[Size, ...]) -> list[Plan]:
+    """One for each network, with a file of its own."""
     # Runs that differ on purpose do not replace one another's files.
     suffix = f"-n{len(setting.split)}" if request.images is not None else ""
     suffix += f"-{request.image_size}px" if request.image_size is not None else ""
     suffix += f"-seed{request.seed}" if request.seed else ""
     suffix += "-amp" if request.amp else ""
-    path = request.out
-    if path is not None and network is not setting.networks[0]:
-        path = path.with_name(f"{path.stem}.against{path.suffix or '.json'}")
-    return Plan(
-        network,
-        chosen,
-        sizes,
-        controls=request.control,
-        settings={
-            "data": setting.info.spec,
-            "image_size": setting.info.image_size,
-            "split": [setting.info.val_fraction, setting.info.split_seed],
-            "images": len(setting.split),
-            "seed": request.seed,
-            "amp": request.amp,
-            "device": setting.device.type,
-        },
-        suffix=suffix,
-        path=path,
-        fresh=request.fresh,
-        facts={
-            "norm": chosen.norm,
-            "command": request.command,
-            "batch_size": setting.chunk,
-            "versions": runtime.versions(),
-            "hardware": runtime.hardware(setting.device),
-        },
-    )
+    paths: list[Path] = []
+    for network in setting.networks:
+        path = robustness_path(network.path, spec_of(chosen) + suffix)
+        if request.out is not None:
+            path = paths[0] if paths else request.out
+        paths.append(path.with_name(f"{path.stem}.against{path.suffix}") if path in paths else path)
+    settings = {
+        "data": setting.info.spec,
+        "image_size": setting.info.image_size,
+        "split": [setting.info.val_fraction, setting.info.split_seed],
+        "images": len(setting.split),
+        "seed": request.seed,
+        "amp": request.amp,
+        "device": setting.device.type,
+    }
+    facts = {
+        "norm": chosen.norm,
+        "command": request.command,
+        "batch_size": setting.chunk,
+        "versions": runtime.versions(),
+        "hardware": runtime.hardware(setting.device),
+    }
+    return [
+        Plan(
+            network,
+            chosen,
+            sizes,
+            controls=request.control,
+            settings=settings,
+            path=path,
+            fresh=request.fresh,
+            facts=facts,
+            other=other if request.transfer else None,
+        )
+        for network, other, path in zip(setting.networks, reversed(setting.networks), paths, strict=True)
+    ]

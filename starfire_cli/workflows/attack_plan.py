@@ -12,7 +12,7 @@ from typing import Any
 
 from starfire_cli.attacks import ATTACKS, Attack, AttackProgress, NetworkResult, Size
 from starfire_cli.data import Split
-from starfire_cli.formats.robustness import PER_IMAGE, check_place, read_robustness, robustness_path, write_robustness
+from starfire_cli.formats.robustness import PER_IMAGE, check_place, read_robustness, write_robustness
 from starfire_cli.workflows import attack_verdict as verdict
 from starfire_cli.workflows.attack_sweep import ATTACK, CLEAN, Sweep, Tallies, Tally
 from starfire_cli.workflows.network import Network
@@ -41,10 +41,10 @@ class Plan:
         sizes: at which sizes; 0 is the clean accuracy.
         controls: whether controls are measured too.
         settings: what must be equal for earlier results to count.
-        suffix: what the file's name says besides checkpoint and attack.
-        path: the file; None for the usual place beside the checkpoint.
+        path: the file.
         fresh: earlier results do not count.
         facts: what the file says besides (command, versions, hardware).
+        other: a second network that is shown the images made against this one.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class Plan:
         *,
         controls: bool,
         settings: dict[str, Any],
-        suffix: str,
-        path: Path | None,
+        path: Path,
         fresh: bool,
         facts: dict[str, Any],
+        other: Network | None,
     ) -> None:
-        self.network, self.sizes = network, sizes
+        self.network, self.sizes, self._other = network, sizes, other
         self.spec = spec_of(attack)
         self.controls = controls_of(attack) if controls else ()
         self._attacks = {ATTACK: attack}
@@ -68,8 +68,9 @@ class Plan:
         self._settings = {"digest": network.digest, "attack": self.spec, **settings}
         self._settings |= {"mean": list(network.mean), "std": list(network.std)}
         self._facts, self._began = facts, time.perf_counter()
-        self.path = path or robustness_path(network.path, self.spec + suffix)
-        check_place(self.path)
+        self._shown_to = None if other is None else other.digest
+        self.path = path
+        check_place(path)
         self.tallies: Tallies = {}
         self.heard: dict[str, None] = {}
         earlier = read_robustness(self.path, fresh=fresh)
@@ -83,7 +84,6 @@ class Plan:
         loaded: int,
         chunk: int,
         autocast: Callable[[], AbstractContextManager[object]],
-        other: Network | None,
     ) -> Iterator[AttackProgress]:
         """Do what is missing, and save it every few seconds and whatever happens."""
         sweep = Sweep(
@@ -95,7 +95,7 @@ class Plan:
             loaded=loaded,
             chunk=chunk,
             autocast=autocast,
-            other=None if other is None else other.model,
+            other=None if self._other is None else self._other.model,
             tallies=self.tallies,
             notes=self.heard,
         )
@@ -137,6 +137,7 @@ class Plan:
             **rows,
             "notes": list(self.heard),
             "settings": self._settings,
+            **({"shown_to": self._shown_to} if self._shown_to else {}),
             **self._facts,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - self._began, 3),
@@ -162,6 +163,11 @@ class Plan:
         except (KeyError, TypeError, ValueError, AttributeError):
             self.tallies.clear()
             return (f"{self.path} is damaged; everything is attacked again",)
+        if self._shown_to in (None, earlier.get("shown_to")):
+            self._shown_to = earlier.get("shown_to")
+        else:
+            for tally in self.tallies.get(ATTACK, {}).values():
+                tally.transfer = None  # it was another network that saw these images
         self.heard.update(dict.fromkeys(earlier.get("notes", [])))
         done = sum(t.done for by_size in self.tallies.values() for t in by_size.values())
         return (f"{self.path} is taken up where it was left (--fresh starts over)",) if done else ()

@@ -103,8 +103,12 @@ class Sweep:
         for name in self.attacks:
             for size in self.sizes:
                 tally = self.tallies.setdefault(name, {}).setdefault(size, Tally(images))
-                if name == ATTACK and self.other is not None and tally.transfer is None:
+                if name != ATTACK:
+                    continue
+                if self.other is not None and tally.transfer is None:
                     self.tallies[name][size] = Tally(images, transfer=np.zeros(images, dtype=np.bool_))
+                if self.other is None and tally.done < images:
+                    tally.transfer = None  # the rest of the images will not be shown to the other network
 
     def wanted(self) -> list[Tally]:
         """The tallies that this sweep is about; there may be others, from earlier ones."""

@@ -83,7 +83,7 @@ def _take(path: Path, sources: Sources) -> None:
         _take_result(path, sources)
     else:
         _take_checkpoint(path, sources)
-        _take_curves(attacks_beside(path.parent, path.stem), sources)
+        _take_curves(attacks_beside(path.parent, path.stem if path.suffix == ".pt" else path.name), sources)
 
 
 def _take_run(folder: Path, sources: Sources) -> None:
