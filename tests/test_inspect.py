@@ -123,7 +123,7 @@ def test_without_masks_zeros_are_counted(tmp_path: Path, capsys: Capture, kind: 
 @pytest.mark.parametrize(
     ("name", "classes", "gigamacs", "parameters"),
     # GFLOPS and parameters of torchvision's own tables (their FLOPS are multiply-accumulates)
-    [("resnet18", 1000, 1.81, 11_689_512), ("mobilenet_v2", 1000, 0.30, 3_504_872), ("resnext50_32x4d", 7, 4.23, None)],
+    [("resnet18", 1000, 1.81, 11_689_512), ("mobilenet_v2", 1000, 0.30, 3_504_872), ("regnet_x_400mf", 7, 0.41, None)],
 )
 def test_torchvision(
     tmp_path: Path, capsys: Capture, name: str, classes: int, gigamacs: float, parameters: int | None

@@ -196,17 +196,15 @@ def test_depthwise_needs_a_model(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_grouped_convolutions_compete_within_their_group(tmp_path: Path, capsys: Capture) -> None:
-    model = torchvision.models.resnext50_32x4d(num_classes=3)
+    model = torchvision.models.regnet_x_400mf(num_classes=3)
+    name, layer = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 4)
     torch.save(model.state_dict(), tmp_path / "a.pt")
-    arguments = ("--method", "ck", "--target", 0.5, "--only", "layer1.0.conv2", "-o", tmp_path / "b.pt")
-    run(capsys, tmp_path / "a.pt", "--model", "resnext50_32x4d", *arguments)
+    arguments = ("--method", "ck", "--target", 0.5, "--only", name, "-o", tmp_path / "b.pt")
+    run(capsys, tmp_path / "a.pt", "--model", "regnet_x_400mf", *arguments)
     found = load(tmp_path / "b.pt").masks
-    assert found is not None
-    mask, weight = found["layer1.0.conv2.weight"], model.layer1[0].conv2.weight.detach()
-    assert mask.shape == (128, 4, 3, 3)
-    for group in range(32):
-        rows = slice(4 * group, 4 * group + 4)
-        assert torch.equal(mask[rows], kept_by_ck(weight[rows], 0.5))
+    assert found is not None and list(found) == [f"{name}.weight"]
+    weights, masks = (x.chunk(4) for x in (layer.weight.detach(), found[f"{name}.weight"]))
+    assert all(torch.equal(mask, kept_by_ck(weight, 0.5)) for weight, mask in zip(weights, masks, strict=True))
 
 
 def test_half_precision_stays(tmp_path: Path, capsys: Capture) -> None:
@@ -228,7 +226,7 @@ def test_options_that_mean_nothing(tmp_path: Path, capsys: Capture) -> None:
     assert "matches no prunable layer" in fails(capsys, path, "--target", 0.5, "--only", "nothing*", code=2)
     assert "there is no folder" in fails(capsys, path, "--target", 0.5, "-o", tmp_path / "no" / "b.pt", code=1)
     assert "starfire compress" in fails(capsys, path, "--target", 0.5, "-o", tmp_path / "b.safetensors", code=2)
-    for option in (["--eliminate"], ["--shrink"], ["--recalibrate", 3], ["--data", "digits"]):
+    for option in (["--eliminate"], ["--shrink"], ["--recalibrate", 3], ["--evaluate"], ["--data", "digits"]):
         assert f"{option[0]} needs the network" in fails(capsys, path, "--target", 0.5, *option, "-o", out, code=2)
     assert "--sweep needs the network" in fails(capsys, path, "--sweep", "0.5,0.6", code=2)
     for sweep in ("0.1:0.9", "a:b:c", "0.9:0.1:0.1", "0.1:0.9:0", "", "0.5,", "1:2:3:4", "nan:1:0.1"):
@@ -289,7 +287,7 @@ def dead_channels() -> tuple[nn.Module, State]:
 def test_eliminate_and_shrink(tmp_path: Path, capsys: Capture) -> None:
     model, state = dead_channels()
     torch.save(state, tmp_path / "a.pt")
-    spec = ("--model", "tests.test_prune_mask:vgg", "--method", "dense", "--target", 0)
+    spec = ("--model", "tests.test_prune_mask:vgg", "--image-size", 20, "--method", "dense", "--target", 0)
     images = torch.rand(4, 3, 20, 20)
 
     def outputs(path: Path) -> torch.Tensor:

@@ -57,7 +57,7 @@ def test_a_sweep_measures_what_prune_mask_writes(trained: Path, tmp_path: Path, 
         out = tmp_path / f"{point['target']}.pt"
         text = output(
             capsys,
-            *("prune-mask", trained, *options, "--target", point["target"], "-o", out, "--data", "digits", "--json"),
+            *("prune-mask", trained, *options, "--target", point["target"], "-o", out, "--evaluate", "--json"),
         )
         found = json.loads(text)
         assert found["accuracy_before"]["top1"] == points[0]["top1"]
@@ -86,7 +86,7 @@ def test_sensitivity_prunes_one_layer_at_a_time(trained: Path, capsys: Capture) 
 def test_predictions_that_flipped(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     options = ("--model", SPEC, "--device", "cpu")
     output(capsys, "prune-mask", trained, *options, "--method", "ck", "--target", 0.5, "-o", tmp_path / "b.pt")
-    text = output(capsys, "inspect", trained, tmp_path / "b.pt", *options, "--data", "digits", "--json")
+    text = output(capsys, "inspect", trained, tmp_path / "b.pt", *options, "--evaluate", "--json")
     found = json.loads(text)["predictions"]
     said = []
     for path in (trained, tmp_path / "b.pt"):

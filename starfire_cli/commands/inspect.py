@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from starfire_cli.commands.options import (
+    DATA_PANEL,
     OUTPUT_PANEL,
     BatchSize,
     CheckpointPath,
@@ -76,6 +77,14 @@ def inspect(
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print the layers as CSV on stdout.", rich_help_panel=OUTPUT_PANEL)
     ] = False,
+    evaluate: Annotated[
+        bool,
+        typer.Option(
+            "--evaluate",
+            help="With two checkpoints: count predictions that flip, on the checkpoints' data; --data implies it.",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = False,
     data: DataSpec = None,
     batch_size: BatchSize = 256,
     workers: Workers = 2,
@@ -84,7 +93,7 @@ def inspect(
     """Show how sparse a checkpoint is, layer by layer, and what its zeros have in common.
 
     Any checkpoint will do: starfire's own, packed or not, state dicts, safetensors, other tools' pruned models.
-    With two checkpoints, show what lies between them; with --data, also which predictions flipped.
+    With two checkpoints, show what lies between them; with --evaluate, also how many predictions flipped.
     """
     from starfire_cli.workflows.inspect import inspect as examine
     from starfire_cli.workflows.inspect import open_checkpoint
@@ -94,8 +103,8 @@ def inspect(
         raise BadOption(f"--sort {sort!r} is unknown; there are: {', '.join(SORTS)}")
     if as_json and as_csv:
         raise BadOption("--json and --csv both print on stdout; choose one")
-    if other is None and data is not None:
-        raise BadOption("--data is for comparing two checkpoints; starfire attack evaluates a single one")
+    if other is None and (evaluate or data is not None):
+        raise BadOption("--evaluate and --data are for two checkpoints; starfire attack measures a single one")
     size = parse_input(image)
     first = open_checkpoint(checkpoint)
     found = [examine(first, model=model, image=size)]
@@ -108,7 +117,7 @@ def inspect(
         second = open_checkpoint(other)
         found.append(examine(second, model=model, image=size))
         compared = compare(first, second, *found)
-        if data is not None:
+        if evaluate or data is not None:
             flips = predictions(
                 first, second, data=data, model=model, batch_size=batch_size, device=device, workers=workers
             )

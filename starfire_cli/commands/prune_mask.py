@@ -91,6 +91,14 @@ def prune_mask(
             show_default=False,
         ),
     ] = None,
+    evaluate: Annotated[
+        bool,
+        typer.Option(
+            "--evaluate",
+            help="Measure accuracy before and after, on the checkpoint's data; --data implies it.",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = False,
     data: DataSpec = None,
     image_size: Annotated[
         int | None,
@@ -136,8 +144,8 @@ def prune_mask(
 ) -> None:
     """Prune a trained checkpoint once and write weights, masks and metadata; starfire train --init then fine-tunes it.
 
-    Any checkpoint will do, and no model is needed: shapes tell. With --data or a checkpoint that knows its data,
-    accuracy is measured before and after.
+    Any checkpoint will do, and no model is needed: shapes tell. With --evaluate, or --data for other data than the
+    checkpoint's, accuracy is measured before and after.
     """
     from starfire_cli.report.prune_table import display
     from starfire_cli.workflows.network import parse_channels
@@ -162,6 +170,7 @@ def prune_mask(
         recalibrate=recalibrate,
         sweep=_targets(sweep),
         per_layer=per_layer,
+        evaluate=evaluate,
         trial=TrialRequest(
             data=data,
             mean=parse_channels(mean, "--mean"),

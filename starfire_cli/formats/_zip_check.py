@@ -24,7 +24,9 @@ def verify(path: Path) -> None:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 _verify(path, records, data)
     except zipfile.BadZipFile as error:
-        raise StarfireError(f"{path} is cut short or damaged: {error}") from None
+        missing = "not a zip file" in str(error)  # for it begins like one
+        reason = "the list of records at its end is missing" if missing else error
+        raise StarfireError(f"{path} is cut short or damaged: {reason}") from None
     except (OSError, ValueError, EOFError, UnicodeDecodeError, NotImplementedError, struct.error) as error:
         raise StarfireError(f"{path} is a damaged zip file: {error}") from None
 
@@ -32,6 +34,11 @@ def verify(path: Path) -> None:
 def _verify(path: Path, records: list[zipfile.ZipInfo], data: mmap.mmap) -> None:
     size = len(data)
     names = {record.filename.rpartition("/")[2] for record in records}
+    if "constants.pkl" in names:
+        raise StarfireError(
+            f"{path} is a TorchScript archive, which is code, and loading never runs code; where it was made, "
+            f"torch.save(model.state_dict(), ...) writes a file that loads"
+        )
     if "data.pkl" not in names:
         raise StarfireError(f"{path} is a zip file, but no PyTorch checkpoint: it holds no data.pkl")
     declared = sum(record.file_size for record in records)

@@ -28,6 +28,7 @@ class PruneRequest:
     Args:
         target: the share of weights to prune, to write a checkpoint; None with `sweep`, the targets to measure.
         out: the file to write, a folder for it, or None for a name beside the checkpoint.
+        evaluate: measure accuracy before and after.
         recalibrate: so many training batches refresh BatchNorm's statistics.
         trial: the data, where there are any.
     """
@@ -46,13 +47,15 @@ class PruneRequest:
     recalibrate: int | None = None
     sweep: tuple[float, ...] | None = None
     per_layer: bool = False
+    evaluate: bool = False
     trial: TrialRequest
     command: str = "starfire prune-mask"
 
     @property
     def wants_data(self) -> bool:
         """Whether images are needed."""
-        return self.trial.data is not None or bool(self.recalibrate) or self.sweep is not None
+        wanted = self.evaluate, self.trial.data is not None, self.recalibrate, self.sweep is not None
+        return any(wanted)
 
     @property
     def network_options(self) -> list[str]:
@@ -62,6 +65,7 @@ class PruneRequest:
             "--eliminate": self.eliminate,
             "--shrink": self.shrink,
             "--recalibrate": self.recalibrate,
+            "--evaluate": self.evaluate,
             "--data": self.trial.data,
         }
         return [option for option, given in wishes.items() if given]
