@@ -240,7 +240,7 @@ def test_a_lost_worker_is_an_error_and_not_a_hang(
 def test_ctrl_c_and_sigterm_for_the_whole_group_leave_the_workers_alone(large: Path) -> None:
     expected = [images for images, _ in opened(large).train.batches(0)]
     batches = opened(large, workers=2).train.batches(0)
-    seen = [next(batches)[0]]
+    seen = [next(batches)[0], next(batches)[0]]  # one from each worker, so that both are past their start
     workers = [p for p in multiprocessing.active_children() if p.pid is not None]
     assert len(workers) == 2
     for worker in workers:
