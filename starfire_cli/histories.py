@@ -7,6 +7,7 @@ are fractions; what a file did not say is None, or NaN in a column.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,7 @@ class RunHistory:
     @property
     def name(self) -> str:
         """The folder's."""
-        return self.path.name or str(self.path)
+        return os.path.basename(os.path.abspath(self.path)) or str(self.path)  # also of "." and ".."
 
     @property
     def dense(self) -> bool:

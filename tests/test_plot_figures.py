@@ -112,6 +112,14 @@ def test_a_row_edited_by_hand_changes_the_picture(tmp_path: Path) -> None:
     assert dict(curve(figure.axes[0], style.METHODS["ck"]))[7] == 0.123
 
 
+def test_robust_training_has_its_own_panels(tmp_path: Path) -> None:
+    config = config_of(adversarial="fgsm:eps=8/255")
+    rows = [row | {"robust_top1": 0.5 * row["val_top1"]} for row in rows_of(config)]
+    figure = convergence_figure(group_runs([read_run(write_run(tmp_path / "r", config, rows))]))
+    assert figure.axes[4].get_ylabel() == "validation top-1 under attack (%)"
+    assert dict(curve(figure.axes[4], style.METHODS["ck"]))[10] == pytest.approx(0.45)
+
+
 def test_steps_in_place_of_epochs(tmp_path: Path) -> None:
     figure = convergence_figure(group_runs([read_run(write_run(tmp_path / "r"))]), axis="step")
     assert [x for x, _ in curve(figure.axes[0], style.METHODS["ck"])] == [8.0 * n for n in range(1, 11)]

@@ -108,6 +108,14 @@ def test_runs_are_found_in_folders_of_runs_and_taken_once(tmp_path: Path) -> Non
     assert sorted(run.name for run in gather(paths).runs) == ["a", "b", "c"]
 
 
+def test_a_run_is_called_by_its_folder_however_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (write_run(tmp_path / "named") / "deeper").mkdir()
+    monkeypatch.chdir(tmp_path / "named" / "deeper")
+    assert [run.name for run in gather([Path("..")]).runs] == ["named"]
+    monkeypatch.chdir(tmp_path / "named")
+    assert [run.name for run in gather([Path(".")]).runs] == ["named"]
+
+
 def test_nothing_given_means_the_newest_run(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "only")
     assert [run.name for run in gather([], tmp_path / "runs").runs] == ["only"]

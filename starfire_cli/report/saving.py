@@ -66,10 +66,15 @@ def render(figure: Figure, kind: str, *, dpi: int = DPI, paper: str | None = sty
 
 
 def _pdf(figures: list[Figure], dpi: int) -> bytes:
+    import matplotlib
     from matplotlib.backends.backend_pdf import PdfPages
 
     memory = io.BytesIO()
-    with _quiet(), PdfPages(memory, metadata={"CreationDate": None}) as pages:
+    with (  # TrueType: publishers refuse the Type 3 fonts that matplotlib writes by itself
+        matplotlib.rc_context({"pdf.fonttype": 42}),
+        _quiet(),
+        PdfPages(memory, metadata={"CreationDate": None}) as pages,
+    ):
         for figure in figures:
             pages.savefig(figure, dpi=dpi, facecolor=style.PAPER)
     return memory.getvalue()

@@ -37,7 +37,7 @@ def show(console: Console, tables: Sequence[PaperTable]) -> None:
         console.print(heading(table), markup=False, style="bold")
         drawn = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
         for place, column in enumerate(_columns(table)):
-            drawn.add_column(column, justify="right" if place else "left", no_wrap=bool(place), overflow="fold")
+            drawn.add_column(column, justify="right" if place else "left", overflow="fold")
         for row in table.rows:
             drawn.add_row(escape(_named(row)), *map(_text, row.cells))
         console.print(drawn)

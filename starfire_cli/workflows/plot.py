@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.formats.run import RUNS, Run, find_checkpoint, newest_run
+from starfire_cli.formats.run import RUNS, find_checkpoint, newest_run
 from starfire_cli.histories import Material, NetworkPicture, RobustCurve, RunHistory
 from starfire_cli.workflows.plot_files import attacks_beside, is_run, read_curves, read_json, read_run, read_sizes
 
@@ -97,11 +97,7 @@ def _take_run(folder: Path, sources: Sources) -> None:
 
 
 def _take_folder(folder: Path, sources: Sources) -> None:
-    found = [
-        run
-        for depth in range(1, _DEEP + 1)
-        for run in sorted({p.parent for p in folder.glob("*/" * depth + "*") if p.name in _RUN_FILES})
-    ]
+    found = list(_runs_below(folder, _DEEP))
     results = list(attacks_beside(folder))
     for run in found:
         try:
@@ -117,7 +113,16 @@ def _take_folder(folder: Path, sources: Sources) -> None:
         raise StarfireError(f"there is neither a run nor a checkpoint in {folder}") from None
 
 
-_RUN_FILES = (Run(Path()).config_path.name, Run(Path()).metrics_path.name)
+def _runs_below(folder: Path, levels: int) -> Iterator[Path]:
+    try:
+        inside = sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())
+    except OSError as error:
+        raise StarfireError(f"{folder} cannot be read: {error.strerror or error}") from None
+    for path in inside:
+        if is_run(path):
+            yield path
+        elif levels > 1 and not path.name.startswith("."):
+            yield from _runs_below(path, levels - 1)
 
 
 def _take_result(path: Path, sources: Sources) -> None:

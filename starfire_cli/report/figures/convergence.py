@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_NAMES = {"val_top1": "top-1", "val_top5": "top-5", "robust_top1": "top-1 under attack"}
 _ENOUGH = 6  # epochs from which on the end is shown again, larger
 
 
 def convergence_figure(groups: Sequence[Group], *, axis: str = "epoch", width: float = style.WIDE) -> Figure:
-    """Top-1 and top-5 by epoch, the whole run beside its last third.
+    """Top-1, top-5 and (of robust training) top-1 under attack by epoch, the whole run beside its last third.
 
     Args:
         groups: experiments, each one or more runs; mean and band over seeds.
@@ -29,7 +30,7 @@ def convergence_figure(groups: Sequence[Group], *, axis: str = "epoch", width: f
         width: inches; at NARROW or less the panels are stacked.
     """
     runs = [run for group in groups for run in group.runs if run.rows]
-    keys = [key for key in ("val_top1", "val_top5") if any(run.has(key) for run in runs)]
+    keys = [key for key in _NAMES if any(run.has(key) for run in runs)]
     last = max((run.rows[-1]["epoch"] for run in runs), default=0)
     zoom = last >= _ENOUGH
     wide = width > style.NARROW
@@ -52,7 +53,7 @@ def convergence_figure(groups: Sequence[Group], *, axis: str = "epoch", width: f
         elif axes.dataLim.y1 <= 1:
             axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))
         percent(axes)
-        name = "top-1" if key == "val_top1" else "top-5"
+        name = _NAMES[key]
         bottom = place >= len(panels) - columns
         style.label(axes, x=AXES[axis] if bottom or not wide else "", y=f"validation {name} (%)" if not end else "")
         if end:
