@@ -30,8 +30,8 @@ from PIL import Image
 from starfire_cli.data import DataOptions, decode, open_data
 
 ROWS = {  # height, width, side in the batch, crop, images
-    "small": (32, 32, 32, "crop-flip", 20_000),
-    "medium": (64, 64, 64, "rrc-flip", 10_000),
+    "small": (32, 32, 32, "crop-flip", 10_000),
+    "medium": (64, 64, 64, "rrc-flip", 5_000),
     "large": (400, 500, 224, "rrc-flip", 1000),
     "large-eval": (400, 500, 224, "eval", 1000),
 }
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # the main process on one core, beside its workers: else busy cores decide the result
     place = where(torch.device("cpu")) | {"torchvision": str(torchvision.__version__), "workers": given.workers}
     results: dict[str, Any] = {"where": place, "rows": {}}
     folders = dict(pair.split("=", 1) for pair in given.data)
