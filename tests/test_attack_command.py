@@ -128,24 +128,26 @@ def test_pairs_are_counted_image_by_image(sparse: Path, dense: Path) -> None:
 def test_transfer_is_of_the_network_that_is_named(sparse: Path, dense: Path, tmp_path: Path) -> None:
     """Whatever earlier runs left in the file: none shown, some shown, shown to another network."""
     third = saved(tmp_path / "third" / "best.pt", trained(2))
-    fresh = finished(checkpoint=sparse, against=dense, transfer=True, eps="0.05,0.1", fresh=True)
-    stopped = attack(AttackRequest(checkpoint=sparse, against=dense, transfer=True, eps="0.05,0.1", fresh=True))
+    fresh = finished(checkpoint=sparse, against=dense, transfer=True, eps="0.05,0.1", images=100, fresh=True)
+    stopped = attack(
+        AttackRequest(checkpoint=sparse, against=dense, transfer=True, eps="0.05,0.1", images=100, fresh=True)
+    )
     for number, _ in enumerate(stopped):
         if number == 5:
             break
     stopped.close()  # type: ignore[attr-defined]
-    finished(checkpoint=sparse, eps="0.05,0.1")
-    mended = finished(checkpoint=sparse, against=dense, transfer=True, eps="0.05,0.1").results[0].transfer
-    other = finished(checkpoint=sparse, against=third, transfer=True, eps="0.05,0.1").results[0].transfer
-    again = finished(checkpoint=sparse, against=dense, transfer=True, eps="0.05,0.1").results[0].transfer
+    finished(checkpoint=sparse, eps="0.05,0.1", images=100)
+    mended = finished(checkpoint=sparse, against=dense, transfer=True, eps="0.05,0.1", images=100).results[0].transfer
+    other = finished(checkpoint=sparse, against=third, transfer=True, eps="0.05,0.1", images=100).results[0].transfer
+    again = finished(checkpoint=sparse, against=dense, transfer=True, eps="0.05,0.1", images=100).results[0].transfer
     expected = [row.correct for row in fresh.results[0].transfer]
     assert [row.correct for row in mended] == [row.correct for row in again] == expected
     assert expected != [row.correct for row in other]
 
 
 def test_two_checkpoints_never_share_a_file(sparse: Path) -> None:
-    report = finished(checkpoint=sparse, against=sparse, eps="0,0.05")
-    assert [r.file.name for r in report.results] == ["best.attack-fgsm.json", "best.attack-fgsm.against.json"]
+    report = finished(checkpoint=sparse, against=sparse, eps="0,0.05", images=50)
+    assert [r.file.name for r in report.results] == ["best.attack-fgsm-n50.json", "best.attack-fgsm-n50.against.json"]
     packed = sparse.with_suffix(".pth")
     torch.save(trained(1).net.state_dict(), packed)
     report = finished(
@@ -153,12 +155,13 @@ def test_two_checkpoints_never_share_a_file(sparse: Path) -> None:
         against=packed,
         against_model="tests.attack_toy:net",
         eps="0.05",
+        images=50,
         mean=(0, 0, 0),
         std=(1, 1, 1),
     )
-    assert [r.file.name for r in report.results] == ["best.attack-fgsm.json", "best.pth.attack-fgsm.json"]
+    assert [r.file.name for r in report.results] == ["best.attack-fgsm-n50.json", "best.pth.attack-fgsm-n50.json"]
     out = sparse.with_name("mine.json")
-    report = finished(checkpoint=sparse, against=sparse, eps="0.05", out=out)
+    report = finished(checkpoint=sparse, against=sparse, eps="0.05", images=50, out=out)
     assert [r.file.name for r in report.results] == ["mine.json", "mine.against.json"]
 
 

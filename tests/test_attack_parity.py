@@ -22,14 +22,14 @@ def needed(name: str) -> Any:
     return pytest.importorskip(name, reason=f"compares with {name}, which is not installed")
 
 
-def subject(name: str) -> tuple[nn.Module, Tensor, Tensor]:
-    """A trained network with all digits, or a ResNet-20 with statistics of its own and images of noise."""
+def subject(name: str, count: int = 8) -> tuple[nn.Module, Tensor, Tensor]:
+    """A trained network with all digits, or a ResNet-20 with statistics of its own and `count` images of noise."""
     if name == "digits":
         return (trained(), *val())
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Normalized(build_model("resnet20", num_classes=10), (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
-        images = torch.rand(8, 3, 32, 32)
+        images = torch.rand(count, 3, 32, 32)
         model.train()(images)
         return model.eval(), images, model(images).argmax(1).roll(1)
 
@@ -52,7 +52,7 @@ def ours(spec: str, model: nn.Module, images: Tensor, labels: Tensor) -> list[Te
 )
 def test_torchattacks(name: str, spec: str, theirs: Any) -> None:
     library = needed("torchattacks")
-    model, images, labels = subject(name)
+    model, images, labels = subject(name, 8 if spec == "fgsm" else 3)
     with frozen(model):
         found = ours(spec, model, images, labels)
         for eps, mine in zip(SIZES, found, strict=True):
@@ -77,7 +77,7 @@ def test_torchattacks(name: str, spec: str, theirs: Any) -> None:
 )
 def test_foolbox(name: str, spec: str, theirs: Any) -> None:
     library = needed("foolbox")
-    model, images, labels = subject(name)
+    model, images, labels = subject(name, 8 if spec == "fgsm" else 3)
     with frozen(model):
         found = ours(spec, model, images, labels)
         wrapped = library.PyTorchModel(model, bounds=(0, 1), device="cpu")
