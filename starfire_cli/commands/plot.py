@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -121,12 +122,13 @@ def plot(
             raise BadOption(f"{option} {text} is for tables; add --table 1")
     _check(out, html)
     sources = gather(paths or [])
-    _draw(sources, kinds, x, layer, width, dpi, out, html, quiet)
+    _draw(sources, kinds, axis=x, layer=layer, width=width, dpi=dpi, out=out, html=html, quiet=quiet)
 
 
 def _draw(
     sources: Sources,
     kinds: list[str],
+    *,
     axis: str,
     layer: str | None,
     width: float,
@@ -241,8 +243,6 @@ def _check(out: Path | None, html: Path | None) -> None:
 
 def _beside(sources: Sources) -> Path:
     """Where pictures go that were given no place: into the run, or the folder that holds all that was drawn."""
-    import os
-
     folders = [run.path for run in sources.runs] or [path.parent for path in sources.checkpoints]
     folders = folders or [curve.file.parent for curve in sources.curves]
     return Path(os.path.commonpath([folder.resolve() for folder in folders])) / "plot.png"

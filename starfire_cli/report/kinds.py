@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,10 @@ def draw(
     networks = _shown(groups, material.networks)
     if kind in ("convergence", "sparsity"):
         key = "val_top1" if kind == "convergence" else "sparsity_prunable"
+        if axis == "step":
+            begun = [replace(group, runs=tuple(filter(figures.counts_steps, group.runs))) for group in begun]
+            begun = [group for group in begun if group.runs]
+            _need(bool(begun), kind, "a run that counts its steps (--x epoch does without)")
         _need(any(run.has(key) for group in begun for run in group.runs), kind, f"a run with an epoch that has {key}")
         drawn = figures.convergence_figure if kind == "convergence" else figures.sparsity_figure
         return drawn(begun, axis=axis, width=width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from starfire_cli.report.figures._time import counts_steps
 from starfire_cli.report.figures.convergence import convergence_figure
 from starfire_cli.report.figures.kernels import kernels_figure
 from starfire_cli.report.figures.layers import layers_figure
@@ -13,6 +14,7 @@ from starfire_cli.report.figures.window import window_figure, windows_of
 __all__ = [
     "attacks_figure",
     "convergence_figure",
+    "counts_steps",
     "kernels_figure",
     "layers_figure",
     "robustness_figure",

@@ -38,15 +38,16 @@ class Curve:
 
 
 def curves(group: Group, key: str, axis: str) -> list[Curve]:
-    """The mean of the runs that got equally far as the first of them, and each run that did not on its own."""
+    """The mean of the runs that got furthest, and each run that did not get so far on its own."""
     having = [run for run in group.runs if run.has(key)]
     furthest = max((run.rows[-1]["epoch"] for run in having), default=0.0)
     together = [run for run in having if run.rows[-1]["epoch"] == furthest]
+    alone = [run for run in having if run.rows[-1]["epoch"] != furthest]
     made = []
     if together:
+        values = [{row["epoch"]: row[key] for row in run.rows if key in row} for run in together]
         epochs = sorted({row["epoch"] for run in together for row in run.rows})
-        points = [[_value(run, epoch, key) for run in together] for epoch in epochs]
-        known = [[v for v in values if not math.isnan(v)] for values in points]
+        known = [[of_run[epoch] for of_run in values if epoch in of_run] for epoch in epochs]
         made.append(
             Curve(
                 x=[_x(together[0], epoch, axis) for epoch in epochs],
@@ -57,11 +58,10 @@ def curves(group: Group, key: str, axis: str) -> list[Curve]:
                 stopped=not together[0].finished,
             )
         )
-    for run in having:
-        if run not in together:
-            y = run.column(key)
-            x = [_x(run, row["epoch"], axis) for row in run.rows]
-            made.append(Curve(x=x, y=y, low=y, high=y, runs=1, stopped=not run.finished))
+    for run in alone:
+        y = run.column(key)
+        x = [_x(run, row["epoch"], axis) for row in run.rows]
+        made.append(Curve(x=x, y=y, low=y, high=y, runs=1, stopped=not run.finished))
     return made
 
 
@@ -125,12 +125,12 @@ def mark_time(
     return entries
 
 
-def finish_time(axes: Axes, runs: Sequence[RunHistory], axis: str, *, first: float = 0.0) -> None:
+def finish_time(axes: Axes, runs: Sequence[RunHistory], axis: str) -> None:
     """Limits that hold the whole run as planned, whole epochs."""
     ends = [_x(run, run.epochs, axis) for run in runs if run.epochs]
     seen = [_x(run, run.rows[-1]["epoch"], axis) for run in runs if run.rows]
     last = max([*ends, *seen], default=1.0)
-    axes.set_xlim(first, last + 0.02 * (last - first))
+    axes.set_xlim(0, 1.02 * last)
     whole(axes)
 
 
@@ -187,13 +187,14 @@ def _strips(axes: Axes, eras: Sequence[tuple[float, ...]], count: int) -> None:
         axes.text(last, y, text, transform=transform, fontsize=6, color=style.MUTED, va="center", ha="left")
 
 
-def _value(run: RunHistory, epoch: float, key: str) -> float:
-    return next((row.get(key, math.nan) for row in run.rows if row["epoch"] == epoch), math.nan)
-
-
 def _x(run: RunHistory, epoch: float, axis: str) -> float:
     """The place of an epoch on the axis; steps are counted from the run's own rows."""
     if axis == "epoch":
         return epoch
-    row = next((row for row in reversed(run.rows) if row.get("step") and row["epoch"]), None)
-    return epoch * row["step"] / row["epoch"] if row else math.nan
+    row = next(row for row in reversed(run.rows) if row.get("step") and row["epoch"])
+    return epoch * row["step"] / row["epoch"]
+
+
+def counts_steps(run: RunHistory) -> bool:
+    """Whether a run can be drawn by step."""
+    return any(row.get("step") and row["epoch"] for row in run.rows)
