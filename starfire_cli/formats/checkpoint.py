@@ -95,7 +95,11 @@ def load(path: Path, *, training: bool = False, strict: bool = True) -> Checkpoi
         Mismatch: `strict`, and masks contradict weights or their digest.
     """
     try:
-        return _load(path, training=training, strict=strict)
+        found = _load(path, training=training, strict=strict)
+        for part in ("model", "data", "pruning", "metrics"):
+            if not isinstance(found.meta.get(part) or {}, dict):
+                raise StarfireError(f"{path}: its metadata are damaged: {part} is no set of names and values")
+        return found
     except StarfireError as error:
         raise type(error)(printable(str(error))) from None  # names in the file may hold anything
 

@@ -34,8 +34,7 @@ def display(records: Iterable[Progress | SweepPoint | Pruned], *, as_json: bool,
                 console.print(Text(printable(record.text)))
             case SweepPoint():
                 points.append(record)
-                if not machine and record.layer is None:
-                    console.print(Text(_point_line(record, points[0])))
+                console.print(Text(_point_line(record, points[0])))
             case Pruned():
                 pruned = record
     if as_json:
@@ -94,8 +93,9 @@ def _shrunk_lines(small: Shrunk | None) -> list[str]:
 
 
 def _point_line(point: SweepPoint, base: SweepPoint) -> str:
+    layer = f"{printable(point.layer, 80)}: " if point.layer is not None else ""
     return (
-        f"target {point.target:<5g} sparsity {point.sparsity:.4f}  top-1 {point.top1:7.2%} "
+        f"{layer}target {point.target:<5g} sparsity {point.sparsity:.4f}  top-1 {point.top1:7.2%} "
         f"({100 * (point.top1 - base.top1):+6.2f} points)  {bar(point.top1)}".rstrip()
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -61,8 +62,9 @@ class Trial:
         return Normalized(net, self.mean, self.std).to(self.device).eval()
 
     def as_meta(self) -> dict[str, Any]:
-        """What a checkpoint says about its data: as before, or these, with the mean and std in use."""
-        return {**self.info.as_meta(), **self._meta, "mean": list(self.mean), "std": list(self.std)}
+        """What a checkpoint says about its data: these, with the mean and std in use, augmented as before."""
+        as_before = {"augment": self._meta["augment"]} if "augment" in self._meta else {}
+        return {**self.info.as_meta(), **as_before, "mean": list(self.mean), "std": list(self.std)}
 
     def normalised_images(self) -> Tensor:
         """Some validation images as the network takes them, on the CPU, (N, 3, H, W)."""
@@ -78,7 +80,11 @@ class Trial:
         return Measured(top1=found.top1, top5=found.top5, loss=found.loss, images=found.images, data=self.info.spec)
 
     def training_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of the training images, augmented as in training."""
+        """Batches of the training images, augmented as in training: the same ones at each call."""
+        return self._train.batches(0)
+
+    @cached_property
+    def _train(self) -> Split:
         options = DataOptions(
             batch_size=self._options.batch_size,
             image_size=self.info.image_size,
@@ -89,7 +95,7 @@ class Trial:
             val_fraction=self.info.val_fraction or self._options.val_fraction,
             split_seed=self.info.split_seed,
         )
-        return open_data(self.info.spec, options).train.batches(0)
+        return open_data(self.info.spec, options).train
 
     @torch.no_grad()
     def _check_classes(self, net: nn.Module) -> None:
