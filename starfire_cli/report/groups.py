@@ -201,7 +201,10 @@ def _setting(run: RunHistory, key: str) -> str:
 
 
 def _styled(groups: list[Group]) -> list[Group]:
-    """Colour by method; dashes and marker by variant, the same for every method that has it; tone by both."""
+    """Colour by method, dashes by variant, the same for every method that has it; tone and marker by both.
+
+    Markers are there for print without colours, so no two of the first eleven are alike.
+    """
     variants = list(dict.fromkeys(_variant(group) for group in groups if not group.first.dense))
     styled = []
     for number, group in enumerate(groups):
@@ -213,7 +216,7 @@ def _styled(groups: list[Group]) -> list[Group]:
                 group,
                 colour=style.shades(style.method_colour(group.method), len(alike))[tone],
                 line=style.LINES[place % len(style.LINES)],
-                marker=style.MARKERS[place % len(style.MARKERS)],
+                marker=style.MARKERS[number % len(style.MARKERS)],
             )
         )
     return styled

@@ -33,7 +33,7 @@ KINDS = {
 }
 """Layer kinds: colour and marker; window is any other R x S."""
 
-MARKERS = "os^DvPX"
+MARKERS = "os^DvPX<>*h"
 LINES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 SIZE = 8.5
 SMALL = 7.5
