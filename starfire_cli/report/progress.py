@@ -90,18 +90,19 @@ class _Screen:
         verb = "going on in" if record.resumed else "run folder"
         self._console.print(f"{verb} {record.run}", markup=False)
         if self._console.is_terminal:
+            roomy = self._console.width >= 100
             self._progress = Progress(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
+                BarColumn(bar_width=None if roomy else 8),
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
                 TextColumn("{task.fields[figures]}"),
-                TimeElapsedColumn(),
+                *([TimeElapsedColumn()] if roomy else []),
                 TextColumn("left"),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(compact=True),
                 console=self._console,
                 transient=True,
-                expand=True,
+                expand=roomy,
             )
             self._progress.start()
             self._progress.add_task(f"epoch {record.epoch + 1}/{record.epochs}", total=record.steps, figures="")
@@ -114,7 +115,7 @@ class _Screen:
         figures = f"loss {r.loss:.3f} top1 {r.top1:.1%} sparsity {r.sparsity:.1%}"
         if wide:
             figures += f" (threshold {r.threshold:.1%}) {r.images_per_second:,.0f} img/s"
-        elif self._console.width < 80:
+        elif self._console.width < 100:
             figures = f"top1 {r.top1:.1%} sp {r.sparsity:.0%}"
         self._progress.update(
             self._progress.task_ids[0],
@@ -165,7 +166,10 @@ class _Screen:
             ("top-1 / top-5", f"{r.val_top1:.2%} / {r.val_top5:.2%}"),
             ("sparsity", f"{r.sparsity_prunable:.4f} of prunable weights (target {r.target:g})"),
             ("", f"{r.sparsity_total:.4f} of all parameters"),
-            ("time", f"{r.seconds:.1f} s for {r.epochs} epochs, {r.images_per_second:,.0f} images/s"),
+            (
+                "time",
+                f"{r.seconds:.1f} s for {r.epochs} epoch{'s' if r.epochs > 1 else ''}, {r.images_per_second:,.0f} images/s",
+            ),
             ("next", f"starfire inspect {shlex.quote(str(r.checkpoint))}"),
         )
         if not (self._quiet and self._console.stderr):
