@@ -178,7 +178,7 @@ def test_a_corrupt_image_is_named_or_skipped_and_counted(tmp_path: Path, how: st
     assert data.train.skipped == 1
     if side == 40:  # found when they were all decoded
         assert len(data.train) == data.info.train_images == 19
-        assert "1 corrupt images left out" in data.info.notes[0] and str(bad) in data.info.notes[0]
+        assert "left out as corrupt: 1" in data.info.notes[0] and str(bad) in data.info.notes[0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

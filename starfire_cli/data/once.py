@@ -36,7 +36,7 @@ def decoded(files: Files, side: int, options: DataOptions) -> tuple[Pixels, int,
     good = np.ones(len(files), dtype=np.bool_)
     good[[position for position, _ in failures]] = False
     position, reason = failures[0]
-    note = f"{len(failures)} corrupt images left out, the first is {files.path(position)} ({reason})"
+    note = f"left out as corrupt: {len(failures)}, the first is {files.path(position)} ({reason})"
     return Pixels(images=images, labels=files.labels[good]), len(failures), (note,)
 
 

@@ -71,7 +71,7 @@ def _show_pruned(console: Console, pruned: Pruned) -> None:
         )
     say(f"wrote {pruned.out}")
     path = shlex.quote(str(pruned.out))
-    say(f"to fine-tune it: starfire train --init {path}")
+    say(f"to fine-tune it: starfire train --init {path} --method dense")
 
 
 def _shrunk_lines(small: Shrunk | None) -> list[str]:
