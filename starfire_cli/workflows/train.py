@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
+from starfire_cli.data import DataOptions
+from starfire_cli.data.reader import worker_failure
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.run import Run
@@ -67,6 +69,11 @@ def train(
             f"out of memory on {session.device} with --batch-size {session.request.batch_size}; a smaller one, "
             f"--accumulate 2 or --amp needs less. {last_good(run)}"
         ) from error
+    except RuntimeError as error:  # torch tells of a killed worker inside whatever step is under way
+        lost = worker_failure(error, session.request.workers, DataOptions().timeout)
+        if lost is None:
+            raise
+        raise StarfireError(f"{lost}. {last_good(run)}") from error
     if not signals.stopped:
         yield _finish(session, run, _eliminated(session, run) if session.request.eliminate else ())
 
