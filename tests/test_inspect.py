@@ -290,8 +290,8 @@ def test_a_model_of_the_metadata_runs_no_code(tmp_path: Path, capsys: Capture) -
     for model in ("x", 3):
         save(tmp_path / "a.pt", state={"a.weight": torch.ones(2, 2)}, masks=None, meta={"model": model})
         assert "metadata are damaged: model" in fails(capsys, tmp_path / "a.pt")
-    for model in ({}, {"spec": "resnet20", "num_classes": "a"}, {"spec": "resnet20", "shrink": 3}):
-        save(tmp_path / "a.pt", state={"a.weight": torch.ones(2, 2)}, masks=None, meta={"model": model})
+    for said in ({}, {"spec": "resnet20", "num_classes": "a"}, {"spec": "resnet20", "shrink": 3}):
+        save(tmp_path / "a.pt", state={"a.weight": torch.ones(2, 2)}, masks=None, meta={"model": said})
         assert len(as_json(capsys, tmp_path / "a.pt")["layers"]) == 1
     assert not marker.exists()
 

@@ -121,9 +121,7 @@ def test_what_cannot_be_drawn_is_one_clear_line(
         assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_runs_that_do_not_count_steps_are_not_drawn_by_step(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_that_do_not_count_steps_are_not_drawn_by_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"epoch": n, "val_top1": 0.1 * n, "step": 0} for n in (1, 2)]
     run = write_run(tmp_path / "stepless", config_of(seed=1), rows)
     assert plot(run, "--x", "step") == 1
