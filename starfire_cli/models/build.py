@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
 
 from torch import Tensor, nn
 
 from starfire_cli.errors import BadOption
-from starfire_cli.models import cifar_resnet, own, resnet_v1, timm_zoo, torchvision_zoo
+from starfire_cli.models import own, timm_zoo
 from starfire_cli.models.macs import probe
 
-NAMED = (cifar_resnet, resnet_v1, torchvision_zoo)
+NAMED = ("cifar_resnet", "resnet_v1", "torchvision_zoo")
+
+
+def _families() -> Iterator[Any]:
+    """The modules of `NAMED`, each imported when its turn comes, since torchvision takes seconds."""
+    return (import_module(f"starfire_cli.models.{name}") for name in NAMED)
 
 
 def model_names() -> list[str]:
     """Every name that needs no prefix, sorted; `timm:NAME` and `package.module:callable` work beside them."""
-    return sorted(name for family in NAMED for name in family.names())
+    return sorted(name for family in _families() for name in family.names())
 
 
 def build_model(spec: str, *, num_classes: int, image_size: int | None = None) -> nn.Module:
@@ -42,7 +50,7 @@ def _build(spec: str, num_classes: int, image_size: int | None) -> nn.Module:
         return timm_zoo.build(spec, num_classes=num_classes, image_size=image_size)
     if ":" in spec:
         return own.build(spec, num_classes=num_classes, image_size=image_size)
-    for family in NAMED:
+    for family in _families():
         if spec in family.names():
             model: nn.Module = family.build(spec, num_classes=num_classes, image_size=image_size)
             return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 import torch
@@ -12,7 +13,7 @@ from torch.func import functional_call
 def count_macs(model: nn.Module, image_size: int, *, channels: int = 3) -> dict[str, int]:
     """Multiply-accumulates of every Conv2d and Linear on one `image_size` x `image_size` image, by module name.
 
-    A layer that is called twice counts twice. Nothing is computed where the model runs on torch's meta device.
+    A layer that is called twice counts twice. How the model is run: see `probe`.
     """
     macs: dict[str, int] = {}
     handles = []
@@ -53,6 +54,7 @@ def effective_macs(macs: Mapping[str, int], masks: Mapping[str, Tensor]) -> dict
 def probe(model: nn.Module, image_size: int, *, channels: int = 3, on_retry: object = None) -> object:
     """What the model returns in eval mode for one black image: on the meta device, or for real where that fails.
 
+    Also for real where torch's compiler is not loaded yet: the meta device would load it, which takes seconds.
     Every module's own training flag is as before. Raises whatever the model raises.
     """
     training = {module: module.training for module in model.modules()}
@@ -60,14 +62,15 @@ def probe(model: nn.Module, image_size: int, *, channels: int = 3, on_retry: obj
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shape = (1, channels, image_size, image_size)
     try:
-        try:
-            meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
-            return functional_call(model, meta, (torch.zeros(shape, device="meta"),))
-        except Exception:  # noqa: BLE001 - a user's model may raise anything on meta tensors
-            if callable(on_retry):
-                on_retry()
-            like = next(iter(tensors.values()), torch.zeros(()))
-            return model(torch.zeros(shape, device=like.device))
+        if "torch._dynamo" in sys.modules or any(tensor.is_meta for tensor in tensors.values()):
+            try:
+                meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+                return functional_call(model, meta, (torch.zeros(shape, device="meta"),))
+            except Exception:  # noqa: BLE001 - a user's model may raise anything on meta tensors
+                if callable(on_retry):
+                    on_retry()
+        like = next(iter(tensors.values()), torch.zeros(()))
+        return model(torch.zeros(shape, device=like.device))
     finally:
         for module, flag in training.items():
             module.training = flag

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,7 +21,7 @@ from starfire_cli.pruning.masks import digest
 from starfire_cli.pruning.stats import layer_stats
 from starfire_cli.pruning.structure import structure_of
 from starfire_cli.workflows.prunable import distinct, prunable
-from starfire_cli.workflows.rebuild import Rebuilt
+from starfire_cli.workflows.rebuild import Rebuilt, fresh
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -50,7 +51,7 @@ def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[in
     shape = None
     if rebuilt is not None:
         channels, side = image or (3, rebuilt.image_size)
-        findings, shape = _with_macs(findings, rebuilt, channels, side, notes)
+        findings, shape = _with_macs(checkpoint, findings, rebuilt, (channels, side), notes)
     dense = sum(t.nbytes for t in distinct(checkpoint.state).values())
     rest = dense - sum(checkpoint.state[layer.key].nbytes for layer in layers)
     bound = sum(finding.bytes_bound for finding in findings)
@@ -109,13 +110,20 @@ def _finding(layer: Layer, weight: Tensor, masks: Mapping[str, Tensor]) -> Layer
 
 
 def _with_macs(
-    findings: list[LayerFinding], rebuilt: Rebuilt, channels: int, side: int, notes: list[str]
+    checkpoint: Checkpoint,
+    findings: list[LayerFinding],
+    rebuilt: Rebuilt,
+    image: tuple[int, int],
+    notes: list[str],
 ) -> tuple[list[LayerFinding], tuple[int, int, int] | None]:
     """The findings with multiply-accumulates, and the input they hold for; unchanged where the model cannot run."""
     from starfire_cli.models import count_macs  # torchvision comes with it, which most checkpoints do without
 
+    channels, side = image
+    # Counting on the meta device makes torch load its compiler, which takes longer than to run the network once.
+    net = rebuilt.net if "torch._dynamo" in sys.modules else fresh(checkpoint, rebuilt)
     try:
-        macs = count_macs(rebuilt.net, side, channels=channels)
+        macs = count_macs(net, side, channels=channels)
     except Exception as error:  # noqa: BLE001 - a model may raise anything for an input it does not take
         reason = " ".join(str(error).split())[:160]
         notes.append(f"multiply-accumulates are not known: the model does not take {channels}x{side}x{side}: {reason}")

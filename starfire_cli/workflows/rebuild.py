@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.pruning.recipe import Recipe, apply_shrink
 
+_FILLING = ("normal_", "uniform_", "fill_", "zero_")
 _GUESS = 1000  # classes, where neither metadata nor weights have told yet
 
 
@@ -65,13 +67,19 @@ def skeleton(checkpoint: Checkpoint, spec: str, image_size: int | None = None) -
 
 def revive(checkpoint: Checkpoint, spec: str, image_size: int | None = None) -> Rebuilt:
     """The network with the checkpoint's weights, on the CPU, in eval mode. Raises as `skeleton`."""
+    found = skeleton(checkpoint, spec, image_size)
+    net = fresh(checkpoint, found)
+    net.load_state_dict(checkpoint.state, strict=False)
+    return replace(found, net=net.eval())
+
+
+def fresh(checkpoint: Checkpoint, found: Rebuilt) -> nn.Module:
+    """The network of a skeleton with weights as they are initialised, on the CPU."""
     from starfire_cli.models import build_model
 
-    found = skeleton(checkpoint, spec, image_size)
-    net = build_model(spec, num_classes=found.num_classes, image_size=_sized(spec, image_size or found.image_size))
+    net = build_model(found.spec, num_classes=found.num_classes, image_size=_sized(found.spec, found.image_size))
     apply_shrink(net, recipe_of(checkpoint))
-    net.load_state_dict(checkpoint.state, strict=False)
-    return Rebuilt(net=net.eval(), spec=spec, num_classes=found.num_classes, image_size=found.image_size)
+    return net
 
 
 def recipe_of(checkpoint: Checkpoint) -> Recipe:
@@ -97,6 +105,17 @@ def misfit(net: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     return problems[0] + (f" ({len(problems)} differences in all)" if len(problems) > 1 else "")
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out what fills new tensors: on the meta device there is nothing to fill, and torch imports much for it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in _FILLING:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def said_of_model(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the metadata say of the model; nothing where they are damaged."""
     said = checkpoint.meta.get("model")
@@ -108,7 +127,7 @@ def _build(spec: str, classes: int, image_size: int | None) -> nn.Module:
 
     sized = _sized(spec, image_size)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Uninitialised():
             return build_model(spec, num_classes=classes, image_size=sized)
     except Exception:  # noqa: BLE001 - many models compute with tensors while they are built
         return build_model(spec, num_classes=classes, image_size=sized)
