@@ -51,10 +51,9 @@ def atomic_write(path: Path, *, need: int | None = None) -> Iterator[IO[bytes]]:
         os.replace(temporary, target)
         _sync_folder(target.parent)
     except BaseException as error:
-        # Free space is read before the temporary file goes, and said with what had been asked for.
-        problem = _explain(error, path, target.parent, need)
         with contextlib.suppress(OSError):
             temporary.unlink()
+        problem = _explain(error, path, target.parent, need)  # after that, so that "free" is what there was to use
         if problem is not None:
             raise problem from None
         raise
