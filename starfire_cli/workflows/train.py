@@ -18,6 +18,7 @@ from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.run import Run
 from starfire_cli.models import build_model
 from starfire_cli.pruning.elimination import eliminate
+from starfire_cli.pruning.recipe import apply_shrink
 from starfire_cli.records import EpochRecord, Finished, Record, Started, Stopped
 from starfire_cli.workflows.describe import config_of, plan_of
 from starfire_cli.workflows.evaluate import evaluate
@@ -220,6 +221,7 @@ def _eliminated(session: Session, run: Run) -> tuple[str, ...]:
     net = build_model(
         session.request.model or "", num_classes=len(session.data.info.classes), image_size=session.data.info.image_size
     )
+    apply_shrink(net, session.shrink)
     net.load_state_dict(best.state)
     side = session.data.info.image_size
     report = eliminate(net, best.masks or {}, example=torch.zeros(1, 3, side, side))
