@@ -121,3 +121,27 @@ def test_the_data_must_have_the_networks_classes(tmp_path: Path, capsys: Capture
     arguments = ["prune-mask", str(tmp_path / "a.pt"), "--model", SPEC, "--data", "digits", "--target", "0.5"]
     assert main([*arguments, "--device", "cpu"]) == 1
     assert "tells 7 classes apart; the data digits have 10" in capsys.readouterr().err
+
+
+def test_a_shrunk_network_is_trained_resumed_and_attacked(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    found = load(trained)
+    state = {key: tensor.clone() for key, tensor in found.state.items()}
+    state["conv1.weight"][:3] = 0
+    state["bn1.bias"][:3] = -100  # after the ReLU nothing is left of these channels
+    save(tmp_path / "dead.pt", state=state, masks=None, meta=found.meta)
+    options = ("--model", SPEC, "--device", "cpu")
+    text = output(
+        capsys,
+        *("prune-mask", tmp_path / "dead.pt", *options, "--method", "dense", "--target", 0, "--shrink"),
+        *("--evaluate", "-o", tmp_path / "small.pt", "--json"),
+    )
+    shrunk = json.loads(text)
+    assert shrunk["accuracy_before"] == shrunk["accuracy_after"]
+    assert shrunk["shrunk"]["difference_real"] < 1e-5
+    train = ("--data", "digits", "--model", SPEC, "--method", "ck", "--target", 0.4, "--device", "cpu")
+    output(capsys, "train", "--init", tmp_path / "small.pt", *train, "--epochs", 1, "--out", tmp_path, "--name", "t")
+    output(capsys, "train", "--resume", tmp_path / "t", "--epochs", 2)
+    text = output(capsys, "inspect", tmp_path / "t", "--model", SPEC, "--json")
+    shapes = {layer["name"]: layer["shape"] for layer in json.loads(text)["layers"]}
+    assert shapes["conv1"] == [5, 3, 3, 3] and shapes["conv2"] == [12, 5, 3, 3]
+    output(capsys, "attack", tmp_path / "t", "--eps", "0", "--device", "cpu")
