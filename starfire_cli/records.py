@@ -119,10 +119,14 @@ class EpochRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped:
-    """Training ended early and was saved: on a signal, or because `--max-steps` was reached (signal 0)."""
+    """Training ended early and was saved: on a signal, or because `--max-steps` was reached (signal 0).
+
+    `command` is what goes on from there.
+    """
 
     signal: int
     checkpoint: Path
+    command: tuple[str, ...]
     epoch: int
     step: int
     steps: int

@@ -42,6 +42,9 @@ def net(num_classes: int) -> nn.Module:
     )
 
 
+SPEC = "tests.attack_toy:net"
+
+
 @lru_cache(maxsize=1)
 def digits() -> Data:
     """The digits, validation in batches of 100."""
@@ -76,7 +79,7 @@ def saved(path: Path, model: Normalized, *, scale: float = 1.0, **meta: Any) -> 
     state = {k: v.detach().clone() for k, v in model.net.state_dict().items()}
     state["9.by"] = torch.tensor(scale)
     about = {
-        "model": {"spec": "tests.attack_toy:net", "num_classes": len(info.classes), "image_size": info.image_size},
+        "model": {"spec": SPEC, "num_classes": len(info.classes), "image_size": info.image_size},
         "data": info.as_meta(),
         "pruning": {"method": "window", "fc": "fine", "target": 0.6},
         **meta,

@@ -23,7 +23,7 @@ from starfire_cli.formats.robustness import pack, read_robustness, unpack
 from starfire_cli.workflows import attack_fit, attack_sweep
 from starfire_cli.workflows.attack import AttackRequest, attack
 from starfire_cli.workflows.evaluate import evaluate
-from tests.attack_toy import digits, saved, trained, val
+from tests.attack_toy import SPEC, digits, saved, trained, val
 
 KEYS = {"checkpoint", "attack", "images", "clean_top1", "points"}
 
@@ -41,13 +41,13 @@ def dense(tmp_path: Path) -> Path:
 
 
 def finished(**request: Any) -> AttackReport:
-    *_, report = attack(AttackRequest(**request))
+    *_, report = attack(AttackRequest(**{"model": SPEC, **request}))
     assert isinstance(report, AttackReport)
     return report
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = cli.main(["attack", *map(str, arguments)])
+    code = cli.main(["attack", *map(str, arguments), *([] if "--model" in arguments else ["--model", SPEC])])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -129,9 +129,8 @@ def test_transfer_is_of_the_network_that_is_named(sparse: Path, dense: Path, tmp
     """Whatever earlier runs left in the file: none shown, some shown, shown to another network."""
     third = saved(tmp_path / "third" / "best.pt", trained(2))
     fresh = finished(checkpoint=sparse, against=dense, transfer=True, eps="0.05,0.1", images=100, fresh=True)
-    stopped = attack(
-        AttackRequest(checkpoint=sparse, against=dense, transfer=True, eps="0.05,0.1", images=100, fresh=True)
-    )
+    request = {"checkpoint": sparse, "against": dense, "transfer": True, "eps": "0.05,0.1", "images": 100}
+    stopped = attack(AttackRequest(**request, model=SPEC, fresh=True))
     for number, _ in enumerate(stopped):
         if number == 5:
             break
@@ -153,7 +152,7 @@ def test_two_checkpoints_never_share_a_file(sparse: Path) -> None:
     report = finished(
         checkpoint=sparse,
         against=packed,
-        against_model="tests.attack_toy:net",
+        against_model=SPEC,
         eps="0.05",
         images=50,
         mean=(0, 0, 0),
@@ -190,7 +189,7 @@ def test_a_stopped_run_is_taken_up_to_the_bit(tmp_path: Path, sparse: Path, spec
     whole = saved(tmp_path / "whole" / "best.pt", trained())
     finished(checkpoint=whole, **request)
     for stop in (1, 9, 14):
-        records = attack(AttackRequest(checkpoint=sparse, **request))
+        records = attack(AttackRequest(checkpoint=sparse, model=SPEC, **request))
         done = 0
         for record in records:
             done += isinstance(record, AttackProgress)
@@ -388,10 +387,10 @@ def test_foreign_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     info = digits().info
     mean, std = (",".join(map(str, values)) for values in (info.mean, info.std))
     common = (foreign, "--data", "digits", "--mean", mean, "--std", std, "--eps", "0,0.05", "--json")
-    code, out, _ = run(capsys, *common, "--model", "tests.attack_toy:net")
+    code, out, _ = run(capsys, *common, "--model", SPEC)
     theirs = json.loads(run(capsys, sparse, "--eps", "0,0.05", "--json")[1])
     assert code == 0 and json.loads(out)["points"][1]["correct"] == theirs["points"][1]["correct"]
-    code, out, _ = run(capsys, sparse, "--against", foreign, "--against-model", "tests.attack_toy:net", *common[3:])
+    code, out, _ = run(capsys, sparse, "--against", foreign, "--against-model", SPEC, *common[3:])
     assert code == 0 and json.loads(out)["pairs"][1]["difference"] == 0
 
 
@@ -430,7 +429,7 @@ def test_foreign_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str],
             "does not fit --model resnet20: conv1.weight is missing in the file",
         ),
         (
-            ["{hundred}", "--data", "digits", "--mean", "0", "--std", "1", "--model", "tests.attack_toy:net"],
+            ["{hundred}", "--data", "digits", "--mean", "0", "--std", "1", "--model", SPEC],
             1,
             "was made for 100 classes (8.weight); the data digits have 10",
         ),
@@ -456,7 +455,9 @@ def test_what_cannot_be_done_is_said_in_a_line(
             for number in range(3):
                 Image.fromarray(np.full((16, 16, 3), 50 * number, dtype=np.uint8)).save(folder / f"{number}.png")
     filled = [a.format(sparse=sparse, none=tmp_path / "none", other=tmp_path / "other", **places) for a in arguments]
-    got, out, err = run(capsys, *filled)
+    trusted = ["--model", SPEC] if arguments[0] == "{sparse}" else []
+    got = cli.main(["attack", *filled, *trusted])
+    out, err = capsys.readouterr()
     assert got == code and says in err
     assert err.startswith("error: ") and err.count("\n") == 1 and not out
     assert not list(sparse.parent.glob("*.json"))

@@ -74,7 +74,7 @@ def test_nothing_given_packs_the_newest_run_and_it_loads_everywhere(cli: Cli, tm
     assert all(same_bits(value, state[key]) for key, value in starfire_cli.load(packed).items())
     fresh = net(10)
     fresh.load_state_dict(starfire_cli.load(packed))
-    model = starfire_cli.load_model(packed)
+    model = starfire_cli.load_model(packed, model=META["model"]["spec"])
     assert not model.training and not any(p.requires_grad is False for p in model.parameters())
     pixels = torch.rand(2, 3, 16, 16)
     assert torch.equal(model(pixels), fresh.eval()((pixels - 0.3) / 0.3))
@@ -123,7 +123,7 @@ def test_rounding_says_what_it_costs(cli: Cli, tmp_path: Path) -> None:
     place = tuple(masks["fc.weight"].nonzero()[0])
     state["fc.weight"][place] = 1e-9
     checkpoint.save(tmp_path / "a.pt", state=state, masks=masks, meta=META)
-    code, out, _ = cli("compress", "a.pt", "--values", "fp16", "--images", 40)
+    code, out, _ = cli("compress", "a.pt", "--values", "fp16", "--images", 40, "--model", META["model"]["spec"])
     live = sum(int(mask.sum()) for mask in masks.values())
     found = re.search(rf"{live:,} values rounded to fp16: off by (\S+) at most, (\S+) on average; 1 live weights", out)
     assert code == 0 and found

@@ -140,8 +140,8 @@ def test_a_shrunk_network_is_trained_resumed_and_attacked(trained: Path, tmp_pat
     assert shrunk["shrunk"]["difference_real"] < 1e-5
     train = ("--data", "digits", "--model", SPEC, "--method", "ck", "--target", 0.4, "--device", "cpu")
     output(capsys, "train", "--init", tmp_path / "small.pt", *train, "--epochs", 1, "--out", tmp_path, "--name", "t")
-    output(capsys, "train", "--resume", tmp_path / "t", "--epochs", 2)
+    output(capsys, "train", "--resume", tmp_path / "t", "--model", SPEC, "--epochs", 2)
     text = output(capsys, "inspect", tmp_path / "t", "--model", SPEC, "--json")
     shapes = {layer["name"]: layer["shape"] for layer in json.loads(text)["layers"]}
     assert shapes["conv1"] == [5, 3, 3, 3] and shapes["conv2"] == [12, 5, 3, 3]
-    output(capsys, "attack", tmp_path / "t", "--eps", "0", "--device", "cpu")
+    output(capsys, "attack", tmp_path / "t", "--eps", "0", *options)

@@ -16,6 +16,7 @@ import torch
 from starfire_cli.formats.checkpoint import load
 from starfire_cli.formats.run import Run
 
+RESUME = ["train", "--resume", "runs/a", "--model", "tests.tiny:net"]
 OPTIONS = [
     "train",
     "--model",
@@ -55,7 +56,7 @@ def start(folder: Path, *more: str) -> subprocess.Popen:
 
 
 def resume(folder: Path, *more: str) -> str:
-    command = [sys.executable, "-m", "starfire_cli", "train", "--resume", "runs/a", *more]
+    command = [sys.executable, "-m", "starfire_cli", *RESUME, *more]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -76,7 +77,7 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_no_bit(tmp_path, number, cod
     process.send_signal(number)
     rest, _ = process.communicate(timeout=120)
     assert process.returncode == code
-    assert "saved. To go on:\nstarfire train --resume runs/a/last.pt" in rest
+    assert "saved. To go on:\nstarfire train --resume runs/a/last.pt --model tests.tiny:net" in rest
     stopped = load(tmp_path / "runs/a/last.pt", training=True)
     assert 40 <= stopped.training["position"]["step"] < 100
     resume(tmp_path)
@@ -100,7 +101,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> None:
         for name in ("last.pt", "best.pt"):
             load(folder / "runs/a" / name, training=True)
         process = subprocess.Popen(
-            [sys.executable, "-m", "starfire_cli", "train", "--resume", "runs/a"],
+            [sys.executable, "-m", "starfire_cli", *RESUME],
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -78,6 +78,16 @@ def compress(
             show_default=False,
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="SPEC",
+            help="With --values or --to onnx: the network, where the file does not say.",
+            rich_help_panel=_PACKING,
+            show_default=False,
+        ),
+    ] = None,
     device: Device = "auto",
     out: OutputPath = None,
     as_json: Json = False,
@@ -95,7 +105,7 @@ def compress(
     elif to is not None:
         from starfire_cli.workflows.export import export  # brings torchvision, slow to import
 
-        outcomes = export(checkpoint, to, out)
+        outcomes = export(checkpoint, to, out, model=model)
     else:
         outcomes = packing.compress(
             packing.CompressRequest(
@@ -108,6 +118,7 @@ def compress(
                 verify=verify,
                 data=data,
                 images=images,
+                model=model,
                 device=device,
             )
         )

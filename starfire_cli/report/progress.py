@@ -153,8 +153,7 @@ class _Screen:
         self.close()
         name = {2: "interrupted (Ctrl-C)", 15: "terminated (SIGTERM)"}.get(r.signal, "stopped as asked")
         self._console.print(
-            f"{name} after step {r.step} of {r.steps}; saved. To go on:\n"
-            f"starfire train --resume {shlex.quote(str(r.checkpoint))}",
+            f"{name} after step {r.step} of {r.steps}; saved. To go on:\n{shlex.join(r.command)}",
             markup=False,
         )
         return End(exit_code=128 + r.signal if r.signal else 0)

@@ -11,15 +11,21 @@ from starfire_cli.workflows.network import build_network
 
 
 def accuracy_change(
-    exact: Checkpoint, rounded: Checkpoint, *, data: str | None, images: int | None, device: str
+    exact: Checkpoint,
+    rounded: Checkpoint,
+    *,
+    data: str | None,
+    images: int | None,
+    device: str,
+    model: str | None = None,
 ) -> AccuracyChange:
-    """Measure both on the validation images that `data` or the checkpoint names.
+    """Measure both on the validation images that `data` or the checkpoint names; `model` as for `build_network`.
 
     Raises StarfireError where the data or the network cannot be had.
     """
     place = runtime.pick_device(device)
     options = DataOptions(device=place, limit_val=images)
     info, split = open_val(exact.meta.get("data") or {}, data, options)
-    before, after = (evaluate(build_network(checkpoint, info, place).model, split) for checkpoint in (exact, rounded))
+    before, after = (evaluate(build_network(c, info, place, model=model).model, split) for c in (exact, rounded))
     assert before is not None and after is not None, "nobody asked it to stop"
     return AccuracyChange(data=info.spec, images=before.images, before=before.top1, after=after.top1)

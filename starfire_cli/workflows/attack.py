@@ -34,6 +34,7 @@ from starfire_cli.workflows.attack_fit import images_that_fit, most_useful
 from starfire_cli.workflows.attack_images import save_sheets
 from starfire_cli.workflows.attack_plan import Plan, spec_of
 from starfire_cli.workflows.network import Channels, Network, build_network
+from starfire_cli.workflows.rebuild import said_of_model
 
 _AMP = (
     "--amp: the network runs in bfloat16, which rounds logits and gradients to 8 bits; "
@@ -192,12 +193,12 @@ def _open(request: AttackRequest) -> _Setting:
 
 def _second(request: AttackRequest, checkpoint: Checkpoint, info: DataInfo, device: torch.device) -> Network:
     """The network to compare with: by its own metadata where it has any, else by the options given for the first."""
-    own_model, own_data = checkpoint.meta.get("model") or {}, checkpoint.meta.get("data") or {}
+    own_spec, own_data = said_of_model(checkpoint).get("spec"), checkpoint.meta.get("data") or {}
     return build_network(
         checkpoint,
         info,
         device,
-        model=request.against_model or (None if "spec" in own_model else request.model),
+        model=request.against_model or (request.model if own_spec in (None, request.model) else None),
         mean=None if "mean" in own_data else request.mean,
         std=None if "std" in own_data else request.std,
     )

@@ -38,6 +38,7 @@ class CompressRequest:
         verify: read the file back before it gets its name.
         data: where to measure accuracy when values are rounded, if not where the checkpoint says.
         images: how many images to measure it on; all where None.
+        model: the spec of the network to measure, where the checkpoint does not say or names code.
         device: where to measure it.
     """
 
@@ -50,6 +51,7 @@ class CompressRequest:
     verify: bool = True
     data: str | None = None
     images: int | None = None
+    model: str | None = None
     device: str = "auto"
 
 
@@ -181,4 +183,6 @@ def _without_masks(checkpoint: Checkpoint) -> str:
 def _accuracy(request: CompressRequest, exact: Checkpoint, rounded: Checkpoint) -> AccuracyChange:
     from starfire_cli.workflows.accuracy_change import accuracy_change  # brings torchvision, slow to import
 
-    return accuracy_change(exact, rounded, data=request.data, images=request.images, device=request.device)
+    return accuracy_change(
+        exact, rounded, data=request.data, images=request.images, device=request.device, model=request.model
+    )

@@ -26,8 +26,14 @@ FORMS = (*WRITERS, "onnx")
 _CLOSE = 1e-4  # of the largest logit: what float32 sums in another order may differ by
 
 
-def export(path: Path | None, form: str, out: Path | None) -> Iterator[Outcome]:
+def export(path: Path | None, form: str, out: Path | None, *, model: str | None = None) -> Iterator[Outcome]:
     """Write a checkpoint of any format in the form `form`; yields notes and at last what was written.
+
+    Args:
+        path: of any format, a run folder, or None for the newest run.
+        form: one of `FORMS`.
+        out: the file to write, or a folder for it; None for a name beside the checkpoint.
+        model: for ONNX, the spec of the network, where the file does not say or names code.
 
     Raises:
         BadOption, StarfireError: no such form, no model known (ONNX), or the file does not compute the same.
@@ -42,7 +48,7 @@ def export(path: Path | None, form: str, out: Path | None) -> Iterator[Outcome]:
     difference = None
     if form == "onnx":
         output = target(path, out, ".onnx", ".onnx")
-        difference = _write_onnx(output, checkpoint)
+        difference = _write_onnx(output, checkpoint, model)
         if difference is None:
             yield Note(text='not checked: onnxruntime is not installed (pip install "starfire-cli[onnx]")')
     else:
@@ -63,7 +69,7 @@ def export(path: Path | None, form: str, out: Path | None) -> Iterator[Outcome]:
     )
 
 
-def _write_onnx(output: Path, checkpoint: Checkpoint) -> float | None:
+def _write_onnx(output: Path, checkpoint: Checkpoint, spec: str | None) -> float | None:
     """Export the network from pixels in [0, 1] to logits; returns how far onnxruntime's logits are from ours.
 
     None where onnxruntime is not there to ask.
@@ -71,8 +77,8 @@ def _write_onnx(output: Path, checkpoint: Checkpoint) -> float | None:
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise StarfireError(f'--to onnx needs {package}: pip install "starfire-cli[onnx]"')
-    model = as_trained(checkpoint, torch.device("cpu")).model
-    size = int(checkpoint.meta["model"]["image_size"])
+    network = as_trained(checkpoint, torch.device("cpu"), model=spec)
+    model, size = network.model, network.image_size
     pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder) / "model.onnx"

@@ -15,7 +15,7 @@ from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.models import Normalized, build_model
 from starfire_cli.pruning.recipe import apply_shrink
-from starfire_cli.workflows.rebuild import recipe_of
+from starfire_cli.workflows.rebuild import recipe_of, said_of_model, spec_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class Network:
         model: from pixels in [0, 1], (N, 3, H, W), to logits; float32, in eval mode, on the device.
         mean: with which it normalises.
         std: likewise.
+        image_size: of the images it was built for, in pixels.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Network:
     model: nn.Module
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    image_size: int
 
 
 Channels = tuple[float, float, float]
@@ -64,13 +66,8 @@ def build_network(
     Raises:
         BadOption, StarfireError: no model or normalisation known, other classes, weights that do not fit.
     """
-    path, meta = checkpoint.path, checkpoint.meta
-    own = meta.get("model") or {}
-    spec = model or own.get("spec")
-    if spec is None:
-        raise BadOption(
-            f"{path} does not say which model it is; give it: --model resnet20 (or timm:NAME, pkg.mod:callable)"
-        )
+    path, own = checkpoint.path, said_of_model(checkpoint)
+    spec = spec_of(checkpoint, model)
     mean, std = _normalisation(checkpoint, mean, std)
     classes = len(info.classes)
     if "num_classes" in own and own["num_classes"] != classes:
@@ -78,9 +75,14 @@ def build_network(
     net = build_model(spec, num_classes=classes, image_size=info.image_size)
     apply_shrink(net, recipe_of(checkpoint))
     _load(net, checkpoint, spec, info)
-    whole = Normalized(net.float(), mean, std).to(device).eval()
     return Network(
-        path=path, title=title_of(path, meta), digest=digest_of(checkpoint.state), model=whole, mean=mean, std=std
+        path=path,
+        title=title_of(path, checkpoint.meta),
+        digest=digest_of(checkpoint.state),
+        model=Normalized(net.float(), mean, std).to(device).eval(),
+        mean=mean,
+        std=std,
+        image_size=info.image_size,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.pruning.layers import Layer, layers_of_model, layers_of_state
-from starfire_cli.workflows.rebuild import Rebuilt, known_spec, said_of_model, skeleton
+from starfire_cli.workflows.rebuild import Rebuilt, known_spec, said_of_model, skeleton, untrusted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def _network(checkpoint: Checkpoint, model: str | None, image_size: int | None, 
     if spec is None:
         named = said_of_model(checkpoint).get("spec")
         if isinstance(named, str):
-            notes.append(f"the model {named} is not built unasked, which would run its code; --model {named} does")
+            notes.append(untrusted(checkpoint, named))
         return None
     try:
         return skeleton(checkpoint, spec, image_size)

@@ -38,7 +38,33 @@ class Rebuilt:
 def known_spec(checkpoint: Checkpoint) -> str | None:
     """The model that the metadata name, unless building it would run code of the file's choosing."""
     spec = said_of_model(checkpoint).get("spec")
-    return spec if isinstance(spec, str) and (":" not in spec or spec.startswith("timm:")) else None
+    return spec if isinstance(spec, str) and not runs_code(spec) else None
+
+
+def runs_code(spec: str) -> bool:
+    """Whether building this model imports and calls code: `package.module:callable`, but not `timm:NAME`."""
+    return ":" in spec and not spec.startswith("timm:")
+
+
+def spec_of(checkpoint: Checkpoint, given: str | None) -> str:
+    """The model to build: what the user gave, else what the metadata name.
+
+    Raises BadOption: nothing is named, or code is, which only the user may ask for.
+    """
+    spec = given or known_spec(checkpoint)
+    if spec is not None:
+        return spec
+    named = said_of_model(checkpoint).get("spec")
+    if isinstance(named, str):
+        raise BadOption(untrusted(checkpoint, named))
+    raise BadOption(
+        f"{checkpoint.path} does not say which model it is; give it: --model resnet20 (or timm:NAME, pkg.mod:callable)"
+    )
+
+
+def untrusted(checkpoint: Checkpoint, spec: str) -> str:
+    """What is said where a file names code as its model."""
+    return f"{checkpoint.path} names the model {spec}, whose code is not run unasked; --model {spec} runs it"
 
 
 def skeleton(checkpoint: Checkpoint, spec: str, image_size: int | None = None) -> Rebuilt:

@@ -13,6 +13,7 @@ from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.formats.run import Run, newest_run
 from starfire_cli.workflows.describe import meta_of
+from starfire_cli.workflows.rebuild import runs_code, untrusted
 from starfire_cli.workflows.request import TrainRequest
 from starfire_cli.workflows.session import Decoding, Position, Session
 
@@ -78,6 +79,8 @@ def open_session(request: TrainRequest, given: frozenset[str], decoding: Decodin
     if not checkpoint.training or "request" not in checkpoint.meta:
         raise StarfireError(f"{path} holds weights but no training state to resume; --init {path} starts from them")
     own = TrainRequest.from_config(checkpoint.meta["request"])
+    if own.model is not None and runs_code(own.model) and "model" not in given:
+        raise BadOption(untrusted(checkpoint, own.model))
     for field in sorted(given - CHANGEABLE - OF_THE_CALL):
         if getattr(request, field) != getattr(own, field):
             raise BadOption(

@@ -24,6 +24,7 @@ from starfire_cli.workflows.describe import config_of, plan_of
 from starfire_cli.workflows.evaluate import evaluate
 from starfire_cli.workflows.meter import Meter, last_good
 from starfire_cli.workflows.optim import set_rate
+from starfire_cli.workflows.rebuild import runs_code
 from starfire_cli.workflows.request import TrainRequest
 from starfire_cli.workflows.resuming import open_session, save
 from starfire_cli.workflows.session import Session
@@ -212,7 +213,15 @@ def _metrics_so_far(session: Session) -> dict[str, object]:
 
 def _stopped(session: Session, run: Run, signals: Signals) -> Stopped:
     at = session.at
-    return Stopped(signal=signals.number, checkpoint=run.last, epoch=at.epoch, step=at.step, steps=session.steps)
+    model = session.request.model or ""
+    return Stopped(
+        signal=signals.number,
+        checkpoint=run.last,
+        command=("starfire", "train", "--resume", str(run.last), *(("--model", model) if runs_code(model) else ())),
+        epoch=at.epoch,
+        step=at.step,
+        steps=session.steps,
+    )
 
 
 def _eliminated(session: Session, run: Run) -> tuple[str, ...]:
