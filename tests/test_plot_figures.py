@@ -207,7 +207,27 @@ def test_tradeoff_shows_each_run_at_its_best_epoch(tmp_path: Path) -> None:
     assert sorted(points) == [[0, 0.9], [0.6, 0.7], [0.6, 0.85], [0.8, 0.8]]
     front = next(line for line in figure.axes[0].get_lines() if to_hex(line.get_color()) == style.MUTED)  # type: ignore[arg-type]
     assert xy(front) == [[0.8, 0.8], [0.6, 0.85], [0, 0.9]]
+    assert front.get_drawstyle() == "steps-post"  # never above what a run has reached at that cost
     assert len(tradeoff_figure(group_runs(runs), {}).axes) == 1  # nothing but the rows is known
+
+
+def test_tradeoff_counts_no_run_that_is_under_way(tmp_path: Path) -> None:
+    plan = (("ck", 0.6, 0, 0.9, 10), ("ck", 0.6, 1, 0.4, 5), ("dense", 0.0, 0, 0.95, 10), ("window", 0.6, 0, 1.0, 8))
+    runs = []
+    for number, (method, target, seed, best, epochs) in enumerate(plan):
+        config = config_of(method, target, seed=seed)
+        runs.append(read_run(write_run(tmp_path / f"r{number}", config, rows_of(config, best, epochs=epochs))))
+    figure = tradeoff_figure(group_runs(runs), {})
+    check_layout(figure)
+    points = {
+        tuple(xy(line)[0]): line.get_markerfacecolor() for line in figure.axes[0].get_lines() if len(xy(line)) == 1
+    }
+    assert points.keys() == {(0.6, 0.9), (0, 0.95), (0.6, 0.8)}  # the half-trained seed pulls no mean down
+    assert [point for point, face in points.items() if face == "none"] == [(0.6, 0.8)]
+    front = next(line for line in figure.axes[0].get_lines() if to_hex(line.get_color()) == style.MUTED)  # type: ignore[arg-type]
+    assert xy(front) == [[0.6, 0.9], [0, 0.95]]
+    said = figure.legends[0].get_title().get_text().replace("\n", " ")
+    assert "not at the last epoch yet (r3, r1)" in said
 
 
 @given(

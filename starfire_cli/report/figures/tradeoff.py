@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starfire_cli.histories import NetworkPicture, RunHistory
 from starfire_cli.report import style
 from starfire_cli.report.figures._frame import empty, legend, percent
-from starfire_cli.report.figures._time import MANY, name_groups
+from starfire_cli.report.figures._time import MANY, name_groups, still_going
 from starfire_cli.report.groups import Group
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ def tradeoff_figure(
     groups: Sequence[Group], networks: Mapping[Path, NetworkPicture], *, width: float = style.WIDE
 ) -> Figure:
     """One panel a cost, one point an experiment: the best epoch's top-1, mean and range over seeds.
+
+    Runs that have not reached their last epoch are no part of a mean or of the front; an experiment that has no other
+    runs is a hollow point.
 
     Args:
         groups: experiments.
@@ -52,9 +55,11 @@ def tradeoff_figure(
     for handle, _ in named:
         handle.set(linestyle="none", marker="o" if many else handle.get_marker(), markersize=6)
     named.append((Line2D([], [], color=style.MUTED, linewidth=0.9, drawstyle="steps-post"), "Pareto front"))
-    several = any(len(group.runs) > 1 for group in groups)
-    note = "Points: mean over seeds; bars: lowest to highest." if several else ""
-    legend(figure, [h for h, _ in named], [t for _, t in named], note=note)
+    several = any(len(_counted(group)) > 1 for group in groups)
+    notes = ["Points: mean over seeds; bars: lowest to highest."] if several else []
+    if names := still_going(groups):
+        notes.append(f"Left out, or hollow: not at the last epoch yet ({names}).")
+    legend(figure, [h for h, _ in named], [t for _, t in named], note=" ".join(notes))
     return figure
 
 
@@ -94,12 +99,19 @@ def _known(groups: Sequence[Group], measure: Measure) -> bool:
     return any(measure(run) is not None and run.best() is not None for group in groups for run in group.runs)
 
 
+def _counted(group: Group) -> list[RunHistory]:
+    """The runs of an experiment that make its point: the finished ones, if there are any."""
+    return [run for run in group.runs if run.finished] or list(group.runs)
+
+
 def _draw(axes: Axes, groups: Sequence[Group], measure: Measure, many: bool) -> list[tuple[float, float]]:
-    """Each experiment's point; returns the points."""
+    """Each experiment's point; returns those of finished runs."""
     found = []
     for group in groups:
         pairs = []
-        for run in group.runs:
+        counted = _counted(group)
+        finished = counted[0].finished
+        for run in counted:
             cost, best = measure(run), run.best()
             if cost is not None and best is not None:
                 pairs.append((cost, best["val_top1"]))
@@ -111,8 +123,10 @@ def _draw(axes: Axes, groups: Sequence[Group], measure: Measure, many: bool) -> 
         colour = style.method_colour(group.method) if many else group.colour
         axes.vlines(x, min(heights), max(heights), color=colour, linewidth=1.2, zorder=2.5)
         marker, size = ("o", 4) if many else (group.marker, 6)
-        axes.plot([x], [y], color=colour, marker=marker, markersize=size, linestyle="none", zorder=3)
-        found.append((x, y))
+        face = colour if finished else "none"
+        axes.plot([x], [y], color=colour, marker=marker, markersize=size, linestyle="none", zorder=3, mfc=face)
+        if finished:
+            found.append((x, y))
     return found
 
 
@@ -127,6 +141,7 @@ def pareto(points: Sequence[tuple[float, float]], better: int) -> list[tuple[flo
 
 def _pareto(axes: Axes, points: Sequence[tuple[float, float]], better: int) -> None:
     front = pareto(points, better)
+    # From the cheapest on: its accuracy is what one can have until the next point's cost is paid.
     if len(front) > 1:
         x, y = zip(*front, strict=True)
-        axes.plot(x, y, color=style.MUTED, linewidth=0.9, drawstyle="steps-pre", zorder=1.5)
+        axes.plot(x, y, color=style.MUTED, linewidth=0.9, drawstyle="steps-post", zorder=1.5)
