@@ -185,10 +185,10 @@ def test_a_mask_that_changes_after_the_era_is_an_error(tmp_path):
     session = open_session(TrainRequest(resume=run.path, model=TINY["model"]), MODEL_GIVEN)
     key = session.pruner.layers[0].key
     mask = session.pruner.masks[key]
-    lost = mask.view(-1).nonzero()[0]
-    mask.view(-1)[lost] = False
+    lost = tuple(mask.nonzero()[0])
+    mask[lost] = False
     with torch.no_grad():
-        dict(session.net.named_parameters())[key].view(-1)[lost] = 0
+        dict(session.net.named_parameters())[key][lost] = 0
     with pytest.raises(Mismatch, match=f"mask of {key} changed after the era"):
         save(session, run.last, {})
 

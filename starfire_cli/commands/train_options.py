@@ -197,7 +197,7 @@ AmpDtype = Annotated[str, _opt("--amp-dtype", panel=RUNTIME_PANEL, help="bf16 or
 Compile = Annotated[bool, _opt("--compile/--no-compile", panel=RUNTIME_PANEL, help="torch.compile the model.")]
 ChannelsLast = Annotated[
     bool | None,
-    _opt("--channels-last/--no-channels-last", panel=RUNTIME_PANEL, help="Memory layout. Default: on CUDA only."),
+    _opt("--channels-last/--no-channels-last", panel=RUNTIME_PANEL, help="Memory layout. Default: on CPU and CUDA, where it is faster."),
 ]
 Out = Annotated[
     Path, _opt("--out", "-o", metavar="DIR", panel=OUTPUT_PANEL, help="Where run folders go.", show_default=True)

@@ -61,7 +61,9 @@ class Session:
             request = fill(request, *recognise(request.data or "digits"))
         self.request = request
         self.pruning = pruning_of(request)
-        self.channels_last = self.device.type == "cuda" if request.channels_last is None else request.channels_last
+        # Faster on both by a quarter and more; other devices are left as they are.
+        faster = self.device.type in ("cpu", "cuda")
+        self.channels_last = faster if request.channels_last is None else request.channels_last
         self.data = open_data(request.data or "digits", self._data_options(decoding))
         info = self.data.info
         chosen = "" if request.data else "; choose others with --data PATH or --data NAME (docs/data.md)"
