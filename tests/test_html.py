@@ -15,6 +15,7 @@ import pytest
 from starfire_cli.histories import Material
 from starfire_cli.report.groups import entitled, group_runs
 from starfire_cli.report.html import html_page
+from starfire_cli.report.html_parts import layer_tables
 from starfire_cli.report.kinds import draw
 from starfire_cli.workflows.plot_files import read_curves, read_run
 from tests.plot_runs import config_of, network, rows_of, write_attack, write_run
@@ -146,6 +147,14 @@ def test_colours_are_the_pages_own(one: str) -> None:
     assert "prefers-color-scheme:dark" in one
 
 
+def test_tables_of_many_networks_are_behind_one_line(one: str) -> None:
+    assert "Layers of CK 60 % (my run)" in Page(one).text
+    networks = tuple(network(Path(f"{n}.pt"), f"ck 0.{n}") for n in range(1, 8))
+    page = layer_tables(Material(networks=networks))
+    assert page.startswith("<details class=unprinted><summary>Layers of 7 networks</summary>")
+    assert page.count("<details") == 8
+
+
 def test_many_runs_have_a_row_each(many: str) -> None:
     page = Page(many)
     assert page.text.startswith("4 runs of 2 experiments")
@@ -176,17 +185,20 @@ def test_a_browser_shows_it_without_scrolling_sideways(one: str, tmp_path: Path,
     measure = (
         "<script>addEventListener('load',()=>{const d=document.querySelector('iframe').contentDocument,"
         "shown=[...d.querySelectorAll('svg')].map(s=>s.getBoundingClientRect()).filter(r=>r.width>0);"
-        "document.title=[d.documentElement.scrollWidth,shown.length,Math.max(...shown.map(r=>r.right))].join(' ')})"
+        "tables=[...d.querySelectorAll('.wide')].filter(t=>!t.closest('details')&&t.scrollWidth>t.clientWidth);"
+        "document.title=[d.documentElement.scrollWidth,shown.length,Math.max(...shown.map(r=>r.right)),tables.length]"
+        ".join(' ')})"
         "</script>"
     )
     frame = f'<iframe style="width:{width}px;height:900px;border:0" srcdoc="{escape(one)}"></iframe>'
     printed = browse(f"<title></title>{frame}{measure}", tmp_path, "--window-size=1300,1000", "--dump-dom")
-    found = re.search(r"<title>(\d+) (\d+) ([\d.]+)</title>", printed)
+    found = re.search(r"<title>(\d+) (\d+) ([\d.]+) (\d+)</title>", printed)
     assert found is not None
-    scroll, shown, right = (float(x) for x in found.groups())
+    scroll, shown, right, too_wide = (float(x) for x in found.groups())
     assert scroll <= width
     assert shown == 5
     assert right <= width
+    assert too_wide == 0
 
 
 @pytest.mark.slow

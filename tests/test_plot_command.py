@@ -98,6 +98,8 @@ def test_a_checkpoint_is_drawn_beside_itself(tmp_path: Path, capsys: pytest.Capt
         (["r", "-k", "robustness"], 1, "starfire attack"),
         (["gone"], 1, "there is no file or folder gone"),
         (["empty"], 1, "no epoch is finished yet"),
+        (["torn.pt"], 1, "torn.pt is no checkpoint: it starts with b'torn'"),
+        (["r", "--table", "1", "-o", "x.png"], 2, ".md, .tex, .csv"),
         (["."], 0, ""),
     ],
 )
@@ -112,6 +114,7 @@ def test_what_cannot_be_drawn_is_one_clear_line(
     monkeypatch.chdir(tmp_path)
     write_run(Path("r"))
     write_run(Path("empty"), None, [])
+    Path("torn.pt").write_bytes(b"torn")
     before = sorted(tmp_path.rglob("*"))
     assert plot(*arguments) == code
     said = capsys.readouterr().err
@@ -145,9 +148,15 @@ def test_layers_and_window_show_one_checkpoint_an_experiment(
     for seed in (0, 1):
         save_checkpoint(write_run(tmp_path / f"s{seed}", config_of(seed=seed)) / "best.pt")
     assert plot(tmp_path, "-k", "layers", "-o", tmp_path / "x.png") == 0
-    assert "show" not in capsys.readouterr().err  # the second was not even opened
+    assert "layers shows 1 of 2 checkpoints" in capsys.readouterr().err
     assert plot(tmp_path, "-k", "layers,tradeoff", "-o", tmp_path / "x.png") == 0
-    assert "layers and window show 1 of 2 checkpoints" in capsys.readouterr().err
+    assert "layers shows 1 of 2 checkpoints" in capsys.readouterr().err
+    assert plot(tmp_path, "--html", tmp_path / "x.html", "-q") == 0
+    assert "layers and window show 1 of 2 checkpoints" in (tmp_path / "x.html").read_text()
+    capsys.readouterr()
+    (tmp_path / "s1" / "best.pt").write_bytes(b"PK torn")
+    assert plot(tmp_path, "-k", "layers,tradeoff", "-o", tmp_path / "x.png") == 0
+    assert "checkpoints:" not in capsys.readouterr().err
 
 
 def test_tables_are_printed_or_written_by_their_ending(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

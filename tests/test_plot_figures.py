@@ -33,7 +33,7 @@ from starfire_cli.report.figures import (
 from starfire_cli.report.figures.kernels import block_means
 from starfire_cli.report.figures.tradeoff import pareto
 from starfire_cli.report.groups import group_runs
-from starfire_cli.report.kinds import draw
+from starfire_cli.report.kinds import draw, left_out
 from starfire_cli.report.saving import render
 from starfire_cli.workflows.plot_files import read_curves, read_run
 from tests.plot_runs import LAYERS, config_of, network, rows_of, write_attack, write_run
@@ -254,6 +254,35 @@ def test_layers_stand_in_model_order_with_their_sparsity_and_kind(width: float) 
     assert [(to_hex(line.get_color()), line.get_marker()) for line in tips] == [style.KINDS[k] for k in kinds]  # type: ignore[arg-type]
     ticks = axes.get_xticklabels() if width == style.WIDE else axes.get_yticklabels()
     assert [tick.get_text() for tick in ticks] == [x.name for x in LAYERS]
+
+
+@pytest.mark.parametrize("width", [3.0, 3.4, style.NARROW, style.WIDE])
+def test_long_titles_fit_every_width(width: float) -> None:
+    title = "Window, max_nonzero=2 62.5 %, start 30, era 30-60"
+    shown = [network(title=title), network(path=Path("runs/b/best.pt"), title=title)]
+    for figure in (
+        layers_figure(shown, width=width),
+        window_figure(shown, width=width),
+        kernels_figure(shown[0], width=width),
+    ):
+        check_layout(figure)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        heads = [figure._suptitle] if figure._suptitle else [axes.title for axes in figure.axes]  # type: ignore[attr-defined]
+        heads += [axes._left_title for axes in figure.axes]  # type: ignore[attr-defined]
+        for text in heads:
+            assert text.get_window_extent(renderer).x1 <= figure.get_figwidth() * figure.dpi, text
+
+
+def test_dense_networks_show_no_mark_cut_in_half_and_no_mask(tmp_path: Path) -> None:
+    dense = network(tmp_path / "d.pt", "dense", layers=tuple(replace(x, zeros=0) for x in LAYERS))
+    tips = [line for line in layers_figure([dense]).axes[0].get_lines() if line.get_marker() not in ("", "None")]
+    assert not any(line.get_clip_on() for line in tips)
+    networks = (dense, network(tmp_path / "s.pt", "ck 0.6"))
+    figure = draw("kernels", Material(networks=networks))
+    assert figure.get_suptitle() == "CK 60 %: masks"
+    assert left_out(["kernels"], Material(networks=networks), [], [n.inspection.path for n in networks]) == [
+        f"kernels shows {tmp_path / 's.pt'} alone; name another checkpoint to see it"
+    ]
 
 
 def test_window_squares_are_as_large_as_their_share() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from starfire_cli.histories import Material, RunHistory
 from starfire_cli.report.groups import entitled, group_runs, pretty_title, row_names, told_apart
-from starfire_cli.workflows.plot_files import read_run
-from tests.plot_runs import config_of, network, write_run
+from starfire_cli.workflows.plot_files import read_curves, read_run
+from tests.plot_runs import config_of, network, write_attack, write_run
 
 
 def run(folder: Path, *args: Any, **settings: Any) -> RunHistory:
@@ -91,3 +91,13 @@ def test_networks_of_runs_are_called_as_their_experiments(tmp_path: Path) -> Non
     picture = replace(network(late.path / "best.pt"), title="ck 0.6")
     named = entitled(Material(runs=(ck, late), networks=(picture, network(tmp_path / "x.pt"))), group_runs([ck, late]))
     assert [n.title for n in named.networks] == ["CK 60 %, start 4", "ck 0.6"]
+
+
+def test_networks_and_attacks_come_in_the_order_of_the_experiments(tmp_path: Path) -> None:
+    runs = [run(tmp_path), run(tmp_path, "dense"), run(tmp_path, "window")]
+    files = [tmp_path / "x.pt", *(one.path / "best.pt" for one in runs)]
+    curves = [read_curves(write_attack(file.with_suffix(".json"), checkpoint=str(file)))[0] for file in files]
+    material = Material(runs=tuple(runs), networks=tuple(map(network, files)), curves=tuple(curves))
+    named = entitled(material, group_runs(runs))
+    assert [n.title for n in named.networks] == ["Dense", "Window 60 %", "CK 60 %", "ck 0.6"]
+    assert [c.title for c in named.curves] == ["Dense", "Window 60 %", "CK 60 %", "ck 0.6"]

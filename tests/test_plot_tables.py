@@ -105,6 +105,11 @@ def test_table_5_has_methods_side_by_side(tmp_path: Path) -> None:
     }
 
 
+def test_a_mean_of_epochs_has_one_digit(tmp_path: Path) -> None:
+    runs = [made(tmp_path, {epoch: 99.0}, seed=seed) for seed, epoch in enumerate((30, 31, 31))]
+    assert cells(runs, 5)["60"][1] == "30.7"
+
+
 def test_table_5_has_a_row_each_where_methods_are_many(runs: list[RunHistory]) -> None:
     assert cells(runs, 5)["CK 60 %, start 40"] == ["75.33", "100", "60.00"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from starfire_cli.report.groups import Group
     from starfire_cli.workflows.plot import Sources
 
-_FORMATS = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
+_FORMATS = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".txt": "terminal", "": "terminal"}
 
 
 def plot(
@@ -152,9 +153,13 @@ def _draw(
         except StarfireError as error:
             problems.append(error)
     if not figures:
-        raise problems[0] if problems else StarfireError(f"there is nothing to draw yet: {'; '.join(material.notes)}")
+        noted = "; ".join(material.notes)
+        if not problems:
+            raise StarfireError(f"there is nothing to draw yet: {noted}")
+        raise StarfireError(f"{problems[0]} ({noted})") if noted else problems[0]
     said = [f"left out: {problem}" for problem in problems] if asked else []
-    for note in (*said, *material.notes, *left_out(list(figures), material, groups, sources.checkpoints)):
+    notes = (*said, *material.notes, *left_out(list(figures), material, groups, sources.checkpoints))
+    for note in notes:
         typer.echo(note, err=True)
     if out is not None or html is None:
         for path in save_figures(figures, out or _beside(sources), dpi=dpi, several=out is None):
@@ -168,7 +173,10 @@ def _draw(
             name: (lambda inches, name=name: draw(name, material, axis=axis, width=inches, groups=groups))
             for name in figures
         }
-        write_text(html, html_page(material, groups, drawn, command=shlex.join(["starfire", *sys.argv[1:]])))
+        write_text(
+            html,
+            html_page(replace(material, notes=notes), groups, drawn, command=shlex.join(["starfire", *sys.argv[1:]])),
+        )
         if not quiet:
             typer.echo(f"written {html}")
 
@@ -206,7 +214,9 @@ def _table(paths: list[Path], number: int, at: str | None, form: str | None, out
     from starfire_cli.report.table_text import format_name, show, write
     from starfire_cli.workflows.plot import gather
 
-    name = format_name(form or _FORMATS.get(out.suffix.lower() if out else "", "terminal"))
+    if out is not None and form is None and out.suffix.lower() not in _FORMATS:
+        raise BadOption(f"--out {out} ends in none of .md, .tex, .csv, .txt; --format says what to write into others")
+    name = format_name(form or (_FORMATS[out.suffix.lower()] if out else "terminal"))
     epochs = _epochs(at)
     sources = gather(paths)
     tables = paper_tables(number, sources.runs, at=epochs)

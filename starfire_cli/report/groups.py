@@ -86,13 +86,18 @@ def pretty_title(title: str) -> str:
 
 
 def entitled(material: Material, groups: Sequence[Group]) -> Material:
-    """The same, networks and attacked networks of a run called as its experiment."""
+    """The same, networks and attacked networks of a run called as its experiment, and in the experiments' order."""
     labels = {os.path.realpath(run.path): group.label for group in groups for run in group.runs}
+    places = {folder: place for place, folder in enumerate(labels)}
     networks, curves = [], []
-    for network in material.networks:
+
+    def place(file: Path) -> int:
+        return places.get(os.path.realpath(file.parent), len(places))
+
+    for network in sorted(material.networks, key=lambda network: place(network.inspection.path)):
         label = labels.get(os.path.realpath(network.inspection.path.parent))
         networks.append(replace(network, title=label) if label else network)
-    for curve in material.curves:
+    for curve in sorted(material.curves, key=lambda curve: place(Path(curve.checkpoint))):
         label = labels.get(os.path.realpath(Path(curve.checkpoint).parent))
         curves.append(replace(curve, title=label) if label else curve)
     return replace(material, networks=tuple(networks), curves=tuple(curves))

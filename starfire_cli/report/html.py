@@ -51,12 +51,13 @@ th,td{text-align:right;padding:.2rem .7rem .2rem 0;border-bottom:1px solid var(-
 th:first-child,td:first-child,table.words td{text-align:left}
 .runs th:nth-child(2),.runs td:nth-child(2){text-align:left}
 @media screen{.runs td{white-space:nowrap}}
-td{overflow-wrap:normal}table.words td,table.words th{overflow-wrap:anywhere;text-align:left}
+td,th{overflow-wrap:normal}table.words td,table.words th{overflow-wrap:anywhere;text-align:left}
 thead th{color:var(--muted);font-weight:600;white-space:nowrap}
 figure{margin:.5rem 0 1rem}figure svg{width:100%;height:auto;display:block}
 .screen-wide{display:block}.screen-narrow{display:none}
 details{margin:.6rem 0}summary{cursor:pointer;color:var(--link)}
-@media screen and (max-width:600px){.screen-wide{display:none}.screen-narrow{display:block}}
+@media screen and (max-width:600px){.screen-wide{display:none}.screen-narrow{display:block}
+table{font-size:.8125rem}td,th{padding-right:.5rem}thead th{white-space:normal}}
 @media print{body{max-width:none;padding:0;font-size:10.5pt}h2{break-after:avoid}
 figure,tr,dl.facts div{break-inside:avoid}details::details-content{content-visibility:visible;display:block}
 pre{border:1px solid var(--grid)}

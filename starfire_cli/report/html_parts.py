@@ -11,6 +11,8 @@ from starfire_cli.report import style
 from starfire_cli.report.groups import Group, percent_text, pretty_title
 from starfire_cli.text import printable, shape_text, size_text
 
+_FEW = 6  # networks whose tables of layers are named one by one
+
 
 def title_of(material: Material, groups: Sequence[Group]) -> str:
     """The run's name, or what the page holds."""
@@ -111,12 +113,12 @@ def robustness_table(material: Material) -> str:
 
 
 def layer_tables(material: Material) -> str:
-    """Every layer of every network that was looked into."""
-    return "".join(
-        fold(f"Layers of {_name(network)}", _layers(network), opens=len(material.networks) <= 2)
-        for network in material.networks
-        if network.inspection.layers
+    """Every layer of every network that was looked into; behind one line where these are many."""
+    networks = [network for network in material.networks if network.inspection.layers]
+    tables = "".join(
+        fold(f"Layers of {_name(network)}", _layers(network), opens=len(networks) <= 2) for network in networks
     )
+    return fold(f"Layers of {len(networks)} networks", tables, opens=False) if len(networks) > _FEW else tables
 
 
 def sizes_table(material: Material) -> str:

@@ -113,7 +113,7 @@ def draw(
         return figures.window_figure(networks, width=width)
     networks = [network for network in networks if network.masks]
     _need(bool(networks), kind, "a checkpoint with prunable layers")
-    return figures.kernels_figure(networks[0], width=width)
+    return figures.kernels_figure(_first_sparse(networks), width=width)
 
 
 def left_out(
@@ -124,14 +124,23 @@ def left_out(
     if "tradeoff" not in kinds and "layers" in kinds and len(checkpoints) > _MANY_FILES:
         said.append(f"tradeoff is not drawn unasked for {len(checkpoints)} checkpoints: --kind tradeoff opens them all")
     shown = _shown(groups, material.networks)
-    if {"layers", "window"} & set(kinds) and len(shown) < len(material.networks):
+    by_layer = [kind for kind in ("layers", "window") if kind in kinds]
+    unreadable = len(worth_opening(kinds, groups, checkpoints)) - len(material.networks)
+    readable = len(checkpoints) - unreadable
+    if by_layer and len(shown) < readable:
         said.append(
-            f"layers and window show {len(shown)} of {len(material.networks)} checkpoints: one an experiment, "
-            f"{PANELS} at most; name others to see them"
+            f"{' and '.join(by_layer)} show{'' if len(by_layer) > 1 else 's'} {len(shown)} of {readable} checkpoints: "
+            f"one an experiment, {PANELS} at most; name others to see them"
         )
     if "kernels" in kinds and len(shown) > 1:
-        said.append(f"kernels shows {shown[0].inspection.path} alone; name another checkpoint to see it")
+        only = _first_sparse([network for network in shown if network.masks])
+        said.append(f"kernels shows {only.inspection.path} alone; name another checkpoint to see it")
     return said
+
+
+def _first_sparse(networks: Sequence[NetworkPicture]) -> NetworkPicture:
+    """The first that has anything pruned: there is nothing to see in the mask of a dense network."""
+    return next((network for network in networks if network.inspection.sparsity_prunable), networks[0])
 
 
 def _need(there: bool, kind: str, what: str) -> None:

@@ -34,7 +34,7 @@ class Cell:
     def text(self, *, minus: str = "-", plus_minus: str = "±") -> str:
         """`75.82 ± 0.10 (-0.46)`."""
         if self.unit == "epoch":
-            return f"{self.mean:.4g}"
+            return f"{round(self.mean, 1):g}"
         text = f"{_rounded(self.mean):{'+' if self.unit == 'points' else ''}.2f}"
         # Sparsity is the same for every seed but in odd cases, and only these are worth the ink.
         if self.spread is not None and (self.unit != "sparsity" or self.spread >= 5e-5):

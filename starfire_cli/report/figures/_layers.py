@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SHORTCUTS = ("downsample", "shortcut")
+_LONGEST = 26  # characters of a layer's name
 
 
 def kind_of(layer: LayerFinding) -> str:
@@ -41,6 +43,14 @@ def titles(networks: Sequence[NetworkPicture]) -> list[str]:
     return told_apart([style.shorten(pretty_title(network.title), 44) for network in networks], places)
 
 
+def heading(text: str, names: Sequence[str], width: float) -> str:
+    """A panel's title; in a picture of one column, in as many lines as fit to the right of the layers' names."""
+    if width > style.NARROW:
+        return style.plain(text, 90)
+    room = width - 0.2 - 0.054 * min(_LONGEST, max(map(len, names)))
+    return "\n".join(style.plain(line) for line in textwrap.wrap(text, int(room / 0.066)))
+
+
 def name_layers(axes: Axes, names: Sequence[str], inches: float, *, sideways: bool) -> None:
     """Write the layers' names along the axis; only every n-th where there is no room for all.
 
@@ -53,7 +63,7 @@ def name_layers(axes: Axes, names: Sequence[str], inches: float, *, sideways: bo
     size = 6.5
     step = max(1, -(-len(names) * (size + 1.5) // (inches * 72)))
     places = range(0, len(names), int(step))
-    shown = [style.plain(names[i], 26) for i in places]
+    shown = [style.plain(names[i], _LONGEST) for i in places]
     if sideways:
         axes.set_yticks(list(places), shown, fontsize=size)
         axes.set_ylim(len(names) - 0.4, -0.6)

@@ -38,7 +38,7 @@ def kernels_figure(network: NetworkPicture, *, width: float = style.WIDE) -> Fig
     slots = _slots(shown, columns)
     rows = -(-len(slots) // columns)
     figure = empty(width, rows * 3.25 + 0.35)
-    title = style.plain(f"{pretty_title(network.title)}: masks", 90)
+    title = style.plain(f"{pretty_title(network.title)}: masks", int(12.5 * width))
     figure.suptitle(title, fontsize=style.SIZE, color=style.INK, x=0.01, ha="left")
     colour = style.method_colour(network.method)
     for axes, slot in zip(figure.subplots(rows, columns, squeeze=False).flat, [*slots, None], strict=False):

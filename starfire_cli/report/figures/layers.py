@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from starfire_cli.histories import NetworkPicture
 from starfire_cli.report import style
 from starfire_cli.report.figures._frame import empty, legend, percent
-from starfire_cli.report.figures._layers import kind_of, kind_text, name_layers, titles
+from starfire_cli.report.figures._layers import heading, kind_of, kind_text, name_layers, titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,17 +29,25 @@ def layers_figure(networks: Sequence[NetworkPicture], *, width: float = style.WI
     height = 0.14 * longest + 0.5 if narrow else 1.75 if len(networks) < 4 else 1.45
     # Names are written once where all panels have the same layers.
     alike = len({tuple(x.name for x in n.inspection.layers) for n in networks}) == 1 and not narrow
-    figure = empty(width, len(networks) * height + (0.9 if not narrow else 0.2) * (1 if alike else len(networks)))
+    headings = [
+        heading(
+            f"{title}: {100 * network.inspection.sparsity_prunable:.1f} % of all prunable weights",
+            [layer.name for layer in network.inspection.layers],
+            width,
+        )
+        for network, title in zip(networks, titles(networks), strict=True)
+    ]
+    margins = (0.9 if not narrow else 0.2) * (1 if alike else len(networks))
+    figure = empty(width, len(networks) * height + margins + 0.15 * "".join(headings).count("\n"))
     grid = figure.subplots(len(networks), 1, squeeze=False, sharex=alike)
-    for place, (axes, network, title) in enumerate(zip(grid[:, 0], networks, titles(networks), strict=True)):
+    for place, (axes, network, title) in enumerate(zip(grid[:, 0], networks, headings, strict=True)):
         _stems(axes, network, narrow)
-        found = network.inspection
-        heading = style.plain(f"{title}: {100 * found.sparsity_prunable:.1f} % of all prunable weights", 90)
-        style.label(axes, title=heading, **{"x" if narrow else "y": "sparsity (%)"})
+        style.label(axes, title=title, **{"x" if narrow else "y": "sparsity (%)"})
         if alike and place < len(networks) - 1:
             axes.tick_params(axis="x", labelbottom=False)
         else:
-            name_layers(axes, [x.name for x in found.layers], height - 0.5 if narrow else width - 0.7, sideways=narrow)
+            names = [x.name for x in network.inspection.layers]
+            name_layers(axes, names, height - 0.5 if narrow else width - 0.7, sideways=narrow)
     kinds = [k for k in style.KINDS if any(kind_of(x) == k for n in networks for x in n.inspection.layers)]
     handles: list[Any] = [
         Line2D([], [], color=style.KINDS[k][0], marker=style.KINDS[k][1], markersize=4.5, linewidth=1.2) for k in kinds
@@ -60,7 +68,7 @@ def _stems(axes: Axes, network: NetworkPicture, narrow: bool) -> None:
         colour, marker = style.KINDS[kind_of(layer)]
         stem, tip = ([0, layer.sparsity], [place, place]), ([layer.sparsity], [place])
         axes.plot(*(stem if narrow else stem[::-1]), color=colour, linewidth=1.6, zorder=3)
-        axes.plot(*(tip if narrow else tip[::-1]), color=colour, marker=marker, markersize=4.5, zorder=3)
+        axes.plot(*(tip if narrow else tip[::-1]), color=colour, marker=marker, markersize=4.5, clip_on=False, zorder=3)
     (axes.axvline if narrow else axes.axhline)(
         network.inspection.sparsity_prunable, color=style.INK, linewidth=0.9, zorder=1.5
     )

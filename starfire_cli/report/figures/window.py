@@ -9,7 +9,7 @@ from starfire_cli.findings import LayerFinding
 from starfire_cli.histories import NetworkPicture
 from starfire_cli.report import style
 from starfire_cli.report.figures._frame import empty, legend
-from starfire_cli.report.figures._layers import name_layers, titles
+from starfire_cli.report.figures._layers import heading, name_layers, titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,12 +37,17 @@ def window_figure(networks: Sequence[NetworkPicture], *, width: float = style.WI
     side = min(0.2, (width - (1.9 if narrow else 0.7)) / (10 if narrow else longest))  # inches a square
     height = 0.18 * longest + 0.5 if narrow else 1.95 if len(networks) < 4 else 1.5
     alike = len({tuple(x.name for x in windows_of(n)) for n in networks}) == 1 and not narrow
-    figure = empty(width, len(networks) * height + (0.9 if not narrow else 0.3) * (1 if alike else len(networks)))
+    headings = [
+        heading(title, [layer.name for layer in windows_of(network)], width)
+        for network, title in zip(networks, titles(networks), strict=True)
+    ]
+    margins = (0.9 if not narrow else 0.3) * (1 if alike else len(networks))
+    figure = empty(width, len(networks) * height + margins + 0.15 * "".join(headings).count("\n"))
     grid = figure.subplots(len(networks), 1, squeeze=False, sharex=alike)
     area = (72 * min(side, 0.155 if not narrow else 0.16)) ** 2
-    for place, (axes, network, title) in enumerate(zip(grid[:, 0], networks, titles(networks), strict=True)):
+    for place, (axes, network, title) in enumerate(zip(grid[:, 0], networks, headings, strict=True)):
         _squares(axes, network, area, narrow)
-        style.label(axes, title=style.plain(title, 90), **{"x" if narrow else "y": "survivors of nine"})
+        style.label(axes, title=title, **{"x" if narrow else "y": "survivors of nine"})
         if alike and place < len(networks) - 1:
             axes.tick_params(axis="x", labelbottom=False)
         else:
