@@ -199,7 +199,7 @@ def test_plain_readers_find_all_that_was_never_pruned(cli: Cli, tmp_path: Path) 
 def test_safetensors_in_and_out(cli: Cli, tmp_path: Path) -> None:
     state, masks = write(tmp_path / "a.pt")
     code, out, _ = cli("compress", "a.pt", "--to", "safetensors")
-    assert code == 0 and "written as safetensors" in out
+    assert code == 0 and f"written as safetensors: {len(state)} tensors, " in out and "masks" not in out
     dense = load_file(tmp_path / "a.dense.safetensors")
     assert dense.keys() == state.keys() and all(same_bits(dense[key], value) for key, value in state.items())
     # A safetensors file packs to another name, and a packed file can be packed again.
@@ -211,6 +211,10 @@ def test_safetensors_in_and_out(cli: Cli, tmp_path: Path) -> None:
     assert code == 0 and (tmp_path / "c.safetensors").read_bytes() == before
     code, _, err = cli("compress", "b.packed.safetensors", "--out", "b.packed.safetensors")
     assert code == 2 and "is the checkpoint itself" in err
+    code, _, err = cli("compress", "--unpack", "c.safetensors", "--out", "d.safetensors")
+    assert code == 2 and "a .pt file is written" in err and not (tmp_path / "d.safetensors").exists()
+    code, out, _ = cli("compress", "--unpack", "c.safetensors", "--out", "d.pth")
+    assert code == 0 and f"{len(masks)} masks" in out
     code, _, err = cli("compress", "--unpack", "a.pt")
     assert code == 1 and "a.pt is not a packed file" in err
     back = checkpoint.load(tmp_path / "c.safetensors").masks
@@ -262,6 +266,12 @@ def test_options_that_make_no_sense(cli: Cli, tmp_path: Path) -> None:
         (["--to", "zip"], "unknown form for --to 'zip'; there are: bitmask, onnx, prune, safetensors"),
         (["--to", "prune", "--unpack"], "exclude each other"),
         (["--data", "digits"], "--values"),
+        (["--to", "onnx", "--values", "fp16"], "--values fp16 is for packing; --to onnx writes weights and masks as"),
+        (["--to", "prune", "--masks", "from-zeros"], "--masks from-zeros is for packing"),
+        (["--unpack", "--no-verify"], "--no-verify is for packing; --unpack writes"),
+        (["--out", "b.pt"], "--out b.pt: a .safetensors file is written; give it that ending"),
+        (["--to", "bitmask", "--out", "b.onnx"], "a .safetensors file is written"),
+        (["--to", "prune", "--out", "b.safetensors"], "a .pt file is written"),
     ):
         code, _, err = cli("compress", "a.pt", *arguments)
         assert code == 2 and message in err and len(err.splitlines()) == 1

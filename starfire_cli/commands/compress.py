@@ -95,6 +95,17 @@ def compress(
     """Pack a checkpoint into a file as small as its information; nothing is lost (--unpack gives it back)."""
     if unpack and to:
         raise BadOption(f"--unpack and --to {to} exclude each other; --to reads packed files, too")
+    if unpack or to:
+        way = "--unpack" if unpack else f"--to {to}"
+        given = {
+            f"--values {values}": values != "exact",
+            f"--masks {masks}": masks != "stored",
+            f"--effort {effort}": effort != "normal",
+            "--keep-plain": keep_plain,
+            "--no-verify": not verify,
+        }
+        for option in (text for text, there in given.items() if there):
+            raise BadOption(f"{option} is for packing; {way} writes weights and masks as they are")
     if (data is not None or images is not None) and values == "exact":
         raise BadOption("--data and --images are for --values bf16 or fp16; exact values cannot change the accuracy")
     from starfire_cli.report.compress_table import display

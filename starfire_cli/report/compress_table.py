@@ -115,8 +115,9 @@ def _show_rounding(console: Console, result: Compressed) -> None:
 
 def _show_written(console: Console, result: Written) -> None:
     what = "unpacked" if result.form == "checkpoint" else f"written as {result.form}"
+    masks = f", {result.masks} masks" if result.form in ("checkpoint", "prune") else ""
     console.print(
-        f"{what}: {result.tensors} tensors, {result.masks} masks, {size_text(result.bytes)}, {result.seconds:.1f} s",
+        f"{what}: {result.tensors} tensors{masks}, {size_text(result.bytes)}, {result.seconds:.1f} s",
         markup=False,
     )
     if result.difference is not None:

@@ -215,6 +215,8 @@ def _plans(request: AttackRequest, setting: _Setting, chosen: Attack, sizes: tup
     for network in setting.networks:
         path = robustness_path(network.path, spec_of(chosen) + suffix)
         if request.out is not None:
+            if request.out.suffix.lower() == ".png":
+                raise BadOption(f"--out {request.out} is for the result, which is JSON; --plot draws beside it")
             path = paths[0] if paths else request.out
         paths.append(path.with_name(f"{path.stem}.against{path.suffix}") if path in paths else path)
     settings = {

@@ -23,6 +23,8 @@ from starfire_cli.pruning.masks import masks_from_zeros
 VALUES = ("exact", *ROUNDED)
 MASKS = ("stored", "from-zeros")
 
+_TORCH = (".pt", ".pth", ".ckpt", ".bin")  # endings of what torch.save writes
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompressRequest:
@@ -134,7 +136,11 @@ def unpack(path: Path | None, out: Path | None) -> Iterator[Outcome]:
 
 
 def target(path: Path, out: Path | None, suffix: str, other: str) -> Path:
-    """Where to write: `out`, or in that folder, or beside `path`; `other` where `suffix` would name `path` itself."""
+    """Where to write: `out`, or in that folder, or beside `path`; `other` where `suffix` would name `path` itself.
+
+    Raises:
+        BadOption: `out` is `path`, or ends like a file of another kind, as which nobody could read it.
+    """
     name = path.stem.removesuffix(".packed") + suffix
     if out is None or out.is_dir():
         folder = path.parent if out is None else out
@@ -143,6 +149,10 @@ def target(path: Path, out: Path | None, suffix: str, other: str) -> Path:
             output = folder / (path.stem.removesuffix(".packed") + other)
     else:
         output = out
+        ending = f".{suffix.rpartition('.')[2]}"
+        alike = _TORCH if ending in _TORCH else (ending,)
+        if output.suffix in (*_TORCH, ".safetensors", ".onnx") and output.suffix not in alike:
+            raise BadOption(f"--out {output}: a {ending} file is written; give it that ending")
     if output.exists() and os.path.samefile(output, path):
         raise BadOption(f"--out {output} is the checkpoint itself; give another name")
     return output
