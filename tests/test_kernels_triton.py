@@ -1,0 +1,362 @@
+"""Triton's masks are the reference's to the bit, under its interpreter on a CPU; and its kernels compile for a GPU.
+
+Whether Triton interprets or compiles is settled when it is imported. So both kinds of test run in processes of their
+own, where this file is collected again under other prefixes than `test_`.
+"""
+
+# Triton has no types.
+# mypy: disable-error-code="import-untyped, import-not-found"
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from starfire_cli.errors import BadOption
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal
+from starfire_cli.pruning.budget import ConvBudget, LinearBudget
+from starfire_cli.pruning.kernels import KERNELS, Job, choose, installed
+from starfire_cli.pruning.kernels import triton as ours
+from starfire_cli.pruning.kernels._triton_table import BLOCK, channels_held
+from starfire_cli.pruning.kernels.torch import TorchKernels
+from starfire_cli.pruning.kernels.triton import TritonKernels
+from starfire_cli.pruning.linear._rules import tiles_of
+from tests.methods_strategies import conv_cases, conv_layer, linear_cases, linear_layer, thresholds, variants
+
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@pytest.mark.skipif(not installed("triton"), reason="triton is not installed")
+@pytest.mark.parametrize("kind", ["interpreted", "compiled"])
+def test_in_a_process_of_its_own(kind: str, request: pytest.FixtureRequest) -> None:
+    profile = request.config.getoption("--hypothesis-profile", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-o", f"python_functions={kind}_*"]
+        + ([f"--hypothesis-profile={profile}"] if profile else [])
+        + [__file__],
+        env=os.environ | {"TRITON_INTERPRET": str(int(kind == "interpreted"))},
+        cwd=request.config.rootpath,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_it_says_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert KERNELS.build("triton") == TritonKernels()
+    if not installed("triton"):
+        assert "not installed" in str(TritonKernels.why_not(cuda))
+        return
+    assert TritonKernels.why_not(cuda) is None
+    with pytest.raises(BadOption, match="--kernels triton does not run here: triton computes on CUDA"):
+        choose("triton", cpu)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert choose("triton", cpu) == ("triton", TritonKernels())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_interpreter() -> None:
+    """Patch Triton's language once and for all; left to itself it does so at every call, which takes 2 ms."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    @dataclass
+    class Kept:
+        def restore(self) -> None:
+            pass
+
+    original, seen = interpreter._patch_lang, set()
+
+    def patch(fn: object) -> Kept:
+        modules = frozenset(id(v) for v in fn.__globals__.values() if inspect.ismodule(v) and v in (tl, tl.core))
+        if modules not in seen:
+            seen.add(modules)
+            original(fn)
+        return Kept()
+
+    interpreter._patch_lang = patch
+
+
+def job(
+    shape: tuple[int, ...],
+    budget: ConvBudget | LinearBudget,
+    weight: Tensor | None = None,
+    *,
+    groups: int = 1,
+    dead: float = 0.2,
+    others: int = 1,
+) -> Job:
+    """A job with random weights, or the given ones; some are dead."""
+    generator = torch.Generator().manual_seed(len(shape) + sum(shape))
+    if weight is None:
+        weight = torch.randn(shape, generator=generator)
+    alive = torch.empty_like(weight, dtype=torch.bool).copy_(torch.rand(shape, generator=generator) >= dead)
+    layer = linear_layer(shape) if len(shape) == 2 else conv_layer(shape, groups)
+    state = tuple(torch.randn(shape, generator=generator) for _ in range(others))
+    return Job(layer=layer, weight=weight.masked_fill_(~alive, 0), alive=alive, budget=budget, others=state)
+
+
+def copies(jobs: Sequence[Job]) -> list[Job]:
+    """The same numbers in memory of their own, with the same strides."""
+
+    def copy(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor)
+
+    return [
+        replace(j, weight=copy(j.weight), alive=copy(j.alive), others=tuple(copy(other) for other in j.others))
+        for j in jobs
+    ]
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(BITS[tensor.element_size()])
+
+
+def check(jobs: Sequence[Job], kernels: TritonKernels | None = None) -> Tensor:
+    """Both prune the same; returns the counts."""
+    mine, reference = copies(jobs), copies(jobs)
+    counts = (kernels or TritonKernels()).prune(mine)
+    assert counts.dtype == torch.int64
+    assert counts.tolist() == TorchKernels().prune(reference).tolist()
+    for a, b in zip(mine, reference, strict=True):
+        assert torch.equal(a.alive, b.alive), a.layer
+        for x, y in zip((a.weight, *a.others), (b.weight, *b.others), strict=True):
+            assert torch.equal(bits(x), bits(y)), a.layer
+    return counts
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> Job:
+    """Every layer, method, memory format and dtype; ties, dead weights, and tensors of other dtypes and strides."""
+    linear = draw(st.booleans())
+    case = draw(linear_cases() if linear else conv_cases())
+    shape = case.layer.shape
+    if draw(st.booleans()):
+        spec = draw(st.sampled_from(["fine", "block:n=3", "two-tier:n=2"] if linear else ["window", "ck", "intra"]))
+        method = (LINEAR_METHODS if linear else CONV_METHODS).build(spec)
+        budget = method.budget(case.layer, Goal(target=draw(thresholds)))
+    else:
+        budget = None
+    if budget is None and linear:
+        tile = draw(st.integers(1, 4))
+        tiles = tiles_of(case.layer, tile)
+        budget = LinearBudget(draw(st.integers(0, tiles[0] * tiles[1])), draw(st.integers(0, case.layer.weights)), tile)
+    elif budget is None:
+        rivals = shape[0] // case.layer.groups
+        budget = ConvBudget(draw(st.integers(0, case.layer.window)), draw(st.integers(0, rivals)))
+    forms = variants(case.weight.masked_fill(~case.alive, 0))
+    weight = draw(st.sampled_from(forms)).clone(memory_format=torch.preserve_format)
+    weight = draw(st.sampled_from([weight, *variants(weight)[-1:]]))
+    alive = torch.empty_like(weight, dtype=torch.bool).copy_(case.alive)
+    others = tuple(
+        draw(st.sampled_from(forms)).to(draw(st.sampled_from([*FLOATS, torch.int64, torch.bool])))
+        for _ in range(draw(st.integers(0, 2)))
+    )
+    if not draw(st.integers(0, 7)):
+        at = draw(st.integers(0, shape[0] - 1)), draw(st.integers(0, shape[1] - 1))
+        weight[at] = draw(st.sampled_from([torch.nan, torch.inf, -torch.inf]))
+    return Job(layer=case.layer, weight=weight, alive=alive, budget=budget, others=others)
+
+
+@given(drawn=st.lists(jobs(), min_size=1, max_size=3))
+def interpreted_masks_are_the_reference_s(drawn: list[Job]) -> None:
+    check(drawn)
+
+
+ALL_EQUAL = torch.full((40, 30), -0.5)
+ODD = {
+    "more rivals than 64, ties": job((70, 3, 1, 1), ConvBudget(0, 33), torch.full((70, 3, 1, 1), 0.25)),
+    "thousands of rivals": job((4100, 1, 1, 1), ConvBudget(0, 2050)),
+    "more channels than one program holds": job((5, 37, 1, 1), ConvBudget(0, 2), groups=5),
+    "several programs of windows": job((20, 61, 3, 3), ConvBudget(4, 7)),
+    "channels_last": job(
+        (20, 61, 3, 3), ConvBudget(4, 7), torch.randn(20, 61, 3, 3).to(memory_format=torch.channels_last)
+    ),
+    "7 x 7": job((6, 3, 7, 7), ConvBudget(30, 2)),
+    "9 x 1": job((6, 3, 9, 1), ConvBudget(5, 0)),
+    "whole windows": job((6, 3, 3, 3), ConvBudget(9, 1)),
+    "all kernels": job((6, 3, 2, 2), ConvBudget(0, 6)),
+    "all dead": job((6, 3, 3, 3), ConvBudget(2, 2), dead=1.1),
+    "more dead than due": job((40, 3, 3, 3), ConvBudget(2, 2), dead=0.8),
+    "nothing due": job((6, 3, 3, 3), ConvBudget(0, 0)),
+    "depthwise as one": job((70, 1, 3, 3), ConvBudget(4, 21)),
+    "subnormal": job((8, 4, 3, 3), ConvBudget(4, 3), torch.arange(-144, 144).view(8, 4, 3, 3) * 2.0**-149),
+    "subnormal bfloat16": job(
+        (8, 4, 3, 3), ConvBudget(4, 3), (torch.arange(-144, 144).view(8, 4, 3, 3) % 64 * 2.0**-133).bfloat16()
+    ),
+    "float64 apart": job((8, 4, 3, 3), ConvBudget(4, 3), 1 + torch.randn(8, 4, 3, 3, dtype=torch.float64) * 1e-12),
+    "largest": job((8, 4, 3, 3), ConvBudget(4, 3), torch.full((8, 4, 3, 3), torch.finfo(torch.float32).max)),
+    "fine, ties over programs": job((40, 30), LinearBudget(0, 700, 1), ALL_EQUAL.clone()),
+    "fine, all but one a neuron": job((40, 30), LinearBudget(0, 1200, 1)),
+    "fine, float64": job((40, 30), LinearBudget(0, 700, 1), torch.randn(40, 30, dtype=torch.float64)),
+    "fine, long neurons": job((2, 700), LinearBudget(0, 900, 1), torch.randn(2, 700).half()),
+    "tiles, ties, ragged": job((41, 30), LinearBudget(40, 900, 4), torch.full((41, 30), 0.5), dead=0),
+    "tiles of 1, float64": job((40, 30), LinearBudget(300, 0, 1), torch.randn(40, 30, dtype=torch.float64)),
+    "all tiles": job((13, 7), LinearBudget(12, 91, 3)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def interpreted_odd_layers(name: str) -> None:
+    counts = check([ODD[name]])
+    assert counts.item() >= 0
+
+
+def interpreted_what_dies_is_plus_zero_and_the_rest_keeps_its_bits() -> None:
+    weight = torch.tensor([-3.0, -0.0, 0.0, -1.0, 5.0, -4.0, 2.0, 6.0, -7.0]).view(1, 1, 3, 3)
+    alive = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    other = torch.full((1, 1, 3, 3), -torch.inf)
+    budget = ConvBudget(3, 0)
+    TritonKernels().prune(
+        [Job(layer=conv_layer((1, 1, 3, 3)), weight=weight, alive=alive, budget=budget, others=(other,))]
+    )
+    expected = torch.tensor([-3.0, 0.0, 0.0, 0.0, 5.0, -4.0, 2.0, 6.0, -7.0])
+    assert torch.equal(bits(weight.flatten()), bits(expected))
+    assert other.flatten().isinf().tolist() == [True, False, False, False, True, True, True, True, True]
+    assert alive.flatten().tolist() == [True, False, False, False, True, True, True, True, True]
+
+
+@pytest.mark.parametrize(("dtype", "bad"), zip(FLOATS, [torch.nan, torch.inf, -torch.inf, torch.nan], strict=True))
+def interpreted_a_layer_with_nan_or_inf_stays_as_it_is(dtype: torch.dtype, bad: float) -> None:
+    drawn = [job((6, 5, 3, 3), ConvBudget(4, 2)), job((9, 8), LinearBudget(2, 30, 2))]
+    drawn = [replace(j, weight=j.weight.to(dtype)) for j in drawn]
+    for j in drawn:
+        j.weight[-1, -1] = bad
+    assert check([*drawn, job((6, 5, 3, 3), ConvBudget(4, 2))]).tolist()[:2] == [-1, -1]
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails at whatever brings a number from the device to Python, or has a shape that depends on one."""
+
+    BANNED = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "unique", "equal")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func.overloadpacket.__name__
+        assert not any(name.startswith(banned) for banned in self.BANNED), name
+        return func(*args, **kwargs or {})
+
+
+def interpreted_nothing_waits_for_the_device() -> None:
+    drawn = copies([job((6, 5, 3, 3), ConvBudget(4, 2)), job((6, 5), LinearBudget(2, 20, 2))])
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaiting():
+        TorchKernels().prune(copies(drawn))
+    with NoWaiting():
+        TritonKernels().prune(drawn)
+
+
+def interpreted_as_many_launches_for_many_layers_as_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.interpreter import InterpretedFunction
+
+    launches: list[str] = []
+    run = InterpretedFunction.run
+
+    def counted(self: object, *args: object, **kwargs: object) -> object:
+        launches.append(self.__name__)
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(InterpretedFunction, "run", counted)
+
+    def of(*jobs: Job) -> list[str]:
+        launches.clear()
+        TritonKernels().prune(copies(jobs))
+        return list(launches)
+
+    window, intra = job((6, 5, 3, 3), ConvBudget(4, 0)), job((6, 5, 3, 3), ConvBudget(4, 2))
+    fine = job((6, 5), LinearBudget(0, 10, 1))
+    assert of(window) == of(window, window) == ["scan", "nine", "apply"]
+    assert of(intra, window, job((64, 5, 1, 1), ConvBudget(0, 2))) == ["scan", "nine", "channels", "apply"]
+    assert of(fine, fine) == ["scan", "neurons", *["select"] * 9, "apply"]
+
+
+def interpreted_a_table_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = copies([job((4, 3, 1, 2), ConvBudget(1, 0)), job((4, 3), LinearBudget(0, 1, 1))])
+    kernels, build, built = TritonKernels(), ours.build, 0
+
+    def counted(jobs: Sequence[Job]) -> object:
+        nonlocal built
+        built += 1
+        return build(jobs)
+
+    monkeypatch.setattr(ours, "build", counted)
+    first = kernels.prune(drawn)
+    assert torch.equal(kernels.prune(drawn), first) and built == 1
+    kernels.prune([replace(drawn[0], budget=ConvBudget(1, 1)), drawn[1]])
+    kernels.prune(drawn[:1])
+    assert built == 3
+    for n in range(12):
+        kernels.prune([replace(drawn[0], budget=ConvBudget(0, n % 4), others=drawn[0].others * (n // 4))])
+    assert len(kernels._tables) == 8
+
+
+def interpreted_no_jobs_no_counts() -> None:
+    assert TritonKernels().prune([]).tolist() == []
+
+
+def interpreted_gradients_of_the_dead_become_zero() -> None:
+    gradients = [torch.randn(3, 4), torch.randn(2, 3, 3, 3).to(memory_format=torch.channels_last)]
+    gates = [(torch.rand_like(gradient) < 0.5).to(gradient.dtype) for gradient in gradients]
+    expected = [torch.where(gate == 1, gradient, 0.0) for gradient, gate in zip(gradients, gates, strict=True)]
+    TritonKernels().silence(gradients, gates)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+
+
+def kernel_for_a_gpu(name: str, size: int, held: int = 64) -> object:
+    """A kernel as it is compiled for an H100 or H200, for weights of `size` bytes."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from starfire_cli.pruning.kernels import _triton_device
+
+    kernel = getattr(_triton_device, name)
+    known = {
+        "BYTES": size,
+        "BLOCK": BLOCK,
+        "DIGITS": size + 4,
+        "HELD": held,
+        "WIDE": channels_held(held),
+        "BITS": held.bit_length(),
+    }
+    constants = {arg: known[arg] for arg in kernel.arg_names if arg in known}
+    types = {"keys": "*i64" if size == 8 else "*i32", "histograms": "*i32", "digits": "i32"}
+    source = ASTSource(
+        fn=kernel,
+        signature={arg: "constexpr" if arg in constants else types.get(arg, "*i64") for arg in kernel.arg_names},
+        constexprs={(kernel.arg_names.index(arg),): value for arg, value in constants.items()},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
+
+
+COMPILED = [(name, 4, 64) for name in ("scan", "nine", "inside", "neurons", "select", "apply")]
+COMPILED += [
+    ("channels", 4, 64),
+    ("channels", 4, 4096),
+    ("channels", 2, 64),
+    ("select", 8, 64),
+    ("scan", 8, 64),
+    ("scan", 2, 64),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "held"), COMPILED)
+def compiled_for_a_gpu(name: str, size: int, held: int, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compiled = kernel_for_a_gpu(name, size, held)
+    assert ".target sm_90" in compiled.asm["ptx"]
+    assert compiled.asm["cubin"].startswith(b"\x7fELF")
