@@ -144,7 +144,7 @@ def test_other_dtypes_train_too(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("everywhere", [False, True])
-def test_weights_that_cannot_be_compared_stop_it_before_anything_changes(bad: float, everywhere: bool) -> None:
+def test_weights_that_cannot_be_compared_stop_it_and_are_left_alone(bad: float, everywhere: bool) -> None:
     model = network()
     pruner = make_pruner(model, "ck")
     pruner.refresh(0.5)
@@ -156,9 +156,14 @@ def test_weights_that_cannot_be_compared_stop_it_before_anything_changes(bad: fl
     state = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(StarfireError, match=r"^12\.weight holds NaN or inf"):
         pruner.refresh(1.0)
-    assert pruner.zeros == zeros
-    assert all(torch.equal(masks[k], m) for k, m in pruner.masks.items())
-    assert all(torch.equal(torch.nan_to_num(state[k]), torch.nan_to_num(v)) for k, v in model.state_dict().items())
+    assert pruner.zeros["12.weight"] == zeros["12.weight"] and pruner.zeros != zeros
+    assert torch.equal(masks["12.weight"], pruner.masks["12.weight"])
+    assert torch.equal(torch.nan_to_num(state["12.weight"]), torch.nan_to_num(model.state_dict()["12.weight"]))
+    others = {k: model.get_parameter(k) for k in pruner.masks if k != "12.weight"}  # are where they should be
+    assert not any(w[~pruner.masks[k]].any() for k, w in others.items())
+    assert pruner.zeros == {k: int((~m).sum()) for k, m in pruner.masks.items()}
+    with pytest.raises(StarfireError, match=r"^12\.weight holds NaN or inf"):
+        pruner.refresh(1.0)  # and the layer is still due
 
 
 def test_large_finite_weights_are_no_nan() -> None:

@@ -197,7 +197,21 @@ AmpDtype = Annotated[str, _opt("--amp-dtype", panel=RUNTIME_PANEL, help="bf16 or
 Compile = Annotated[bool, _opt("--compile/--no-compile", panel=RUNTIME_PANEL, help="torch.compile the model.")]
 ChannelsLast = Annotated[
     bool | None,
-    _opt("--channels-last/--no-channels-last", panel=RUNTIME_PANEL, help="Memory layout. Default: on CPU and CUDA, where it is faster."),
+    _opt(
+        "--channels-last/--no-channels-last",
+        panel=RUNTIME_PANEL,
+        help="Memory layout. Default: on CPU and CUDA, where it is faster.",
+    ),
+]
+Kernels = Annotated[
+    str,
+    _opt(
+        "--kernels",
+        metavar="NAME",
+        panel=RUNTIME_PANEL,
+        help="Who computes the masks: auto, torch, numba or triton. All give the same, to the bit.",
+        show_default=True,
+    ),
 ]
 Out = Annotated[
     Path, _opt("--out", "-o", metavar="DIR", panel=OUTPUT_PANEL, help="Where run folders go.", show_default=True)

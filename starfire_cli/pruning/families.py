@@ -7,7 +7,7 @@ its mask does too, since nothing that died comes back: that is what makes a mask
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -37,6 +37,15 @@ class LinearMethod(Protocol):
 
     def mask(self, layer: Layer, weight_OI: Tensor, alive_OI: Tensor, budget: LinearBudget) -> Tensor:
         """What is left of `alive_OI`, bool, (O, I)."""
+        ...
+
+
+@runtime_checkable
+class ByRules(Protocol):
+    """What a method has beside these if its masks follow the common rules, so that any kernels can compute them."""
+
+    def seen(self, layer: Layer) -> Layer:
+        """The layer as the rules are to see it."""
         ...
 
 

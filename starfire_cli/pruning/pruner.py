@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from starfire_cli.errors import Mismatch, StarfireError
 from starfire_cli.pruning.budget import ConvBudget, Goal, LinearBudget
 from starfire_cli.pruning.era import Era
-from starfire_cli.pruning.families import ConvMethod, LinearMethod
+from starfire_cli.pruning.families import ByRules, ConvMethod, LinearMethod
+from starfire_cli.pruning.kernels import NAN, Job, choose
+from starfire_cli.pruning.kernels.torch import is_finite, write_dead
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masks import Masks, digest
 
@@ -41,6 +43,9 @@ class Pruner:
         target: the final sparsity threshold, in [0, 1).
         era: when.
         masks: what is dead already (a checkpoint's); the weights under it are zeroed.
+        kernels: who computes masks: "auto", "torch", "numba" or "triton"; all give the same, to the bit.
+
+    Raises BadOption where the kernels do not run on the model's device.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class Pruner:
         target: float,
         era: Era,
         masks: Mapping[str, Tensor] | None = None,
+        kernels: str = "auto",
     ) -> None:
         self.target = target
         self.era = era
@@ -67,11 +73,14 @@ class Pruner:
         self.left_alone = [layer for layer in layers if layer not in self.layers]
         self.seconds = 0.0
         self._weights = {layer.key: parameters[layer.key] for layer in self.layers}
+        device = next((w.device for w in self._weights.values()), torch.device("cpu"))
+        self.kernels, self._kernels = choose(kernels, device)
         # Masks have their weight's strides, so that no elementwise pass has to jump about in memory.
         self.masks: Masks = {k: torch.ones_like(w, dtype=torch.bool) for k, w in self._weights.items()}
-        self._keep: dict[str, Tensor] = {}  # the same as floats, for layers that lost something: the hot path
+        self._gates: dict[str, Tensor] = {}  # what gradients are silenced with, for layers that may have lost something
         self._budgets: dict[str, ConvBudget | LinearBudget | None] = {}
-        self.zeros: dict[str, int] = {layer.key: 0 for layer in self.layers}
+        self._zeros: dict[str, int] = {layer.key: 0 for layer in self.layers}
+        self._counted: list[tuple[tuple[str, ...], Tensor]] = []  # layers and their zeros, not fetched from the device
         self._optimizer: torch.optim.Optimizer | None = None
         self._shadow: dict[str, Tensor] = {}
         if masks:
@@ -83,15 +92,15 @@ class Pruner:
         shadow = dict(ema.named_parameters()) if ema is not None else {}
         assert ema is None or shadow.keys() >= self.masks.keys(), "the moving average's keys are not the model's"
         self._shadow = {key: shadow[key] for key in self.masks if key in shadow}
-        self._enforce(self.masks)
+        self._enforce(self._gates)
 
     @torch.no_grad()
     def after_backward(self) -> None:
         """Mask the gradients of dead weights: before clipping, weight decay, momentum and averages see them."""
         started = perf_counter()
-        pairs = [(g, keep) for key, keep in self._keep.items() if (g := self._weights[key].grad) is not None]
+        pairs = [(g, gate) for key, gate in self._gates.items() if (g := self._weights[key].grad) is not None]
         if pairs:
-            torch._foreach_mul_([g for g, _ in pairs], [keep for _, keep in pairs])
+            self._kernels.silence([g for g, _ in pairs], [gate for _, gate in pairs])
         self.seconds += perf_counter() - started
 
     @torch.no_grad()
@@ -99,44 +108,55 @@ class Pruner:
         """After optimizer step number `step` (from 1): evaluate the masks if the era says so. True if any changed."""
         started = perf_counter()
         if self._optimizer is not None and type(self._optimizer) not in ELEMENTWISE:
-            self._enforce({key: self.masks[key] for key in self._keep})
+            self._enforce(self._gates)
         changed = self.era.evaluates_at(step) and self.refresh(self.era.progress(step))
         self.seconds += perf_counter() - started
         return changed
 
     @torch.no_grad()
     def refresh(self, progress: float) -> bool:
-        """Evaluate every layer's mask at `progress` of the target. Returns whether any changed.
+        """Evaluate every layer's mask at `progress` of the target.
 
         A layer whose budget is what it was last time is passed over: what died stays dead and counts first, so its
-        mask would come out the same.
+        mask would come out the same. Returns whether any mask changed; on a GPU, which is not waited for, whether any
+        may have.
+
+        Raises StarfireError naming a layer whose weights are not finite; on a GPU when the counts are next asked for.
         """
         goal = Goal(target=self.target, progress=progress)
-        due = {
-            layer.key: (layer, budget)
-            for layer in self.layers
-            if (budget := self._budget(layer, goal)) is not None and budget != self._budgets.get(layer.key)
-        }
-        for key in due:  # before anything changes, so that what is saved after this error is whole
-            weight = self._weights[key]
-            # A sum with a NaN or inf in it is not finite, and twenty times as fast as asking each weight.
-            if not bool(weight.sum().isfinite()) and not bool(weight.isfinite().all()):
-                raise StarfireError(f"{key} holds NaN or inf; its smallest weights cannot be told")
-        born: Masks = {}
-        for key, (layer, budget) in due.items():
-            self._budgets[key] = budget
-            weight, alive = self._weights[key], self.masks[key]
-            if isinstance(budget, LinearBudget):
-                mask = self.linear.mask(layer, weight, alive, budget)
-            else:
-                mask = self.conv.mask(layer, weight, alive, budget)
-            zeros = layer.weights - int(mask.sum())
-            if zeros != self.zeros[key]:
-                self.zeros[key] = zeros
-                alive.copy_(mask)
-                born[key] = alive
-        self._enforce(born)
-        return bool(born)
+        jobs: dict[str, Job] = {}
+        for layer in self.layers:
+            budget = self._budget(layer, goal)
+            if budget is None or budget == self._budgets.get(layer.key):
+                continue
+            self._budgets[layer.key] = budget
+            jobs[layer.key] = self._job(layer, budget)
+        if not jobs:
+            return False
+        methods = {key: self.linear if isinstance(job.budget, LinearBudget) else self.conv for key, job in jobs.items()}
+        ruled = tuple(key for key, method in methods.items() if isinstance(method, ByRules))
+        self._counted.append((ruled, self._kernels.prune([jobs[key] for key in ruled])))
+        for key in jobs.keys() - set(ruled):
+            self._counted.append(((key,), self._by_own_mask(jobs[key])))
+        if next(iter(self._weights.values())).device.type != "cpu":
+            return True
+        before = dict(self._zeros)
+        return self.zeros != before
+
+    @property
+    def zeros(self) -> dict[str, int]:
+        """How many weights of each layer are dead. Waits for the device.
+
+        Raises StarfireError naming the first layer that held NaN or inf when its mask was due.
+        """
+        counted, self._counted = self._counted, []
+        found = [pair for keys, counts in counted for pair in zip(keys, counts.tolist(), strict=True)]
+        self._zeros.update(pair for pair in found if pair[1] != NAN)
+        if bad := [key for key, count in found if count == NAN]:
+            for key in bad:
+                self._budgets.pop(key, None)
+            raise StarfireError(f"{bad[0]} holds NaN or inf; its smallest weights cannot be told")
+        return self._zeros
 
     def threshold(self, step: int) -> float:
         """The sparsity threshold t after `step` steps."""
@@ -151,9 +171,14 @@ class Pruner:
             if tuple(mask.shape) != layer.shape:
                 raise StarfireError(f"the mask of {layer.key} has shape {tuple(mask.shape)}, its weight {layer.shape}")
             self.masks[layer.key].copy_(mask)
-            self.zeros[layer.key] = layer.weights - int(mask.sum())
+            self._zeros[layer.key] = layer.weights - int(mask.sum())
         self._budgets.clear()
-        self._enforce({k: m for k, m in self.masks.items() if self.zeros[k]})
+        self._counted.clear()
+        dead = [key for key, count in self._zeros.items() if count]
+        for key in dead:
+            self._gates.pop(key, None)
+            self._gate(key)
+        self._enforce(dead)
 
     def digest(self) -> str:
         """SHA-256 of the masks (see `masks.digest`)."""
@@ -166,8 +191,9 @@ class Pruner:
     @torch.no_grad()
     def verify(self) -> None:
         """Raises Mismatch naming the layer if a dead weight is not zero."""
+        zeros = self.zeros
         for key, weight in self._weights.items():
-            alive_again = int((weight.ne(0) & ~self.masks[key]).sum()) if self.zeros[key] else 0
+            alive_again = int((weight.ne(0) & ~self.masks[key]).sum()) if zeros[key] else 0
             if alive_again:
                 raise Mismatch(f"{key}: {alive_again} pruned weights are not zero")
 
@@ -188,23 +214,43 @@ class Pruner:
     def _budget(self, layer: Layer, goal: Goal) -> ConvBudget | LinearBudget | None:
         return self.linear.budget(layer, goal) if layer.kind == "linear" else self.conv.budget(layer, goal)
 
-    @torch.no_grad()
-    def _enforce(self, masks: Mapping[str, Tensor]) -> None:
-        """Write zeros where `masks` are dead: weights, gradients, moving average, optimizer state of their shape.
+    def _gate(self, key: str) -> Tensor:
+        """What silences the layer's gradient; from now on it is kept up to date."""
+        if key not in self._gates:
+            mask = self.masks[key]
+            self._gates[key] = mask.to(self._weights[key].dtype) if self._kernels.float_gates else mask
+        return self._gates[key]
 
-        `masked_fill_` rather than a product: inf * 0 is NaN and -1 * 0 is -0.0.
-        """
-        for key, mask in masks.items():
-            if not self.zeros[key]:
-                continue
-            weight, dead = self._weights[key], ~mask
-            for tensor in (*self._state_of(weight), weight, weight.grad, self._shadow.get(key)):
-                if tensor is not None:
-                    tensor.masked_fill_(dead, 0)
-            if key in self._keep:
-                self._keep[key].copy_(mask)
-            else:
-                self._keep[key] = mask.to(weight.dtype)
+    def _job(self, layer: Layer, budget: ConvBudget | LinearBudget) -> Job:
+        method = self.linear if isinstance(budget, LinearBudget) else self.conv
+        seen = method.seen(layer) if isinstance(method, ByRules) else layer
+        weight, gate = self._weights[layer.key], self._gate(layer.key)
+        others = (*self._beside(weight, layer.key), *((gate,) if self._kernels.float_gates else ()))
+        return Job(layer=seen, weight=weight.detach(), alive=self.masks[layer.key], budget=budget, others=others)
+
+    def _by_own_mask(self, job: Job) -> Tensor:
+        """As `Kernels.prune`, for a method that has a mask of its own; its layer's count, (1,)."""
+        if not is_finite(job.weight):
+            return torch.tensor([NAN])
+        if isinstance(job.budget, LinearBudget):
+            mask = self.linear.mask(job.layer, job.weight, job.alive, job.budget)
+        else:
+            mask = self.conv.mask(job.layer, job.weight, job.alive, job.budget)
+        write_dead(mask, (job.weight, *job.others))
+        job.alive.copy_(mask)
+        return job.layer.weights - mask.sum()[None]
+
+    @torch.no_grad()
+    def _enforce(self, keys: Iterable[str]) -> None:
+        """Write zeros where these layers are dead: weights, gradients, moving average, optimizer state."""
+        for key in keys:
+            weight = self._weights[key]
+            write_dead(self.masks[key], (weight, *self._beside(weight, key)))
+
+    def _beside(self, weight: nn.Parameter, key: str) -> list[Tensor]:
+        """All that is zero where the weight is dead: the optimizer's state, the gradient, the moving average."""
+        found = (*self._state_of(weight), weight.grad, self._shadow.get(key))
+        return [tensor for tensor in found if tensor is not None]
 
     def _state_of(self, weight: nn.Parameter) -> Iterable[Tensor]:
         state = self._optimizer.state.get(weight, {}) if self._optimizer is not None else {}

@@ -35,6 +35,7 @@ def plan_of(session: Session) -> Plan:
         "device": str(session.device),
         "amp": session.amp,
         "channels_last": session.channels_last,
+        "kernels": session.pruner.kernels,
     }
     return Plan(
         settings=tuple((k.replace("_", "-"), _in_words(v)) for k, v in settings.items() if v is not False and v != ()),

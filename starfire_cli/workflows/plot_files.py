@@ -16,7 +16,19 @@ from starfire_cli.text import printable
 
 # Of a request, what says where and how fast a run runs, not what comes out.
 _INDIFFERENT = frozenset(
-    ("seed", "name", "out", "device", "workers", "eval_batch_size", "save_every", "compile", "channels_last", "logger")
+    (
+        "seed",
+        "name",
+        "out",
+        "device",
+        "workers",
+        "eval_batch_size",
+        "save_every",
+        "compile",
+        "channels_last",
+        "kernels",
+        "logger",
+    )
 ) | {"deterministic", "skip_corrupt", "eliminate", "recipe", "amp_dtype"}
 # What means nothing where nothing is pruned; and what "pruning" says more exactly than the request.
 _PRUNING = frozenset(("method", "fc", "target", "era", "ramp", "mask_every", "max_nonzero", "keep_dense", "only"))

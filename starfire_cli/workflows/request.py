@@ -63,6 +63,7 @@ class TrainRequest:
     amp_dtype: str = "bf16"
     compile: bool = False
     channels_last: bool | None = None
+    kernels: str = "auto"
     device: str = "auto"
     workers: int = 2
     seed: int = 0

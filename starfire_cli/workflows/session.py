@@ -94,6 +94,7 @@ class Session:
             target=self.pruning.target,
             era=self._era(resume),
             masks=masks,
+            kernels=request.kernels,
         )
         untouched = f"--method {self.pruning.method_spec} --fc {self.pruning.fc_spec} leave it alone"
         self.left_out += [(layer.name, untouched) for layer in self.pruner.left_alone]

@@ -9,6 +9,16 @@ from starfire_cli.pruning.budget import ConvBudget, prune_smallest, pruned
 from starfire_cli.pruning.layers import Layer
 
 
+class ConvRules:
+    """A method whose masks follow the rules of this file (`families.ByRules`); it says how many, they say which."""
+
+    def seen(self, layer: Layer) -> Layer:
+        return layer
+
+    def mask(self, layer: Layer, weight_KCRS: Tensor, alive_KCRS: Tensor, budget: ConvBudget) -> Tensor:
+        return conv_mask(self.seen(layer), weight_KCRS, alive_KCRS, budget)
+
+
 def window_count(layer: Layer, threshold: float, max_nonzero: int | None, progress: float) -> int:
     """Weights pruned in each window at `threshold` (Algorithm 3); the cap holds in 3 x 3 windows only."""
     cap = max_nonzero if layer.shape[2:] == (3, 3) else None

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from starfire_cli.pruning.budget import ConvBudget, Goal
-from starfire_cli.pruning.conv._rules import conv_mask, kernel_count
+from starfire_cli.pruning.conv._rules import ConvRules, kernel_count
 from starfire_cli.pruning.families import CONV_METHODS
 from starfire_cli.pruning.layers import Layer
 
 
 @CONV_METHODS.register("ck")
 @dataclass(frozen=True, kw_only=True)
-class CK:
+class CK(ConvRules):
     """For each input channel, the kernels whose largest weight is smallest go.
 
     A depthwise kernel is all its channel has, so depthwise layers stay dense.
@@ -28,11 +26,8 @@ class CK:
     def budget(self, layer: Layer, goal: Goal) -> ConvBudget | None:
         if layer.depthwise and not self.depthwise:
             return None
-        return ConvBudget(0, kernel_count(self._as_seen(layer), goal.threshold))
+        return ConvBudget(0, kernel_count(self.seen(layer), goal.threshold))
 
-    def mask(self, layer: Layer, weight_KCRS: Tensor, alive_KCRS: Tensor, budget: ConvBudget) -> Tensor:
-        return conv_mask(self._as_seen(layer), weight_KCRS, alive_KCRS, budget)
-
-    def _as_seen(self, layer: Layer) -> Layer:
+    def seen(self, layer: Layer) -> Layer:
         """A depthwise layer, if it is to be pruned at all, as K kernels that read one channel."""
         return replace(layer, groups=1) if layer.depthwise else layer

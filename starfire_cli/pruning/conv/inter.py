@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.budget import ConvBudget, Goal, pruned
-from starfire_cli.pruning.conv._rules import conv_mask
+from starfire_cli.pruning.conv._rules import ConvRules
 from starfire_cli.pruning.conv.intra import Intra
 from starfire_cli.pruning.families import CONV_METHODS
 from starfire_cli.pruning.layers import Layer
@@ -22,7 +20,7 @@ ORDERS = ("ck-window", "window-ck")
 
 @CONV_METHODS.register("inter")
 @dataclass(frozen=True, kw_only=True)
-class Inter:
+class Inter(ConvRules):
     """First one kind of pruning, then the other.
 
     Args:
@@ -52,9 +50,6 @@ class Inter:
         early, late = min(1.0, goal.progress / self.split), max(0.0, (goal.progress - self.split) / (1 - self.split))
         of_kernels, of_window = (early, late) if self.order == "ck-window" else (late, early)
         return ConvBudget(pruned(final.in_window, of_window), pruned(final.kernels, of_kernels))
-
-    def mask(self, layer: Layer, weight_KCRS: Tensor, alive_KCRS: Tensor, budget: ConvBudget) -> Tensor:
-        return conv_mask(layer, weight_KCRS, alive_KCRS, budget)
 
     def _intra(self) -> Intra:
         return Intra(share=self.share, max_nonzero=self.max_nonzero)

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.budget import ConvBudget, Goal
-from starfire_cli.pruning.conv._rules import conv_mask, kernel_count, kernels_for_rest, window_count
+from starfire_cli.pruning.conv._rules import ConvRules, kernel_count, kernels_for_rest, window_count
 from starfire_cli.pruning.conv.window import check_max_nonzero
 from starfire_cli.pruning.families import CONV_METHODS
 from starfire_cli.pruning.layers import Layer
@@ -20,7 +18,7 @@ from starfire_cli.pruning.layers import Layer
 
 @CONV_METHODS.register("intra")
 @dataclass(frozen=True, kw_only=True)
-class Intra:
+class Intra(ConvRules):
     """Windows lose a share of the threshold, whole kernels the rest; 1 x 1 convolutions follow the ck rule.
 
     Args:
@@ -48,9 +46,6 @@ class Intra:
     def _counts(self, layer: Layer, goal: Goal) -> ConvBudget:
         in_window = window_count(layer, self.share * goal.threshold, self.max_nonzero, goal.progress)
         return ConvBudget(in_window, kernels_for_rest(layer, goal.threshold, in_window))
-
-    def mask(self, layer: Layer, weight_KCRS: Tensor, alive_KCRS: Tensor, budget: ConvBudget) -> Tensor:
-        return conv_mask(layer, weight_KCRS, alive_KCRS, budget)
 
 
 def check_share(share: float) -> None:

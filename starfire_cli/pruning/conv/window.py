@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.budget import ConvBudget, Goal
-from starfire_cli.pruning.conv._rules import conv_mask, kernel_count, window_count
+from starfire_cli.pruning.conv._rules import ConvRules, kernel_count, window_count
 from starfire_cli.pruning.families import CONV_METHODS
 from starfire_cli.pruning.layers import Layer
 
 
 @CONV_METHODS.register("window")
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class Window(ConvRules):
     """The smallest weights of each window go; 1 x 1 convolutions follow the ck rule.
 
     Args:
@@ -31,9 +29,6 @@ class Window:
         if layer.kind == "pointwise":  # a depthwise one is all its channels have: ck would take every weight
             return None if layer.depthwise else ConvBudget(0, kernel_count(layer, goal.threshold))
         return ConvBudget(window_count(layer, goal.threshold, self.max_nonzero, goal.progress), 0)
-
-    def mask(self, layer: Layer, weight_KCRS: Tensor, alive_KCRS: Tensor, budget: ConvBudget) -> Tensor:
-        return conv_mask(layer, weight_KCRS, alive_KCRS, budget)
 
 
 def check_max_nonzero(max_nonzero: int | None) -> None:

@@ -10,6 +10,16 @@ from starfire_cli.pruning.budget import LinearBudget, prune_smallest
 from starfire_cli.pruning.layers import Layer
 
 
+class LinearRules:
+    """A method whose masks follow the rules of this file (`families.ByRules`); it says how many, they say which."""
+
+    def seen(self, layer: Layer) -> Layer:
+        return layer
+
+    def mask(self, layer: Layer, weight_OI: Tensor, alive_OI: Tensor, budget: LinearBudget) -> Tensor:
+        return linear_mask(self.seen(layer), weight_OI, alive_OI, budget)
+
+
 def tiles_of(layer: Layer, tile: int) -> tuple[int, int]:
     """Rows and columns of `tile` x `tile` tiles; those at the ragged edges are smaller."""
     O, I = layer.shape

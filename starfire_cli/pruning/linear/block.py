@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.budget import Goal, LinearBudget, pruned
 from starfire_cli.pruning.families import LINEAR_METHODS
 from starfire_cli.pruning.layers import Layer
-from starfire_cli.pruning.linear._rules import linear_mask, tiles_of
+from starfire_cli.pruning.linear._rules import LinearRules, tiles_of
 
 
 @LINEAR_METHODS.register("block")
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class Block(LinearRules):
     """The tiles with the smallest sum of |w| go; in every row of tiles one stays.
 
     Args:
@@ -30,9 +28,6 @@ class Block:
 
     def budget(self, layer: Layer, goal: Goal) -> LinearBudget | None:
         return LinearBudget(tiles=pruned(math.prod(tiles_of(layer, self.n)), goal.threshold), weights=0, tile=self.n)
-
-    def mask(self, layer: Layer, weight_OI: Tensor, alive_OI: Tensor, budget: LinearBudget) -> Tensor:
-        return linear_mask(layer, weight_OI, alive_OI, budget)
 
 
 def check_tile(n: int) -> None:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from starfire_cli.pruning.budget import Goal, LinearBudget, pruned
 from starfire_cli.pruning.families import LINEAR_METHODS
 from starfire_cli.pruning.layers import Layer
-from starfire_cli.pruning.linear._rules import linear_mask
+from starfire_cli.pruning.linear._rules import LinearRules
 
 
 @LINEAR_METHODS.register("fine")
 @dataclass(frozen=True, kw_only=True)
-class Fine:
+class Fine(LinearRules):
     """The smallest weights of the layer go; every output neuron keeps at least one."""
 
     def budget(self, layer: Layer, goal: Goal) -> LinearBudget | None:
         return LinearBudget(tiles=0, weights=pruned(layer.weights, goal.threshold), tile=1)
-
-    def mask(self, layer: Layer, weight_OI: Tensor, alive_OI: Tensor, budget: LinearBudget) -> Tensor:
-        return linear_mask(layer, weight_OI, alive_OI, budget)

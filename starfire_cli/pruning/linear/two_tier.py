@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.budget import Goal, LinearBudget, pruned
 from starfire_cli.pruning.families import LINEAR_METHODS
 from starfire_cli.pruning.layers import Layer
-from starfire_cli.pruning.linear._rules import linear_mask, tiles_of
+from starfire_cli.pruning.linear._rules import LinearRules, tiles_of
 from starfire_cli.pruning.linear.block import check_tile
 
 
 @LINEAR_METHODS.register("two-tier")
 @dataclass(frozen=True, kw_only=True)
-class TwoTier:
+class TwoTier(LinearRules):
     """Tiles go for a share of the threshold, then single weights until the layer reaches it.
 
     Args:
@@ -36,6 +34,3 @@ class TwoTier:
     def budget(self, layer: Layer, goal: Goal) -> LinearBudget | None:
         tiles = pruned(math.prod(tiles_of(layer, self.n)), self.share * goal.threshold)
         return LinearBudget(tiles=tiles, weights=pruned(layer.weights, goal.threshold), tile=self.n)
-
-    def mask(self, layer: Layer, weight_OI: Tensor, alive_OI: Tensor, budget: LinearBudget) -> Tensor:
-        return linear_mask(layer, weight_OI, alive_OI, budget)

@@ -1,0 +1,128 @@
+"""CPU: loops compiled by numba for the processor at hand (the extra `fast`), each layer in one thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from types import ModuleType
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from starfire_cli.pruning.budget import LinearBudget
+from starfire_cli.pruning.kernels import KERNELS, NAN, Job, installed
+from starfire_cli.pruning.kernels.torch import TorchKernels, write_dead
+
+_PIECE = 1 << 20  # gradients of one layer that a thread takes at a time
+T = TypeVar("T")
+
+
+@KERNELS.register("numba")
+@dataclass(frozen=True, kw_only=True)
+class NumbaKernels:
+    """Float32 weights in contiguous or channels_last memory; all others go the way of `torch`."""
+
+    float_gates: ClassVar[bool] = False
+
+    @classmethod
+    def why_not(cls, device: torch.device) -> str | None:
+        if device.type != "cpu":
+            return f"numba computes on the CPU, the weights are on {device.type}"
+        return None if installed("numba") else 'numba is not installed (pip install "starfire-cli[fast]")'
+
+    def prune(self, jobs: Sequence[Job]) -> Tensor:
+        return torch.tensor(_in_threads([(job.weight.numel(), partial(_prune, job)) for job in jobs]))
+
+    def silence(self, gradients: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
+        clear = _loops().clear
+        tasks: list[tuple[int, Callable[[], object]]] = []
+        for gradient, gate in zip(gradients, gates, strict=True):
+            if gradient.dtype != torch.float32 or gradient.stride() != gate.stride() or not _dense(gradient):
+                write_dead(gate, [gradient])
+                continue
+            bits, alive = _flat(gradient).view(np.int32), _flat(gate).view(np.uint8)
+            for start in range(0, bits.size, _PIECE):
+                piece = slice(start, start + _PIECE)
+                tasks.append((bits[piece].size, partial(clear, alive[piece], bits[piece])))
+        _in_threads(tasks)
+
+
+def _prune(job: Job) -> int:
+    loops = _loops()
+    weight, alive, budget = job.weight.detach(), job.alive, job.budget
+    fits = weight.dtype == torch.float32 and _dense(weight) and alive.stride() == weight.stride()
+    if isinstance(budget, LinearBudget) or not fits:
+        return int(TorchKernels().prune_one(job))
+    if not loops.finite(_flat(weight).view(np.int32)):
+        return NAN
+    bits_KWC, alive_KWC = _as_KWC(weight).view(np.int32), _as_KWC(alive).view(np.uint8)
+    like = [x.detach() for x in job.others if x.dtype == torch.float32 and x.stride() == weight.stride()]
+    if budget.in_window:
+        loops.window(bits_KWC, alive_KWC, budget.in_window)
+        for other in like:
+            loops.clear(_flat(alive).view(np.uint8), _flat(other).view(np.int32))
+    if budget.kernels:
+        groups = job.layer.groups
+        others = tuple(_as_KWC(other).view(np.int32) for other in like) or (bits_KWC,)
+        loops.kernels(bits_KWC, alive_KWC, min(budget.kernels, len(bits_KWC) // groups), groups, others)
+    if len(like) < len(job.others):
+        write_dead(alive, [x for x in job.others if x.dtype != torch.float32 or x.stride() != weight.stride()])
+    return int(loops.dead(alive_KWC))
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether its numbers lie side by side in memory, in one of the two orders."""
+    return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+
+
+def _flat(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A dense tensor in the order of its memory."""
+    return tensor.as_strided((tensor.numel(),), (1,)).numpy()
+
+
+def _as_KWC(tensor_KCRS: Tensor) -> np.ndarray[Any, Any]:
+    """A view (K, R * S, C); in channels_last memory, and for 1 x 1 kernels, without gaps."""
+    K, C, R, S = tensor_KCRS.shape
+    if tensor_KCRS.is_contiguous():
+        return tensor_KCRS.reshape(K, C, R * S).transpose(1, 2).numpy()
+    return tensor_KCRS.permute(0, 2, 3, 1).reshape(K, R * S, C).numpy()
+
+
+def _loops() -> ModuleType:
+    from starfire_cli.pruning.kernels import _loops  # numba takes a tenth of a second to import
+
+    return _loops
+
+
+def _in_threads(tasks: Sequence[tuple[int, Callable[[], T]]]) -> list[T]:
+    """Run tasks of known costs in as many threads as torch uses; what they return, in order."""
+    shares: list[list[int]] = [[] for _ in range(min(len(tasks), torch.get_num_threads()))]
+    if len(shares) < 2:
+        return [task() for _, task in tasks]
+    costs = [0] * len(shares)
+    for number in sorted(range(len(tasks)), key=lambda i: -tasks[i][0]):  # the largest first, to whom has least
+        least = costs.index(min(costs))
+        shares[least].append(number)
+        costs[least] += tasks[number][0]
+    results: dict[int, T] = {}
+
+    def work(share: Sequence[int]) -> None:
+        for number in share:
+            results[number] = tasks[number][1]()
+
+    waiting = [_pool(os.getpid(), len(shares) - 1).submit(work, share) for share in shares[1:]]
+    work(shares[0])
+    for future in waiting:
+        future.result()
+    return [results[number] for number in range(len(tasks))]
+
+
+@lru_cache(maxsize=4)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads that wait for work; after a fork the child gets its own."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="starfire-kernels")

@@ -1,0 +1,60 @@
+"""Plain torch: the reference for all the others, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from starfire_cli.pruning.budget import LinearBudget
+from starfire_cli.pruning.conv._rules import conv_mask
+from starfire_cli.pruning.kernels import KERNELS, NAN, Job
+from starfire_cli.pruning.linear._rules import linear_mask
+
+
+@KERNELS.register("torch")
+@dataclass(frozen=True, kw_only=True)
+class TorchKernels:
+    """One layer after the other."""
+
+    float_gates: ClassVar[bool] = True
+
+    @classmethod
+    def why_not(cls, device: torch.device) -> str | None:
+        return None
+
+    def prune(self, jobs: Sequence[Job]) -> Tensor:
+        return torch.stack([self.prune_one(job) for job in jobs]) if jobs else torch.zeros(0, dtype=torch.int64)
+
+    def prune_one(self, job: Job) -> Tensor:
+        """`prune` for a single layer; returns its count, a scalar."""
+        weight, alive = job.weight, job.alive
+        if not is_finite(weight):
+            return torch.tensor(NAN, device=weight.device)
+        if isinstance(job.budget, LinearBudget):
+            mask = linear_mask(job.layer, weight, alive, job.budget)
+        else:
+            mask = conv_mask(job.layer, weight, alive, job.budget)
+        write_dead(mask, (weight, *job.others))
+        alive.copy_(mask)
+        return alive.numel() - alive.sum()
+
+    def silence(self, gradients: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
+        # A product is several times faster than masked_fill. It makes NaN of an infinite gradient, and -0.0 of a
+        # negative one, which an optimizer cannot tell from 0.0; an infinite gradient ends the run anyhow.
+        torch._foreach_mul_(list(gradients), list(gates))
+
+
+def is_finite(weight: Tensor) -> bool:
+    """Whether there is neither NaN nor inf. A sum that is finite tells, and is much faster than asking each weight."""
+    return bool(weight.sum().isfinite()) or bool(weight.isfinite().all())
+
+
+def write_dead(mask: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Write +0.0 where the mask is dead. `masked_fill_` rather than a product: inf * 0 is NaN and -1 * 0 is -0.0."""
+    dead = ~mask
+    for tensor in tensors:
+        tensor.masked_fill_(dead, 0)
