@@ -118,6 +118,22 @@ def test_the_bound_is_what_an_independent_count_gives(cli: Cli, tmp_path: Path) 
     assert json.loads(out)["bound_bytes"] == pytest.approx((bits + ways) / 8 + 7 * 3, abs=1)
 
 
+def test_onnx_of_a_foreign_file_wants_what_it_does_not_say(cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    torch.save(net(7).state_dict(), tmp_path / "f.pt")
+    code, _, err = cli("compress", "f.pt", "--to", "onnx")
+    assert code == 2 and "does not say which model it is; give it: --model" in err
+    code, _, err = cli("compress", "f.pt", "--to", "onnx", "--model", "tests.tiny:net", "--mean", "0.5")
+    assert code == 2 and "give --std" in err
+    options = ("--model", "tests.tiny:net", "--mean", "0.5", "--std", "0.2,0.2,0.3")
+    code, _, err = cli("compress", "f.pt", "--to", "onnx", *options)
+    assert code == 0 and (tmp_path / "f.onnx").is_file()
+    code, _, err = cli("compress", "f.pt", *options)
+    assert code == 2 and "--mean and --std are for --to onnx" in err
+    code, _, err = cli("compress", "f.pt", "--to", "onnx", "--model", "tests.tiny:net", "--mean", "76", "--std", "1")
+    assert code == 2 and "pixels are in [0, 1]" in err
+
+
 def test_rounding_says_what_it_costs(cli: Cli, tmp_path: Path) -> None:
     state, masks = pruned_state()
     place = tuple(masks["fc.weight"].nonzero()[0])
@@ -288,8 +304,10 @@ def test_load_model_says_what_it_lacks(cli: Cli, tmp_path: Path) -> None:
     state, masks = write(tmp_path / "a.pt", meta={})
     cli("compress", "a.pt")
     packed = tmp_path / "a.safetensors"
-    with pytest.raises(starfire_cli.errors.StarfireError, match="does not say its model, num_classes, mean, std"):
+    with pytest.raises(starfire_cli.errors.StarfireError, match="does not say which model it is"):
         starfire_cli.load_model(packed)
+    with pytest.raises(starfire_cli.errors.StarfireError, match=r"give --mean and --std \(in Python: mean=..., std="):
+        starfire_cli.load_model(packed, model="tests.tiny:net")
     model = starfire_cli.load_model(
         packed, model="tests.tiny:net", num_classes=10, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)
     )

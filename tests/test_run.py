@@ -60,10 +60,26 @@ def test_a_torn_last_line_is_dropped_and_written_over(
     whole = run.metrics_path.read_bytes()
     torn = whole[: max(0, len(whole) - cut)]
     run.metrics_path.write_bytes(torn)
-    kept = written[: torn.count(b"\n")]
+    kept = written[: torn.count(b"\n") + torn.endswith(b"}")]  # whole, but for its newline
     assert run.read_metrics() == kept
     run.append_metrics({"epoch": 99})
     assert run.read_metrics() == [*kept, {"epoch": 99}]
+
+
+def test_what_editors_leave_does_no_harm(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.metrics_path.write_text('{"epoch": 1}\r\n\n{"epoch": 2}\n\n \n')
+    assert run.read_metrics() == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_the_newest_run_may_lie_in_a_folder_of_runs(tmp_path: Path) -> None:
+    made = []
+    for number, name in enumerate(("runs/a", "runs/grid/b")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+        os.utime(tmp_path / name / "config.json", (number, number))
+        made.append(tmp_path / name)
+    assert newest_run(tmp_path / "runs").path == made[1]
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:

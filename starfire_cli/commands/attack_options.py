@@ -119,20 +119,6 @@ AgainstModel = Annotated[
         show_default=False,
     ),
 ]
-Mean = Annotated[
-    str | None,
-    typer.Option(
-        "--mean",
-        metavar="R,G,B",
-        help="What its input was normalised by, in [0, 1]; one number counts for all three.",
-        rich_help_panel=DATA_PANEL,
-        show_default=False,
-    ),
-]
-Std = Annotated[
-    str | None,
-    typer.Option("--std", metavar="R,G,B", help="Likewise.", rich_help_panel=DATA_PANEL, show_default=False),
-]
 ImageSize = Annotated[
     int | None,
     typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from starfire_cli.commands.options import OUTPUT_PANEL, CheckpointPath, Device, Json, OutputPath
+from starfire_cli.commands.options import OUTPUT_PANEL, CheckpointPath, Device, Json, Mean, OutputPath, Std
 from starfire_cli.errors import BadOption
 
 _PACKING = "Packing"
@@ -88,6 +88,8 @@ def compress(
             show_default=False,
         ),
     ] = None,
+    mean: Mean = None,
+    std: Std = None,
     device: Device = "auto",
     out: OutputPath = None,
     as_json: Json = False,
@@ -106,6 +108,8 @@ def compress(
         }
         for option in (text for text, there in given.items() if there):
             raise BadOption(f"{option} is for packing; {way} writes weights and masks as they are")
+    if to != "onnx" and (mean is not None or std is not None):
+        raise BadOption("--mean and --std are for --to onnx, which writes a network that takes pixels in [0, 1]")
     if (data is not None or images is not None) and values == "exact":
         raise BadOption("--data and --images are for --values bf16 or fp16; exact values cannot change the accuracy")
     from starfire_cli.report.compress_table import display
@@ -115,8 +119,16 @@ def compress(
         outcomes = packing.unpack(checkpoint, out)
     elif to is not None:
         from starfire_cli.workflows.export import export  # brings torchvision, slow to import
+        from starfire_cli.workflows.network import parse_channels
 
-        outcomes = export(checkpoint, to, out, model=model)
+        outcomes = export(
+            checkpoint,
+            to,
+            out,
+            model=model,
+            mean=parse_channels(mean, "--mean"),
+            std=parse_channels(std, "--std"),
+        )
     else:
         outcomes = packing.compress(
             packing.CompressRequest(

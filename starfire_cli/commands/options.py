@@ -136,3 +136,17 @@ OutputPath = Annotated[
         "--out", "-o", metavar="PATH", help="Where to write.", rich_help_panel=OUTPUT_PANEL, show_default=False
     ),
 ]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        "--mean",
+        metavar="R,G,B",
+        help="What the network's input was normalised by, in [0, 1]; one number counts for all three.",
+        rich_help_panel=DATA_PANEL,
+        show_default=False,
+    ),
+]
+Std = Annotated[
+    str | None,
+    typer.Option("--std", metavar="R,G,B", help="Likewise.", rich_help_panel=DATA_PANEL, show_default=False),
+]

@@ -69,7 +69,12 @@ class Run:
         line = json.dumps(_plain(row)) + "\n"
         try:
             with open(self.metrics_path, "ab+") as file:
-                file.truncate(_end_of_last_line(file.tell(), self.metrics_path))
+                end = _end_of_last_line(file.tell(), self.metrics_path)
+                file.seek(end)
+                if _as_object(file.read()) is not None:  # whole, but for its newline
+                    line = "\n" + line
+                else:
+                    file.truncate(end)
                 file.write(line.encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -77,7 +82,9 @@ class Run:
             raise disk_problem(error, self.metrics_path, len(line)) or error from None
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl, oldest first; a torn last line is dropped, a missing file is no rows.
+        """The rows of metrics.jsonl, oldest first; a torn last line is dropped, and a missing file is no rows.
+
+        Blank lines and a missing newline at the end, as editors leave them, do no harm.
 
         Raises StarfireError naming the line that is damaged anywhere else.
         """
@@ -88,12 +95,13 @@ class Run:
         except OSError as error:
             raise StarfireError(f"{self.metrics_path} cannot be read: {error.strerror or error}") from None
         rows = []
-        for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or torn
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            row = _as_object(line)
+            if row is None:
+                if number == len(lines):  # no newline after it: torn; no part of an object is an object
+                    continue
                 raise StarfireError(f"{self.metrics_path} line {number} is not a JSON object: {line[:60]!r}")
             rows.append(row)
         return rows
@@ -106,8 +114,11 @@ class Run:
 
 
 def newest_run(root: Path = RUNS) -> Run:
-    """The run folder under `root` that was written to last. Raises StarfireError if there is none."""
-    runs = [Run(path.parent) for path in root.glob("*/config.json")]
+    """The run folder under `root`, or in a folder of runs there, that was written to last.
+
+    Raises StarfireError if there is none.
+    """
+    runs = [Run(path.parent) for depth in ("*", "*/*") for path in root.glob(f"{depth}/config.json")]
     if not runs:
         raise StarfireError(f"there are no runs in {root}/; give a checkpoint, or make one with starfire train")
     return max(runs, key=_last_written)
@@ -143,6 +154,14 @@ _FOLDER_FILES = (
 def _last_written(run: Run) -> tuple[float, str]:
     files = (run.config_path, run.metrics_path, run.last, run.best)
     return max(f.stat().st_mtime for f in files if f.exists()), run.path.name
+
+
+def _as_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def _end_of_last_line(size: int, path: Path) -> int:

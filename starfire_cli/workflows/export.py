@@ -15,18 +15,26 @@ from torch import nn
 from starfire_cli.errors import StarfireError, unknown
 from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.atomic import atomic_write
-from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.formats.interchange import WRITERS
 from starfire_cli.formats.outcomes import Note, Outcome, Written
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.workflows.compress import target
+from starfire_cli.workflows.network import Channels, Network
 from starfire_cli.workflows.ready import as_trained
 
 FORMS = (*WRITERS, "onnx")
 _CLOSE = 1e-4  # of the largest logit: what float32 sums in another order may differ by
 
 
-def export(path: Path | None, form: str, out: Path | None, *, model: str | None = None) -> Iterator[Outcome]:
+def export(
+    path: Path | None,
+    form: str,
+    out: Path | None,
+    *,
+    model: str | None = None,
+    mean: Channels | None = None,
+    std: Channels | None = None,
+) -> Iterator[Outcome]:
     """Write a checkpoint of any format in the form `form`; yields notes and at last what was written.
 
     Args:
@@ -34,6 +42,8 @@ def export(path: Path | None, form: str, out: Path | None, *, model: str | None 
         form: one of `FORMS`.
         out: the file to write, or a folder for it; None for a name beside the checkpoint.
         model: for ONNX, the spec of the network, where the file does not say or names code.
+        mean: for ONNX, of the network's input in [0, 1] per channel, where the file does not say.
+        std: likewise.
 
     Raises:
         BadOption, StarfireError: no such form, no model known (ONNX), or the file does not compute the same.
@@ -48,7 +58,7 @@ def export(path: Path | None, form: str, out: Path | None, *, model: str | None 
     difference = None
     if form == "onnx":
         output = target(path, out, ".onnx", ".onnx")
-        difference = _write_onnx(output, checkpoint, model)
+        difference = _write_onnx(output, as_trained(checkpoint, torch.device("cpu"), model=model, mean=mean, std=std))
         if difference is None:
             yield Note(text='not checked: onnxruntime is not installed (pip install "starfire-cli[onnx]")')
     else:
@@ -69,7 +79,7 @@ def export(path: Path | None, form: str, out: Path | None, *, model: str | None 
     )
 
 
-def _write_onnx(output: Path, checkpoint: Checkpoint, spec: str | None) -> float | None:
+def _write_onnx(output: Path, network: Network) -> float | None:
     """Export the network from pixels in [0, 1] to logits; returns how far onnxruntime's logits are from ours.
 
     None where onnxruntime is not there to ask.
@@ -77,7 +87,6 @@ def _write_onnx(output: Path, checkpoint: Checkpoint, spec: str | None) -> float
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise StarfireError(f'--to onnx needs {package}: pip install "starfire-cli[onnx]"')
-    network = as_trained(checkpoint, torch.device("cpu"), model=spec)
     model, size = network.model, network.image_size
     pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,10 @@ def parse_channels(text: str | None, option: str) -> Channels | None:
     except ValueError:
         numbers = []
     numbers = numbers * 3 if len(numbers) == 1 else numbers
-    if len(numbers) != 3 or not all(torch.tensor(numbers).isfinite()) or (option == "--std" and min(numbers) <= 0):
-        what = "above 0, such as 0.229,0.224,0.225" if option == "--std" else "such as 0.485,0.456,0.406"
-        raise BadOption(f"{option} {text!r} is not three numbers (or one for all) {what}")
+    least = sys.float_info.min if option == "--std" else 0.0
+    if len(numbers) != 3 or not all(least <= number <= 1 for number in numbers):  # not for NaN either
+        what = "above 0 and up to 1, such as 0.229,0.224,0.225" if least else "from 0 to 1, such as 0.485,0.456,0.406"
+        raise BadOption(f"{option} {text!r} is not three numbers (or one for all) {what}: pixels are in [0, 1]")
     red, green, blue = numbers
     return red, green, blue
 

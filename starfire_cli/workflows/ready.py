@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from starfire_cli.data import DataInfo
-from starfire_cli.errors import StarfireError
+from starfire_cli.errors import BadOption
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.workflows.network import Channels, Network, build_network
+from starfire_cli.workflows.rebuild import skeleton, spec_of
 
 
 def as_trained(
@@ -25,37 +26,33 @@ def as_trained(
         checkpoint: of any format.
         device: where it is wanted.
         model: its spec, where the metadata have none.
-        num_classes: likewise.
+        num_classes: where the weights do not tell.
         mean: of its pixels in [0, 1] per channel, likewise.
         std: likewise.
 
     Raises:
-        StarfireError: something of this is neither known nor given, or the weights do not fit.
+        BadOption, StarfireError: something of this is neither known nor given, or the weights do not fit.
     """
-    own, data = checkpoint.meta.get("model") or {}, checkpoint.meta.get("data") or {}
+    data = checkpoint.meta.get("data") or {}
     try:
         info = DataInfo.from_meta(data)
     except (KeyError, TypeError, ValueError):
-        classes = num_classes or own.get("num_classes")
-        missing = {
-            "model": model or own.get("spec"),
-            "num_classes": classes,
-            "mean": mean or data.get("mean"),
-            "std": std or data.get("std"),
-        }
-        unsaid = [name for name, value in missing.items() if value is None]
-        if unsaid:
-            raise StarfireError(
-                f"{checkpoint.path} does not say its {', '.join(unsaid)}; checkpoints of starfire train do, "
-                "and starfire_cli.load_model takes them as arguments"
+        spec = spec_of(checkpoint, model)
+        known = skeleton(checkpoint, spec)
+        classes = num_classes or known.num_classes
+        missing = [name for name, given in (("mean", mean), ("std", std)) if given is None and name not in data]
+        if missing:
+            raise BadOption(
+                f"{checkpoint.path} does not say how its images were normalised; give "
+                f"{' and '.join(f'--{name}' for name in missing)} (in Python: {', '.join(f'{n}=...' for n in missing)})"
             ) from None
         info = DataInfo(
             name="unknown",
             spec="unknown",
-            classes=tuple(str(i) for i in range(int(classes or 0))),
+            classes=tuple(str(i) for i in range(classes)),
             mean=mean or (0.0, 0.0, 0.0),
             std=std or (1.0, 1.0, 1.0),
-            image_size=int(own.get("image_size") or 224),
+            image_size=known.image_size,
             train_images=0,
             val_images=0,
         )

@@ -55,7 +55,7 @@ _IMAGENET = Recipe(
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "digits": Recipe(
-            about="ResNet-20 on the handwritten digits that ship inside scikit-learn: about twenty seconds on two cores",
+            about="ResNet-20 on the handwritten digits that ship inside scikit-learn: about 20 s on two cores",
             model="resnet20",
             data="digits",
             epochs=15,

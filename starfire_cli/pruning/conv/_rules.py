@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from starfire_cli.pruning.budget import ConvBudget, prune_smallest, pruned
+from starfire_cli.pruning.budget import ConvBudget, prune_smallest, prune_smallest_planes, pruned
 from starfire_cli.pruning.layers import Layer
+
+
+_SHORT = 9  # weights of a window that are compared pair by pair
 
 
 class ConvRules:
@@ -46,20 +49,28 @@ def conv_mask(layer: Layer, weight_KCRS: Tensor, alive_KCRS: Tensor, budget: Con
     Returns what is left, bool, (K, C, R, S), contiguous.
     """
     K, C, R, S = layer.shape
-    # flatten(2) reads any memory format; nothing is written through these views.
-    score = weight_KCRS.detach().abs().flatten(2).to(_working_dtype(weight_KCRS))  # (K, C, RS)
-    left = alive_KCRS.flatten(2)
-    if budget.in_window:
-        left = prune_smallest(score.reshape(K * C, R * S), left.reshape(K * C, R * S), budget.in_window)
-        left = left.reshape(K, C, R * S)
+    # As R * S planes, which channels_last memory nearly is already; nothing is written through these views.
+    score = _planes(weight_KCRS.detach()).abs().to(_working_dtype(weight_KCRS))
+    left = _planes(alive_KCRS)
+    if budget.in_window and R * S <= _SHORT:
+        left = prune_smallest_planes(score.reshape(R * S, K * C), left.reshape(R * S, K * C), budget.in_window)
+        left = left.reshape(R * S, K, C)
+    elif budget.in_window:
+        score_LN, left_LN = score.reshape(R * S, K * C).t(), left.reshape(R * S, K * C).t()
+        left = prune_smallest(score_LN, left_LN, budget.in_window).t().reshape(R * S, K, C)
     if budget.kernels:
         groups = layer.groups
-        alive_KC = left.any(-1)
-        strongest_KC = torch.where(left, score, torch.zeros_like(score)).amax(-1)
+        alive_KC = left.any(0)
+        strongest_KC = torch.where(left, score, 0.0).amax(0)
         kept_GCK = prune_smallest(_by_channel(strongest_KC, groups), _by_channel(alive_KC, groups), budget.kernels)
         kept_KC = kept_GCK.reshape(groups, C, K // groups).transpose(1, 2).reshape(K, C)
-        left = left & kept_KC[..., None]
-    return left.reshape(K, C, R, S).clone(memory_format=torch.contiguous_format)
+        left = left & kept_KC
+    return left.permute(1, 2, 0).reshape(K, C, R, S).clone(memory_format=torch.contiguous_format)
+
+
+def _planes(x_KCRS: Tensor) -> Tensor:
+    """(K, C, R, S) as (R * S, K, C)."""
+    return x_KCRS.permute(2, 3, 0, 1).flatten(0, 1)
 
 
 def _by_channel(x_KC: Tensor, groups: int) -> Tensor:
