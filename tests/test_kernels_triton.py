@@ -205,7 +205,7 @@ ODD = {
     "fine, ties over programs": job((40, 30), LinearBudget(0, 700, 1), ALL_EQUAL.clone()),
     "fine, all but one a neuron": job((40, 30), LinearBudget(0, 1200, 1)),
     "fine, float64": job((40, 30), LinearBudget(0, 700, 1), torch.randn(40, 30, dtype=torch.float64)),
-    "fine, long neurons": job((2, 700), LinearBudget(0, 900, 1), torch.randn(2, 700).half()),
+    "fine, long neurons, ties": job((2, 1100), LinearBudget(0, 2200, 1), torch.full((2, 1100), 0.5).half()),
     "tiles, ties, ragged": job((41, 30), LinearBudget(40, 900, 4), torch.full((41, 30), 0.5), dead=0),
     "tiles of 1, float64": job((40, 30), LinearBudget(300, 0, 1), torch.randn(40, 30, dtype=torch.float64)),
     "all tiles": job((13, 7), LinearBudget(12, 91, 3)),
@@ -232,7 +232,7 @@ def interpreted_what_dies_is_plus_zero_and_the_rest_keeps_its_bits() -> None:
     assert alive.flatten().tolist() == [True, False, False, False, True, True, True, True, True]
 
 
-@pytest.mark.parametrize(("dtype", "bad"), zip(FLOATS, [torch.nan, torch.inf, -torch.inf, torch.nan], strict=True))
+@pytest.mark.parametrize(("dtype", "bad"), [*zip(FLOATS, [torch.nan, torch.inf, -torch.inf, torch.nan], strict=True)])
 def interpreted_a_layer_with_nan_or_inf_stays_as_it_is(dtype: torch.dtype, bad: float) -> None:
     drawn = [job((6, 5, 3, 3), ConvBudget(4, 2)), job((9, 8), LinearBudget(2, 30, 2))]
     drawn = [replace(j, weight=j.weight.to(dtype)) for j in drawn]
@@ -344,14 +344,7 @@ def kernel_for_a_gpu(name: str, size: int, held: int = 64) -> object:
 
 
 COMPILED = [(name, 4, 64) for name in ("scan", "nine", "inside", "neurons", "select", "apply")]
-COMPILED += [
-    ("channels", 4, 64),
-    ("channels", 4, 4096),
-    ("channels", 2, 64),
-    ("select", 8, 64),
-    ("scan", 8, 64),
-    ("scan", 2, 64),
-]
+COMPILED += [("channels", 4, 64), ("channels", 4, 4096), ("select", 8, 64), ("scan", 8, 64), ("scan", 2, 64)]
 
 
 @pytest.mark.parametrize(("name", "size", "held"), COMPILED)

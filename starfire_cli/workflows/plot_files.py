@@ -140,11 +140,11 @@ def _curve(file: Path, part: Mapping[str, Any], whole: Mapping[str, Any]) -> Rob
     points = _points(part.get("points"))
     if not points:
         return None
-    checkpoint = _text(part.get("checkpoint"))
+    checkpoint = str(part.get("checkpoint") or "?")  # compared, so whole, however long
     settings = _mapping(whole.get("settings"))
     return RobustCurve(
         file=file,
-        title=_text(part.get("title")) if part.get("title") else Path(checkpoint).name,
+        title=_text(part.get("title")) if part.get("title") else _text(Path(checkpoint).name),
         checkpoint=checkpoint,
         attack=_text(whole.get("attack")),
         norm=_text(whole.get("norm") or settings.get("norm") or "linf"),
