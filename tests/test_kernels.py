@@ -110,6 +110,24 @@ def test_numba_does_what_torch_does(K, C, window, groups, kind, dead, share, lay
     check(job_of(weight, budget, groups=groups, dead=dead, others=others, seed=seed))
 
 
+@given(
+    O=st.integers(1, 30),
+    I=st.integers(1, 70),
+    kind=VALUES,
+    dead=st.sampled_from([0.0, 0.3, 0.95]),
+    share=st.floats(0, 1),
+    tile=st.sampled_from([1, 1, 2]),
+    transposed=st.sampled_from([False, False, True]),
+    dtype=st.sampled_from([torch.float32, torch.float32, torch.float64]),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=150)
+def test_linear_layers_too(O, I, kind, dead, share, tile, transposed, dtype, seed) -> None:  # type: ignore[no-untyped-def]
+    weight = values(kind, (I, O), seed).to(dtype).t() if transposed else values(kind, (O, I), seed).to(dtype)
+    budget = LinearBudget(tiles=0 if tile == 1 else O * I // 9, weights=round(share * O * I), tile=tile)
+    check(job_of(weight, budget, dead=dead, seed=seed))
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("K", "C"), [(64, 512), (513, 600), (2100, 40)])
 def test_rows_longer_than_a_block(K: int, C: int, layout: torch.memory_format) -> None:

@@ -8,7 +8,6 @@ from torch import Tensor
 from starfire_cli.pruning.budget import ConvBudget, prune_smallest, prune_smallest_planes, pruned
 from starfire_cli.pruning.layers import Layer
 
-
 _SHORT = 9  # weights of a window that are compared pair by pair
 
 
@@ -46,26 +45,26 @@ def conv_mask(layer: Layer, weight_KCRS: Tensor, alive_KCRS: Tensor, budget: Con
     """Window pruning first, then whole kernels on what is left; either part may be zero.
 
     A kernel's score is the largest |w| that is alive in it; a dead kernel goes before any live one.
-    Returns what is left, bool, (K, C, R, S), contiguous.
+    Returns what is left, bool, (K, C, R, S), in memory of its own.
     """
     K, C, R, S = layer.shape
     # As R * S planes, which channels_last memory nearly is already; nothing is written through these views.
     score = _planes(weight_KCRS.detach()).abs().to(_working_dtype(weight_KCRS))
     left = _planes(alive_KCRS)
     if budget.in_window and R * S <= _SHORT:
-        left = prune_smallest_planes(score.reshape(R * S, K * C), left.reshape(R * S, K * C), budget.in_window)
-        left = left.reshape(R * S, K, C)
+        left = prune_smallest_planes(score, left, budget.in_window)
     elif budget.in_window:
         score_LN, left_LN = score.reshape(R * S, K * C).t(), left.reshape(R * S, K * C).t()
         left = prune_smallest(score_LN, left_LN, budget.in_window).t().reshape(R * S, K, C)
     if budget.kernels:
         groups = layer.groups
-        alive_KC = left.any(0)
-        strongest_KC = torch.where(left, score, 0.0).amax(0)
+        as_number = left.to(score.dtype)
+        strongest_KC, alive_KC = (score * as_number).amax(0), as_number.amax(0) > 0
         kept_GCK = prune_smallest(_by_channel(strongest_KC, groups), _by_channel(alive_KC, groups), budget.kernels)
         kept_KC = kept_GCK.reshape(groups, C, K // groups).transpose(1, 2).reshape(K, C)
         left = left & kept_KC
-    return left.permute(1, 2, 0).reshape(K, C, R, S).clone(memory_format=torch.contiguous_format)
+    left_KCRS = left.permute(1, 2, 0).reshape(K, C, R, S)
+    return left_KCRS if budget.in_window or budget.kernels else left_KCRS.clone()
 
 
 def _planes(x_KCRS: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from starfire_cli.pruning.budget import LinearBudget
+from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job, installed
-from starfire_cli.pruning.kernels.torch import TorchKernels, write_dead
+from starfire_cli.pruning.kernels.torch import TorchKernels, count_alive, write_dead
 
 _PIECE = 1 << 20  # gradients of one layer that a thread takes at a time
 T = TypeVar("T")
@@ -56,12 +56,25 @@ def _prune(job: Job) -> int:
     loops = _loops()
     weight, alive, budget = job.weight.detach(), job.alive, job.budget
     fits = weight.dtype == torch.float32 and _dense(weight) and alive.stride() == weight.stride()
-    if isinstance(budget, LinearBudget) or not fits:
+    if not fits or (isinstance(budget, LinearBudget) and (budget.tiles or not weight.is_contiguous())):
         return int(TorchKernels().prune_one(job))
     if not loops.finite(_flat(weight).view(np.int32)):
         return NAN
-    bits_KWC, alive_KWC = _as_KWC(weight).view(np.int32), _as_KWC(alive).view(np.uint8)
     like = [x.detach() for x in job.others if x.dtype == torch.float32 and x.stride() == weight.stride()]
+    if isinstance(budget, LinearBudget):
+        bits_OI = weight.numpy().view(np.int32)
+        others = tuple(other.numpy().view(np.int32) for other in like) or (bits_OI,)
+        loops.fine(bits_OI, alive.numpy().view(np.uint8), budget.weights, others)
+    else:
+        _prune_convolution(job, budget, weight, like)
+    if len(like) < len(job.others):
+        write_dead(alive, [x for x in job.others if x.dtype != torch.float32 or x.stride() != weight.stride()])
+    return weight.numel() - int(count_alive(alive))
+
+
+def _prune_convolution(job: Job, budget: ConvBudget, weight: Tensor, like: Sequence[Tensor]) -> None:
+    loops, alive = _loops(), job.alive
+    bits_KWC, alive_KWC = _as_KWC(weight).view(np.int32), _as_KWC(alive).view(np.uint8)
     if budget.in_window:
         loops.window(bits_KWC, alive_KWC, budget.in_window)
         for other in like:
@@ -70,9 +83,6 @@ def _prune(job: Job) -> int:
         groups = job.layer.groups
         others = tuple(_as_KWC(other).view(np.int32) for other in like) or (bits_KWC,)
         loops.kernels(bits_KWC, alive_KWC, min(budget.kernels, len(bits_KWC) // groups), groups, others)
-    if len(like) < len(job.others):
-        write_dead(alive, [x for x in job.others if x.dtype != torch.float32 or x.stride() != weight.stride()])
-    return int(loops.dead(alive_KWC))
 
 
 def _dense(tensor: Tensor) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,14 +39,21 @@ class TorchKernels:
             mask = linear_mask(job.layer, weight, alive, job.budget)
         else:
             mask = conv_mask(job.layer, weight, alive, job.budget)
-        write_dead(mask, (weight, *job.others))
         alive.copy_(mask)
-        return alive.numel() - alive.sum()
+        write_dead(alive, (weight, *job.others))
+        return alive.numel() - count_alive(alive)
 
     def silence(self, gradients: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
         # A product is several times faster than masked_fill. It makes NaN of an infinite gradient, and -0.0 of a
         # negative one, which an optimizer cannot tell from 0.0; an infinite gradient ends the run anyhow.
         torch._foreach_mul_(list(gradients), list(gates))
+
+
+def count_alive(mask: Tensor) -> Tensor:
+    """How many are alive, a scalar; on a CPU by numpy, which is an order of magnitude faster at it."""
+    if mask.device.type != "cpu":
+        return mask.sum()
+    return torch.tensor(np.count_nonzero(mask.numpy()))
 
 
 def is_finite(weight: Tensor) -> bool:
@@ -54,7 +62,12 @@ def is_finite(weight: Tensor) -> bool:
 
 
 def write_dead(mask: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Write +0.0 where the mask is dead. `masked_fill_` rather than a product: inf * 0 is NaN and -1 * 0 is -0.0."""
-    dead = ~mask
+    """Write +0.0 where the mask is dead; no bit of the rest changes, be it NaN or -0.0."""
+    bits, dead = None, None
     for tensor in tensors:
-        tensor.masked_fill_(dead, 0)
+        if tensor.dtype == torch.float32 and tensor.stride() == mask.stride():  # several times as fast as masked_fill_
+            bits = mask.to(torch.int32).neg_() if bits is None else bits
+            tensor.view(torch.int32).bitwise_and_(bits)
+        else:
+            dead = ~mask if dead is None else dead
+            tensor.masked_fill_(dead, 0)

@@ -1,0 +1,242 @@
+"""What does a mask refresh cost, and what keeping zeros zero? ResNet50, ours beside what others do, and the floor.
+
+    python benchmarks/masks.py [--device D] [--threads N] [--turns N] [--out FILE]
+
+All contenders work on the same weights (channels_last) and take turns, so that a busy machine is busy for all; times
+are medians over the turns. "every layer" forces ours to evaluate every layer anew, which a training step only does
+where a layer's whole-number budget has changed: see benchmarks/train.py for what a step really pays. The floor is the
+time to read each weight once, at the speed of `tensor.sum()`. A "step" is forward, backward and SGD at the batch and
+image size given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import _mask_peers as peers
+import torch
+from _common import Results, _wait
+from torch import Tensor
+
+from starfire_cli.models import build_model
+from starfire_cli.pruning import CONV_METHODS, Goal, Layer, layers_of_model
+from starfire_cli.pruning.budget import ConvBudget, LinearBudget
+from starfire_cli.pruning.kernels import KERNELS, Job
+
+STEPS = 12  # of an era of 120, from threshold 0.45 on: budgets rise as they do in the middle of one
+
+
+@dataclass
+class Weights:
+    """The layers of a network, their weights, masks and momenta."""
+
+    layers: list[Layer]
+    weights: list[Tensor]
+    alive: list[Tensor]
+    momenta: list[Tensor]
+
+    @classmethod
+    def of(cls, model: str, device: torch.device, kinds: Sequence[str]) -> Weights:
+        torch.manual_seed(0)
+        net = build_model(model, num_classes=1000, image_size=64).to(device, memory_format=torch.channels_last)
+        parameters = dict(net.named_parameters())
+        layers = [layer for layer in layers_of_model(net)[0] if layer.kind in kinds]
+        weights = [parameters[layer.key].detach() for layer in layers]
+        alive = [torch.ones_like(w, dtype=torch.bool) for w in weights]
+        return cls(layers, weights, alive, [torch.randn_like(w) for w in weights])
+
+
+def refreshes(name: str, method: str, kinds: Sequence[str], model: str, device: torch.device) -> Callable[[int], None]:
+    """Ours: the n-th refresh of an era, of every layer."""
+    held, rule, kernels = Weights.of(model, device, kinds), CONV_METHODS.build(method), KERNELS.build(name)
+
+    def run(number: int) -> None:
+        goal = Goal(target=0.6, progress=0.75 + number / 120)
+        jobs = []
+        for layer, weight, alive, momentum in zip(held.layers, held.weights, held.alive, held.momenta, strict=True):
+            budget = rule.budget(layer, goal)
+            assert budget is not None
+            jobs.append(Job(layer=rule.seen(layer), weight=weight, alive=alive, budget=budget, others=(momentum,)))  # type: ignore[attr-defined]
+        kernels.prune(jobs)
+
+    run(-1)  # to the threshold the era starts with, and whatever is compiled
+    return run
+
+
+def others(
+    mask: Callable[[Tensor, int], Tensor], method: str, kinds: Sequence[str], model: str, device: torch.device
+) -> Callable[[int], None]:
+    """Peers: a new mask of every layer, multiplied into the weight."""
+    held, rule = Weights.of(model, device, kinds), CONV_METHODS.build(method)
+    floats = [torch.ones_like(w) for w in held.weights]
+
+    def run(number: int) -> None:
+        goal = Goal(target=0.6, progress=0.75 + number / 120)
+        for layer, weight, gate in zip(held.layers, held.weights, floats, strict=True):
+            budget = rule.budget(layer, goal)
+            assert isinstance(budget, ConvBudget)
+            gate.copy_(mask(weight, budget.in_window or budget.kernels))
+            weight.mul_(gate)
+
+    run(0)
+    return run
+
+
+def whole_layers(
+    mask: Callable[[Tensor, float], Tensor], kinds: Sequence[str], model: str, device: torch.device
+) -> Callable[[int], None]:
+    """What peers offer: unstructured masks of each layer."""
+    held = Weights.of(model, device, kinds)
+
+    def run(number: int) -> None:
+        for weight in held.weights:
+            weight.mul_(mask(weight.contiguous(), 0.45))
+
+    return run
+
+
+def fine(name: str, model: str, device: torch.device) -> Callable[[int], None]:
+    """Ours: the linear layer, weight by weight."""
+    held, kernels = Weights.of(model, device, ["linear"]), KERNELS.build(name)
+
+    def run(number: int) -> None:
+        for layer, weight, alive, momentum in zip(held.layers, held.weights, held.alive, held.momenta, strict=True):
+            budget = LinearBudget(tiles=0, weights=int(layer.weights * (0.45 + 0.005 * number)), tile=1)
+            kernels.prune([Job(layer=layer, weight=weight, alive=alive, budget=budget, others=(momentum,))])
+
+    run(-1)
+    return run
+
+
+def silence(name: str, model: str, device: torch.device) -> Callable[[int], None]:
+    """Ours: what stays to be done at each step once the era is over."""
+    held, kernels = Weights.of(model, device, ["window", "pointwise", "linear"]), KERNELS.build(name)
+    alive = [torch.rand_like(w) > 0.6 for w in held.weights]
+    gates = [a.to(w.dtype) for a, w in zip(alive, held.weights, strict=True)] if kernels.float_gates else alive
+    return lambda number: kernels.silence(held.momenta, gates)
+
+
+def reparametrised(model: str, device: torch.device) -> Callable[[int], None]:
+    """torch.nn.utils.prune: a product at every forward pass and another at every backward pass."""
+    held = Weights.of(model, device, ["window", "pointwise", "linear"])
+    modules = [peers.Reparametrised(w, torch.rand_like(w) > 0.6) for w in held.weights]
+
+    def run(number: int) -> None:
+        for module, gradient in zip(modules, held.momenta, strict=True):
+            module()
+            torch.mul(gradient, module.mask)
+
+    return run
+
+
+def floor(kinds: Sequence[str], model: str, device: torch.device) -> Callable[[int], None]:
+    """Each weight read once."""
+    held = Weights.of(model, device, kinds)
+    return lambda number: [w.sum() for w in held.weights] and None
+
+
+def training_step(model: str, batch: int, size: int, device: torch.device) -> Callable[[int], None]:
+    """Forward, backward, SGD."""
+    net = build_model(model, num_classes=1000, image_size=size).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=True)
+    images = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(1000, (batch,), device=device)
+
+    def run(number: int) -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            loss = torch.nn.functional.cross_entropy(net(images).float(), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def by_turns(contenders: dict[str, Callable[[int], None]], turns: int, device: torch.device) -> dict[str, float]:
+    """Median milliseconds of each, all taking turns."""
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(turns):
+        for name, run in contenders.items():
+            _wait(device)
+            started = time.perf_counter()
+            run(number)
+            _wait(device)
+            taken[name].append(time.perf_counter() - started)
+    return {name: round(1000 * statistics.median(times), 2) for name, times in taken.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--turns", type=int, default=STEPS)
+    parser.add_argument("--out", type=Path, default=Path("masks.json"))
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device, model = torch.device(args.device), args.model
+    names = [name for name in KERNELS.names() if KERNELS.member(name).why_not(device) is None]
+    results, convolutions, turns = Results(args.out, device), ["window", "pointwise"], args.turns
+
+    def step() -> float:
+        return by_turns({"step": training_step(model, args.batch, args.size, device)}, max(3, turns // 2), device)[
+            "step"
+        ]
+
+    whole = results.step(f"step, batch {args.batch}, {args.size} px", step)
+
+    def group(title: str, make: Callable[[], dict[str, Callable[[int], None]]]) -> None:
+        def run() -> dict[str, dict[str, float]]:
+            times = by_turns(make(), turns, device)
+            return {name: {"ms": ms, "% of step": round(100 * ms / whole, 2)} for name, ms in times.items()}
+
+        results.step(title, run)
+
+    group(
+        "window, 3x3 and larger, every layer",
+        lambda: {
+            "floor": floor(["window"], model, device),
+            **{f"starfire {n}": refreshes(n, "window", ["window"], model, device) for n in names},
+            "torch.topk": others(peers.topk_window, "window", ["window"], model, device),
+            "sorted blocks": others(peers.sorted_blocks, "window", ["window"], model, device),
+        },
+    )
+    group(
+        "ck, every layer",
+        lambda: {
+            "floor": floor(convolutions, model, device),
+            **{f"starfire {n}": refreshes(n, "ck", convolutions, model, device) for n in names},
+            "torch.topk": others(peers.topk_kernels, "ck", convolutions, model, device),
+        },
+    )
+    group(
+        "intra, every layer",
+        lambda: {f"starfire {n}": refreshes(n, "intra", convolutions, model, device) for n in names},
+    )
+    group(
+        "unstructured, every layer (what peers offer)",
+        lambda: {
+            "torch.nn.utils.prune": whole_layers(peers.l1_unstructured, convolutions, model, device),
+            "k-th value and compare": whole_layers(peers.threshold_of_layer, convolutions, model, device),
+        },
+    )
+    group("linear, fine", lambda: {f"starfire {n}": fine(n, model, device) for n in names})
+    group(
+        "after the era, a step",
+        lambda: {
+            **{f"starfire {n}": silence(n, model, device) for n in names},
+            "torch.nn.utils.prune": reparametrised(model, device),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
