@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision.transforms as v1
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 Epoch = Callable[[], int]  # delivers an epoch, returns how many images
+Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # an epoch of float32 images on the CPU, and labels
 
 
 def peers(folder: Path, *, crop: str, size: int, batch: int, workers: int) -> dict[str, Epoch]:
-    """Each peer's epoch over the class folders; `crop` is `crop-flip`, `rrc-flip` or `eval`.
+    """Each peer's epoch over the class folders; `crop` is `crop-flip`, `rrc-flip` or `eval`."""
+    found = batches(folder, crop=crop, size=size, batch=batch, workers=workers)
+    return {name: lambda one=one: sum(len(images) for images, _ in one()) for name, one in found.items()}
+
+
+def batches(folder: Path, *, crop: str, size: int, batch: int, workers: int) -> dict[str, Batches]:
+    """Each peer's batches.
 
     All end with float32 batches on the CPU: torchvision's first way makes floats in the workers, the others send uint8.
     """
@@ -46,21 +54,18 @@ def _v2(crop: str, size: int) -> list[Any]:
     }[crop]
 
 
-def _loader(folder: Path, transforms: list[Any], batch: int, workers: int, crop: str) -> Epoch:
+def _loader(folder: Path, transforms: list[Any], batch: int, workers: int, crop: str) -> Batches:
     data = ImageFolder(str(folder), v1.Compose(transforms))
     loader = DataLoader(data, batch_size=batch, shuffle=crop != "eval", num_workers=workers)
 
-    def epoch() -> int:
-        count = 0
-        for images, _ in loader:
-            floats = images if images.is_floating_point() else images.float().div_(255)
-            count += len(floats)
-        return count
+    def epoch() -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in loader:
+            yield images if images.is_floating_point() else images.float().div_(255), labels
 
     return epoch
 
 
-def _timm(folder: Path, size: int, batch: int, workers: int, crop: str) -> Epoch:
+def _timm(folder: Path, size: int, batch: int, workers: int, crop: str) -> Batches:
     from timm.data import create_dataset, create_loader
 
     data = create_dataset("", root=str(folder), split="")
@@ -79,4 +84,4 @@ def _timm(folder: Path, size: int, batch: int, workers: int, crop: str) -> Epoch
         persistent_workers=False,
         device=torch.device("cpu"),
     )
-    return lambda: sum(len(images) for images, _ in loader)
+    return lambda: iter(loader)

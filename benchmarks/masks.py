@@ -3,10 +3,10 @@
     python benchmarks/masks.py [--device D] [--threads N] [--turns N] [--out FILE]
 
 All contenders work on the same weights (channels_last) and take turns, so that a busy machine is busy for all; times
-are medians over the turns. "every layer" forces ours to evaluate every layer anew, which a training step only does
-where a layer's whole-number budget has changed: see benchmarks/train.py for what a step really pays. The floor is the
-time to read each weight once, at the speed of `tensor.sum()`. A "step" is forward, backward and SGD at the batch and
-image size given.
+are medians over the turns. "every layer" makes ours evaluate every layer anew, in an era of 120 steps; a training step
+does so only where a layer's whole-number budget has changed, and what it pays, gradients included, is the row "a step
+in an era". The floor is the time to read each weight once, at the speed of `tensor.sum()`. A "step" is forward,
+backward and SGD at the batch and image size given.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import _mask_peers as peers
 import torch
@@ -24,10 +25,12 @@ from _common import Results, _wait
 from torch import Tensor
 
 from starfire_cli.models import build_model
-from starfire_cli.pruning import CONV_METHODS, Goal, Layer, layers_of_model
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Layer, Pruner, layers_of_model
 from starfire_cli.pruning.budget import ConvBudget, LinearBudget
+from starfire_cli.pruning.era import Era
 from starfire_cli.pruning.kernels import KERNELS, Job
 
+ERA = 1000  # steps; two thirds of an epoch of Tiny-ImageNet at batch 64, where the paper's era has ten epochs
 STEPS = 12  # of an era of 120, from threshold 0.45 on: budgets rise as they do in the middle of one
 
 
@@ -157,8 +160,37 @@ def training_step(model: str, batch: int, size: int, device: torch.device) -> Ca
     return run
 
 
-def by_turns(contenders: dict[str, Callable[[int], None]], turns: int, device: torch.device) -> dict[str, float]:
-    """Median milliseconds of each, all taking turns."""
+def era(name: str, method: str, model: str, device: torch.device) -> Callable[[int], None]:
+    """Ours as training calls it: one step in the middle of an era of `ERA` steps, gradients and all layers included."""
+    torch.manual_seed(0)
+    net = build_model(model, num_classes=1000, image_size=64).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
+    for parameter in net.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    pruner = Pruner(
+        net,
+        layers_of_model(net)[0],
+        conv=CONV_METHODS.build(method),
+        linear=LINEAR_METHODS.build("fine"),
+        target=0.6,
+        era=Era(first_step=0, last_step=ERA),
+        kernels=name,
+    )
+    pruner.attach(optimizer)
+    pruner.after_step(ERA // 2)
+
+    def run(number: int) -> None:
+        pruner.after_backward()
+        pruner.after_step(ERA // 2 + 1 + number)
+
+    return run
+
+
+def by_turns(
+    contenders: dict[str, Callable[[int], None]], turns: int, device: torch.device, *, mean: bool = False
+) -> dict[str, float]:
+    """Milliseconds of each, all taking turns: medians, or means where most turns have nothing to do."""
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(turns):
         for name, run in contenders.items():
@@ -167,7 +199,8 @@ def by_turns(contenders: dict[str, Callable[[int], None]], turns: int, device: t
             run(number)
             _wait(device)
             taken[name].append(time.perf_counter() - started)
-    return {name: round(1000 * statistics.median(times), 2) for name, times in taken.items()}
+    middle = statistics.mean if mean else statistics.median
+    return {name: round(1000 * middle(times), 2) for name, times in taken.items()}
 
 
 def main() -> None:
@@ -193,9 +226,9 @@ def main() -> None:
 
     whole = results.step(f"step, batch {args.batch}, {args.size} px", step)
 
-    def group(title: str, make: Callable[[], dict[str, Callable[[int], None]]]) -> None:
+    def group(title: str, make: Callable[[], dict[str, Callable[[int], None]]], **options: Any) -> None:
         def run() -> dict[str, dict[str, float]]:
-            times = by_turns(make(), turns, device)
+            times = by_turns(make(), **{"turns": turns, "device": device, **options})
             return {name: {"ms": ms, "% of step": round(100 * ms / whole, 2)} for name, ms in times.items()}
 
         results.step(title, run)
@@ -227,6 +260,12 @@ def main() -> None:
             "torch.nn.utils.prune": whole_layers(peers.l1_unstructured, convolutions, model, device),
             "k-th value and compare": whole_layers(peers.threshold_of_layer, convolutions, model, device),
         },
+    )
+    group(
+        f"a step in an era of {ERA} steps, all that pruning adds (mean)",
+        lambda: {f"starfire {n} {m}": era(n, m, model, device) for m in ("window", "ck", "intra") for n in names},
+        turns=8 * turns,
+        mean=True,
     )
     group("linear, fine", lambda: {f"starfire {n}": fine(n, model, device) for n in names})
     group(

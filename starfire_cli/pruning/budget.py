@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from starfire_cli.pruning._threads import in_threads
 
 # n * t in floating point may land a hair above a whole number (0.6 * 5 = 3.0000000000000004): never prune one more. The
 # hair grows with n (0.56 * 10^8 is 1.5e-8 off), so the slack does too.
@@ -15,6 +18,7 @@ _SLACK = 1e-12
 
 _CHUNK = 1 << 16  # short rows that are worked on together
 _MODERATE = 1 << 12
+_FEW = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +83,20 @@ def prune_smallest(score_LN: Tensor, alive_LN: Tensor, count: int) -> Tensor:
         return alive_LN.clone()
     if count >= n:
         return torch.zeros_like(alive_LN)
-    key = torch.where(alive_LN, score_LN, -1.0)
-    if len(key) == 1 and key.device.type == "cpu":  # only what is alive: equals by the thousand slow the search down
-        candidates = score_LN[alive_LN]
-        missing = count - (n - len(candidates))
-        if missing <= 0:
+    on_cpu = alive_LN.device.type == "cpu" and score_LN.dtype in (torch.float32, torch.float64)
+    if on_cpu and alive_LN.is_contiguous():
+        missing_L = count - n + alive_LN.view(torch.uint8).sum(-1, dtype=torch.int32)
+        most = int(missing_L.max())
+        if most <= 0:
             return alive_LN.clone()
-        cutoff = _kth_smallest(candidates[None], missing)
+        if most <= _FEW:
+            return _one_by_one(score_LN, alive_LN, missing_L)
+    key = torch.where(alive_LN, score_LN, -1.0)
+    if (
+        len(key) == 1 and on_cpu and alive_LN.is_contiguous()
+    ):  # only what is alive: equals by the thousand slow the search down
+        candidates = score_LN[alive_LN]
+        cutoff = _kth_smallest(candidates[None], count - (n - len(candidates)))
     else:
         cutoff = _kth_smallest(key, count)
     gone = key <= cutoff
@@ -96,6 +107,21 @@ def prune_smallest(score_LN: Tensor, alive_LN: Tensor, count: int) -> Tensor:
         room = count - below.sum(-1, keepdim=True)
         gone = below | (tied & (tied.cumsum(-1) <= room))
     return alive_LN & ~gone
+
+
+def _one_by_one(score_LN: Tensor, alive_LN: Tensor, missing_L: Tensor) -> Tensor:
+    """`prune_smallest` where few are missing in each row, as at most steps of an era: the smallest, again and again.
+
+    On a CPU only: numpy finds a row's first minimum at the speed of memory.
+    """
+    key, left = torch.where(alive_LN, score_LN, torch.inf).numpy(), alive_LN.clone()
+    missing = missing_L.numpy()
+    for time in range(int(missing.max())):
+        due = (missing > time).nonzero()[0]
+        first = (key if len(due) == len(key) else key[due]).argmin(-1)
+        key[due, first] = torch.inf
+        left.numpy()[due, first] = False
+    return left
 
 
 def prune_smallest_planes(score_NKC: Tensor, alive_NKC: Tensor, count: int) -> Tensor:
@@ -127,8 +153,13 @@ def _kth_smallest(key_LN: Tensor, k: int) -> Tensor:
     if key_LN.device.type == "cpu" and key_LN.dtype in (torch.float32, torch.float64):
         import numpy as np  # its vectorised sorts are several times faster than torch's kthvalue on a CPU
 
-        key = key_LN.contiguous().numpy()
-        # A full sort of a row of moderate length takes no longer than a partial one, and ties do not slow it down.
-        ordered = np.sort(key, axis=-1) if key.shape[-1] <= _MODERATE else np.partition(key, k - 1, axis=-1)
-        return torch.from_numpy(ordered[:, k - 1 : k].copy())
+        def of(rows_LN: Tensor) -> Tensor:
+            key = rows_LN.contiguous().numpy()
+            # A full sort of a row of moderate length takes no longer than a partial one, and ties do not slow it down.
+            ordered = np.sort(key, axis=-1) if key.shape[-1] <= _MODERATE else np.partition(key, k - 1, axis=-1)
+            return torch.from_numpy(ordered[:, k - 1 : k].copy())
+
+        rows = max(1, _CHUNK // key_LN.shape[1])
+        pieces = [key_LN[start : start + rows] for start in range(0, len(key_LN), rows)]
+        return torch.cat(in_threads([(piece.numel(), partial(of, piece)) for piece in pieces]))
     return key_LN.kthvalue(k, dim=-1, keepdim=True).values

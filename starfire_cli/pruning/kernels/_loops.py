@@ -50,14 +50,30 @@ def clear(alive_N, bits_N):  # type: ignore[no-untyped-def]
 
 @_compiled
 def window(bits_KWC, alive_KWC, count):  # type: ignore[no-untyped-def]
-    """In each window the `count` smallest die: the dead first, of equals the lower index first."""
+    """In each window the `count` smallest die: the dead first, of equals the lower index first.
+
+    Returns whether any died.
+    """
     K, W, C = bits_KWC.shape
     block = min(C, _WIDE)
     key = np.empty((W, block), np.int32)
     rank, above = np.empty(block, np.int32), np.empty(block, np.int32)
+    died = False
     for k in range(K):
         for start in range(0, C, block):
             n = min(block, C - start)
+            for j in range(n):
+                rank[j] = 0
+            for i in range(W):
+                alive = alive_KWC[k, i][start:]
+                for j in range(n):
+                    rank[j] += np.int32(alive[j])
+            due = np.int32(0)
+            for j in range(n):
+                due |= np.int32(rank[j] > W - count)
+            if not due:  # as many as are to go are gone
+                continue
+            died = True
             for i in range(W):
                 bits, alive, own = bits_KWC[k, i][start:], alive_KWC[k, i][start:], key[i]
                 for j in range(n):
@@ -84,6 +100,7 @@ def window(bits_KWC, alive_KWC, count):  # type: ignore[no-untyped-def]
                 for j in range(n):
                     bits[j] = bits[j] if rank[j] >= count else 0
                     alive[j] = alive[j] if rank[j] >= count else 0
+    return died
 
 
 @_compiled

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from types import ModuleType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from starfire_cli.pruning._threads import in_threads
 from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job, installed
 from starfire_cli.pruning.kernels.torch import TorchKernels, count_alive, write_dead
 
 _PIECE = 1 << 20  # gradients of one layer that a thread takes at a time
-T = TypeVar("T")
 
 
 @KERNELS.register("numba")
@@ -36,7 +34,7 @@ class NumbaKernels:
         return None if installed("numba") else 'numba is not installed (pip install "starfire-cli[fast]")'
 
     def prune(self, jobs: Sequence[Job]) -> Tensor:
-        return torch.tensor(_in_threads([(job.weight.numel(), partial(_prune, job)) for job in jobs]))
+        return torch.tensor(in_threads([(job.weight.numel(), partial(_prune, job)) for job in jobs]))
 
     def silence(self, gradients: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
         clear = _loops().clear
@@ -49,7 +47,7 @@ class NumbaKernels:
             for start in range(0, bits.size, _PIECE):
                 piece = slice(start, start + _PIECE)
                 tasks.append((bits[piece].size, partial(clear, alive[piece], bits[piece])))
-        _in_threads(tasks)
+        in_threads(tasks)
 
 
 def _prune(job: Job) -> int:
@@ -76,8 +74,8 @@ def _prune_convolution(job: Job, budget: ConvBudget, weight: Tensor, like: Seque
     loops, alive = _loops(), job.alive
     bits_KWC, alive_KWC = _as_KWC(weight).view(np.int32), _as_KWC(alive).view(np.uint8)
     if budget.in_window:
-        loops.window(bits_KWC, alive_KWC, budget.in_window)
-        for other in like:
+        died = loops.window(bits_KWC, alive_KWC, budget.in_window)
+        for other in like if died else ():
             loops.clear(_flat(alive).view(np.uint8), _flat(other).view(np.int32))
     if budget.kernels:
         groups = job.layer.groups
@@ -107,32 +105,3 @@ def _loops() -> ModuleType:
     from starfire_cli.pruning.kernels import _loops  # numba takes a tenth of a second to import
 
     return _loops
-
-
-def _in_threads(tasks: Sequence[tuple[int, Callable[[], T]]]) -> list[T]:
-    """Run tasks of known costs in as many threads as torch uses; what they return, in order."""
-    shares: list[list[int]] = [[] for _ in range(min(len(tasks), torch.get_num_threads()))]
-    if len(shares) < 2:
-        return [task() for _, task in tasks]
-    costs = [0] * len(shares)
-    for number in sorted(range(len(tasks)), key=lambda i: -tasks[i][0]):  # the largest first, to whom has least
-        least = costs.index(min(costs))
-        shares[least].append(number)
-        costs[least] += tasks[number][0]
-    results: dict[int, T] = {}
-
-    def work(share: Sequence[int]) -> None:
-        for number in share:
-            results[number] = tasks[number][1]()
-
-    waiting = [_pool(os.getpid(), len(shares) - 1).submit(work, share) for share in shares[1:]]
-    work(shares[0])
-    for future in waiting:
-        future.result()
-    return [results[number] for number in range(len(tasks))]
-
-
-@lru_cache(maxsize=4)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads that wait for work; after a fork the child gets its own."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="starfire-kernels")
