@@ -18,7 +18,8 @@ from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
 from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.era import Era
-from starfire_cli.pruning.kernels import KERNELS, NAN, Job, choose
+from starfire_cli.pruning.kernels import KERNELS, NAN, Job, agrees, choose
+from starfire_cli.pruning.kernels.torch import TorchKernels
 from starfire_cli.pruning.layers import Layer
 
 CPU = torch.device("cpu")
@@ -221,6 +222,23 @@ def test_choosing() -> None:
     with pytest.raises(BadOption, match=r"unknown kernels 'cuda'; there are: numba, torch, triton"):
         choose("cuda", CPU)
     assert issubclass(BadOption, StarfireError)
+
+
+class Wrong(TorchKernels):
+    def prune(self, jobs):  # type: ignore[no-untyped-def]
+        counts = super().prune(jobs)
+        jobs[-1].alive[0, 0] ^= True
+        return counts
+
+
+class Broken(TorchKernels):
+    def prune(self, jobs):  # type: ignore[no-untyped-def]
+        raise RuntimeError("no such device")
+
+
+def test_what_was_never_tried_here_is_tried_before_it_is_believed() -> None:
+    assert agrees(KERNELS.build("numba"), CPU) and agrees(KERNELS.build("torch"), CPU)
+    assert not agrees(Wrong(), CPU) and not agrees(Broken(), CPU)
 
 
 def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -303,3 +304,18 @@ def test_adversarial_training_reports_robust_accuracy(tmp_path):
     run, _ = run_of(tmp_path, adversarial="fgsm:eps=8/255", epochs=2, era="0:1", target=0.5)
     rows = run.read_metrics()
     assert all(0 <= row["robust_top1"] <= row["val_top1"] + 0.05 for row in rows)
+
+
+def test_one_graph_serves_the_whole_run_era_and_all(tmp_path, monkeypatch):
+    counters = pytest.importorskip("torch._dynamo.utils").counters
+    counters.clear()
+    compiled = partial(torch.compile, backend="eager")  # what is asked is how often, not how fast
+    monkeypatch.setattr(torch, "compile", compiled)
+    run, _ = run_of(tmp_path, compile=True, epochs=4)
+    assert run.read_metrics()[-1]["sparsity_prunable"] > 0.5
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+def test_cuda_graphs_are_for_cuda(tmp_path, capsys):
+    assert main(["train", *OPTIONS, "--cuda-graphs", "--out", str(tmp_path)]) == 2
+    assert "--cuda-graphs is for CUDA, and this runs on cpu" in capsys.readouterr().err

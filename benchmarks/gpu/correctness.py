@@ -21,13 +21,17 @@ from starfire_cli.formats.run import Run
 from starfire_cli.models import build_model
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Pruner, layers_of_model
 from starfire_cli.pruning.era import Era
+from starfire_cli.pruning.kernels import KERNELS, Job
 from starfire_cli.pruning.masks import digest
 from starfire_cli.workflows.request import TrainRequest
 from starfire_cli.workflows.train import train
 
 
-def masks_equal(device: torch.device, model_name: str) -> dict[str, int]:
-    """Every method on a whole network at several thresholds, ties included: layers whose masks differ (0 is right)."""
+def masks_equal(device: torch.device, model_name: str, kernels: str) -> dict[str, int]:
+    """Every method on a whole network over three refreshes, ties included, by these kernels on the device and by the
+    reference on the CPU: layers whose masks, weights or momenta differ (0 is right).
+    """
+    reference, tested = KERNELS.build("torch"), KERNELS.build(kernels)
     differing = {}
     for method in CONV_METHODS.names():
         for fc in LINEAR_METHODS.names():
@@ -38,22 +42,27 @@ def masks_equal(device: torch.device, model_name: str) -> dict[str, int]:
             with torch.no_grad():  # coarse values, so that there are thousands of ties
                 for parameter in net.parameters():
                     parameter.copy_((parameter * 64).round() / 64)
-            differ = 0
-            for layer in layers_of_model(net)[0]:
-                weight = dict(net.named_parameters())[layer.key].detach()
-                pruning = LINEAR_METHODS.build(fc) if layer.kind == "linear" else CONV_METHODS.build(method)
-                alive = torch.ones_like(weight, dtype=torch.bool)
-                for progress in (0.3, 0.7, 1.0):
-                    budget = pruning.budget(layer, Goal(target=0.7, progress=progress))
-                    if budget is None:
-                        continue
-                    there = weight.to(device)
-                    if there.ndim == 4:
-                        there = there.contiguous(memory_format=torch.channels_last)
-                    new = pruning.mask(layer, weight, alive, budget)
-                    differ += not torch.equal(new, pruning.mask(layer, there, alive.to(device), budget).cpu())
-                    alive = new
-            differing[f"{method}/{fc}"] = differ
+            layers, parameters = layers_of_model(net)[0], dict(net.named_parameters())
+            sides = []
+            for place in (torch.device("cpu"), device):
+                weights = [parameters[layer.key].detach().clone().to(place) for layer in layers]
+                weights = [w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w for w in weights]
+                alive = [torch.ones_like(w, dtype=torch.bool) for w in weights]
+                sides.append((weights, alive, [torch.ones_like(w) for w in weights]))
+            for progress in (0.3, 0.7, 1.0):
+                goal = Goal(target=0.7, progress=progress)
+                for implementation, (weights, alive, momenta) in zip((reference, tested), sides, strict=True):
+                    jobs = []
+                    for layer, weight, mask, momentum in zip(layers, weights, alive, momenta, strict=True):
+                        rule = LINEAR_METHODS.build(fc) if layer.kind == "linear" else CONV_METHODS.build(method)
+                        budget = rule.budget(layer, goal)
+                        assert budget is not None
+                        seen = rule.seen(layer)  # type: ignore[union-attr]
+                        jobs.append(Job(layer=seen, weight=weight, alive=mask, budget=budget, others=(momentum,)))
+                    implementation.prune(jobs)
+            differing[f"{method}/{fc}"] = sum(
+                not all(torch.equal(x[i], y[i].cpu()) for x, y in zip(*sides, strict=True)) for i in range(len(layers))
+            )
     return differing
 
 
@@ -115,7 +124,11 @@ def main() -> None:
     device = torch.device(args.device)
     results = Results(args.out, device)
     small: dict[str, object] = {"limit_train": 700, "limit_val": 100}
-    results.step("masks equal", lambda: masks_equal(device, "resnet20" if args.tiny else "resnet50"))
+    for kernels in (name for name in KERNELS.names() if KERNELS.member(name).why_not(device) is None):
+        model = "resnet20" if args.tiny else "resnet50"
+        results.step(
+            f"masks equal, {kernels}", lambda kernels=kernels, model=model: masks_equal(device, model, kernels)
+        )
     for amp in (None, "bf16", *(["fp16"] if device.type == "cuda" else [])):
         results.step(f"revived, amp {amp}", lambda amp=amp: revived(device, amp, 6 if args.tiny else 60))
     results.step("resume", lambda: resumes(device, {**small, "deterministic": True}))

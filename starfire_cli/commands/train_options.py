@@ -195,6 +195,14 @@ Amp = Annotated[
 ]
 AmpDtype = Annotated[str, _opt("--amp-dtype", panel=RUNTIME_PANEL, help="bf16 or fp16.", show_default=True)]
 Compile = Annotated[bool, _opt("--compile/--no-compile", panel=RUNTIME_PANEL, help="torch.compile the model.")]
+CudaGraphs = Annotated[
+    bool,
+    _opt(
+        "--cuda-graphs",
+        panel=RUNTIME_PANEL,
+        help="Compile, and replay each step as a CUDA graph: for small networks, where launches dominate.",
+    ),
+]
 ChannelsLast = Annotated[
     bool | None,
     _opt(

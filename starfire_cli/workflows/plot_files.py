@@ -25,6 +25,7 @@ _INDIFFERENT = frozenset(
         "eval_batch_size",
         "save_every",
         "compile",
+        "cuda_graphs",
         "channels_last",
         "kernels",
         "logger",

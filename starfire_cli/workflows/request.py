@@ -62,6 +62,7 @@ class TrainRequest:
     amp: bool | None = None
     amp_dtype: str = "bf16"
     compile: bool = False
+    cuda_graphs: bool = False
     channels_last: bool | None = None
     kernels: str = "auto"
     device: str = "auto"

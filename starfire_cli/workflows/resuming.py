@@ -19,7 +19,8 @@ from starfire_cli.workflows.session import Decoding, Position, Session
 
 # What a resumed run may change; everything else is the run's own. More epochs are the paper's "extra 10 epochs".
 CHANGEABLE = frozenset(
-    {"epochs", "device", "workers", "compile", "kernels", "data", "eval_batch_size", "save_every", "skip_corrupt"}
+    {"epochs", "device", "workers", "compile", "cuda_graphs", "kernels", "data"}
+    | {"eval_batch_size", "save_every", "skip_corrupt"}
 )
 # What belongs to this call and not to the run.
 OF_THE_CALL = frozenset({"resume", "max_steps", "dry_run", "command", "out", "name"})

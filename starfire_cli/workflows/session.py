@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from starfire_cli import runtime
 from starfire_cli.attacks import adversary
 from starfire_cli.data import DataOptions, open_data, recognise
-from starfire_cli.errors import StarfireError
+from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint, load
 from starfire_cli.formats.run import Run, find_checkpoint
 from starfire_cli.models import Normalized, build_model, count_macs
@@ -231,4 +231,10 @@ class Session:
         if amp:
             self.autocast = lambda: torch.autocast(device, dtype=dtype)
         self.scaler = torch.amp.GradScaler(device, enabled=amp and dtype is torch.float16)
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if request.compile else self.model
+        self.forward: Callable[[Tensor], Tensor] = self.model
+        if request.cuda_graphs and device != "cuda":
+            raise BadOption(f"--cuda-graphs is for CUDA, and this runs on {device}; --compile works there")
+        if request.cuda_graphs:
+            self.forward = torch.compile(self.model, mode="reduce-overhead")
+        elif request.compile:
+            self.forward = torch.compile(self.model)

@@ -1,0 +1,126 @@
+"""Who computes the masks and keeps zeros zero: one interface, several implementations that agree to the bit.
+
+`torch` is the reference and runs everywhere, `numba` is for CPUs (the extra `fast`), `triton` for CUDA. A method whose
+masks follow the common rules (`conv/_rules.py`, `linear/_rules.py`) is computed by any of them; a method with a mask of
+its own is asked itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from starfire_cli.errors import BadOption
+from starfire_cli.pruning.budget import ConvBudget, LinearBudget
+from starfire_cli.pruning.layers import Kind, Layer
+from starfire_cli.registry import Family
+
+NAN = -1
+"""In place of a count: the weights hold NaN or inf, and nothing was done to the layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One layer whose mask is due.
+
+    Args:
+        layer: as the rules see it (a depthwise layer may be taken for an ordinary one: `layer.groups` counts).
+        weight: (K, C, R, S) or (O, I), floating, of any memory format; dead weights are 0.
+        alive: bool, of the weight's shape and strides.
+        budget: what must be gone.
+        others: tensors of the weight's shape that are zeroed where it dies, each of any dtype and strides; where it is
+            dead already they are 0.
+    """
+
+    layer: Layer
+    weight: Tensor
+    alive: Tensor
+    budget: ConvBudget | LinearBudget
+    others: tuple[Tensor, ...] = ()
+
+
+class Kernels(Protocol):
+    """An implementation. None of its calls waits for the device."""
+
+    float_gates: ClassVar[bool]
+    """Whether `silence` wants gates of the gradient's dtype (1 alive, 0 dead) in place of bool ones."""
+
+    def prune(self, jobs: Sequence[Job]) -> Tensor:
+        """Bring every job's layer down to its budget: `alive` in place, +0.0 written over what dies in all tensors.
+
+        Returns:
+            How many weights of each layer are dead now, int64, (jobs,), on the weights' device; or `NAN`.
+        """
+        ...
+
+    def silence(self, gradients: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
+        """Make the gradients of dead weights zero (of either sign), in place; no bit of the others changes."""
+        ...
+
+
+class _Member(Kernels, Protocol):
+    @classmethod
+    def why_not(cls, device: torch.device) -> str | None:
+        """What is missing to run on `device`, as a line for the user; None if nothing is."""
+        ...
+
+
+KERNELS: Family[_Member] = Family("kernels", "starfire_cli.pruning.kernels")
+_FASTEST = {"cuda": ("triton",), "cpu": ("numba",)}
+_PROVE = frozenset({"triton"})  # compiled for a device that nobody may have tried yet: believed once seen
+
+
+def choose(name: str, device: torch.device) -> tuple[str, Kernels]:
+    """The implementation called `name`, or with "auto" the fastest that runs on `device`; and its name.
+
+    What is compiled for the device is tried on small layers first; "auto" passes over what does not give the same.
+
+    Raises BadOption where it does not exist or does not run there.
+    """
+    if name == "auto":
+        for name in _FASTEST.get(device.type, ()):
+            if KERNELS.member(name).why_not(device) is None:
+                kernels = KERNELS.build(name)
+                if name not in _PROVE or agrees(kernels, device):
+                    return name, kernels
+        return "torch", KERNELS.build("torch")
+    reason = KERNELS.member(name).why_not(device)
+    if reason is not None:
+        raise BadOption(f"--kernels {name} does not run here: {reason}; --kernels auto takes what does")
+    return name, KERNELS.build(name)
+
+
+def agrees(kernels: Kernels, device: torch.device) -> bool:
+    """Whether `kernels` run on `device` and give what `torch` gives there, on three small layers full of ties."""
+    budgets: tuple[ConvBudget | LinearBudget, ...] = (
+        ConvBudget(4, 0),
+        ConvBudget(3, 7),
+        LinearBudget(tiles=0, weights=150, tile=1),
+    )
+    shapes = ((20, 33, 3, 3), (16, 70, 1, 1), (13, 21))
+    outcomes = []
+    for implementation in (kernels, KERNELS.build("torch")):
+        jobs = []
+        for shape, budget in zip(shapes, budgets, strict=True):
+            weight = torch.arange(math.prod(shape), device=device).mul(37).remainder(23).sub(11).float().reshape(shape)
+            kind: Kind = "linear" if len(shape) == 2 else "window" if shape[2] > 1 else "pointwise"
+            layer = Layer(name=kind, key=kind, kind=kind, shape=shape)
+            alive = weight != 0
+            jobs.append(Job(layer=layer, weight=weight, alive=alive, budget=budget, others=(weight.clone(),)))
+        try:
+            counts = implementation.prune(jobs)
+            outcomes.append([counts, *(t for job in jobs for t in (job.weight, job.alive, *job.others))])
+        except Exception:  # noqa: BLE001 - whatever a compiler or a driver may raise
+            return False
+    return all(torch.equal(a, b.to(a.device)) for a, b in zip(*outcomes, strict=True))
+
+
+def installed(package: str) -> bool:
+    """Whether `package` can be imported; it is not imported to find out."""
+    return importlib.util.find_spec(package) is not None
