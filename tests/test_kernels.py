@@ -146,6 +146,7 @@ def test_several_layers_in_several_threads() -> None:
             job_of(values("few", (8 + i, 5, 3, 3), i), ConvBudget(i % 9, i % 5), dead=0.1, seed=i) for i in range(40)
         ]
         jobs.append(job_of(values("few", (30, 20), 0), LinearBudget(tiles=0, weights=300, tile=1)))
+        jobs.append(job_of(values("few", (300, 1000), 0), LinearBudget(tiles=0, weights=90_000, tile=1)))
         check(*jobs)
         with ThreadPoolExecutor(4) as pool:  # and from several threads at once
             for done in [pool.submit(check, *jobs) for _ in range(20)]:
@@ -216,7 +217,7 @@ def test_training_is_the_same_to_the_bit(conv: str, fc: str) -> None:
 
 def test_choosing() -> None:
     assert choose("auto", CPU)[0] == "numba" and choose("torch", CPU)[0] == "torch"
-    assert choose("auto", torch.device("meta"))[0] == "torch"
+    assert choose("auto", torch.device("meta"))[0] == "torch" and choose("auto", CPU, weights=270_000)[0] == "torch"
     with pytest.raises(BadOption, match=r"^--kernels numba does not run here: .* on cuda; --kernels auto"):
         choose("numba", torch.device("cuda"))
     with pytest.raises(BadOption, match=r"unknown kernels 'cuda'; there are: numba, torch, triton"):

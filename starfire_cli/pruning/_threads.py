@@ -11,11 +11,13 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+_WORTH_IT = 1 << 18  # weights; waking a thread takes as long as these
 
 
 def in_threads(tasks: Sequence[tuple[int, Callable[[], T]]]) -> list[T]:
     """Run tasks, each with what it costs, and return what they return, in order; the threads share the costs evenly."""
-    shares: list[list[int]] = [[] for _ in range(min(len(tasks), torch.get_num_threads()))]
+    threads = torch.get_num_threads() if sum(cost for cost, _ in tasks) >= _WORTH_IT else 1
+    shares: list[list[int]] = [[] for _ in range(min(len(tasks), threads))]
     if len(shares) < 2:
         return [task() for _, task in tasks]
     costs = [0] * len(shares)

@@ -74,7 +74,7 @@ class Pruner:
         self.seconds = 0.0
         self._weights = {layer.key: parameters[layer.key] for layer in self.layers}
         device = next((w.device for w in self._weights.values()), torch.device("cpu"))
-        self.kernels, self._kernels = choose(kernels, device)
+        self.kernels, self._kernels = choose(kernels, device, sum(layer.weights for layer in self.layers))
         # Masks have their weight's strides, so that no elementwise pass has to jump about in memory.
         self.masks: Masks = {k: torch.ones_like(w, dtype=torch.bool) for k, w in self._weights.items()}
         self._gates: dict[str, Tensor] = {}  # what gradients are silenced with, for layers that may have lost something

@@ -73,18 +73,20 @@ class _Member(Kernels, Protocol):
 
 KERNELS: Family[_Member] = Family("kernels", "starfire_cli.pruning.kernels")
 _FASTEST = {"cuda": ("triton",), "cpu": ("numba",)}
+_MANY = 1_000_000
 _PROVE = frozenset({"triton"})  # compiled for a device that nobody may have tried yet: believed once seen
 
 
-def choose(name: str, device: torch.device) -> tuple[str, Kernels]:
+def choose(name: str, device: torch.device, weights: int = _MANY) -> tuple[str, Kernels]:
     """The implementation called `name`, or with "auto" the fastest that runs on `device`; and its name.
 
+    A CPU that has fewer than a million `weights` to prune is done with torch before numba is loaded.
     What is compiled for the device is tried on small layers first; "auto" passes over what does not give the same.
 
     Raises BadOption where it does not exist or does not run there.
     """
     if name == "auto":
-        for name in _FASTEST.get(device.type, ()):
+        for name in _FASTEST.get(device.type, ()) if weights >= _MANY or device.type != "cpu" else ():
             if KERNELS.member(name).why_not(device) is None:
                 kernels = KERNELS.build(name)
                 if name not in _PROVE or agrees(kernels, device):
