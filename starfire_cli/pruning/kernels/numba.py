@@ -65,8 +65,7 @@ def _prune(job: Job) -> int:
         loops.fine(bits_OI, alive.numpy().view(np.uint8), budget.weights, others)
     else:
         _prune_convolution(job, budget, weight, like)
-    if len(like) < len(job.others):
-        write_dead(alive, [x for x in job.others if x.dtype != torch.float32 or x.stride() != weight.stride()])
+    write_dead(alive, [x for x in job.others if x.dtype != torch.float32 or x.stride() != weight.stride()])
     return weight.numel() - int(count_alive(alive))
 
 
