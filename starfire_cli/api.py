@@ -1,13 +1,19 @@
-"""What a program that uses the checkpoints calls: `starfire_cli.load` and `starfire_cli.load_model`."""
+"""What a program that uses the checkpoints calls: `load`, `load_model`, `sparsify` and `warmup` of `starfire_cli`."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from starfire_cli.errors import BadOption
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from starfire_cli.sparse import SparseNetwork
 
 
 def load(path: str | PathLike[str]) -> dict[str, Tensor]:
@@ -27,6 +33,7 @@ def load_model(
     path: str | PathLike[str],
     *,
     device: str = "cpu",
+    sparse: bool = False,
     model: str | None = None,
     num_classes: int | None = None,
     mean: tuple[float, float, float] | None = None,
@@ -37,6 +44,8 @@ def load_model(
     Args:
         path: as for `load`.
         device: where it is wanted; any name that torch knows.
+        sparse: run on the CPU from the weights that are not zero (docs/inference.md). Where llvmlite is missing (it
+            comes with the extra `fast`), one warning says so and the network is dense.
         model: which network it is (`resnet50`, `timm:NAME`, `package.module:callable`), if the file does not say.
         num_classes: how many logits it gives, if the file does not say.
         mean: of the pixels it was trained on, in [0, 1] per channel, if the file does not say.
@@ -55,4 +64,43 @@ def load_model(
 
     file = checkpoint.load(find_checkpoint(Path(path)))
     place = runtime.pick_device(device)
-    return as_trained(file, place, model=model, num_classes=num_classes, mean=mean, std=std).model
+    if sparse and place.type != "cpu":
+        raise BadOption(f"sparse=True runs on the CPU, not on device={device!r}; leave one of them out")
+    net = as_trained(file, place, model=model, num_classes=num_classes, mean=mean, std=std).model
+    if not sparse:
+        return net
+    from starfire_cli.sparse import missing
+
+    if reason := missing():
+        warnings.warn(f"sparse=True runs dense: {reason}", stacklevel=2)
+        return net
+    return sparsify(net)
+
+
+def sparsify(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> SparseNetwork:
+    """A network that runs from the weights of `model` that are not zero: on the CPU, in float32, in eval mode.
+
+    Args:
+        model: any module that torch.fx can trace; it stays as it is.
+        masks: by parameter name, bool, True is alive; what is not counts as zero. Without masks, only zeros do.
+
+    Raises:
+        StarfireError: it cannot be traced, a mask does not fit, or llvmlite is missing.
+    """
+    from starfire_cli.sparse import sparsify as made
+
+    return made(model, masks)
+
+
+def warmup(model: SparseNetwork, *images: Sequence[int]) -> None:
+    """Do now what the first images would wait for: compile loops, and measure which are fastest.
+
+    Args:
+        model: what `sparsify` or `load_model(..., sparse=True)` returned; a dense network is left alone.
+        images: shapes (N, C, H, W) that will come. Only whether N is 1 or more matters.
+    """
+    from starfire_cli.sparse import SparseNetwork
+
+    if isinstance(model, SparseNetwork):
+        for shape in images:
+            model.choices(tuple(shape))

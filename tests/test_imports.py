@@ -21,7 +21,7 @@ FLOORS = [
     {"workflows", "report"},
     {"histories", "pruned"},  # plain values that workflows make and report shows
     {"records", "findings"},
-    {"formats", "models", "data", "attacks"},
+    {"formats", "models", "data", "attacks", "sparse"},
     {"pruning"},
     {"registry", "runtime"},
     {"text"},

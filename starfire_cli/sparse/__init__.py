@@ -1,0 +1,6 @@
+"""Running sparse networks on a CPU, faster than the dense ones."""
+
+from starfire_cli.sparse.emit import missing
+from starfire_cli.sparse.network import SparseNetwork, sparsify
+
+__all__ = ["SparseNetwork", "missing", "sparsify"]

@@ -1,0 +1,112 @@
+"""Which way is fastest for each layer? All that come into question are run once or a few times, here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+import torch
+
+from starfire_cli.sparse import machine
+from starfire_cli.sparse.convolution import Kind, Place, Work, steps
+from starfire_cli.sparse.linear import SparseLinear
+from starfire_cli.sparse.machine import Program
+from starfire_cli.sparse.plan import Choice, How, Maps, dense_convolution
+from starfire_cli.sparse.reading import Operation
+
+REPEATS = 3
+BATCH = 8  # images that torch gets at a time where there are several
+
+
+def choose(operations: Sequence[Operation], maps: Maps, *, alone: bool) -> list[Choice]:
+    """The fastest way for each operation.
+
+    Args:
+        operations: of a network.
+        maps: their layouts.
+        alone: one image at a time, in all threads; else an image a thread.
+    """
+    found = []
+    for operation in operations:
+        seconds: dict[str, float] = {}
+        if operation.folded is not None and operation.folded.window is None:
+            seconds = _linear(operation, alone)
+        elif operation.folded is not None and operation.work is not None:
+            seconds = {
+                kind: _in_loops(operation, operation.work, kind, maps, alone) for kind in _sensible(operation.work)
+            }
+            seconds["dense"] = _dense(operation, maps, alone)
+        how = min(seconds, key=lambda name: seconds[name]) if seconds else "taps" if operation.work else "torch"
+        found.append(Choice(name=operation.name, how=_HOW[how], seconds=seconds))
+    return found
+
+
+_HOW: dict[str, How] = {"taps": "taps", "kernels": "kernels", "dense": "dense", "torch": "torch"}
+
+
+def _sensible(work: Work) -> tuple[Kind, ...]:
+    """`kernels` computes with whole kernels, and `taps` loads as much as it computes: where one of them must lose, the
+    other alone is tried.
+    """
+    kinds = work.kinds()
+    if len(kinds) == 1:
+        return kinds
+    R, S = work.window.size
+    share = len(work.live.values) / max(1, work.live.kernels * R * S)  # of weights in live kernels that are live
+    return ("kernels",) if share > 0.7 else ("taps",) if share < 0.2 else kinds
+
+
+def _in_loops(operation: Operation, work: Work, kind: Kind, maps: Maps, alone: bool) -> float:
+    source, target = (maps.layout(maps.pixels(node)) for node in (operation.inputs[0], operation.node))
+    C, K = work.channels
+    offset, places = 0, []
+    for layout, channels in ((source, C), (target, K), (target, K)):
+        places.append(Place(kept=False, offset=offset, layout=layout, channels=channels))
+        offset += layout.floats(channels)
+    half = None
+    if work.window.stride == 2:
+        layout, channels = maps.layout(maps.halved(operation.inputs[0])), C * len(work.halves())
+        half = Place(kept=False, offset=offset, layout=layout, channels=C)
+        offset += layout.floats(channels)
+    threads = machine.threads() if alone else 1
+    program = Program(steps(work, kind, places[0], places[1], other=places[2], half=half, threads=threads))
+    memory = torch.zeros(1, offset)
+    taken = _fastest(lambda: program.one(memory.data_ptr(), memory.data_ptr(), threads))
+    return taken if alone else taken / machine.threads()
+
+
+def _dense(operation: Operation, maps: Maps, alone: bool) -> float:
+    """torch, and the way from and to the loops' layout."""
+    assert operation.folded is not None
+    images = 1 if alone else BATCH
+    memory, values = [], []
+    for node in (*operation.inputs, operation.node):
+        layout, channels = maps.layout(maps.pixels(node)), maps.shapes[node][1]
+        memory.append(torch.zeros(images, layout.floats(channels)))
+        values.append(layout.view(memory[-1], 0, channels))
+    weight = operation.folded.live.dense()
+    *inputs, output = values
+    return _fastest(lambda: output.copy_(dense_convolution(operation, weight, inputs))) / images
+
+
+def _linear(operation: Operation, alone: bool) -> dict[str, float]:
+    assert operation.folded is not None
+    live = operation.folded.live
+    images = 1 if alone else BATCH
+    values = torch.zeros(images, live.shape[1])
+    weight, bias = live.dense()[:, :, 0, 0], torch.from_numpy(live.bias)
+    sparse = SparseLinear(live, images)
+    return {
+        "taps": _fastest(lambda: sparse(values)) / images,
+        "dense": _fastest(lambda: torch.nn.functional.linear(values, weight, bias)) / images,
+    }
+
+
+def _fastest(run: Callable[[], object]) -> float:
+    best = float("inf")
+    run()
+    for _ in range(REPEATS):
+        started = perf_counter()
+        run()
+        best = min(best, perf_counter() - started)
+    return best

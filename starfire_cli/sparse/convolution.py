@@ -1,0 +1,241 @@
+"""How does one convolution (or pooling) become steps of a program?"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from starfire_cli.sparse import emit, loops
+from starfire_cli.sparse.layout import FLOAT, Layout, Tiles, cut
+from starfire_cli.sparse.loops import FIELDS, Finish, Tile
+from starfire_cli.sparse.machine import Step
+from starfire_cli.sparse.weights import LiveWeights, string_kernels, string_taps
+
+Kind = Literal["taps", "kernels"]
+NEAR = {"taps": 28 << 10, "kernels": 16 << 10}  # bytes of input that stay in a core's nearest cache
+_REGISTERS = {4: 14, 8: 14, 16: 14}
+_ROWS = {4: 7, 8: 7, 16: 14}  # of `kernels`, which also holds a column of weights
+_WORTH = 40_000  # multiply-accumulates that are worth the handing out of a task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """What a convolution or pooling looks at.
+
+    Args:
+        size: of the kernel, (R, S).
+        stride: 1 or 2.
+        padding: rows and columns of zeros around the image.
+        dilation: of the kernel.
+    """
+
+    size: tuple[int, int]
+    stride: int
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def reach(self, axis: int, tap: Any) -> Any:
+        """Rows (axis 0) or columns from an output's first pixel to what `tap` sees, in the input or in its halves."""
+        return (tap * self.dilation[axis] - self.padding[axis]) // self.stride
+
+    def half(self, axis: int, tap: Any) -> Any:
+        """Which half of the rows or columns that is: even ones or odd ones."""
+        return (tap * self.dilation[axis] - self.padding[axis]) % self.stride
+
+    def room(self, axis: int, pixels: int, out: int) -> int:
+        """Zeros that are looked at beyond `pixels` on either side, where there are `out` outputs."""
+        first, last = int(self.reach(axis, 0)), int(self.reach(axis, self.size[axis] - 1))
+        return max(0, -first, last + out - pixels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a map is.
+
+    Args:
+        kept: whether it is among those kept for all images.
+        offset: floats from the beginning of that memory.
+        layout: of the map.
+        channels: how many.
+    """
+
+    kept: bool
+    offset: int
+    layout: Layout
+    channels: int
+
+    def fields(self, name: str) -> dict[str, int]:
+        """The arguments that say so to a loop."""
+        return {f"{name}_region": int(self.kept), name: FLOAT * (self.offset + self.layout.start)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One convolution or pooling.
+
+    Args:
+        window: what it looks at.
+        live: its weights; for pooling only shapes count.
+        finish: what follows.
+        high: see `Finish`.
+        pools: the largest is taken in place of a sum.
+    """
+
+    window: Window
+    live: LiveWeights
+    finish: Finish
+    high: float = 0.0
+    pools: bool = False
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Of input and output."""
+        return self.live.shape[1] * self.live.groups, self.live.shape[0]
+
+    def halves(self) -> list[tuple[int, int]]:
+        """For stride 2: the halves of rows and columns that are looked at."""
+        window = self.window
+        rows = sorted({window.half(0, y) for y in range(window.size[0])})
+        return [(y, x) for y in rows for x in sorted({window.half(1, x) for x in range(window.size[1])})]
+
+    def kinds(self) -> tuple[Kind, ...]:
+        """What can run it."""
+        R, S = self.window.size
+        whole = R == S and R in (2, 3) and self.window.stride == 1 and self.window.dilation == (1, 1) and not self.pools
+        return ("kernels", "taps") if whole else ("taps",)
+
+
+def steps(
+    work: Work, kind: Kind, source: Place, target: Place, *, other: Place | None, half: Place | None, threads: int
+) -> list[Step]:
+    """The steps of `work`.
+
+    Args:
+        work: what is done.
+        kind: which loop does it.
+        source: the input.
+        target: the output, which is neither of the others.
+        other: what is added.
+        half: room for the halves of the input's rows and columns, for stride 2.
+        threads: that share one image; 1 where each has its own.
+    """
+    found = []
+    reach, seen = _reaching(work.window, source.layout), source
+    if half is not None:
+        found.append(_halving(work, source, half, threads))
+        reach, seen = _reaching_halves(work, half.layout), half
+    lanes = target.layout.lanes
+    finish = Finish(
+        add=work.finish.add, low=work.finish.low, high=work.finish.high, mask=bool(target.layout.width % lanes)
+    )
+    R, S = work.window.size
+    out = target.layout
+    most = _REGISTERS[lanes]
+    rows, wide = (_ROWS[lanes], 1) if kind == "kernels" else (most, most)
+    parts = cut(out.height, out.vectors, most=most, most_rows=rows, most_vectors=wide)
+    largest = max(parts, key=lambda part: part.rows * part.vectors)
+    in_cache = (largest.rows + R - 1) * (largest.vectors * lanes * FLOAT + (64 if S > 1 else 0))
+    C = work.channels[0]
+    at_once = max(8, NEAR[kind] // in_cache)
+    at_once = C if 3 * at_once >= 2 * C else at_once
+    strung = (string_kernels if kind == "kernels" else string_taps)(work.live, reach, at_once)
+    mask = out.mask().numpy()
+    shared: dict[str, Any] = {
+        **seen.fields("in"),
+        **target.fields("out"),
+        **(other.fields("other") if other else {}),
+        "out_plane": FLOAT * out.plane,
+        "mask": mask,
+        "channels": work.channels[1],
+        "steps": strung.steps,
+        "segments": strung.segments,
+        "offsets": strung.offsets,
+        "weights": strung.weights,
+        "bias": work.live.bias,
+        "high": struct.unpack("<i", struct.pack("<f", work.high))[0],
+    }
+    macs = max(1, len(strung.weights)) * lanes
+    for part in parts:
+        tile = Tile(rows=part.rows, vectors=part.vectors, in_row=FLOAT * seen.layout.row, out_row=FLOAT * out.row)
+        code = _code(work, kind, lanes, tile, finish)
+        tiles = len(part.places)
+        K = work.channels[1]
+        blocks = 1 if threads == 1 else min(-(-6 * threads // tiles), -(-K // 8))
+        per_block = -(-K // blocks)
+        blocks = -(-K // per_block)
+        tasks = tiles * blocks
+        each = max(1, macs * part.rows * part.vectors // blocks)
+        grain = tasks if threads == 1 else max(1, min(_WORTH // each, tasks // (2 * threads)))
+        own = {
+            "starts_in": _starts(part, seen.layout, lanes),
+            "starts_out": _starts(part, out, lanes),
+            "blocks": blocks,
+            "per_block": per_block,
+        }
+        found.append(step(code, shared | own, tasks, grain))
+    return found
+
+
+def step(code: emit.Code, values: dict[str, Any], tasks: int, grain: int) -> Step:
+    """A step of `code`: arrays among `values` are passed by address and kept."""
+    args = np.zeros(len(FIELDS), np.int64)
+    arrays = [value for value in values.values() if isinstance(value, np.ndarray)]
+    for name, value in values.items():
+        args[FIELDS.index(name)] = value.ctypes.data if isinstance(value, np.ndarray) else value
+    return Step(function=emit.compiled(code.text()), args=args, tasks=tasks, grain=grain, keeps=tuple(arrays))
+
+
+def _code(work: Work, kind: Kind, lanes: int, tile: Tile, finish: Finish) -> emit.Code:
+    if work.pools:
+        return loops.maxima(lanes=lanes, tile=tile, finish=finish)
+    if kind == "kernels":
+        return loops.kernels(lanes=lanes, tile=tile, size=work.window.size[0], finish=finish)
+    return loops.taps(lanes=lanes, tile=tile, finish=finish)
+
+
+def _reaching(window: Window, layout: Layout) -> Callable[[Any, Any, Any], Any]:
+    return lambda c, y, x: FLOAT * (c * layout.plane + window.reach(0, y) * layout.row + window.reach(1, x))
+
+
+def _reaching_halves(work: Work, layout: Layout) -> Callable[[Any, Any, Any], Any]:
+    halves, window = work.halves(), work.window
+    number = np.zeros((2, 2), np.int64)
+    for i, half in enumerate(halves):
+        number[half] = i
+
+    def reach(c: Any, y: Any, x: Any) -> Any:
+        plane = c * len(halves) + number[window.half(0, y), window.half(1, x)]
+        return FLOAT * (plane * layout.plane + window.reach(0, y) * layout.row + window.reach(1, x))
+
+    return reach
+
+
+def _halving(work: Work, source: Place, half: Place, threads: int) -> Step:
+    halves, rows = work.halves(), source.layout.row
+    c = np.arange(source.channels)[:, None] * source.layout.plane
+    offsets = FLOAT * (c + np.array([y * rows + x for y, x in halves]))
+    layout = half.layout
+    code = loops.halves(
+        lanes=layout.lanes,
+        in_row=FLOAT * rows,
+        out_row=FLOAT * layout.row,
+        rows=layout.height,
+        vectors=layout.vectors,
+    )
+    values = {
+        **source.fields("in"),
+        **half.fields("out"),
+        "out_plane": FLOAT * layout.plane,
+        "offsets": np.ascontiguousarray(offsets.reshape(-1), np.int32),
+        "mask": layout.mask().numpy(),
+    }
+    tasks = source.channels * len(halves)
+    return step(code, values, tasks, tasks if threads == 1 else max(1, tasks // (4 * threads)))
+
+
+def _starts(part: Tiles, layout: Layout, lanes: int) -> Any:
+    return np.array([FLOAT * (y * layout.row + lanes * v) for y, v in part.places], np.int32)

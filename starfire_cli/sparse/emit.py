@@ -1,0 +1,250 @@
+"""How does a loop become machine code for the processor at hand, without a compiler being installed?
+
+Loops are written down as LLVM's assembly by the few words below, and compiled by llvmlite (it comes with numba, the
+extra `fast`). Variables live in memory here; LLVM's own passes put them into registers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from threading import Lock
+from typing import Any
+
+from starfire_cli.errors import StarfireError
+
+_COMPILING = Lock()  # LLVM's contexts are not made for two threads
+
+
+class Code:
+    """A function under construction: `void f(ptr args, ptr passing, ptr kept, i64 begin, i64 end)`.
+
+    Values are LLVM's own names for them, as text. `args` points to as many i64 as there are `fields`, `passing` and
+    `kept` to the two regions of memory that maps lie in.
+
+    Args:
+        fields: of its arguments, in order.
+        lanes: floats in a vector.
+    """
+
+    def __init__(self, fields: Sequence[str], lanes: int) -> None:
+        self.lanes = lanes
+        self.vector = f"<{lanes} x float>"
+        self.bits = f"<{lanes} x i32>"
+        self._head: list[str] = []
+        self._lines: list[str] = []
+        self._declared: set[str] = set()
+        self._count = 0
+        self.field = {f: self.load("i64", self.at("%args", 8 * i), align=8) for i, f in enumerate(fields)}
+
+    def let(self, right: str) -> str:
+        """A new value."""
+        self._count += 1
+        self._lines.append(f"  %v{self._count} = {right}")
+        return f"%v{self._count}"
+
+    def do(self, line: str) -> None:
+        """An instruction without a value."""
+        self._lines.append("  " + line)
+
+    def at(self, pointer: str, offset: str | int) -> str:
+        """`pointer` plus `offset` bytes."""
+        return pointer if offset == 0 else self.let(f"getelementptr i8, ptr {pointer}, i64 {offset}")
+
+    def pointer(self, value: str) -> str:
+        """An address that came as a number."""
+        return self.let(f"inttoptr i64 {value} to ptr")
+
+    def region(self, name: str) -> str:
+        """Where the map called `name` begins, in the region that the argument `name_region` tells."""
+        is_kept = self.let(f"icmp ne i64 {self.field[name + '_region']}, 0")
+        return self.at(self.let(f"select i1 {is_kept}, ptr %kept, ptr %passing"), self.field[name])
+
+    def load(self, kind: str, pointer: str, align: int = 4) -> str:
+        return self.let(f"load {kind}, ptr {pointer}, align {align}")
+
+    def store(self, kind: str, value: str, pointer: str, align: int = 4) -> None:
+        self.do(f"store {kind} {value}, ptr {pointer}, align {align}")
+
+    def offset_at(self, array: str, index: str) -> str:
+        """Entry `index` of an array of int32, as i64."""
+        value = self.load("i32", self.let(f"getelementptr i32, ptr {array}, i64 {index}"))
+        return self.let(f"sext i32 {value} to i64")
+
+    def variable(self, kind: str, value: str) -> Variable:
+        """Something that changes, with its first value."""
+        self._count += 1
+        name = f"%m{self._count}"
+        self._head.append(f"  {name} = alloca {kind}")
+        found = Variable(self, kind, name)
+        found.set(value)
+        return found
+
+    def add(self, a: str | int, b: str | int) -> str:
+        return self.let(f"add i64 {a}, {b}")
+
+    def mul(self, a: str | int, b: str | int) -> str:
+        return self.let(f"mul i64 {a}, {b}")
+
+    def splat(self, scalar: str) -> str:
+        """A float in every lane."""
+        one = self.let(f"insertelement {self.vector} poison, float {scalar}, i32 0")
+        zeros = f"<{self.lanes} x i32> zeroinitializer"
+        return self.let(f"shufflevector {self.vector} {one}, {self.vector} poison, {zeros}")
+
+    def call(self, intrinsic: str, *values: str) -> str:
+        """An LLVM intrinsic of vectors, such as `fma`."""
+        kind = self.vector
+        name = f"@llvm.{intrinsic}.v{self.lanes}f32"
+        self._declared.add(f"declare {kind} {name}({', '.join([kind] * len(values))})")
+        return self.let(f"call {kind} {name}({', '.join(f'{kind} {v}' for v in values)})")
+
+    def smaller(self, a: str, b: str) -> str:
+        """The smaller of two i64."""
+        self._declared.add("declare i64 @llvm.smin.i64(i64, i64)")
+        return self.let(f"call i64 @llvm.smin.i64(i64 {a}, i64 {b})")
+
+    def even(self, left: str, right: str) -> str:
+        """Lanes 0, 2, 4, ... of two vectors that follow each other."""
+        picked = ", ".join(f"i32 {2 * i}" for i in range(self.lanes))
+        kind = f"<{self.lanes} x i32>"
+        return self.let(f"shufflevector {self.vector} {left}, {self.vector} {right}, {kind} <{picked}>")
+
+    def gather(self, start: str, where: str) -> str:
+        """The floats at the places `where`, counted from `start`."""
+        kind = f"<{self.lanes} x ptr>"
+        name = f"@llvm.masked.gather.v{self.lanes}f32.v{self.lanes}p0"
+        on, vector = f"<{self.lanes} x i1>", self.vector
+        self._declared.add(f"declare {vector} {name}({kind}, i32, {on}, {vector})")
+        ones = ", ".join(["i1 true"] * self.lanes)
+        places = self.let(f"getelementptr float, ptr {start}, {self.bits} {where}")
+        return self.let(f"call {vector} {name}({kind} {places}, i32 4, {on} <{ones}>, {vector} poison)")
+
+    def sum(self, value: str, start: str) -> str:
+        """The sum of all lanes and `start`, added in any order."""
+        name = f"@llvm.vector.reduce.fadd.v{self.lanes}f32"
+        self._declared.add(f"declare float {name}(float, {self.vector})")
+        return self.let(f"call reassoc float {name}(float {start}, {self.vector} {value})")
+
+    def masked(self, value: str, mask: str) -> str:
+        """`value` where the lanes of `mask` (all bits or none) are set, +0.0 elsewhere."""
+        bits = self.let(f"bitcast {self.vector} {value} to {self.bits}")
+        kept = self.let(f"and {self.bits} {bits}, {mask}")
+        return self.let(f"bitcast {self.bits} {kept} to {self.vector}")
+
+    @contextmanager
+    def loop(self, start: str | int, end: str | int) -> Iterator[str]:
+        """Everything inside runs for each i64 from `start` to before `end`."""
+        number = self.variable("i64", str(start))
+        label = f"loop{self._count}"
+        self.do(f"br label %{label}")
+        self._lines.append(f"{label}:")
+        i = number.get()
+        self.do(f"br i1 {self.let(f'icmp slt i64 {i}, {end}')}, label %{label}.body, label %{label}.end")
+        self._lines.append(f"{label}.body:")
+        yield i
+        number.set(self.add(i, 1))
+        self.do(f"br label %{label}")
+        self._lines.append(f"{label}.end:")
+
+    @contextmanager
+    def when(self, condition: str) -> Iterator[None]:
+        """Everything inside runs where the i1 `condition` holds."""
+        self._count += 1
+        label = f"when{self._count}"
+        self.do(f"br i1 {condition}, label %{label}, label %{label}.end")
+        self._lines.append(f"{label}:")
+        yield
+        self.do(f"br label %{label}.end")
+        self._lines.append(f"{label}.end:")
+
+    def equal(self, a: str | int, b: str | int) -> str:
+        return self.let(f"icmp eq i64 {a}, {b}")
+
+    def text(self) -> str:
+        """The function as assembly, whole."""
+        start = "define void @f(ptr noalias %args, ptr %passing, ptr %kept, i64 %begin, i64 %end) nounwind {"
+        return "\n".join([*sorted(self._declared), start, "entry:", *self._head, *self._lines, "  ret void", "}", ""])
+
+
+class Variable:
+    """Something in a function that changes."""
+
+    def __init__(self, code: Code, kind: str, name: str) -> None:
+        self._code, self._kind, self._name = code, kind, name
+
+    def get(self) -> str:
+        return self._code.let(f"load {self._kind}, ptr {self._name}")
+
+    def set(self, value: str) -> None:
+        self._code.do(f"store {self._kind} {value}, ptr {self._name}")
+
+
+def missing() -> str | None:
+    """Why nothing can be compiled here, as a line for the user; None where it can. llvmlite is not imported for that."""
+    import importlib.util
+
+    if importlib.util.find_spec("llvmlite") is not None:
+        return None
+    return 'llvmlite is not installed (pip install "starfire-cli[fast]" brings it)'
+
+
+@lru_cache(maxsize=1)
+def processor() -> tuple[str, str]:
+    """Name and features that code is compiled for: this processor's, or those of STARFIRE_CPU (`x86-64-v3`)."""
+    llvm = _llvm()
+    asked = os.environ.get("STARFIRE_CPU", "")
+    if asked:
+        return asked, ""
+    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+
+
+@lru_cache(maxsize=1)
+def lanes() -> int:
+    """How many floats a vector register holds."""
+    import platform
+
+    name, features = processor()
+    wide = {"x86-64-v4": 16, "x86-64-v3": 8}.get(name, 0)
+    has = features.split(",")
+    if wide or platform.machine().lower() not in ("x86_64", "amd64"):
+        return wide or 4
+    return 16 if "+avx512f" in has else 8 if {"+avx2", "+fma"} <= set(has) else 4
+
+
+_engines: list[Any] = []  # what was compiled stays for as long as the process
+
+
+@cache
+def compiled(text: str) -> int:
+    """The address of the function `f` in the assembly `text`, compiled for this processor."""
+    with _COMPILING:
+        llvm = _llvm()
+        cpu, features = processor()
+        module = llvm.parse_assembly(text)
+        module.verify()
+        target = llvm.Target.from_default_triple()
+        machine = target.create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
+        module.triple, module.data_layout = machine.triple, str(machine.target_data)
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        options.loop_unrolling = False
+        options.slp_vectorization = options.loop_vectorization = False
+        passes = llvm.create_pass_builder(machine, options)
+        passes.getModulePassManager().run(module, passes)
+        engine = llvm.create_mcjit_compiler(module, machine)
+        engine.finalize_object()
+        _engines.append((engine, machine))
+        return int(engine.get_function_address("f"))
+
+
+@lru_cache(maxsize=1)
+def _llvm() -> Any:
+    import llvmlite.binding as llvm
+
+    if tuple(int(n) for n in llvm.llvm_version_info[:1]) < (15,):
+        raise StarfireError(f"llvmlite is too old (LLVM {llvm.llvm_version_info[0]}); pip install -U numba")
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm

@@ -1,0 +1,122 @@
+"""How does a feature map lie in memory while the sparse loops work on it?
+
+One plane a channel, row after row, with room for zeros above and below the image and at the end of each row: a row's
+zeros are also what stands left of the next row. A map's zeros are never written, so they stay zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Of all maps that are H x W pixels.
+
+    Args:
+        height: of the image in a plane.
+        width: likewise.
+        above: rows of zeros before and after it.
+        beside: zeros there must be at least between one row and the next.
+        lanes: floats that are computed together.
+    """
+
+    height: int
+    width: int
+    above: int
+    beside: int
+    lanes: int
+
+    @property
+    def row(self) -> int:
+        """Floats from one row to the next."""
+        return _whole(self.width + self.beside, self.lanes)
+
+    @property
+    def plane(self) -> int:
+        """Floats from one channel to the next."""
+        return (self.height + 2 * self.above) * self.row
+
+    @property
+    def start(self) -> int:
+        """Floats before the first pixel of the first channel."""
+        return _whole(max(1, self.beside), 16) + self.above * self.row
+
+    @property
+    def vectors(self) -> int:
+        """Vectors that cover a row's pixels."""
+        return -(-self.width // self.lanes)
+
+    def floats(self, channels: int) -> int:
+        """Room that `channels` planes take, with what vectors may read before the first and behind the last."""
+        return _whole(self.start + channels * self.plane + 4 * self.lanes, 16)
+
+    def view(self, memory: Tensor, offset: int, channels: int) -> Tensor:
+        """The pixels of each image as (B, C, H, W), where `memory` is (B, floats) and the map begins at `offset`."""
+        return memory.as_strided(
+            (len(memory), channels, self.height, self.width),
+            (memory.stride(0), self.plane, self.row, 1),
+            memory.storage_offset() + offset + self.start,
+        )
+
+    def mask(self) -> Tensor:
+        """int32, (H * row,), all bits set where a pixel is."""
+        found = torch.zeros(self.height, self.row, dtype=torch.int32)
+        found[:, : self.width] = -1
+        return found.flatten()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """Rectangles of one shape that a map's rows are cut into.
+
+    Args:
+        rows: of one tile.
+        vectors: of one tile, side by side.
+        places: (row, vector) where each begins.
+    """
+
+    rows: int
+    vectors: int
+    places: tuple[tuple[int, int], ...]
+
+
+def cut(height: int, vectors: int, *, most: int, most_rows: int, most_vectors: int) -> list[Tiles]:
+    """Tiles that cover `height` rows of `vectors` vectors once, with as little work as possible.
+
+    Args:
+        height: rows.
+        vectors: in each.
+        most: registers that hold sums.
+        most_rows: of a tile.
+        most_vectors: likewise.
+    """
+    best: tuple[float, list[Tiles]] | None = None
+    for rows in range(1, min(most_rows, height, most) + 1):
+        for wide in range(1, min(most_vectors, vectors, most // rows) + 1):
+            tiles = _grid(height, vectors, rows, wide)
+            # Beside its sums each tile loads a weight and where it belongs, for every weight that goes by.
+            cost = sum(len(t.places) * (t.rows * t.vectors + 2.5) for t in tiles) + len(tiles)
+            if best is None or cost < best[0]:
+                best = cost, tiles
+    assert best is not None
+    return best[1]
+
+
+def _whole(count: int, of: int) -> int:
+    return -(-count // of) * of
+
+
+def _grid(height: int, vectors: int, rows: int, wide: int) -> list[Tiles]:
+    found = []
+    for top, end, tall in ((0, height - height % rows, rows), (height - height % rows, height, height % rows)):
+        for left, stop, w in ((0, vectors - vectors % wide, wide), (vectors - vectors % wide, vectors, vectors % wide)):
+            if tall and w and end > top and stop > left:
+                places = tuple((y, x) for y in range(top, end, tall) for x in range(left, stop, w))
+                found.append(Tiles(rows=tall, vectors=w, places=places))
+    return found

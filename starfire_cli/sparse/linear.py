@@ -1,0 +1,86 @@
+"""How does a sparse linear layer run: for one image by picking up its inputs, for several with an image a lane?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from starfire_cli.sparse import emit, loops
+from starfire_cli.sparse.convolution import Place, Window, Work, step, steps
+from starfire_cli.sparse.layout import Layout
+from starfire_cli.sparse.loops import FIELDS, Finish
+from starfire_cli.sparse.machine import Program, in_threads, threads
+from starfire_cli.sparse.weights import LiveWeights
+
+FEW = 4  # images; so few are done one by one
+
+
+class SparseLinear:
+    """A linear layer from its live weights.
+
+    Args:
+        live: (O, I, 1, 1).
+        images: how many there are at a time; another number needs another object.
+    """
+
+    def __init__(self, live: LiveWeights, images: int) -> None:
+        self._live = live
+        if images < FEW:
+            self._gathered()
+            return
+        O, I = live.shape[:2]
+        lanes = emit.lanes()
+        layout = Layout(height=1, width=images, above=0, beside=0, lanes=lanes)
+        self._source = Place(kept=False, offset=0, layout=layout, channels=I)
+        self._target = Place(kept=True, offset=0, layout=layout, channels=O)
+        work = Work(window=Window(size=(1, 1), stride=1, padding=(0, 0), dilation=(1, 1)), live=live, finish=Finish())
+        self._program = Program(
+            steps(work, "taps", self._source, self._target, other=None, half=None, threads=threads())
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(..., I) to (..., O), float32."""
+        flat = images.reshape(-1, images.shape[-1])
+        found = torch.stack([self._one(row) for row in flat.contiguous()]) if len(flat) < FEW else self._all(flat)
+        return found.reshape(*images.shape[:-1], -1)
+
+    def _all(self, images_NI: Tensor) -> Tensor:
+        source = torch.zeros(1, self._source.layout.floats(self._source.channels))
+        target = torch.zeros(1, self._target.layout.floats(self._target.channels))
+        view = self._source.layout.view(source, 0, self._source.channels)
+        view[0, :, 0] = images_NI.t()
+        self._program.one(source.data_ptr(), target.data_ptr(), threads())
+        return self._target.layout.view(target, 0, self._target.channels)[0, :, 0].t().contiguous()
+
+    def _gathered(self) -> None:
+        lanes = emit.lanes()
+        O, I = self._live.shape[:2]
+        row, column = np.divmod(self._live.where.astype(np.int64), I)
+        counts = np.bincount(row, minlength=O)
+        vectors = -(-counts // lanes)
+        starts = np.zeros(O + 1, np.int32)
+        np.cumsum(vectors, out=starts[1:])
+        # Entries come in whole vectors; what is missing of the last one is input 0 times zero.
+        first = np.repeat(np.cumsum(counts) - counts, counts)
+        place = starts[row].astype(np.int64) * lanes + np.arange(len(row)) - first
+        self._offsets = np.zeros(max(1, int(starts[-1]) * lanes), np.int32)
+        self._weights = np.zeros(len(self._offsets), np.float32)
+        self._offsets[place], self._weights[place] = column, self._live.values
+        self._code = loops.gathered(lanes=lanes)
+        values = {
+            "segments": starts,
+            "offsets": self._offsets,
+            "weights": self._weights,
+            "bias": self._live.bias,
+        }
+        self._step = step(self._code, values, O, O)
+
+    def _one(self, row: Tensor) -> Tensor:
+        found = torch.empty(self._live.shape[0])
+        args: Any = self._step.args.copy()
+        args[FIELDS.index("in")], args[FIELDS.index("out")] = row.data_ptr(), found.data_ptr()
+        in_threads(self._code, args, len(found), threads())
+        return found

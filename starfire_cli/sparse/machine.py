@@ -1,0 +1,196 @@
+"""Who runs the loops: any number of threads on one image, or each thread on images of its own?
+
+A program is a row of steps; a step's tasks are handed out one by one. A thread goes on to the next step when all tasks
+of the step before are done, by whomever: no step waits for a thread that has not come yet.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from starfire_cli.sparse import emit
+from starfire_cli.sparse.emit import Code
+
+Longs = npt.NDArray[np.int64]
+_WIDE = 4  # i64 of each step, in the table that the runner reads
+_LINE = 16  # i64 that two cache lines hold: counters that threads write lie so far apart
+_SIGNATURE = (*([ctypes.c_void_p] * 2), ctypes.c_int64, *([ctypes.c_void_p] * 3))
+_SPINS = 2000  # looks at a counter before the processor is offered to others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A loop, its arguments, and how many tasks there are.
+
+    Args:
+        function: address of the machine code.
+        args: one int64 for each of `loops.FIELDS`.
+        tasks: how many.
+        grain: tasks that are taken at a time.
+        keeps: arrays whose addresses are among the arguments.
+    """
+
+    function: int
+    args: Longs
+    tasks: int
+    grain: int
+    keeps: tuple[Any, ...]
+
+
+class Program:
+    """Steps one after the other, ready to run.
+
+    Args:
+        steps: in order.
+    """
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = tuple(steps)
+        rows = [(s.function, s.args.ctypes.data, s.tasks, s.grain) for s in self.steps]
+        self._table = np.array(rows, np.int64).reshape(-1, _WIDE)
+        self._run = ctypes.CFUNCTYPE(None, *_SIGNATURE)(_runner())
+        self._offer = ctypes.cast(_offer(), ctypes.c_void_p).value
+
+    def one(self, passing: int, kept: int, threads: int) -> None:
+        """One image, by `threads` threads together.
+
+        Args:
+            passing: address of memory for what is needed on the way.
+            kept: address of this image's other maps.
+            threads: how many, this one included.
+        """
+        state = np.zeros(2 * _LINE * max(1, len(self.steps)), np.int64)
+        call = (self._table.ctypes.data, state.ctypes.data, len(self.steps), passing, kept, self._offer)
+        helpers = [_pool(os.getpid(), threads - 1).submit(self._run, *call) for _ in range(threads - 1)]
+        try:
+            self._run(*call)
+        finally:
+            _settle(helpers)
+
+    def many(self, passing: Sequence[int], kept: Sequence[int]) -> None:
+        """Images side by side, as many at a time as there are addresses in `passing`; one in `kept` for each image."""
+        todo = count()
+
+        def work(memory: int) -> None:
+            state = np.zeros(2 * _LINE * max(1, len(self.steps)), np.int64)
+            while (image := next(todo)) < len(kept):
+                state.fill(0)
+                args = (self._table.ctypes.data, state.ctypes.data, len(self.steps), memory, kept[image], self._offer)
+                self._run(*args)
+
+        helpers = [_pool(os.getpid(), len(passing) - 1).submit(work, memory) for memory in passing[1:]]
+        try:
+            work(passing[0])
+        finally:
+            _settle(helpers)
+
+
+def in_threads(code: Code, args: Longs, tasks: int, threads: int) -> None:
+    """The tasks of one loop that uses no maps, shared out evenly."""
+    call = ctypes.CFUNCTYPE(None, *([ctypes.c_void_p] * 3), ctypes.c_int64, ctypes.c_int64)(emit.compiled(code.text()))
+    ends = [tasks * t // threads for t in range(threads + 1)]
+    own = [
+        _pool(os.getpid(), threads - 1).submit(call, args.ctypes.data, None, None, ends[t], ends[t + 1])
+        for t in range(1, threads)
+    ]
+    call(args.ctypes.data, None, None, 0, ends[1])
+    for helper in own:
+        helper.result()
+
+
+def threads() -> int:
+    """As many as torch uses."""
+    return torch.get_num_threads()
+
+
+def _settle(helpers: Sequence[Future[None]]) -> None:
+    for helper in helpers:
+        if not helper.cancel():  # what has begun soon ends: all steps are done
+            helper.result()
+
+
+@lru_cache(maxsize=4)
+def _pool(process: int, helpers: int) -> ThreadPoolExecutor:
+    """Threads that wait for work; after a fork the child gets its own."""
+    return ThreadPoolExecutor(max(1, helpers), thread_name_prefix="starfire-sparse")
+
+
+@lru_cache(maxsize=1)
+def _offer() -> Any:
+    """What offers the processor to other threads."""
+    return ctypes.windll.kernel32.SwitchToThread if os.name == "nt" else ctypes.CDLL(None).sched_yield  # type: ignore[attr-defined,unused-ignore]
+
+
+@lru_cache(maxsize=1)
+def _runner() -> int:
+    """The machine code of `void f(ptr table, ptr state, i64 steps, ptr passing, ptr kept, ptr offer)`."""
+    lines = f"""
+define void @f(ptr %table, ptr %state, i64 %steps, ptr %passing, ptr %kept, ptr %offer) nounwind {{
+entry:
+  br label %next
+next:
+  %s = phi i64 [0, %entry], [%s1, %wait]
+  %more = icmp slt i64 %s, %steps
+  br i1 %more, label %step, label %done
+step:
+  %row = mul i64 %s, {_WIDE}
+  %p = getelementptr i64, ptr %table, i64 %row
+  %function = load ptr, ptr %p
+  %p1 = getelementptr i64, ptr %p, i64 1
+  %args = load ptr, ptr %p1
+  %p2 = getelementptr i64, ptr %p, i64 2
+  %tasks = load i64, ptr %p2
+  %p3 = getelementptr i64, ptr %p, i64 3
+  %grain = load i64, ptr %p3
+  %own = mul i64 %s, {2 * _LINE}
+  %taken = getelementptr i64, ptr %state, i64 %own
+  %ready = getelementptr i64, ptr %taken, i64 {_LINE}
+  br label %take
+take:
+  %begin = atomicrmw add ptr %taken, i64 %grain monotonic
+  %some = icmp slt i64 %begin, %tasks
+  br i1 %some, label %work, label %wait
+work:
+  %upto = add i64 %begin, %grain
+  %fits = icmp slt i64 %upto, %tasks
+  %end = select i1 %fits, i64 %upto, i64 %tasks
+  call void %function(ptr %args, ptr %passing, ptr %kept, i64 %begin, i64 %end)
+  %did = sub i64 %end, %begin
+  %before = atomicrmw add ptr %ready, i64 %did acq_rel
+  br label %take
+wait:
+  %spins = phi i64 [0, %take], [%spins1, %look]
+  %is = load atomic i64, ptr %ready acquire, align 8
+  %all = icmp sge i64 %is, %tasks
+  %s1 = add i64 %s, 1
+  br i1 %all, label %next, label %idle
+idle:
+  %spins1 = add i64 %spins, 1
+  %long = icmp sgt i64 %spins1, {_SPINS}
+  br i1 %long, label %other, label %look
+other:
+  %ignored = call i32 %offer()
+  br label %look
+look:
+  br label %wait
+done:
+  ret void
+}}
+"""
+    return emit.compiled(lines)
+
+
+def addresses(memory: torch.Tensor) -> Iterator[int]:
+    """Of each row."""
+    return (memory.data_ptr() + i * memory.stride(0) * memory.element_size() for i in range(len(memory)))

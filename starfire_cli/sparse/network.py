@@ -1,0 +1,106 @@
+"""A network whose convolutions and linear layers run from their live weights: what users get."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from starfire_cli.errors import StarfireError
+from starfire_cli.sparse import choosing, emit
+from starfire_cli.sparse.plan import Choice, Maps, Plan
+from starfire_cli.sparse.reading import Network, Shape
+
+
+class SparseNetwork(nn.Module):
+    """Computes what a network computes in eval mode, on the CPU in float32, with the weights that are not zero.
+
+    Each layer runs the fastest way: all that come into question are measured when images of a shape come for the first
+    time (see `choices`). Any number of threads may call it at a time; results do not depend on how many images come
+    together, or on the number of threads.
+
+    Args:
+        model: a network; not changed. torch.fx must be able to trace it.
+
+    Raises:
+        StarfireError: it cannot be traced, or llvmlite is not installed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        if reason := emit.missing():
+            raise StarfireError(f"sparse execution: {reason}")
+        self._network = Network(model)
+        self._plans: dict[Any, tuple[Plan, list[Choice]]] = {}
+        self._lock = Lock()
+        self.train(False)
+
+    def forward(self, images: Tensor) -> Any:
+        """Images (N, C, H, W), float32 on the CPU, to what the network gives for them."""
+        if images.device.type != "cpu" or images.dtype != torch.float32 or images.ndim != 4:
+            raise StarfireError(
+                f"a sparse network takes float32 images (N, C, H, W) on the CPU, not {images.dtype} "
+                f"{tuple(images.shape)} on {images.device}"
+            )
+        with torch.inference_mode():
+            plan, _ = self._plan(tuple(images.shape))
+            if len(images) <= plan.at_once:
+                return plan.run(images)
+            return torch.cat([self.forward(part) for part in torch.split(images, plan.at_once)])
+
+    def train(self, mode: bool = True) -> SparseNetwork:
+        """Only `train(False)` works: nothing can be learned by what has no gradients."""
+        if mode:
+            raise StarfireError("a sparse network only predicts; train the dense one it was made from")
+        return super().train(False)
+
+    def choices(self, images: Shape) -> list[Choice]:
+        """How each operation runs for images of a shape (N, C, H, W), and what was measured."""
+        return self._plan(tuple(images))[1]
+
+    def _plan(self, images: Shape) -> tuple[Plan, list[Choice]]:
+        key = (images[1:], images[0] == 1, torch.get_num_threads())
+        if key not in self._plans:
+            with self._lock, torch.inference_mode():
+                if key not in self._plans:
+                    shapes = self._network.shapes(images)
+                    operations = self._network.operations(shapes)
+                    maps = Maps(operations, shapes)
+                    made = choosing.choose(operations, maps, alone=images[0] == 1)
+                    plan = Plan(self._network, images, operations, maps, [choice.how for choice in made])
+                    self._plans[key] = plan, made
+        return self._plans[key]
+
+
+def sparsify(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> SparseNetwork:
+    """A network that runs from the live weights of `model`, which stays as it is.
+
+    Args:
+        model: any module that torch.fx can trace.
+        masks: by the names of parameters, bool, True is alive: weights that count as zero where it is False. Without
+            masks the zeros that are there count.
+
+    Raises:
+        StarfireError: see `SparseNetwork`; or a mask that fits no parameter.
+    """
+    if masks:
+        model = _masked(model, masks)
+    return SparseNetwork(model)
+
+
+def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    import copy
+
+    twin = copy.deepcopy(model)
+    parameters = dict(twin.named_parameters())
+    with torch.no_grad():
+        for name, alive in masks.items():
+            parameter = parameters.get(name)
+            if parameter is None or parameter.shape != alive.shape:
+                has = "no such parameter" if parameter is None else f"a parameter of shape {tuple(parameter.shape)}"
+                raise StarfireError(f"mask {name!r} {tuple(alive.shape)} does not fit: the model has {has}")
+            parameter.masked_fill_(~alive.to(parameter.device), 0.0)
+    return twin

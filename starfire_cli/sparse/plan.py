@@ -1,0 +1,285 @@
+"""In which order, by which loops and where in memory does a network run, for images of one shape?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from threading import Lock
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from starfire_cli.sparse import emit, machine
+from starfire_cli.sparse.convolution import Kind, Place, steps
+from starfire_cli.sparse.layout import Layout
+from starfire_cli.sparse.linear import SparseLinear
+from starfire_cli.sparse.machine import Program, Step
+from starfire_cli.sparse.memory import Slots
+from starfire_cli.sparse.reading import Network, Operation, Shape
+
+How = Literal["taps", "kernels", "dense", "torch"]
+ROOM = 128 << 20  # bytes of maps that are kept for all images of a pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How one layer runs, and why.
+
+    Args:
+        name: of the layer.
+        how: `taps` or `kernels` for the sparse loops, `dense` for torch.
+        seconds: what each way took for one image; empty where nothing was measured.
+    """
+
+    name: str
+    how: How
+    seconds: dict[str, float]
+
+
+class Maps:
+    """Layouts of all maps of one network for one shape of image.
+
+    Args:
+        operations: of the network.
+        shapes: of all values.
+    """
+
+    def __init__(self, operations: Sequence[Operation], shapes: dict[fx.Node, Shape]) -> None:
+        self._needs: dict[tuple[int, int], tuple[int, int]] = {}
+        self.shapes = shapes
+        for operation in operations:
+            if operation.work is None:
+                continue
+            (H, W), (out_H, out_W) = self.pixels(operation.inputs[0]), self.pixels(operation.node)
+            window = operation.work.window
+            if window.stride == 2:
+                self._need((H, W), 1, 1)
+                H, W = -(-H // 2), -(-W // 2)
+            self._need((H, W), window.room(0, H, out_H), window.room(1, W, out_W))
+            self._need((out_H, out_W), 0, 0)
+
+    def layout(self, pixels: tuple[int, int]) -> Layout:
+        """Of all maps of so many pixels."""
+        above, beside = self._needs[pixels]
+        widest = emit.lanes()
+        lanes = widest if pixels[1] > widest // 2 else max(4, widest // 2)
+        return Layout(height=pixels[0], width=pixels[1], above=above, beside=beside, lanes=lanes)
+
+    def pixels(self, node: fx.Node) -> tuple[int, int]:
+        """Height and width of a map."""
+        return self.shapes[node][2], self.shapes[node][3]
+
+    def halved(self, node: fx.Node) -> tuple[int, int]:
+        """Height and width of each half of it."""
+        H, W = self.pixels(node)
+        return -(-H // 2), -(-W // 2)
+
+    def _need(self, pixels: tuple[int, int], above: int, beside: int) -> None:
+        old = self._needs.get(pixels, (0, 0))
+        self._needs[pixels] = (max(old[0], above), max(old[1], beside))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    operations: list[Operation]
+    program: Program | None
+
+
+class Plan:
+    """Everything that is fixed before the first image comes.
+
+    Args:
+        network: what is computed.
+        images: their shape, (N, C, H, W); of N only whether it is one counts.
+        how: for each operation, in order.
+        operations: of the network for such images.
+        maps: their layouts.
+    """
+
+    def __init__(
+        self, network: Network, images: Shape, operations: Sequence[Operation], maps: Maps, how: Sequence[How]
+    ) -> None:
+        self._network, self._alone = network, images[0] == 1
+        self._how = {operation.node: h for operation, h in zip(operations, how, strict=True)}
+        self._dense = {o.node: o.folded.live.dense() for o in operations if o.folded and self._how[o.node] == "dense"}
+        self._linear: dict[tuple[fx.Node, int], SparseLinear] = {}
+        groups = [list(group) for _, group in groupby(operations, self._in_loops)]
+        self._places, halves = self._memory(groups, maps)
+        self._stages = [
+            _Stage(operations=group, program=self._program(group, halves) if self._in_loops(group[0]) else None)
+            for group in groups
+        ]
+        self._free: list[tuple[Tensor, Tensor]] = []
+        self._last_use = self._uses(operations)
+
+    @property
+    def at_once(self) -> int:
+        """Images of one pass."""
+        return max(machine.threads(), ROOM // (4 * self._kept))
+
+    def run(self, images: Tensor) -> Any:
+        """What the network returns for images (N, C, H, W), float32."""
+        passing, kept = self._take(len(images))
+        values: dict[fx.Node, Any] = {self._network.input: images}
+        try:
+            for stage in self._stages:
+                if stage.program is None:
+                    for operation in stage.operations:
+                        self._in_torch(operation, values, kept)
+                elif len(images) == 1:
+                    stage.program.one(passing.data_ptr(), kept.data_ptr(), machine.threads())
+                else:
+                    stage.program.many(list(machine.addresses(passing)), list(machine.addresses(kept)))
+            (returned,) = self._network.output.args
+            return fx.node.map_arg(returned, lambda node: self._value(node, values, kept).clone())
+        finally:
+            self._free.append((passing, kept))
+
+    def _in_loops(self, operation: Operation) -> bool:
+        return operation.work is not None and self._how[operation.node] in ("taps", "kernels")
+
+    def _uses(self, operations: Sequence[Operation]) -> dict[fx.Node, fx.Node]:
+        return {source: operation.node for operation in operations for source in operation.inputs}
+
+    def _memory(self, groups: list[list[Operation]], maps: Maps) -> tuple[dict[fx.Node, Place], dict[fx.Node, Place]]:
+        """Where each map is, and the halves of those that are read with stride 2."""
+        stage = {operation.node: i for i, group in enumerate(groups) for operation in group}
+        loops = {operation.node for group in groups for operation in group if self._in_loops(operation)}
+        touched: dict[fx.Node, None] = {}  # maps that loops read or write
+        readers: dict[fx.Node, list[Operation]] = {}
+        for operation in (o for group in groups for o in group):
+            for source in operation.inputs:
+                readers.setdefault(source, []).append(operation)
+            if operation.node in loops:
+                touched |= dict.fromkeys((*operation.inputs, operation.node))
+        returned = set(self._network.output.all_input_nodes)
+        kept = {
+            node
+            for node in touched
+            if node not in loops
+            or node in returned
+            or any(r.node not in loops or stage[r.node] != stage[node] for r in readers.get(node, []))
+        }
+        slots = {is_kept: Slots(kept=is_kept) for is_kept in (False, True)}
+        number: dict[fx.Node, int] = {}
+        half: dict[fx.Node, tuple[int, int]] = {}
+
+        def take(node: fx.Node) -> None:
+            number[node] = slots[node in kept].take(maps.layout(maps.pixels(node)), maps.shapes[node][1])
+
+        left = {node: len(found) for node, found in readers.items()}
+        if self._network.input in touched:
+            take(self._network.input)
+        for operation in (o for group in groups for o in group):
+            node = operation.node
+            if node in touched and node not in number:
+                take(node)
+            if node in loops and operation.work is not None and operation.work.window.stride == 2:
+                channels = maps.shapes[operation.inputs[0]][1] * len(operation.work.halves())
+                slot = slots[False].take(maps.layout(maps.halved(operation.inputs[0])), channels)
+                half[node] = slot, channels
+                slots[False].give_back(slot)
+            for source in operation.inputs:
+                left[source] -= 1
+                if not left[source] and source in number and source not in returned:
+                    slots[source in kept].give_back(number[source])
+        self._passing, self._kept = slots[False].lay_out(), slots[True].lay_out()
+        places = {n: slots[n in kept].place(i, maps.shapes[n][1]) for n, i in number.items()}
+        return places, {n: slots[False].place(i, channels) for n, (i, channels) in half.items()}
+
+    def _program(self, group: list[Operation], halves: dict[fx.Node, Place]) -> Program:
+        found: list[Step] = []
+        sharing = machine.threads() if self._alone else 1
+        for o in group:
+            assert o.work is not None
+            kind: Kind = "kernels" if self._how[o.node] == "kernels" else "taps"
+            source, *others = (self._places[node] for node in o.inputs)
+            other = others[0] if others else None
+            found += steps(
+                o.work, kind, source, self._places[o.node], other=other, half=halves.get(o.node), threads=sharing
+            )
+        return Program(found)
+
+    def _take(self, images: int) -> tuple[Tensor, Tensor]:
+        """Memory that no other call uses now."""
+        rows = 1 if self._alone else min(images, machine.threads())
+        while self._free:
+            passing, kept = self._free.pop()
+            if len(kept) >= images and len(passing) >= rows:
+                return passing[:rows], kept[:images]
+        return torch.zeros(rows, self._passing), torch.zeros(images, self._kept)
+
+    def _value(self, node: fx.Node, values: dict[fx.Node, Any], kept: Tensor) -> Any:
+        if node in values:
+            return values[node]
+        place = self._places[node]
+        return place.layout.view(kept, place.offset, place.channels)
+
+    def _in_torch(self, operation: Operation, values: dict[fx.Node, Any], kept: Tensor) -> None:
+        node = operation.node
+        if node.op == "placeholder":
+            result = values[node]
+        else:
+            result = self._computed(operation, lambda n: self._value(n, values, kept))
+            values[node] = result
+        if node in self._places:
+            place = self._places[node]
+            place.layout.view(kept, place.offset, place.channels).copy_(result)
+        for source in operation.inputs:
+            if self._last_use[source] is node and source is not node:
+                values.pop(source, None)
+
+    def _computed(self, operation: Operation, value: Callable[[fx.Node], Any]) -> Any:
+        node, folded = operation.node, operation.folded
+        if folded is not None:
+            found = [value(n) for n in operation.inputs]
+            if folded.window is None:
+                return self._linearly(operation, found[0])
+            return dense_convolution(operation, self._dense[node], found)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+        if node.op == "get_attr":
+            return _attribute(self._network.root, str(node.target))
+        if node.op == "call_module":
+            return self._network.root.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+    def _linearly(self, operation: Operation, value: Tensor) -> Tensor:
+        assert operation.folded is not None
+        live = operation.folded.live
+        if self._how[operation.node] == "dense":
+            return F.linear(value, self._dense[operation.node][:, :, 0, 0], torch.from_numpy(live.bias))
+        rows = value.shape[:-1].numel()
+        key = operation.node, rows
+        if key not in self._linear:
+            self._linear[key] = SparseLinear(live, rows)
+        return self._linear[key](value)
+
+
+def dense_convolution(operation: Operation, weight: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """What a loop would do, by torch."""
+    work, folded = operation.work, operation.folded
+    assert work is not None and folded is not None
+    window, live = work.window, folded.live
+    found = F.conv2d(
+        inputs[0], weight, torch.from_numpy(live.bias), window.stride, window.padding, window.dilation, live.groups
+    )
+    if work.finish.add:
+        found = found.add_(inputs[1])
+    if work.finish.high:
+        return found.clamp_(0.0, work.high)
+    return found.relu_() if work.finish.low else found
+
+
+_LOCK = Lock()
+
+
+def _attribute(root: Any, path: str) -> Any:
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root

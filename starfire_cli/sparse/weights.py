@@ -1,0 +1,122 @@
+"""Which weights of a layer are there, and how are they strung up for the loops that use them?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Ints = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveWeights:
+    """A convolution's weights without its zeros, ordered by output channel, input channel, place in the kernel.
+
+    Args:
+        shape: (K, C / groups, R, S).
+        groups: of the convolution.
+        where: (n,) int32 positions in the dense weight.
+        values: (n,) float32.
+        bias: (K,) float32.
+    """
+
+    shape: tuple[int, int, int, int]
+    groups: int
+    where: Ints
+    values: Floats
+    bias: Floats
+
+    @classmethod
+    def of(cls, weight_KCRS: Tensor, bias_K: Tensor | None, groups: int) -> LiveWeights:
+        """What is not zero in a dense weight; float32."""
+        K, C, R, S = weight_KCRS.shape
+        flat = weight_KCRS.detach().float().contiguous().flatten().numpy()
+        where = np.flatnonzero(flat).astype(np.int32)
+        bias = np.zeros(K, np.float32) if bias_K is None else bias_K.detach().float().numpy().copy()
+        return cls(shape=(K, C, R, S), groups=groups, where=where, values=flat[where].copy(), bias=bias)
+
+    @property
+    def density(self) -> float:
+        """Share of weights that are not zero."""
+        return len(self.values) / max(1, int(np.prod(self.shape)))
+
+    @property
+    def kernels(self) -> int:
+        """R x S kernels with at least one weight that is not zero."""
+        _, _, R, S = self.shape
+        return len(np.unique(self.where // (R * S)))
+
+    def dense(self) -> Tensor:
+        """The dense weight, (K, C / groups, R, S)."""
+        flat = np.zeros(int(np.prod(self.shape)), np.float32)
+        flat[self.where] = self.values
+        return torch.from_numpy(flat).reshape(self.shape)
+
+    def places(self) -> tuple[Any, Any, Any, Any]:
+        """Output channel, input channel (counted over all groups), row and column in the kernel, of each weight."""
+        K, C, R, S = self.shape
+        pair, tap = np.divmod(self.where.astype(np.int64), R * S)
+        k, c = np.divmod(pair, C)
+        return k, c + (k // (K // self.groups)) * C, tap // S, tap % S
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strung:
+    """Entries in the order in which a loop meets them: by step over the input channels, then by output channel.
+
+    Args:
+        steps: how many.
+        segments: (steps * K + 1,) where each begins.
+        offsets: (entries,) bytes from a tile's start to the entry's input.
+        weights: (entries,) or (entries * R * S,).
+    """
+
+    steps: int
+    segments: Ints
+    offsets: Ints
+    weights: Floats
+
+
+def string_taps(live: LiveWeights, reach: Any, at_once: int) -> Strung:
+    """Every weight by itself.
+
+    Args:
+        live: the weights.
+        reach: (channels, rows, columns) to bytes from a tile's start; arrays in, array out.
+        at_once: input channels a step.
+    """
+    k, c, y, x = live.places()
+    return _strung(live, k, c, reach(c, y, x), live.values, 1, at_once)
+
+
+def string_kernels(live: LiveWeights, reach: Any, at_once: int) -> Strung:
+    """Every kernel with a weight that is not zero, whole; arguments as for `string_taps`."""
+    K, C, R, S = live.shape
+    kernels, row = np.unique(live.where // (R * S), return_inverse=True)
+    whole = np.zeros((len(kernels), R * S), np.float32)
+    whole[row, live.where % (R * S)] = live.values
+    k, c = np.divmod(kernels.astype(np.int64), C)
+    c = c + (k // (K // live.groups)) * C
+    zero = np.zeros_like(c)
+    return _strung(live, k, c, reach(c, zero, zero), whole, R * S, at_once)
+
+
+def _strung(live: LiveWeights, k: Any, c: Any, offsets: Any, weights: Any, size: int, at_once: int) -> Strung:
+    K, C = live.shape[0], live.shape[1] * live.groups
+    steps = -(-C // at_once) if live.groups == 1 else 1  # a group's channels are few as they are
+    segment = (c // at_once if steps > 1 else 0) * K + k
+    order = np.argsort(segment, kind="stable")
+    starts = np.zeros(steps * K + 1, np.int32)
+    np.cumsum(np.bincount(segment, minlength=steps * K), out=starts[1:])
+    return Strung(
+        steps=steps,
+        segments=starts,
+        offsets=np.ascontiguousarray(offsets[order], np.int32),
+        weights=np.ascontiguousarray(weights[order].reshape(-1), np.float32),
+    )
