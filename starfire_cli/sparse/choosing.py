@@ -15,7 +15,7 @@ from starfire_cli.sparse.plan import Choice, How, Maps, dense_convolution
 from starfire_cli.sparse.reading import Operation
 
 REPEATS = 3
-BATCH = 8  # images that torch gets at a time where there are several
+BATCH = 4  # images that torch gets at a time where there are several
 
 
 def choose(operations: Sequence[Operation], maps: Maps, *, alone: bool) -> list[Choice]:
@@ -35,9 +35,14 @@ def choose(operations: Sequence[Operation], maps: Maps, *, alone: bool) -> list[
             seconds = {
                 kind: _in_loops(operation, operation.work, kind, maps, alone) for kind in _sensible(operation.work)
             }
-            seconds["dense"] = _dense(operation, maps, alone)
+            seconds["dense"] = _dense(operation, maps, alone, min(seconds.values()))
         how = min(seconds, key=lambda name: seconds[name]) if seconds else "taps" if operation.work else "torch"
         found.append(Choice(name=operation.name, how=_HOW[how], seconds=seconds))
+    hows = {operation.node: choice.how for operation, choice in zip(operations, found, strict=True)}
+    for i, operation in enumerate(operations):  # an image becomes a map where a loop reads it
+        readers = {hows[o.node] for o in operations if operation.node in o.inputs}
+        if operation.work is not None and operation.work.does == "scale" and not {"taps", "kernels"} & readers:
+            found[i] = Choice(name=operation.name, how="torch", seconds={})
     return found
 
 
@@ -71,12 +76,12 @@ def _in_loops(operation: Operation, work: Work, kind: Kind, maps: Maps, alone: b
     threads = machine.threads() if alone else 1
     program = Program(steps(work, kind, places[0], places[1], other=places[2], half=half, threads=threads))
     memory = torch.zeros(1, offset)
-    taken = _fastest(lambda: program.one(memory.data_ptr(), memory.data_ptr(), threads))
+    taken = _fastest(lambda: program.one(memory.data_ptr(), memory.data_ptr(), 0, threads))
     return taken if alone else taken / machine.threads()
 
 
-def _dense(operation: Operation, maps: Maps, alone: bool) -> float:
-    """torch, and the way from and to the loops' layout."""
+def _dense(operation: Operation, maps: Maps, alone: bool, rival: float) -> float:
+    """torch, and the way from and to the loops' layout; run once only where it is far slower than `rival`."""
     assert operation.folded is not None
     images = 1 if alone else BATCH
     memory, values = [], []
@@ -86,27 +91,32 @@ def _dense(operation: Operation, maps: Maps, alone: bool) -> float:
         values.append(layout.view(memory[-1], 0, channels))
     weight = operation.folded.live.dense()
     *inputs, output = values
-    return _fastest(lambda: output.copy_(dense_convolution(operation, weight, inputs))) / images
+    return _fastest(lambda: output.copy_(dense_convolution(operation, weight, inputs)), rival=rival * images) / images
 
 
 def _linear(operation: Operation, alone: bool) -> dict[str, float]:
+    """Before each try the caches are filled with something else: a linear layer's weights come from far away."""
     assert operation.folded is not None
     live = operation.folded.live
     images = 1 if alone else BATCH
     values = torch.zeros(images, live.shape[1])
     weight, bias = live.dense()[:, :, 0, 0], torch.from_numpy(live.bias)
     sparse = SparseLinear(live, images)
+    elsewhere = torch.zeros(16 << 20)
     return {
-        "taps": _fastest(lambda: sparse(values)) / images,
-        "dense": _fastest(lambda: torch.nn.functional.linear(values, weight, bias)) / images,
+        "taps": _fastest(lambda: sparse(values), elsewhere.fill_) / images,
+        "dense": _fastest(lambda: torch.nn.functional.linear(values, weight, bias), elsewhere.fill_) / images,
     }
 
 
-def _fastest(run: Callable[[], object]) -> float:
+def _fastest(run: Callable[[], object], before: Callable[[float], object] = float, rival: float = 0.0) -> float:
     best = float("inf")
     run()
     for _ in range(REPEATS):
+        before(0.0)
         started = perf_counter()
         run()
         best = min(best, perf_counter() - started)
+        if rival and best > 2 * rival:
+            break
     return best

@@ -1,4 +1,4 @@
-"""How does one convolution (or pooling) become steps of a program?"""
+"""How does one convolution, pooling or the intake of an image become steps of a program?"""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from starfire_cli.sparse import emit, loops
 from starfire_cli.sparse.layout import FLOAT, Layout, Tiles, cut
 from starfire_cli.sparse.loops import FIELDS, Finish, Tile
 from starfire_cli.sparse.machine import Step
-from starfire_cli.sparse.weights import LiveWeights, string_kernels, string_taps
+from starfire_cli.sparse.weights import LiveWeights, Strung, string_kernels, string_taps
 
+StrungWeights = dict[Any, tuple[LiveWeights, Strung]]
 Kind = Literal["taps", "kernels"]
 NEAR = {"taps": 28 << 10, "kernels": 16 << 10}  # bytes of input that stay in a core's nearest cache
 _REGISTERS = {4: 14, 8: 14, 16: 14}
@@ -75,21 +76,21 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """One convolution or pooling.
+    """One convolution, one pooling or the intake of an image.
 
     Args:
         window: what it looks at.
-        live: its weights; for pooling only shapes count.
+        live: its weights; for `max` and `mean` only shapes count, for `scale` there is one a channel.
         finish: what follows.
         high: see `Finish`.
-        pools: the largest is taken in place of a sum.
+        does: `sum` is convolution, `mean` is over whole maps, `scale` makes a map of the pixels of an image.
     """
 
     window: Window
     live: LiveWeights
     finish: Finish
     high: float = 0.0
-    pools: bool = False
+    does: Literal["sum", "max", "mean", "scale"] = "sum"
 
     @property
     def channels(self) -> tuple[int, int]:
@@ -105,12 +106,22 @@ class Work:
     def kinds(self) -> tuple[Kind, ...]:
         """What can run it."""
         R, S = self.window.size
-        whole = R == S and R in (2, 3) and self.window.stride == 1 and self.window.dilation == (1, 1) and not self.pools
+        whole = (
+            R == S and R in (2, 3) and self.window.stride == 1 and self.window.dilation == (1, 1) and self.does == "sum"
+        )
         return ("kernels", "taps") if whole else ("taps",)
 
 
 def steps(
-    work: Work, kind: Kind, source: Place, target: Place, *, other: Place | None, half: Place | None, threads: int
+    work: Work,
+    kind: Kind,
+    source: Place,
+    target: Place,
+    *,
+    other: Place | None,
+    half: Place | None,
+    threads: int,
+    strung_before: StrungWeights | None = None,
 ) -> list[Step]:
     """The steps of `work`.
 
@@ -122,7 +133,11 @@ def steps(
         other: what is added.
         half: room for the halves of the input's rows and columns, for stride 2.
         threads: that share one image; 1 where each has its own.
+        strung_before: weights that were strung up for other programs; what is for this one is added.
+        strung_before: weights that were strung up for this work in other programs, and will be for others.
     """
+    if work.does in ("scale", "mean"):
+        return [_plainly(work, source, target, threads)]
     found = []
     reach, seen = _reaching(work.window, source.layout), source
     if half is not None:
@@ -142,7 +157,12 @@ def steps(
     C = work.channels[0]
     at_once = max(8, NEAR[kind] // in_cache)
     at_once = C if 3 * at_once >= 2 * C else at_once
-    strung = (string_kernels if kind == "kernels" else string_taps)(work.live, reach, at_once)
+    before = {} if strung_before is None else strung_before
+    key = (id(work.live), kind, seen.layout, work.window, at_once)
+    if key not in before:
+        string = string_kernels if kind == "kernels" else string_taps
+        before[key] = work.live, string(work.live, reach, at_once)  # the first keeps its id from being used again
+    _, strung = before[key]
     mask = out.mask().numpy()
     shared: dict[str, Any] = {
         **seen.fields("in"),
@@ -190,7 +210,7 @@ def step(code: emit.Code, values: dict[str, Any], tasks: int, grain: int) -> Ste
 
 
 def _code(work: Work, kind: Kind, lanes: int, tile: Tile, finish: Finish) -> emit.Code:
-    if work.pools:
+    if work.does == "max":
         return loops.maxima(lanes=lanes, tile=tile, finish=finish)
     if kind == "kernels":
         return loops.kernels(lanes=lanes, tile=tile, size=work.window.size[0], finish=finish)
@@ -235,6 +255,25 @@ def _halving(work: Work, source: Place, half: Place, threads: int) -> Step:
     }
     tasks = source.channels * len(halves)
     return step(code, values, tasks, tasks if threads == 1 else max(1, tasks // (4 * threads)))
+
+
+def _plainly(work: Work, source: Place, target: Place, threads: int) -> Step:
+    out, channels = target.layout, target.channels
+    values: dict[str, Any] = {**target.fields("out"), "out_plane": FLOAT * out.plane}
+    if work.does == "scale":
+        code = loops.scaled(lanes=out.lanes, width=out.width, rows=out.height, out_row=FLOAT * out.row)
+        values |= {"weights": work.live.values, "bias": work.live.bias}
+    else:
+        seen = source.layout
+        code = loops.means(
+            lanes=seen.lanes,
+            rows=seen.height,
+            vectors=seen.vectors,
+            in_row=FLOAT * seen.row,
+            pixels=seen.height * seen.width,
+        )
+        values |= {**source.fields("in"), "in_plane": FLOAT * seen.plane}
+    return step(code, values, channels, channels if threads == 1 else max(1, channels // (4 * threads)))
 
 
 def _starts(part: Tiles, layout: Layout, lanes: int) -> Any:

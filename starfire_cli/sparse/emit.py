@@ -19,10 +19,10 @@ _COMPILING = Lock()  # LLVM's contexts are not made for two threads
 
 
 class Code:
-    """A function under construction: `void f(ptr args, ptr passing, ptr kept, i64 begin, i64 end)`.
+    """A function under construction: `void f(ptr args, ptr passing, ptr kept, ptr image, i64 begin, i64 end)`.
 
     Values are LLVM's own names for them, as text. `args` points to as many i64 as there are `fields`, `passing` and
-    `kept` to the two regions of memory that maps lie in.
+    `kept` to the two regions of memory that maps lie in, `image` to what came from outside.
 
     Args:
         fields: of its arguments, in order.
@@ -62,6 +62,17 @@ class Code:
         is_kept = self.let(f"icmp ne i64 {self.field[name + '_region']}, 0")
         return self.at(self.let(f"select i1 {is_kept}, ptr %kept, ptr %passing"), self.field[name])
 
+    def load_first(self, count: int, pointer: str) -> str:
+        """A vector of which only the first `count` floats are looked at; the others are zero."""
+        if count >= self.lanes:
+            return self.load(self.vector, pointer)
+        name, on = f"@llvm.masked.load.v{self.lanes}f32.p0", f"<{self.lanes} x i1>"
+        self._declared.add(f"declare {self.vector} {name}(ptr, i32, {on}, {self.vector})")
+        mask = ", ".join("i1 true" if i < count else "i1 false" for i in range(self.lanes))
+        return self.let(
+            f"call {self.vector} {name}(ptr {pointer}, i32 4, {on} <{mask}>, {self.vector} zeroinitializer)"
+        )
+
     def load(self, kind: str, pointer: str, align: int = 4) -> str:
         return self.let(f"load {kind}, ptr {pointer}, align {align}")
 
@@ -72,6 +83,15 @@ class Code:
         """Entry `index` of an array of int32, as i64."""
         value = self.load("i32", self.let(f"getelementptr i32, ptr {array}, i64 {index}"))
         return self.let(f"sext i32 {value} to i64")
+
+    def store_first(self, count: int, value: str, pointer: str) -> None:
+        """Store a vector of which only the first `count` floats are written."""
+        if count >= self.lanes:
+            return self.store(self.vector, value, pointer)
+        name, on = f"@llvm.masked.store.v{self.lanes}f32.p0", f"<{self.lanes} x i1>"
+        self._declared.add(f"declare void {name}({self.vector}, ptr, i32, {on})")
+        mask = ", ".join("i1 true" if i < count else "i1 false" for i in range(self.lanes))
+        return self.do(f"call void {name}({self.vector} {value}, ptr {pointer}, i32 4, {on} <{mask}>)")
 
     def variable(self, kind: str, value: str) -> Variable:
         """Something that changes, with its first value."""
@@ -165,7 +185,9 @@ class Code:
 
     def text(self) -> str:
         """The function as assembly, whole."""
-        start = "define void @f(ptr noalias %args, ptr %passing, ptr %kept, i64 %begin, i64 %end) nounwind {"
+        start = (
+            "define void @f(ptr noalias %args, ptr %passing, ptr %kept, ptr %image, i64 %begin, i64 %end) nounwind {"
+        )
         return "\n".join([*sorted(self._declared), start, "entry:", *self._head, *self._lines, "  ret void", "}", ""])
 
 
@@ -183,7 +205,7 @@ class Variable:
 
 
 def missing() -> str | None:
-    """Why nothing can be compiled here, as a line for the user; None where it can. llvmlite is not imported for that."""
+    """Why nothing can be compiled here; None where it can. llvmlite is not imported to find out."""
     import importlib.util
 
     if importlib.util.find_spec("llvmlite") is not None:

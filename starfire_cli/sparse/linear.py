@@ -52,13 +52,13 @@ class SparseLinear:
         target = torch.zeros(1, self._target.layout.floats(self._target.channels))
         view = self._source.layout.view(source, 0, self._source.channels)
         view[0, :, 0] = images_NI.t()
-        self._program.one(source.data_ptr(), target.data_ptr(), threads())
+        self._program.one(source.data_ptr(), target.data_ptr(), 0, threads())
         return self._target.layout.view(target, 0, self._target.channels)[0, :, 0].t().contiguous()
 
     def _gathered(self) -> None:
         lanes = emit.lanes()
         O, I = self._live.shape[:2]
-        row, column = np.divmod(self._live.where.astype(np.int64), I)
+        row, column = np.divmod(self._live.where, I)
         counts = np.bincount(row, minlength=O)
         vectors = -(-counts // lanes)
         starts = np.zeros(O + 1, np.int32)

@@ -214,6 +214,54 @@ def _finish(code: Code, finish: Finish, sums: list[Variable], places: list[int],
         total.set(value)
 
 
+def scaled(*, lanes: int, width: int, rows: int, out_row: int) -> Code:
+    """The pixels of an image from outside, rows without gaps: times `weights`, plus `bias`. A task is a channel.
+
+    Args:
+        lanes: floats in a vector.
+        width: of the image, in pixels.
+        rows: likewise.
+        out_row: bytes from one row to the next in the output.
+    """
+    code = Code(FIELDS, lanes)
+    f = code.field
+    target, weights, bias = code.region("out"), code.pointer(f["weights"]), code.pointer(f["bias"])
+    with code.loop("%begin", "%end") as c:
+        source = code.at("%image", code.mul(c, 4 * width * rows))
+        plane = code.at(target, code.mul(c, f["out_plane"]))
+        scale, shift = (
+            code.splat(code.load("float", code.let(f"getelementptr float, ptr {array}, i64 {c}")))
+            for array in (weights, bias)
+        )
+        with code.loop(0, rows) as y:
+            row, out = code.at(source, code.mul(y, 4 * width)), code.at(plane, code.mul(y, out_row))
+            for x in range(0, width, lanes):
+                left = min(lanes, width - x)
+                value = code.call("fma", code.load_first(left, code.at(row, 4 * x)), scale, shift)
+                code.store_first(left, value, code.at(out, 4 * x))
+    return code
+
+
+def means(*, lanes: int, rows: int, vectors: int, in_row: int, pixels: int) -> Code:
+    """The mean of each channel, of `pixels` pixels; what lies beside them is zero. A task is a channel."""
+    code = Code(FIELDS, lanes)
+    f, vector = code.field, code.vector
+    source, target = code.region("in"), code.region("out")
+    total = code.variable(vector, "zeroinitializer")
+    with code.loop("%begin", "%end") as c:
+        plane = code.at(source, code.mul(c, f["in_plane"]))
+        total.set("zeroinitializer")
+        with code.loop(0, rows) as y:
+            row = code.at(plane, code.mul(y, in_row))
+            for v in range(vectors):
+                value = code.load(vector, code.at(row, 4 * lanes * v))
+                total.set(code.let(f"fadd {vector} {total.get()}, {value}"))
+        found = code.sum(total.get(), "0.0")
+        mean = code.let(f"fdiv float {found}, {float(pixels):e}")
+        code.store("float", mean, code.at(target, code.mul(c, f["out_plane"])))
+    return code
+
+
 def gathered(*, lanes: int) -> Code:
     """A linear layer for one image: a task is one output, its inputs are picked up from where they lie.
 

@@ -25,7 +25,7 @@ from starfire_cli.sparse.emit import Code
 Longs = npt.NDArray[np.int64]
 _WIDE = 4  # i64 of each step, in the table that the runner reads
 _LINE = 16  # i64 that two cache lines hold: counters that threads write lie so far apart
-_SIGNATURE = (*([ctypes.c_void_p] * 2), ctypes.c_int64, *([ctypes.c_void_p] * 3))
+_SIGNATURE = (*([ctypes.c_void_p] * 2), ctypes.c_int64, *([ctypes.c_void_p] * 4))
 _SPINS = 2000  # looks at a counter before the processor is offered to others
 
 
@@ -62,32 +62,33 @@ class Program:
         self._run = ctypes.CFUNCTYPE(None, *_SIGNATURE)(_runner())
         self._offer = ctypes.cast(_offer(), ctypes.c_void_p).value
 
-    def one(self, passing: int, kept: int, threads: int) -> None:
+    def one(self, passing: int, kept: int, image: int, threads: int) -> None:
         """One image, by `threads` threads together.
 
         Args:
             passing: address of memory for what is needed on the way.
             kept: address of this image's other maps.
+            image: address of its pixels.
             threads: how many, this one included.
         """
         state = np.zeros(2 * _LINE * max(1, len(self.steps)), np.int64)
-        call = (self._table.ctypes.data, state.ctypes.data, len(self.steps), passing, kept, self._offer)
+        call = (self._table.ctypes.data, state.ctypes.data, len(self.steps), passing, kept, image, self._offer)
         helpers = [_pool(os.getpid(), threads - 1).submit(self._run, *call) for _ in range(threads - 1)]
         try:
             self._run(*call)
         finally:
             _settle(helpers)
 
-    def many(self, passing: Sequence[int], kept: Sequence[int]) -> None:
-        """Images side by side, as many at a time as there are addresses in `passing`; one in `kept` for each image."""
+    def many(self, passing: Sequence[int], kept: Sequence[int], images: Sequence[int]) -> None:
+        """Images side by side, as many at a time as there are addresses in `passing`; the others are of each image."""
         todo = count()
 
         def work(memory: int) -> None:
             state = np.zeros(2 * _LINE * max(1, len(self.steps)), np.int64)
-            while (image := next(todo)) < len(kept):
+            fixed = (self._table.ctypes.data, state.ctypes.data, len(self.steps), memory)
+            while (i := next(todo)) < len(kept):
                 state.fill(0)
-                args = (self._table.ctypes.data, state.ctypes.data, len(self.steps), memory, kept[image], self._offer)
-                self._run(*args)
+                self._run(*fixed, kept[i], images[i], self._offer)
 
         helpers = [_pool(os.getpid(), len(passing) - 1).submit(work, memory) for memory in passing[1:]]
         try:
@@ -98,13 +99,13 @@ class Program:
 
 def in_threads(code: Code, args: Longs, tasks: int, threads: int) -> None:
     """The tasks of one loop that uses no maps, shared out evenly."""
-    call = ctypes.CFUNCTYPE(None, *([ctypes.c_void_p] * 3), ctypes.c_int64, ctypes.c_int64)(emit.compiled(code.text()))
+    call = ctypes.CFUNCTYPE(None, *([ctypes.c_void_p] * 4), ctypes.c_int64, ctypes.c_int64)(emit.compiled(code.text()))
     ends = [tasks * t // threads for t in range(threads + 1)]
     own = [
-        _pool(os.getpid(), threads - 1).submit(call, args.ctypes.data, None, None, ends[t], ends[t + 1])
+        _pool(os.getpid(), threads - 1).submit(call, args.ctypes.data, None, None, None, ends[t], ends[t + 1])
         for t in range(1, threads)
     ]
-    call(args.ctypes.data, None, None, 0, ends[1])
+    call(args.ctypes.data, None, None, None, 0, ends[1])
     for helper in own:
         helper.result()
 
@@ -134,9 +135,9 @@ def _offer() -> Any:
 
 @lru_cache(maxsize=1)
 def _runner() -> int:
-    """The machine code of `void f(ptr table, ptr state, i64 steps, ptr passing, ptr kept, ptr offer)`."""
+    """The machine code of `void f(ptr table, ptr state, i64 steps, ptr passing, ptr kept, ptr image, ptr offer)`."""
     lines = f"""
-define void @f(ptr %table, ptr %state, i64 %steps, ptr %passing, ptr %kept, ptr %offer) nounwind {{
+define void @f(ptr %table, ptr %state, i64 %steps, ptr %passing, ptr %kept, ptr %image, ptr %offer) nounwind {{
 entry:
   br label %next
 next:
@@ -165,7 +166,7 @@ work:
   %upto = add i64 %begin, %grain
   %fits = icmp slt i64 %upto, %tasks
   %end = select i1 %fits, i64 %upto, i64 %tasks
-  call void %function(ptr %args, ptr %passing, ptr %kept, i64 %begin, i64 %end)
+  call void %function(ptr %args, ptr %passing, ptr %kept, ptr %image, i64 %begin, i64 %end)
   %did = sub i64 %end, %begin
   %before = atomicrmw add ptr %ready, i64 %did acq_rel
   br label %take

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -18,7 +17,7 @@ from starfire_cli.sparse.layout import Layout
 from starfire_cli.sparse.linear import SparseLinear
 from starfire_cli.sparse.machine import Program, Step
 from starfire_cli.sparse.memory import Slots
-from starfire_cli.sparse.reading import Network, Operation, Shape
+from starfire_cli.sparse.reading import Network, Operation, Shape, attribute
 
 How = Literal["taps", "kernels", "dense", "torch"]
 ROOM = 128 << 20  # bytes of maps that are kept for all images of a pass
@@ -52,6 +51,9 @@ class Maps:
         self.shapes = shapes
         for operation in operations:
             if operation.work is None:
+                continue
+            if not operation.inputs:
+                self._need(self.pixels(operation.node), 0, 0)
                 continue
             (H, W), (out_H, out_W) = self.pixels(operation.inputs[0]), self.pixels(operation.node)
             window = operation.work.window
@@ -104,7 +106,9 @@ class Plan:
     ) -> None:
         self._network, self._alone = network, images[0] == 1
         self._how = {operation.node: h for operation, h in zip(operations, how, strict=True)}
-        self._dense = {o.node: o.folded.live.dense() for o in operations if o.folded and self._how[o.node] == "dense"}
+        for o in operations:
+            if o.folded and self._how[o.node] == "dense" and o.node not in network.dense:
+                network.dense[o.node] = o.folded.live.dense()
         self._linear: dict[tuple[fx.Node, int], SparseLinear] = {}
         groups = [list(group) for _, group in groupby(operations, self._in_loops)]
         self._places, halves = self._memory(groups, maps)
@@ -123,16 +127,17 @@ class Plan:
     def run(self, images: Tensor) -> Any:
         """What the network returns for images (N, C, H, W), float32."""
         passing, kept = self._take(len(images))
-        values: dict[fx.Node, Any] = {self._network.input: images}
+        values: dict[fx.Node, Any] = {self._network.input: images.contiguous()}
+        pixels = list(machine.addresses(values[self._network.input]))
         try:
             for stage in self._stages:
                 if stage.program is None:
                     for operation in stage.operations:
                         self._in_torch(operation, values, kept)
                 elif len(images) == 1:
-                    stage.program.one(passing.data_ptr(), kept.data_ptr(), machine.threads())
+                    stage.program.one(passing.data_ptr(), kept.data_ptr(), pixels[0], machine.threads())
                 else:
-                    stage.program.many(list(machine.addresses(passing)), list(machine.addresses(kept)))
+                    stage.program.many(list(machine.addresses(passing)), list(machine.addresses(kept)), pixels)
             (returned,) = self._network.output.args
             return fx.node.map_arg(returned, lambda node: self._value(node, values, kept).clone())
         finally:
@@ -196,16 +201,23 @@ class Plan:
         for o in group:
             assert o.work is not None
             kind: Kind = "kernels" if self._how[o.node] == "kernels" else "taps"
-            source, *others = (self._places[node] for node in o.inputs)
+            source, *others = (self._places[node] for node in o.inputs or (o.node,))
             other = others[0] if others else None
             found += steps(
-                o.work, kind, source, self._places[o.node], other=other, half=halves.get(o.node), threads=sharing
+                o.work,
+                kind,
+                source,
+                self._places[o.node],
+                other=other,
+                half=halves.get(o.node),
+                threads=sharing,
+                strung_before=self._network.strung,
             )
         return Program(found)
 
     def _take(self, images: int) -> tuple[Tensor, Tensor]:
         """Memory that no other call uses now."""
-        rows = 1 if self._alone else min(images, machine.threads())
+        rows = 1 if self._alone else max(1, min(images, machine.threads()))
         while self._free:
             passing, kept = self._free.pop()
             if len(kept) >= images and len(passing) >= rows:
@@ -220,8 +232,11 @@ class Plan:
 
     def _in_torch(self, operation: Operation, values: dict[fx.Node, Any], kept: Tensor) -> None:
         node = operation.node
-        if node.op == "placeholder":
-            result = values[node]
+        if operation.work is not None and operation.work.does == "scale":
+            live = operation.work.live
+            scale, shift = (torch.from_numpy(array)[:, None, None] for array in (live.values, live.bias))
+            result = values[self._network.input] * scale + shift
+            values[node] = result
         else:
             result = self._computed(operation, lambda n: self._value(n, values, kept))
             values[node] = result
@@ -238,10 +253,10 @@ class Plan:
             found = [value(n) for n in operation.inputs]
             if folded.window is None:
                 return self._linearly(operation, found[0])
-            return dense_convolution(operation, self._dense[node], found)
+            return dense_convolution(operation, self._network.dense[node], found)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
         if node.op == "get_attr":
-            return _attribute(self._network.root, str(node.target))
+            return attribute(self._network.root, str(node.target))
         if node.op == "call_module":
             return self._network.root.get_submodule(str(node.target))(*args, **kwargs)
         if node.op == "call_method":
@@ -253,7 +268,7 @@ class Plan:
         assert operation.folded is not None
         live = operation.folded.live
         if self._how[operation.node] == "dense":
-            return F.linear(value, self._dense[operation.node][:, :, 0, 0], torch.from_numpy(live.bias))
+            return F.linear(value, self._network.dense[operation.node][:, :, 0, 0], torch.from_numpy(live.bias))
         rows = value.shape[:-1].numel()
         key = operation.node, rows
         if key not in self._linear:
@@ -274,12 +289,3 @@ def dense_convolution(operation: Operation, weight: Tensor, inputs: Sequence[Ten
     if work.finish.high:
         return found.clamp_(0.0, work.high)
     return found.relu_() if work.finish.low else found
-
-
-_LOCK = Lock()
-
-
-def _attribute(root: Any, path: str) -> Any:
-    for name in path.split("."):
-        root = getattr(root, name)
-    return root

@@ -10,20 +10,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.pruning.graph import Traced, trace
-from starfire_cli.sparse.convolution import Window, Work
+from starfire_cli.sparse.convolution import StrungWeights, Window, Work
 from starfire_cli.sparse.loops import Finish
 from starfire_cli.sparse.weights import LiveWeights
 
 Shape = tuple[int, ...]
 _RELU = {nn.ReLU, F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_"}
 _RELU6 = {nn.ReLU6, F.relu6}
+_SUBTRACT, _DIVIDE = {operator.sub, torch.sub}, {operator.truediv, torch.div}
 _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
+
+_POINT = Window(size=(1, 1), stride=1, padding=(0, 0), dilation=(1, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,8 @@ class Network:
         traced = trace(model)
         self.root = traced.root.float()
         self.folded: dict[fx.Node, Folded] = {}
+        self.strung: StrungWeights = {}  # what plans for several shapes of image share
+        self.dense: dict[fx.Node, Tensor] = {}
         for node in self.root.graph.nodes:
             folded = _folded(traced, node)
             if folded is not None:
@@ -115,10 +121,14 @@ class Network:
         chains = {node: self._chain(node, folded, shapes, order) for node, folded in self.folded.items()}
         inside = {part for chain in chains.values() for part in chain.nodes}
         last = {chain.nodes[-1]: node for node, chain in chains.items()}
+        intake = self._intake(shapes)
+        inside |= set(intake.nodes)
         found: list[Operation] = []
         positive: set[fx.Node] = set()  # nothing in these maps is below zero
         for node in self.root.graph.nodes:
-            if node in last:
+            if node is intake.nodes[-1]:
+                found.append(Operation(name="input", node=node, inputs=(), work=intake.work))
+            elif node in last:
                 start = last[node]
                 folded, chain = self.folded[start], chains[start]
                 inputs = (_first(start), *((chain.added,) if chain.added is not None else ()))
@@ -135,6 +145,33 @@ class Network:
                 name = str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", "?")
                 found.append(Operation(name=name, node=node, inputs=tuple(node.all_input_nodes), work=work))
         return found
+
+    def _intake(self, shapes: dict[fx.Node, Shape]) -> _Intake:
+        """The images, and what normalises them: mean and standard deviation of each channel, if they are that."""
+        nodes = [self.input]
+        C = shapes[self.input][1]
+        scale, shift = torch.ones(C, dtype=torch.float64), torch.zeros(C, dtype=torch.float64)
+        for kinds in (_SUBTRACT, _DIVIDE):
+            user = _only_user(nodes[-1])
+            if user is None or user.target not in kinds or len(user.args) != 2 or user.args[0] is not nodes[-1]:
+                break
+            constant = user.args[1]
+            if not isinstance(constant, fx.Node) or constant.op != "get_attr" or len(constant.users) != 1:
+                break
+            value = attribute(self.root, str(constant.target))
+            if tuple(value.shape) not in ((C, 1, 1), (1, C, 1, 1)):
+                break
+            value = value.detach().double().flatten()
+            scale, shift = (scale, shift - value) if kinds is _SUBTRACT else (scale / value, shift / value)
+            nodes += [constant, user]
+        live = LiveWeights(
+            shape=(C, 1, 1, 1),
+            groups=C,
+            alive=np.packbits(np.ones(C, np.bool_)),
+            values=scale.float().numpy(),
+            bias=shift.float().numpy(),
+        )
+        return _Intake(nodes=nodes, work=Work(window=_POINT, live=live, finish=Finish(), does="scale"))
 
     def _chain(self, node: fx.Node, folded: Folded, shapes: dict[fx.Node, Shape], order: dict[fx.Node, int]) -> _Chain:
         chain = [node, *([folded.end] if folded.end is not node else [])]
@@ -169,20 +206,32 @@ class Network:
         return None if is_rival and order[other] > order[own] else other
 
     def _pooling(self, node: fx.Node, shapes: dict[fx.Node, Shape], positive: set[fx.Node]) -> Work | None:
-        if node.op != "call_module":
-            return None
-        pool = self.root.get_submodule(str(node.target))
         source = node.all_input_nodes[0] if node.all_input_nodes else None
+        if source is None or len(shapes.get(source, ())) != 4:
+            return None
+        pool = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        one = (1, 1)
+        if (isinstance(pool, nn.AdaptiveAvgPool2d) and _pair(pool.output_size) == one) or (
+            node.target is F.adaptive_avg_pool2d and len(node.args) == 2 and _pair(node.args[1]) == one
+        ):
+            C = shapes[source][1]
+            live = LiveWeights.of(torch.ones(C, 1, 1, 1), None, C)
+            return Work(window=_POINT, live=live, finish=Finish(), does="mean")
         if type(pool) is not nn.MaxPool2d or source not in positive or pool.ceil_mode or pool.return_indices:
             return None
         (R, S), (down, right) = _pair(pool.kernel_size), _pair(pool.stride)
         if down != right or down not in (1, 2):
             return None
         C = shapes[source][1]
-        where = torch.zeros(C, 1, R, S)
-        live = LiveWeights.of(where + 1, None, C)
+        live = LiveWeights.of(torch.ones(C, 1, R, S), None, C)
         window = Window(size=(R, S), stride=down, padding=_pair(pool.padding), dilation=_pair(pool.dilation))
-        return Work(window=window, live=live, finish=Finish(), pools=True)
+        return Work(window=window, live=live, finish=Finish(), does="max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Intake:
+    nodes: list[fx.Node]
+    work: Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +288,13 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 def _first(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
+
+
+def attribute(root: Any, path: str) -> Any:
+    """What a `get_attr` node stands for."""
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+Bits = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 
@@ -21,14 +22,14 @@ class LiveWeights:
     Args:
         shape: (K, C / groups, R, S).
         groups: of the convolution.
-        where: (n,) int32 positions in the dense weight.
+        alive: (ceil(K * C / groups * R * S / 8),) a bit for each weight of the dense layer.
         values: (n,) float32.
         bias: (K,) float32.
     """
 
     shape: tuple[int, int, int, int]
     groups: int
-    where: Ints
+    alive: Bits
     values: Floats
     bias: Floats
 
@@ -37,9 +38,14 @@ class LiveWeights:
         """What is not zero in a dense weight; float32."""
         K, C, R, S = weight_KCRS.shape
         flat = weight_KCRS.detach().float().contiguous().flatten().numpy()
-        where = np.flatnonzero(flat).astype(np.int32)
+        alive = flat != 0
         bias = np.zeros(K, np.float32) if bias_K is None else bias_K.detach().float().numpy().copy()
-        return cls(shape=(K, C, R, S), groups=groups, where=where, values=flat[where].copy(), bias=bias)
+        return cls(shape=(K, C, R, S), groups=groups, alive=np.packbits(alive), values=flat[alive], bias=bias)
+
+    @property
+    def where(self) -> npt.NDArray[np.int64]:
+        """(n,) positions in the dense weight."""
+        return np.flatnonzero(np.unpackbits(self.alive, count=int(np.prod(self.shape))))
 
     @property
     def density(self) -> float:
@@ -61,7 +67,7 @@ class LiveWeights:
     def places(self) -> tuple[Any, Any, Any, Any]:
         """Output channel, input channel (counted over all groups), row and column in the kernel, of each weight."""
         K, C, R, S = self.shape
-        pair, tap = np.divmod(self.where.astype(np.int64), R * S)
+        pair, tap = np.divmod(self.where, R * S)
         k, c = np.divmod(pair, C)
         return k, c + (k // (K // self.groups)) * C, tap // S, tap % S
 
@@ -98,10 +104,11 @@ def string_taps(live: LiveWeights, reach: Any, at_once: int) -> Strung:
 def string_kernels(live: LiveWeights, reach: Any, at_once: int) -> Strung:
     """Every kernel with a weight that is not zero, whole; arguments as for `string_taps`."""
     K, C, R, S = live.shape
-    kernels, row = np.unique(live.where // (R * S), return_inverse=True)
+    pair, tap = np.divmod(live.where, R * S)
+    kernels, row = np.unique(pair, return_inverse=True)
     whole = np.zeros((len(kernels), R * S), np.float32)
-    whole[row, live.where % (R * S)] = live.values
-    k, c = np.divmod(kernels.astype(np.int64), C)
+    whole[row, tap] = live.values
+    k, c = np.divmod(kernels, C)
     c = c + (k // (K // live.groups)) * C
     zero = np.zeros_like(c)
     return _strung(live, k, c, reach(c, zero, zero), whole, R * S, at_once)
