@@ -174,7 +174,8 @@ def saved(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     net = build_model("resnet20", num_classes=10, image_size=32)
     pruned(net, 0.7)
-    meta = {"model": "resnet20", "data": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}}
+    data = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    meta = {"model": {"spec": "resnet20", "num_classes": 10, "image_size": 32}, "data": data}
     file = tmp_path / "best.pt"
     checkpoint.save(file, state=net.state_dict(), masks={}, meta=meta)
     return file
