@@ -187,6 +187,8 @@ def test_a_checkpoint_loads_sparse_with_its_normalisation(saved: Path) -> None:
     sparse = starfire_cli.load_model(saved, sparse=True)
     with torch.no_grad():
         assert difference(sparse(images), dense(images)) < 1e-4
+    in_torch = {choice.name for choice in sparse.choices((3, 3, 32, 32)) if choice.how == "torch"}
+    assert in_torch == {"flatten"}  # normalisation, shortcuts, additions and pooling are done by loops
 
 
 def test_without_llvmlite_it_says_what_to_install_and_runs_dense(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.pruning.graph import Traced, trace
+from starfire_cli.pruning.graph import Traced, called, trace
 from starfire_cli.sparse.convolution import StrungWeights, Window, Work
 from starfire_cli.sparse.loops import Finish
 from starfire_cli.sparse.weights import LiveWeights
@@ -27,6 +27,7 @@ _RELU6 = {nn.ReLU6, F.relu6}
 _SUBTRACT, _DIVIDE = {operator.sub, torch.sub}, {operator.truediv, torch.div}
 _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
+_OTHER = slice(None, None, 2)
 _POINT = Window(size=(1, 1), stride=1, padding=(0, 0), dilation=(1, 1))
 
 
@@ -78,6 +79,7 @@ class Network:
     def __init__(self, model: nn.Module) -> None:
         traced = trace(model)
         self.root = traced.root.float()
+        _without_nothings(traced)
         self.folded: dict[fx.Node, Folded] = {}
         self.strung: StrungWeights = {}  # what plans for several shapes of image share
         self.dense: dict[fx.Node, Tensor] = {}
@@ -121,6 +123,8 @@ class Network:
         chains = {node: self._chain(node, folded, shapes, order) for node, folded in self.folded.items()}
         inside = {part for chain in chains.values() for part in chain.nodes}
         last = {chain.nodes[-1]: node for node, chain in chains.items()}
+        thinned = {node: work for node in order if (work := self._thinning(node, shapes)) is not None}
+        inside |= {_first(node) for node in thinned}
         intake = self._intake(shapes)
         inside |= set(intake.nodes)
         found: list[Operation] = []
@@ -128,6 +132,9 @@ class Network:
         for node in self.root.graph.nodes:
             if node is intake.nodes[-1]:
                 found.append(Operation(name="input", node=node, inputs=(), work=intake.work))
+            elif node in thinned:
+                source = _first(_first(node))
+                found.append(Operation(name=called(node), node=node, inputs=(source,), work=thinned[node]))
             elif node in last:
                 start = last[node]
                 folded, chain = self.folded[start], chains[start]
@@ -142,8 +149,7 @@ class Network:
                 work = self._pooling(node, shapes, positive)
                 if _kind(self.root, node) in _RELU | _RELU6 or work is not None:
                     positive.add(node)
-                name = str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", "?")
-                found.append(Operation(name=name, node=node, inputs=tuple(node.all_input_nodes), work=work))
+                found.append(Operation(name=called(node), node=node, inputs=tuple(node.all_input_nodes), work=work))
         return found
 
     def _intake(self, shapes: dict[fx.Node, Shape]) -> _Intake:
@@ -205,6 +211,21 @@ class Network:
         is_rival = rival is not None and self.folded[rival].window is not None and len(other.users) == 1
         return None if is_rival and order[other] > order[own] else other
 
+    def _thinning(self, node: fx.Node, shapes: dict[fx.Node, Shape]) -> Work | None:
+        """Every other pixel, and channels of zeros around: the shortcut of the first ResNets, a 1x1 convolution."""
+        if node.target is not F.pad or not isinstance(picked := node.args[0], fx.Node):
+            return None
+        if picked.target is not operator.getitem or len(picked.users) != 1:
+            return None
+        (source, places), around = picked.args, _around(node)
+        if places != (slice(None), slice(None), _OTHER, _OTHER) or not isinstance(source, fx.Node) or around is None:
+            return None
+        C, K = shapes[source][1], shapes[node][1]
+        weight = torch.zeros(K, C, 1, 1)
+        weight[around : around + C, :, 0, 0] = torch.eye(C)
+        window = Window(size=(1, 1), stride=2, padding=(0, 0), dilation=(1, 1))
+        return Work(window=window, live=LiveWeights.of(weight, None, 1), finish=Finish())
+
     def _pooling(self, node: fx.Node, shapes: dict[fx.Node, Shape], positive: set[fx.Node]) -> Work | None:
         source = node.all_input_nodes[0] if node.all_input_nodes else None
         if source is None or len(shapes.get(source, ())) != 4:
@@ -240,6 +261,32 @@ class _Chain:
     finish: Finish
     added: fx.Node | None = None
     high: float = 0.0
+
+
+def _around(pad: fx.Node) -> int | None:
+    """How many channels of zeros a node of `F.pad` puts before the others; None where it does anything else as well."""
+    sizes: Any = pad.args[1] if len(pad.args) == 2 else None
+    plain = {"value": (None, 0, 0.0), "mode": ("constant",)}
+    if not all(pad.kwargs[name] in plain.get(name, ()) for name in pad.kwargs):
+        return None
+    if not isinstance(sizes, tuple | list) or len(sizes) != 6 or any(sizes[:4]):
+        return None
+    before, after = sizes[4:]
+    return before if isinstance(before, int) and isinstance(after, int) and min(before, after) >= 0 else None
+
+
+def _without_nothings(traced: Traced) -> None:
+    """Take out what does nothing in eval mode: dropout, identities, empty sequences."""
+    graph = traced.root.graph
+    for node in list(graph.nodes):
+        module = traced.module(node) if node.op == "call_module" else None
+        idle = isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d) or (
+            isinstance(module, nn.Sequential) and not len(module)
+        )
+        if idle or (node.target is F.dropout and False in (*node.args[2:], node.kwargs.get("training"))):
+            node.replace_all_uses_with(_first(node))
+            graph.erase_node(node)
+    traced.root.recompile()
 
 
 def _folded(traced: Traced, node: fx.Node) -> Folded | None:
