@@ -37,7 +37,7 @@ def root(tmp_path: Path) -> Path:
 def scans(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     done: list[Path] = []
     original = scan.class_files
-    monkeypatch.setattr(scan, "class_files", lambda root, folders: done.append(root) or original(root, folders))
+    monkeypatch.setattr(scan, "class_files", lambda root, folders: (done.append(root), original(root, folders))[1])
     return done
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from starfire_cli.data.source import Files
+from starfire_cli.data.source import Encoded
 
 VERSION = 1
 WORTH_KEEPING = 5000  # images; fewer are decoded again in about a second
@@ -35,19 +35,18 @@ def folder() -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "starfire"
 
 
-def key(files: Files, side: int) -> Path | None:
+def key(files: Encoded, side: int) -> Path | None:
     """The file for these images at this size; None where nothing is to be kept."""
     where = folder()
     if where is None or len(files) < WORTH_KEEPING:
         return None
-    digest = hashlib.blake2b(f"{VERSION} {side} {files.root.resolve()}".encode(), digest_size=12)
+    digest = hashlib.blake2b(f"{VERSION} {side} ".encode(), digest_size=12)
     try:
-        for position in range(len(files)):
-            status = os.stat(files.path(position))
-            digest.update(b"%s %d %d\n" % (files.names[position], status.st_size, status.st_mtime_ns))
+        for stamp in files.stamps():
+            digest.update(stamp)
     except OSError:  # a link into nowhere; decoding will name it
         return None
-    return where / f"{files.root.parent.name}-{files.root.name}-{len(files)}x{side}-{digest.hexdigest()}.safetensors"
+    return where / f"{files.title}-{len(files)}x{side}-{digest.hexdigest()}.safetensors"
 
 
 def load(file: Path | None, count: int, side: int) -> Tensor | None:

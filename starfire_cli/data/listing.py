@@ -73,7 +73,7 @@ def save(file: Path, files: Files, folders: Sequence[str], visited: Sequence[byt
         "visited": np.frombuffer(b"\0".join(visited), dtype=np.uint8),
         "times": times,
     }
-    cache.write(file, {name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
+    cache.write(file, {name: torch.tensor(array) for name, array in arrays.items()})
 
 
 def _digest(root: Path) -> str:

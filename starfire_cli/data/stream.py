@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from starfire_cli.data.draws import shuffled
+from starfire_cli.data.ahead import Reading
 from starfire_cli.data.options import DataOptions
 from starfire_cli.data.reader import Answer, Reader, answers
 from starfire_cli.data.resident import count_steps, finished
@@ -49,17 +49,19 @@ class StreamSplit:
             StarfireError: a corrupt image (unless they are to be skipped), a dead or silent worker.
         """
         count = len(self)
-        order = shuffled(count, self._options.seed, epoch) if self._training else np.arange(count)
+        order = self._reader.files.order(self._options.seed, epoch) if self._training else np.arange(count)
         rank, ranks = self._options.rank, self._options.ranks
         shares = [slice(s * self._batch + rank, (s + 1) * self._batch, ranks) for s in range(start, self.steps)]
         requests = [(epoch, order[share]) for share in shares]
-        found = answers(self._reader, requests, self._options, self._options.workers)
+        reading = Reading(self._reader.files, requests)
+        workers = self._options.workers
+        found = reading.through(answers(self._reader, requests, self._options, workers, reading.begin))
         for images, labels in on_device(map(self._checked, found), self._options.device):
             yield finished(images, self._options), labels
 
     def _checked(self, answer: Answer) -> Answer:
         for position, reason in answer.failures:
-            path = self._reader.files.path(position)
+            path = self._reader.files.where(position)
             if not self._options.skip_corrupt:
                 raise corrupt(path, reason)
             self._corrupt.add(position)
