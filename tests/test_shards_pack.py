@@ -21,7 +21,7 @@ from starfire_cli.data.shards import Shards
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.workflows import pack_data
 from tests import shard_sets
-from tests.data_layouts import mnist, picture
+from tests.data_layouts import picture
 from tests.shard_sets import members, starfire, tar
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -197,12 +197,12 @@ def test_places_that_are_not_for_shards(source: Path, tmp_path: Path, capsys: py
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     (tmp_path / "file").touch()
-    mnist(tmp_path / "MNIST" / "raw")
     for arguments, code, text in (
         ((source, tmp_path / "full"), 1, "not empty"),
         ((source, tmp_path / "file"), 2, "is a file"),
+        ((source, source / "out"), 2, "lies in"),
         ((tmp_path / "nowhere", tmp_path / "out"), 1, "there is no"),
-        ((f"mnist:{tmp_path}", tmp_path / "out"), 2, "packing is no use"),
+        (("digits", tmp_path / "out"), 2, "packing is no use"),
     ):
         assert starfire("data", "pack", *arguments) == code
         said = capsys.readouterr().err

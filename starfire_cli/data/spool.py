@@ -64,23 +64,18 @@ class Spool:
         """Bring a shard, unless it is here or another process is bringing it; problems are left for `wait`."""
         whole = self.file(shard)
         part, problem = _beside(whole, ".part"), _beside(whole, ".error")
-        while not whole.exists() and not ended.is_set():
-            try:
-                problem.unlink(missing_ok=True)
+        try:
+            problem.unlink(missing_ok=True)
+            while not whole.exists() and not ended.is_set():
                 with open(part, "ab") as file:
                     if not _locked(file.fileno()):
                         time.sleep(0.2)  # its process may die; then it is ours to bring
-                        continue
-                    if not whole.exists() and part.exists():
-                        file.truncate(0)
-                        self._receive(shard, file.fileno(), ended)
-                        os.replace(part, whole)
-            except (StarfireError, OSError) as error:
+                    elif _is(part, file.fileno()) and not whole.exists():
+                        self._bring(shard, file.fileno(), ended)
+        except (StarfireError, OSError) as error:
+            if not ended.is_set():
                 with contextlib.suppress(OSError):
-                    part.unlink()
-                    if not ended.is_set():
-                        problem.write_text(str(error))
-                return
+                    problem.write_text(str(error))
 
     def make_room(self, needed: set[int]) -> None:
         """Remove whole shards that are not needed, the oldest first, until the rest and the needed ones fit."""
@@ -98,12 +93,27 @@ class Spool:
     def executor(self, threads: int) -> ThreadPoolExecutor:
         """Threads to fetch with. Raises StarfireError where the folder cannot be made."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if hasattr(os, "getuid") and self.folder.stat().st_uid != os.getuid():
+                raise StarfireError(f"remote shards need {self.folder}, which is somebody else's; set STARFIRE_CACHE")
         except OSError as error:
             raise StarfireError(
                 f"remote shards need {self.folder} ({error.strerror}); STARFIRE_CACHE=FOLDER names another place"
             ) from None
         return ThreadPoolExecutor(threads, thread_name_prefix="starfire-shards")
+
+    def _bring(self, shard: int, descriptor: int, ended: Event) -> None:
+        """Fill the file that this process has locked, and give it its name; on failure it vanishes."""
+        whole = self.file(shard)
+        part = _beside(whole, ".part")
+        try:
+            os.ftruncate(descriptor, 0)
+            self._receive(shard, descriptor, ended)
+            os.replace(part, whole)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
 
     def _receive(self, shard: int, descriptor: int, ended: Event) -> None:
         url, digest, received = self.urls[shard], hashlib.sha256(), 0
@@ -132,6 +142,14 @@ def limit() -> float:
 
 def _beside(file: Path, ending: str) -> Path:
     return file.with_name(file.name + ending)
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    """Whether the open file still has that name: whoever had it locked may have renamed or removed it."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 def _write(descriptor: int, data: bytes) -> None:

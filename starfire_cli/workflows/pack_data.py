@@ -103,6 +103,8 @@ def pack(request: PackRequest) -> Iterator[PackingStarted | PackingPart | Packed
     plan = _plan(source, parts, request)
     if request.out.exists() and not request.out.is_dir():
         raise BadOption(f"{request.out} is a file; give the name of a folder")
+    if source.path is not None and request.out.resolve().is_relative_to(source.path.resolve()):
+        raise BadOption(f"{request.out} lies in {source.path}, where it would be taken for images; name another place")
     if packed.is_packed(request.out):
         raise StarfireError(f"{request.out} is a packed set already; give another folder, or remove it first")
     _begin(request.out, plan)
