@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from starfire_cli.data import Data, ahead, open_data, open_val, opening, road, shards, spool
+from starfire_cli.data import Data, ahead, open_data, open_val, opening, recognise, road, shards, spool
 from starfire_cli.errors import BadOption, StarfireError
 from tests import shard_sets
 from tests.data_layouts import class_folders, options
@@ -88,6 +88,12 @@ def test_small_images_are_decoded_once_from_shards_too(tmp_path: Path, cached: P
     assert data.info.stored == 20 and len(data.train) == len(folder.train) == 16  # a share is held out of either
     everything = [list(d.train.batches(0)) + list(d.val.batches(0)) for d in (data, folder)]
     assert len(fingerprints(everything[0])) == 20
+
+
+def test_recipes_know_what_was_packed(packed: Path, source: Path) -> None:
+    assert recognise(str(packed)) == recognise(str(source)) == ("folder", 150)
+    with served(packed) as (url, _):
+        assert recognise(url) == ("folder", 150)
 
 
 def test_a_checkpoint_finds_packed_images_again(packed: Path) -> None:

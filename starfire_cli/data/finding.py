@@ -52,13 +52,16 @@ def existing(text: str, spec: str) -> Path:
 
 
 def recognise(spec: str) -> tuple[str, int | None]:
-    """The set's name, and for class folders the longer side of a first image, without reading the rest.
+    """The set's name, and for class folders and shards the longer side of one image, without reading the rest.
 
     For whoever chooses hyperparameters before the data are opened. Raises as `find`.
     """
-    if url_of(spec) is not None:
-        return "webdataset", None
+    url = url_of(spec)
+    if url is not None:
+        return WebDataset().described(url)
     name, path = located(spec)
+    if name == "webdataset" and path is not None:
+        return WebDataset().described(path)
     return name, first_side(path) if name == "folder" and path is not None else None
 
 

@@ -53,8 +53,15 @@ class PackedPart:
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """What index.json says."""
+    """What index.json says.
 
+    Args:
+        name: what the set was called that was packed (`imagenet`, `folder`).
+        side: the longer side in pixels of one of its images.
+    """
+
+    name: str
+    side: int
     classes: tuple[str, ...]
     augment: str | None
     stats: Stats | None
@@ -89,6 +96,8 @@ def parsed(content: Any) -> Index:
         raise ValueError("no training part")
     stats = content.get("stats")
     return Index(
+        name=str(content["name"]),
+        side=int(content["side"]),
         classes=tuple(str(name) for name in content["classes"]),
         augment=None if content.get("augment") is None else str(content["augment"]),
         stats=None if stats is None else (_three(stats[0]), _three(stats[1])),

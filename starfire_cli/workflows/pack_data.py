@@ -7,19 +7,13 @@ number of processes, and an interrupted packing goes on with the shards that are
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import multiprocessing
-import os
 import re
 import shutil
-import signal
-import threading
-import time
+import tarfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,7 +23,7 @@ import numpy as np
 from starfire_cli import __version__
 from starfire_cli.data import decode, packed
 from starfire_cli.data.ahead import brought
-from starfire_cli.data.draws import Ints, shuffled
+from starfire_cli.data.draws import shuffled
 from starfire_cli.data.encode import smaller
 from starfire_cli.data.finding import find
 from starfire_cli.data.road import spread_out
@@ -38,8 +32,8 @@ from starfire_cli.data.source import Encoded, Pixels, Source
 from starfire_cli.data.splitting import limited
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.atomic import atomic_write, write_text
-from starfire_cli.formats.shards import Sample, write_shard
 from starfire_cli.records import PackedData, PackingPart, PackingStarted
+from starfire_cli.workflows.pack_shards import Task, is_done, written
 
 PROGRESS = ".packing"  # a folder in OUT that goes when the set is whole
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -82,15 +76,6 @@ class PackRequest:
             raise BadOption(f"--workers {self.workers} must be 1 or more")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    files: Encoded
-    positions: Ints
-    path: Path
-    record: Path
-    request: PackRequest
-
-
 def pack(request: PackRequest) -> Iterator[PackingStarted | PackingPart | PackedData]:
     """Write the shards that are missing, then the index that makes them a set.
 
@@ -110,7 +95,7 @@ def pack(request: PackRequest) -> Iterator[PackingStarted | PackingPart | Packed
     _begin(request.out, plan)
     decode.prepare(much=True)
     tasks = [task for name, files in parts.items() for task in _tasks(name, files, plan["images"][name], request)]
-    missing = [task for task in tasks if not _done(task)]
+    missing = [task for task in tasks if not is_done(task)]
     yield PackingStarted(
         source=source.spec,
         images={name: len(files) for name, files in parts.items()},
@@ -120,7 +105,7 @@ def pack(request: PackRequest) -> Iterator[PackingStarted | PackingPart | Packed
     )
     there = done = sum(len(task.positions) for task in tasks) - sum(len(task.positions) for task in missing)
     began = perf_counter()
-    for task in _written(missing, request.workers):
+    for task in written(missing, request.workers):
         done += len(task.positions)
         yield PackingPart(images=done, shard=task.path.name, per_second=(done - there) / (perf_counter() - began))
     yield _finish(source, parts, tasks, request, perf_counter() - started)
@@ -173,15 +158,17 @@ def _images(files: Encoded, request: PackRequest) -> int:
     return max(1, round(size / (1536 + sum(sizes) / max(1, len(sizes)))))  # three blocks of 512 bytes around each
 
 
-def _tasks(name: str, files: Encoded, images: int, request: PackRequest) -> list[_Task]:
+def _tasks(name: str, files: Encoded, images: int, request: PackRequest) -> list[Task]:
     order = shuffled(len(files), request.seed, 0)
     return [
-        _Task(
+        Task(
             files=files,
             positions=order[start : start + images],
             path=request.out / f"{name}-{number:06d}.tar",
             record=request.out / PROGRESS / f"{name}-{number:06d}.json",
-            request=request,
+            short_side=request.short_side,
+            quality=request.quality,
+            skip_corrupt=request.skip_corrupt,
         )
         for number, start in enumerate(range(0, len(files), images))
     ]
@@ -203,107 +190,20 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
     write_text(file, text)
 
 
-def _done(task: _Task) -> bool:
-    try:
-        return task.path.stat().st_size == int(json.loads(task.record.read_text())["bytes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _written(tasks: list[_Task], workers: int) -> Iterator[_Task]:
-    """Write them, and say which is done. Raises StarfireError; shards that are whole stay."""
-    global _todo
-    _todo = tasks
-    if workers == 1 or len(tasks) < 2:
-        for number in range(len(tasks)):
-            _raise(_write(number))
-            yield tasks[number]
-        return
-    forking = "fork" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("fork" if forking else None)
-    pool = ProcessPoolExecutor(workers, context, initializer=_share, initargs=(os.getpid(), None if forking else tasks))
-    try:
-        writing = {pool.submit(_write, number): tasks[number] for number in range(len(tasks))}
-        for future in as_completed(writing):
-            _raise(future.result())
-            yield writing[future]
-    except BrokenProcessPool:
-        raise StarfireError(
-            "a process that writes shards has died (killed, or out of memory); fewer --workers need less, "
-            "and the same command goes on where it was"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_todo: list[_Task] = []  # forked workers find the list here; a million names need not go through pipes
-
-
-def _share(parent: int, tasks: list[_Task] | None) -> None:
-    """What a worker does first: it lets its parent decide about Ctrl-C, and goes when that is gone."""
-    import torch
-
-    global _todo
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    if tasks is not None:
-        _todo = tasks
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _raise(problem: str | None) -> None:
-    if problem is not None:
-        raise StarfireError(problem)
-
-
-def _write(number: int) -> str | None:
-    """Write one shard and its record; what went wrong, as a value that crosses processes."""
-    task = _todo[number]
-    skipped: list[str] = []
-    try:
-        shard = write_shard(task.path, _samples(task, skipped))
-        content = {"bytes": shard.bytes, "sha256": shard.sha256, "members": shard.members, "skipped": skipped}
-        write_text(task.record, json.dumps(content))
-    except StarfireError as error:
-        return str(error)
-    return None
-
-
-def _samples(task: _Task, skipped: list[str]) -> Iterator[Sample]:
-    files, request = task.files, task.request
-    for position in task.positions.tolist():
-        found = _made(files, position, request)
-        if isinstance(found, Sample):
-            yield found
-            continue
-        # Not raised where the image was read: writers take any OSError behind an error for one of the disk.
-        if not request.skip_corrupt:
-            raise StarfireError(f"corrupt image {found}; --skip-corrupt goes on without it")
-        skipped.append(found)
-
-
-def _made(files: Encoded, position: int, request: PackRequest) -> Sample | str:
-    """What goes into the shard, or which image is corrupt, and how."""
-    try:
-        data = files.read(position)
-        ending, content = smaller(data, files.where(position), request.short_side, request.quality)
-        if content is data:  # so that a corrupt one is found now, and not in an epoch
-            with decode.quiet():
-                decode.decode(data)
-    except (decode.Corrupt, OSError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        return f"{files.where(position)} ({reason})"
-    return Sample(key=position, ending=ending, content=content, label=int(files.labels[position]))
+def _side(out: Path, shards: list[dict[str, Any]]) -> int:
+    """The longer side in pixels of the first image in the shards. Raises StarfireError where there is none."""
+    first = next((shard["name"] for shard in shards if shard["images"]), None)
+    if first is None:
+        raise StarfireError(f"{out}: every training image is corrupt; there is nothing to pack")
+    with tarfile.open(out / first) as archive:
+        member = archive.next()
+        content = archive.extractfile(member) if member else None
+        assert content is not None
+        return max(decode.size_of(BytesIO(content.read())))
 
 
 def _finish(
-    source: Source, parts: dict[str, Encoded], tasks: list[_Task], request: PackRequest, seconds: float
+    source: Source, parts: dict[str, Encoded], tasks: list[Task], request: PackRequest, seconds: float
 ) -> PackedData:
     """Write the members' places and at last the index; from then on it is a set."""
     skipped: list[str] = []
@@ -322,11 +222,11 @@ def _finish(
                     "sha256": record["sha256"],
                 }
             )
-        content = io.BytesIO()
+        content = BytesIO()
         np.save(content, np.array(members, dtype=packed.MEMBER), allow_pickle=False)
         file = request.out / f"{name}.members.npy"
-        with atomic_write(file, need=len(content.getvalue())) as written:
-            written.write(content.getvalue())
+        with atomic_write(file, need=len(content.getvalue())) as target:
+            target.write(content.getvalue())
         described[name] = {
             "images": len(members),
             "members": file.name,
@@ -338,6 +238,7 @@ def _finish(
         "version": packed.VERSION,
         "made_by": f"starfire {__version__}",
         "name": source.name,
+        "side": _side(request.out, described["train"]["shards"]),
         "short_side": request.short_side,
         "quality": request.quality,
         "seed": request.seed,

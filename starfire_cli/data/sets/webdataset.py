@@ -40,6 +40,17 @@ class WebDataset:
         base = remote.checked(text.removesuffix(f"/{packed.INDEX}").rstrip("/"))
         return packed.source(base, self._index(remote.content(f"{base}/{packed.INDEX}"), base))
 
+    def described(self, where: Path | str) -> tuple[str, int | None]:
+        """Name and longer side of what was packed; of tar files of others nothing is known before they are read."""
+        if isinstance(where, str) and not where.endswith(".tar"):
+            base = remote.checked(where.removesuffix(f"/{packed.INDEX}").rstrip("/"))
+            index = self._index(remote.content(f"{base}/{packed.INDEX}"), base)
+            return index.name, index.side
+        if isinstance(where, Path) and packed.is_packed(where):
+            index = self._index((where / packed.INDEX).read_bytes(), str(where))
+            return index.name, index.side
+        return "webdataset", None
+
     def _index(self, content: bytes, where: str) -> packed.Index:
         try:
             return packed.parsed(json.loads(content))
