@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from starfire_cli.data import Data, ahead, open_data, open_val, opening, recognise, road, shards, spool
+from starfire_cli.data import Data, ahead, decode, open_data, open_val, opening, recognise, road, shards, spool
 from starfire_cli.errors import BadOption, StarfireError
 from tests import shard_sets
 from tests.data_layouts import class_folders, options
@@ -284,3 +285,28 @@ def test_no_spec_runs_a_command(spec: str, tmp_path: Path, packed: Path) -> None
     with pytest.raises(StarfireError):
         open_val(meta, None, options())
     assert not marker.exists()
+
+
+def test_s3_goes_through_the_aws_command_and_no_shell(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("webdataset")
+    aws = tmp_path / "bin" / "aws"
+    aws.parent.mkdir()
+    aws.write_text(f'#!/bin/sh\n[ "$1 $2 $4" = "s3 cp -" ] && exec /bin/cat "{packed}/${{3#s3://bucket/set/}}"\n')
+    aws.chmod(0o755)
+    monkeypatch.setenv("PATH", str(aws.parent))
+    assert same(list(opened("s3://bucket/set").train.batches(0)), list(opened(packed).train.batches(0)))
+    aws.unlink()
+    with pytest.raises(StarfireError, match="aws is not installed"):
+        opened("s3://bucket/set")
+
+
+def test_without_torchcodec_others_decode(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = list(opened(packed).train.batches(0))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    got = list(opened(packed).train.batches(0))
+    assert decode.jpeg_decoder()[0] != "torchcodec"
+    assert all((a - b).abs().max() <= 3 / 255 for (a, _), (b, _) in zip(expected, got, strict=True))
+    monkeypatch.undo()
+    decode.prepare(much=False)
