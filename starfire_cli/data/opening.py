@@ -154,7 +154,8 @@ def _split(part: Part, way: Road, options: DataOptions, augment: Augment | None)
         one = np.array([way.out])
         augment.boxes(Draws(0, 0, np.array([0])), one, one)
     reader = Reader(files=part, out=way.out, resize=way.resize or way.out, augment=augment, seed=options.seed)
-    return StreamSplit(reader, options), ()
+    note = f"JPEGs are decoded by {decode.jpeg_decoder()[0]}, with {options.workers} workers"
+    return StreamSplit(reader, options), () if augment is None else (note,)
 
 
 def _measured(part: Part, split: Split, way: Road, options: DataOptions) -> Stats:
