@@ -85,3 +85,16 @@ def _timm(folder: Path, size: int, batch: int, workers: int, crop: str) -> Batch
         device=torch.device("cpu"),
     )
     return lambda: iter(loader)
+
+
+def webdataset(shards: Path, *, size: int, batch: int, workers: int) -> dict[str, Epoch]:
+    """The webdataset library's own loader over the same shards, where it is installed: PIL, torchvision v2, uint8."""
+    if find_spec("webdataset") is None:
+        return {}
+    import webdataset as wds
+
+    transform = v2.Compose([v2.PILToTensor(), *_v2("rrc-flip", size)])
+    names = sorted(str(p) for p in shards.glob("train-*.tar"))
+    data = wds.WebDataset(names, shardshuffle=100, nodesplitter=None).shuffle(2000).decode("pil").to_tuple("jpg", "cls")
+    loader = wds.WebLoader(data.map_tuple(transform, int).batched(batch), batch_size=None, num_workers=workers)
+    return {"webdataset": lambda: sum(len(images.float().div_(255)) for images, _ in loader)}

@@ -1,4 +1,4 @@
-"""What runs when someone types `starfire`: the six commands, and how an error becomes one line and an exit code."""
+"""What runs when someone types `starfire`: the commands, and how an error becomes one line and an exit code."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ import typer
 import starfire_cli
 from starfire_cli.errors import BadOption, Mismatch, StarfireError
 
-COMMANDS = ("train", "prune-mask", "inspect", "attack", "compress", "plot")
-"""In the order in which `--help` shows them. Each is a function of the same name in a module of the same name."""
+COMMANDS = ("train", "prune-mask", "inspect", "attack", "compress", "plot", "data pack")
+"""In the order in which `--help` shows them. Each is a function of the same name in a module of the same name; of two
+words the first is the module, and a group of commands.
+"""
+
+GROUPS = {"data": "Prepare data sets for training."}
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -26,9 +30,9 @@ def commands() -> dict[str, Callable[..., object]]:
     folder = Path(__file__).with_name("commands")
     found = {}
     for name in COMMANDS:
-        stem = name.replace("-", "_")
+        stem, _, verb = name.replace("-", "_").partition(" ")
         if folder.joinpath(f"{stem}.py").exists():
-            found[name] = getattr(import_module(f"starfire_cli.commands.{stem}"), stem)
+            found[name] = getattr(import_module(f"starfire_cli.commands.{stem}"), verb or stem)
     return found
 
 
@@ -42,8 +46,12 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
+    groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in GROUPS.items()}
     for name, command in commands().items():
-        app.command(name)(command)
+        group, _, verb = name.partition(" ")
+        (groups[group].command(verb) if verb else app.command(name))(command)
+    for name, group_app in groups.items():
+        app.add_typer(group_app, name=name)
     return app
 
 

@@ -131,7 +131,7 @@ def test_version_and_help() -> None:
     shown = starfire("--help")
     assert shown.returncode == 0
     for name in cli.commands():
-        assert re.search(rf"\b{name}\b", shown.stdout)
+        assert re.search(rf"\b{name.split()[0]}\b", shown.stdout)
     assert starfire().returncode == 2
     assert "Usage" in starfire().stdout
 
@@ -143,7 +143,7 @@ def names_in(pattern: str, text: str) -> set[str]:
 
 @pytest.mark.parametrize("name", cli.commands())
 def test_the_reference_lists_what_help_shows(name: str, root: Path) -> None:
-    shown = starfire(name, "--help", env={**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+    shown = starfire(*name.split(), "--help", env={**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
     assert shown.returncode == 0
     reference = (root / "docs" / "cli.md").read_text(encoding="utf-8")
     (section,) = re.findall(rf"^## starfire {name}$(.*?)(?=^## |\Z)", reference, re.MULTILINE | re.DOTALL)

@@ -7,12 +7,12 @@ decodes every other format and has the last word on what is damaged.
 from __future__ import annotations
 
 import contextlib
-import io
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
+from io import BytesIO
 
 import numpy as np
 import torch
@@ -25,16 +25,11 @@ class Corrupt(Exception):
     """A file that cannot be decoded; the text is the reason."""
 
 
-def decode(path: str) -> Tensor:
-    """uint8 (3, H, W) of any image file, upright by its orientation tag, without alpha channel. Raises Corrupt.
+def decode(data: bytes) -> Tensor:
+    """uint8 (3, H, W) of any image file's bytes, upright by its orientation tag, without alpha channel. Raises Corrupt.
 
     Decoders warn about what does not matter here: call it inside `quiet()`.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise Corrupt(error.strerror or str(error)) from None
     # libjpeg fills up a JPEG that was cut off and only warns; with its end in place it may go to a fast decoder.
     if data[:2] == b"\xff\xd8" and data.rstrip(b"\0")[-2:] == b"\xff\xd9":
         _, decoder = jpeg_decoder()
@@ -94,7 +89,7 @@ def _with_pillow(data: bytes) -> Tensor:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(BytesIO(data)) as image:
             image.load()
             if "exif" in image.info or image.format == "TIFF":
                 with contextlib.suppress(Exception):  # damaged tags do not make an image corrupt
@@ -114,12 +109,12 @@ def _with_pillow(data: bytes) -> Tensor:
         raise Corrupt("cannot identify image file" if "cannot identify" in reason else reason) from None
 
 
-def size_of(path: str) -> tuple[int, int]:
-    """Height and width, from the header alone. Raises Corrupt."""
+def size_of(file: str | BytesIO) -> tuple[int, int]:
+    """Height and width, from the header alone, of the file at a path or of its bytes. Raises Corrupt."""
     from PIL import Image
 
     try:
-        with quiet(), Image.open(path) as image:
+        with quiet(), Image.open(file) as image:
             return image.height, image.width
     except Exception as error:  # noqa: BLE001 - Pillow's plugins raise anything on damaged files
         raise Corrupt(str(error)) from None

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from starfire_cli.data import decode, scan
+from starfire_cli.data import decode, remote, scan
 from starfire_cli.data.sets import SETS
+from starfire_cli.data.sets.webdataset import WebDataset
 from starfire_cli.data.source import Source
 from starfire_cli.errors import StarfireError, unknown
 
 
 def find(spec: str, image_size: int | None = None) -> Source:
     """The data set that `spec` means, listed but not decoded. Raises BadOption or StarfireError."""
+    url = url_of(spec)
+    if url is not None:
+        return WebDataset().read_urls(url)
     name, path = located(spec)
     return SETS.build(name).read(path, image_size)
+
+
+def url_of(spec: str) -> str | None:
+    """The URL in `https://...` or `webdataset:https://...`; None where `spec` is something else."""
+    text = spec.removeprefix("webdataset:")
+    return text if remote.is_url(text) else None
 
 
 def located(spec: str) -> tuple[str, Path | None]:
@@ -42,11 +52,16 @@ def existing(text: str, spec: str) -> Path:
 
 
 def recognise(spec: str) -> tuple[str, int | None]:
-    """The set's name, and for class folders the longer side of a first image, without reading the rest.
+    """The set's name, and for class folders and shards the longer side of one image, without reading the rest.
 
     For whoever chooses hyperparameters before the data are opened. Raises as `find`.
     """
+    url = url_of(spec)
+    if url is not None:
+        return WebDataset().described(url)
     name, path = located(spec)
+    if name == "webdataset" and path is not None:
+        return WebDataset().described(path)
     return name, first_side(path) if name == "folder" and path is not None else None
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from starfire_cli.data import cache
+from starfire_cli.data.ahead import Reading
 from starfire_cli.data.options import DataOptions
 from starfire_cli.data.reader import Reader, answers
 from starfire_cli.data.road import SMALL
-from starfire_cli.data.source import Files, Pixels
+from starfire_cli.data.source import Encoded, Pixels
 from starfire_cli.data.stream import corrupt
 from starfire_cli.errors import StarfireError
 
@@ -20,7 +21,7 @@ AT_ONCE = 256
 WORTH_WORKERS = 2000  # below, starting processes takes longer than it saves
 
 
-def decoded(files: Files, side: int, options: DataOptions) -> tuple[Pixels, int, tuple[str, ...]]:
+def decoded(files: Encoded, side: int, options: DataOptions) -> tuple[Pixels, int, tuple[str, ...]]:
     """All images of `files` as squares of `side` pixels, the number of corrupt ones left out, and notes.
 
     Raises:
@@ -36,7 +37,7 @@ def decoded(files: Files, side: int, options: DataOptions) -> tuple[Pixels, int,
     good = np.ones(len(files), dtype=np.bool_)
     good[[position for position, _ in failures]] = False
     position, reason = failures[0]
-    note = f"left out as corrupt: {len(failures)}, the first is {files.path(position)} ({reason})"
+    note = f"left out as corrupt: {len(failures)}, the first is {files.where(position)} ({reason})"
     return Pixels(images=images, labels=files.labels[good]), len(failures), (note,)
 
 
@@ -48,10 +49,12 @@ def read_all(reader: Reader, options: DataOptions) -> tuple[Tensor, list[tuple[i
     workers = options.workers if count >= WORTH_WORKERS or reader.out > SMALL else 0
     failures: list[tuple[int, str]] = []
     done = 0
-    for answer in answers(reader, requests, dataclasses.replace(options, device=torch.device("cpu")), workers):
+    here = dataclasses.replace(options, device=torch.device("cpu"))
+    reading = Reading(reader.files, requests)
+    for answer in reading.through(answers(reader, requests, here, workers, reading.begin)):
         if answer.failures and not options.skip_corrupt:
             position, reason = answer.failures[0]
-            raise corrupt(reader.files.path(position), reason)
+            raise corrupt(reader.files.where(position), reason)
         images[done : done + len(answer.images)] = answer.images
         failures += answer.failures
         done += len(answer.images)
@@ -60,6 +63,6 @@ def read_all(reader: Reader, options: DataOptions) -> tuple[Tensor, list[tuple[i
     if not done:
         position, reason = failures[0]
         raise StarfireError(
-            f"corrupt image {reader.files.path(position)} ({reason}), and so are all {count} of its part"
+            f"corrupt image {reader.files.where(position)} ({reason}), and so are all {count} of its part"
         )
     return images[:done], failures

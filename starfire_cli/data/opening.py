@@ -15,7 +15,8 @@ from starfire_cli.data.options import Data, DataInfo, DataOptions, Split
 from starfire_cli.data.reader import Reader
 from starfire_cli.data.resident import ResidentSplit
 from starfire_cli.data.road import Road
-from starfire_cli.data.source import Files, Part, Pixels, Source, Stats
+from starfire_cli.data.shards import Shards
+from starfire_cli.data.source import Part, Pixels, Source, Stats
 from starfire_cli.data.splitting import limited, parts, same_classes, validation
 from starfire_cli.data.stream import StreamSplit
 from starfire_cli.errors import BadOption, StarfireError
@@ -137,7 +138,7 @@ def _found_again(known: DataInfo, options: DataOptions) -> Source:
 def _way(val: Part, known: DataInfo | None, options: DataOptions) -> Road:
     if known is None or options.image_size != known.image_size:
         return road.choose(val, len(val), options)
-    stored = known.stored if isinstance(val, Files) else val.images.shape[-1]
+    stored = int(val.images.shape[-1]) if isinstance(val, Pixels) else known.stored
     return Road(stored=stored, out=known.image_size, resize=known.resize)
 
 
@@ -153,14 +154,17 @@ def _split(part: Part, way: Road, options: DataOptions, augment: Augment | None)
         one = np.array([way.out])
         augment.boxes(Draws(0, 0, np.array([0])), one, one)
     reader = Reader(files=part, out=way.out, resize=way.resize or way.out, augment=augment, seed=options.seed)
-    return StreamSplit(reader, options), ()
+    note = f"JPEGs are decoded by {decode.jpeg_decoder()[0]}, with {options.workers} workers"
+    return StreamSplit(reader, options), () if augment is None else (note,)
 
 
 def _measured(part: Part, split: Split, way: Road, options: DataOptions) -> Stats:
     if isinstance(split, ResidentSplit):
         return statistics.of_pixels(split.images)
-    assert isinstance(part, Files)
-    sample = limited(part, STATS_SAMPLE, "")
-    assert isinstance(sample, Files)
+    assert not isinstance(part, Pixels)
+    # Of remote shards the first images, so that not all shards must come.
+    far = isinstance(part, Shards) and part.spool is not None
+    sample = part.take(np.arange(min(STATS_SAMPLE, len(part)))) if far else limited(part, STATS_SAMPLE, "")
+    assert not isinstance(sample, Pixels)
     images, _ = once.read_all(Reader(files=sample, out=way.out, resize=way.resize or way.out), options)
     return statistics.of_pixels(images)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from starfire_cli.data import decode, resample
 from starfire_cli.data.augment import Augment
 from starfire_cli.data.draws import Draws, Ints
 from starfire_cli.data.options import DataOptions
-from starfire_cli.data.source import Files
+from starfire_cli.data.source import Encoded
 from starfire_cli.errors import StarfireError
 
 AT_ONCE = 16  # images decoded before the first is scaled: bounds memory, and shares the cost of drawing boxes
@@ -34,6 +34,7 @@ class Answer(NamedTuple):
     images: Tensor  # uint8 (B, 3, out, out), channels innermost in memory
     labels: Tensor  # int64 (B,)
     failures: list[tuple[int, str]]  # position and reason
+    problem: str | None = None  # why no image could be had at all, skipped or not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Reader(Dataset[Answer]):
         seed: of the boxes.
     """
 
-    files: Files
+    files: Encoded
     out: int
     resize: int
     augment: Augment | None = None
@@ -60,7 +61,10 @@ class Reader(Dataset[Answer]):
         good: list[int] = []
         failures: list[tuple[int, str]] = []
         with decode.quiet():
-            self._fill(images, epoch, positions, good, failures)
+            try:
+                self._fill(images, epoch, positions, good, failures)
+            except StarfireError as error:  # as a value: torch would wrap an exception's text in a traceback
+                return Answer(images[:0], torch.from_numpy(self.files.labels[:0]), [], str(error))
         return Answer(images[: len(good)], torch.from_numpy(self.files.labels[good]), failures)
 
     def _fill(
@@ -70,12 +74,19 @@ class Reader(Dataset[Answer]):
             decoded = []
             for position in positions[start : start + AT_ONCE].tolist():
                 try:
-                    decoded.append((position, decode.decode(self.files.path(position))))
+                    decoded.append((position, self._decoded(position)))
                 except decode.Corrupt as error:
                     failures.append((position, str(error)))
             for place, image in enumerate(self._scaled(epoch, decoded), start=len(good)):
                 images[place] = image
             good += [position for position, _ in decoded]
+
+    def _decoded(self, position: int) -> Tensor:
+        try:
+            data = self.files.read(position)
+        except OSError as error:
+            raise decode.Corrupt(error.strerror or str(error)) from None
+        return decode.decode(data)
 
     def _scaled(self, epoch: int, decoded: list[tuple[int, Tensor]]) -> Iterator[Tensor]:
         if self.augment is None:
@@ -90,8 +101,18 @@ class Reader(Dataset[Answer]):
             yield box.flip(2) if flip else box
 
 
-def answers(reader: Reader, requests: Sequence[Request], options: DataOptions, workers: int) -> Iterator[Answer]:
-    """The answers to all requests, in order. Raises StarfireError for a worker that died or fell silent."""
+def answers(
+    reader: Reader,
+    requests: Sequence[Request],
+    options: DataOptions,
+    workers: int,
+    begun: Callable[[], object] | None = None,
+) -> Iterator[Answer]:
+    """The answers to all requests, in order; `begun` is called when the workers have started.
+
+    Raises:
+        StarfireError: a worker that died or fell silent, images that cannot be had at all.
+    """
     loader = DataLoader(
         reader,
         batch_size=None,
@@ -106,7 +127,12 @@ def answers(reader: Reader, requests: Sequence[Request], options: DataOptions, w
     )
     batches = iter(loader)
     try:
-        yield from batches
+        if begun:
+            begun()
+        for answer in batches:
+            if answer.problem is not None:
+                raise StarfireError(answer.problem)
+            yield answer
     except RuntimeError as error:
         raise worker_failure(error, workers, options.timeout) or error from None
     finally:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from io import BytesIO
 
 import numpy as np
 import torch
 
 from starfire_cli.data import decode
+from starfire_cli.data.ahead import brought
 from starfire_cli.data.augment import Augment
 from starfire_cli.data.augment.rrc_flip import ResizedCropFlip
 from starfire_cli.data.options import DataOptions
-from starfire_cli.data.source import Files, Part, Source
+from starfire_cli.data.shards import Shards
+from starfire_cli.data.source import Encoded, Part, Pixels, Source
 from starfire_cli.errors import StarfireError
 
 SMALL = 96  # pixels; an image with a longer side is decoded anew in every epoch
@@ -39,7 +42,7 @@ class Road:
 
 def choose(train: Part, images: int, options: DataOptions) -> Road:
     """The road for a set of `images` images in all. Raises StarfireError where no header can be read."""
-    if not isinstance(train, Files):
+    if isinstance(train, Pixels):
         stored = int(train.images.shape[-1])
         return Road(stored=stored, out=options.image_size or stored, resize=None)
     sizes = sample_sizes(train)
@@ -70,14 +73,16 @@ def room(device: torch.device) -> int:
     return min(ROOM, free // 4)
 
 
-def sample_sizes(files: Files) -> list[tuple[int, int]]:
+def sample_sizes(files: Encoded) -> list[tuple[int, int]]:
     """Height and width of images spread over the set. Raises StarfireError where not one header can be read."""
     sizes, problem = [], ""
-    for position in spread_out(len(files)):
-        try:
-            sizes.append(decode.size_of(files.path(position)))
-        except decode.Corrupt as error:
-            problem = f"corrupt image {files.path(position)} ({error})"
+    positions = sample_of(files)
+    with brought(files, positions):
+        for position in positions:
+            try:
+                sizes.append(decode.size_of(BytesIO(files.read(position))))
+            except (decode.Corrupt, OSError) as error:
+                problem = f"corrupt image {files.where(position)} ({error})"
     if not sizes:
         raise StarfireError(f"{problem}, and so are all others that were tried")
     return sizes
@@ -87,25 +92,34 @@ def auto_augment(source: Source, train: Part, road: Road) -> str:
     """What `auto` means: the set's own, or what the images suggest."""
     if source.augment is not None:
         return source.augment
-    if isinstance(train, Files) and shows_signs(source.classes, train):
+    if not isinstance(train, Pixels) and shows_signs(source.classes, train):
         return "affine" if road.stored else "rrc-flip:scale=0.5,flip=0"
     return "crop-flip" if road.stored and road.stored <= 48 else "rrc-flip"
 
 
-def shows_signs(classes: tuple[str, ...], files: Files) -> bool:
+def shows_signs(classes: tuple[str, ...], files: Encoded) -> bool:
     """Grey images whose classes are called by single characters: digits or letters, which must not be mirrored."""
     if any(len(name) != 1 for name in classes):
         return False
-    return all(_grey(files.path(position)) for position in spread_out(len(files)))
+    positions = sample_of(files)
+    with brought(files, positions):
+        return all(_grey(files, position) for position in positions)
 
 
-def _grey(path: str) -> bool:
+def _grey(files: Encoded, position: int) -> bool:
     try:
         with decode.quiet():
-            red, green, blue = decode.decode(path)
-    except decode.Corrupt:  # says nothing; opening the set will name it
+            red, green, blue = decode.decode(files.read(position))
+    except (decode.Corrupt, OSError):  # says nothing; opening the set will name it
         return True
     return torch.equal(red, green) and torch.equal(green, blue)
+
+
+def sample_of(files: Encoded) -> list[int]:
+    """Up to `SAMPLE` positions: of remote shards the first ones, so that not all shards must come."""
+    if isinstance(files, Shards) and files.spool is not None:
+        return list(range(min(SAMPLE, len(files))))
+    return spread_out(len(files))
 
 
 def spread_out(count: int) -> list[int]:

@@ -39,19 +39,21 @@ def images_below(folder: Path) -> list[str]:
 
 def walk(folder: Path) -> Iterator[str]:
     """As `images_below`, in the order the disk has them."""
-    return _walk(str(folder), "", (os.path.realpath(folder),))
+    return _walk(*_start(folder), [])
 
 
-def class_files(root: Path, folders: Sequence[str]) -> Files:
-    """The images of class folders; class number c is `folders[c]`."""
+def class_files(root: Path, folders: Sequence[str]) -> tuple[Files, list[bytes]]:
+    """The images of class folders; class number c is `folders[c]`. And every folder that was read, from `root` on."""
     names: list[bytes] = []
-    counts = []
+    counts, visited = [], []
     for folder in folders:
         before = len(names)
-        names += sorted(os.fsencode(f"{folder}/{name}") for name in walk(root / folder))
+        below: list[str] = []
+        names += sorted(os.fsencode(f"{folder}/{name}") for name in _walk(*_start(root / folder), below))
         counts.append(len(names) - before)
+        visited += [os.fsencode(f"{folder}/{inner}" if inner else folder) for inner in below]
     labels = np.repeat(np.arange(len(folders)), counts)
-    return Files(root=root, names=np.array(names, dtype=np.bytes_), labels=labels)
+    return Files(root=root, names=np.array(names, dtype=np.bytes_), labels=labels), visited
 
 
 def _entries(folder: Path | str) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
@@ -65,7 +67,12 @@ def _ignored(name: str) -> bool:
     return name.startswith(".") or name in ("__MACOSX", "__pycache__", "@eaDir")
 
 
-def _walk(root: str, below: str, above: tuple[str, ...]) -> Iterator[str]:
+def _start(folder: Path) -> tuple[str, str, tuple[str, ...]]:
+    return str(folder), "", (os.path.realpath(folder),)
+
+
+def _walk(root: str, below: str, above: tuple[str, ...], visited: list[str]) -> Iterator[str]:
+    visited.append(below)
     with _entries(os.path.join(root, below)) as entries:
         for entry in entries:
             name = f"{below}/{entry.name}" if below else entry.name
@@ -73,6 +80,6 @@ def _walk(root: str, below: str, above: tuple[str, ...]) -> Iterator[str]:
                 real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
                 loops = real in above or above[0].startswith(real + os.sep)
                 if not loops and not _ignored(entry.name):
-                    yield from _walk(root, name, (*above, real))
+                    yield from _walk(root, name, (*above, real), visited)
             elif is_image(entry.name):
                 yield name

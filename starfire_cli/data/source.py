@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from starfire_cli.data.draws import Ints
+from starfire_cli.data.draws import Ints, shuffled
+from starfire_cli.data.shards import Shards
 
 Chosen = npt.NDArray[np.bool_] | npt.NDArray[np.int64]
 
@@ -61,12 +62,38 @@ class Files:
         """Where the image at `position` lies."""
         return os.path.join(self.root, os.fsdecode(self.names[position]))
 
+    @property
+    def title(self) -> str:
+        """For the name of a file that keeps what was decoded."""
+        return f"{self.root.parent.name}-{self.root.name}"
+
+    def read(self, position: int) -> bytes:
+        """The bytes of the file at `position`. Raises OSError."""
+        with open(self.path(position), "rb") as file:
+            return file.read()
+
+    def where(self, position: int) -> str:
+        """For messages."""
+        return self.path(position)
+
+    def stamps(self) -> Iterator[bytes]:
+        """Which changes when an image may have. Raises OSError where a file is not there."""
+        yield os.fsencode(self.root.resolve())
+        for position in range(len(self)):
+            status = os.stat(self.path(position))
+            yield b"%s %d %d\n" % (self.names[position], status.st_size, status.st_mtime_ns)
+
+    def order(self, seed: int, epoch: int) -> Ints:
+        """(N,) the positions of all images as an epoch reads them."""
+        return shuffled(len(self), seed, epoch)
+
     def take(self, chosen: Chosen) -> Files:
         """Some of the images: a mask (N,) or positions."""
         return Files(root=self.root, names=self.names[chosen], labels=self.labels[chosen])
 
 
-Part = Pixels | Files
+Encoded = Files | Shards  # images that are yet to be decoded
+Part = Pixels | Encoded
 Stats = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
@@ -83,6 +110,7 @@ class Source:
         augment: what `auto` means for it; None where that depends on the images.
         stats: known mean and std of the training images.
         notes: what a user should know.
+        url: where it lies, for a set that is on no disk.
     """
 
     name: str
@@ -93,6 +121,7 @@ class Source:
     augment: str | None = None
     stats: Stats | None = None
     notes: tuple[str, ...] = ()
+    url: str | None = None
 
     @cached_property
     def train(self) -> Part:
@@ -102,4 +131,6 @@ class Source:
     @property
     def spec(self) -> str:
         """The text that finds it again from any working directory."""
+        if self.url is not None:
+            return f"{self.name}:{self.url}"
         return f"{self.name}:{self.path.resolve()}" if self.path else self.name

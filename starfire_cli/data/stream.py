@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from starfire_cli.data.draws import shuffled
+from starfire_cli.data.ahead import Reading
 from starfire_cli.data.options import DataOptions
 from starfire_cli.data.reader import Answer, Reader, answers
 from starfire_cli.data.resident import count_steps, finished
@@ -20,7 +20,7 @@ class StreamSplit:
 
     Args:
         reader: decodes and cuts.
-        options: batch sizes, seed, device, workers.
+        options: batch sizes, seed, device, workers, rank.
     """
 
     def __init__(self, reader: Reader, options: DataOptions) -> None:
@@ -43,25 +43,29 @@ class StreamSplit:
         return len(self._corrupt)
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images float32 in [0, 1], (N, 3, H, W), and labels int64, (N,), from batch `start` on.
+        """Images float32 in [0, 1], (N, 3, H, W), and labels int64, (N,), from batch `start` on; N may be 0.
 
         Raises:
             StarfireError: a corrupt image (unless they are to be skipped), a dead or silent worker.
         """
         count = len(self)
-        order = shuffled(count, self._options.seed, epoch) if self._training else np.arange(count)
-        requests = [(epoch, order[s * self._batch : (s + 1) * self._batch]) for s in range(start, self.steps)]
-        found = answers(self._reader, requests, self._options, self._options.workers)
+        order = self._reader.files.order(self._options.seed, epoch) if self._training else np.arange(count)
+        rank, ranks = self._options.rank, self._options.ranks
+        shares = [slice(s * self._batch + rank, (s + 1) * self._batch, ranks) for s in range(start, self.steps)]
+        requests = [(epoch, order[share]) for share in shares]
+        reading = Reading(self._reader.files, requests)
+        workers = self._options.workers
+        found = reading.through(answers(self._reader, requests, self._options, workers, reading.begin))
         for images, labels in on_device(map(self._checked, found), self._options.device):
             yield finished(images, self._options), labels
 
     def _checked(self, answer: Answer) -> Answer:
         for position, reason in answer.failures:
-            path = self._reader.files.path(position)
+            path = self._reader.files.where(position)
             if not self._options.skip_corrupt:
                 raise corrupt(path, reason)
             self._corrupt.add(position)
-            if not len(answer.labels):
+            if not len(answer.labels) and self._options.ranks == 1:  # other ranks may have some of the batch
                 raise StarfireError(f"corrupt image {path} ({reason}), and all others of its batch are corrupt too")
         return answer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from starfire_cli.data import scan
+from starfire_cli.data import listing, scan
 from starfire_cli.data.sets import SETS
 from starfire_cli.data.source import Files, Source
 from starfire_cli.errors import BadOption, StarfireError
@@ -72,7 +72,7 @@ def class_names(folder: Path) -> tuple[str, ...]:
 
 def read_classes(folder: Path, names: Sequence[str]) -> Files:
     """The images in those class folders. Raises StarfireError that names the classes without images."""
-    files = scan.class_files(folder, names)
+    files = listing.class_files(folder, names)
     if not len(files):
         raise StarfireError(f"--data {folder}: no image in any of its folders ({listed(names)}); {LAYOUTS}")
     counts = np.bincount(files.labels, minlength=len(names))

@@ -1,0 +1,84 @@
+"""How are bytes had that lie behind a URL? By the openers of the webdataset library; no shell ever sees a URL.
+
+URLs come from checkpoints, too, so nothing is accepted that could make a program run: webdataset's `pipe:` is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib import import_module
+from typing import IO, Any
+
+from starfire_cli.errors import BadOption, StarfireError
+
+SCHEMES = ("http", "https", "s3", "gs")
+_PLAIN = re.compile(r"(https?|s3|gs)://[A-Za-z0-9][A-Za-z0-9._~:/?#@&+,=%-]*")
+
+
+def is_url(text: str) -> bool:
+    """Whether that is meant to be a URL rather than a path."""
+    return "://" in text or text.startswith("pipe:")
+
+
+def checked(url: str) -> str:
+    """`url`, if it is one that may be opened. Raises BadOption."""
+    if url.startswith("pipe:"):
+        raise BadOption(
+            f"--data {url}: commands are not run, since a checkpoint remembers its data and could make others run "
+            f"them; give a URL ({', '.join(f'{s}://' for s in SCHEMES)})"
+        )
+    if not _PLAIN.fullmatch(url):
+        raise BadOption(f"--data {url}: not a URL that can be opened; {', '.join(f'{s}://' for s in SCHEMES)} work")
+    return url
+
+
+@contextlib.contextmanager
+def opened(url: str) -> Iterator[IO[bytes]]:
+    """The bytes behind a URL, as they come. Raises BadOption or StarfireError that says what is in the way."""
+    checked(url)
+    try:
+        library = import_module("webdataset.gopen")  # `import ... as` gives the function of that name
+    except ImportError:
+        raise StarfireError(
+            f"--data {url}: remote shards need the webdataset package; pip install webdataset"
+        ) from None
+    try:
+        stream: Any
+        if url.startswith("s3://"):  # webdataset leaves S3 to `pipe:aws s3 cp URL -`; the same, without a shell
+            stream = library.Pipe(["aws", "s3", "cp", url, "-"], mode="rb", stderr=subprocess.DEVNULL)
+        else:
+            stream = library.gopen(url, "rb")
+        try:
+            yield stream
+        finally:
+            stream.close()
+    except FileNotFoundError as error:
+        raise StarfireError(f"{url}: {error.filename} is not installed, which opens it") from None
+    except OSError as error:
+        raise StarfireError(f"{url} cannot be read: {_reason(url, str(error))}") from None
+
+
+def content(url: str) -> bytes:
+    """All bytes behind a URL. Raises as `opened`."""
+    with opened(url) as stream:
+        parts = []
+        while part := stream.read(2**20):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def _reason(url: str, text: str) -> str:
+    if url.startswith("http"):
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
+        except urllib.error.HTTPError as error:
+            return f"HTTP {error.code} {error.reason}"
+        except OSError as error:
+            return str(getattr(error, "reason", error))
+    found = re.search(r"exit (\d+)", text)
+    return f"its transfer ended with exit code {found[1]}" if found else text

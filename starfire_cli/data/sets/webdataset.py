@@ -1,0 +1,58 @@
+"""Images in tar shards: what `starfire data pack` wrote, or a WebDataset of someone else, on a disk or behind URLs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from starfire_cli.data import packed, remote, tarset
+from starfire_cli.data.sets import SETS
+from starfire_cli.data.source import Source
+from starfire_cli.errors import BadOption, StarfireError
+
+
+@SETS.register("webdataset")
+@dataclass(frozen=True)
+class WebDataset:
+    """A folder of tar files, with our index or without."""
+
+    def recognises(self, path: Path) -> bool:
+        """Our index, or tar files and no folders."""
+        return packed.is_packed(path) or (path.is_dir() and tarset.only_tars(path))
+
+    def read(self, path: Path | None, image_size: int | None) -> Source:
+        """The set at a folder. Raises StarfireError where no shard is there, or one is not what the index says."""
+        if path is None:
+            raise BadOption("--data webdataset: say which: --data webdataset:FOLDER or webdataset:URL")
+        if packed.is_packed(path):
+            return packed.source(path, self._index((path / packed.INDEX).read_bytes(), str(path)))
+        return tarset.source(path)
+
+    def read_urls(self, text: str) -> Source:
+        """The set behind a URL: a folder with our index, or shards as `URL-{000..146}.tar`, several joined by `::`.
+
+        Raises:
+            BadOption, StarfireError: not a URL, nothing there, or nothing that can be read.
+        """
+        if text.endswith(".tar"):
+            return tarset.source_of_urls(text)
+        base = remote.checked(text.removesuffix(f"/{packed.INDEX}").rstrip("/"))
+        return packed.source(base, self._index(remote.content(f"{base}/{packed.INDEX}"), base))
+
+    def described(self, where: Path | str) -> tuple[str, int | None]:
+        """Name and longer side of what was packed; of tar files of others nothing is known before they are read."""
+        if isinstance(where, str) and not where.endswith(".tar"):
+            base = remote.checked(where.removesuffix(f"/{packed.INDEX}").rstrip("/"))
+            index = self._index(remote.content(f"{base}/{packed.INDEX}"), base)
+            return index.name, index.side
+        if isinstance(where, Path) and packed.is_packed(where):
+            index = self._index((where / packed.INDEX).read_bytes(), str(where))
+            return index.name, index.side
+        return "webdataset", None
+
+    def _index(self, content: bytes, where: str) -> packed.Index:
+        try:
+            return packed.parsed(json.loads(content))
+        except (ValueError, KeyError, TypeError) as error:
+            raise StarfireError(f"--data {where}: {packed.INDEX} there is damaged, or not ours ({error})") from None

@@ -1,0 +1,176 @@
+"""Where do the images lie in tar files that others made? Read once, and remembered.
+
+A sample is what shares a name up to the first dot, as everywhere in WebDatasets: `0017.jpg` and `0017.cls`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
+
+import numpy as np
+
+from starfire_cli.data import cache, packed, remote, scan
+from starfire_cli.data.shards import Shards
+from starfire_cli.data.source import Source
+from starfire_cli.errors import StarfireError
+
+VERSION = 1
+VAL = re.compile(r"(^|[^a-z])(val|valid|validation|test)([^a-z]|$)", re.IGNORECASE)
+_LABEL = "cls"
+_CONNECTIONS = 8
+_CLASSES = 100_000
+
+
+class Listed(NamedTuple):
+    """What one shard holds: (n, 3) offset, size and label of each image; its length and SHA-256 ("" on a disk)."""
+
+    rows: list[tuple[int, int, int]]
+    length: int
+    sha256: str
+
+
+def only_tars(path: Path) -> bool:
+    """Whether a folder has tar files, and no folders."""
+    return not scan.subfolders(path) and any(p.suffix == ".tar" for p in path.iterdir())
+
+
+def source(path: Path) -> Source:
+    """The tar files in a folder; those called val, valid, validation or test are the validation part."""
+    places = sorted(str(p) for p in path.iterdir() if p.suffix == ".tar" and p.is_file())
+    if not places:
+        raise StarfireError(f"--data webdataset:{path}: no .tar files there; `starfire data pack` makes some")
+    return _source(places, path=path)
+
+
+def source_of_urls(text: str) -> Source:
+    """The tar files that `URL-{000..146}.tar::URL.tar` means. Raises BadOption, StarfireError."""
+    for pattern in text.split("::"):
+        remote.checked(re.sub(r"\{[A-Za-z0-9.,-]*\}", "0", pattern))
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError:
+        raise StarfireError(f"--data {text}: needs the webdataset package; pip install webdataset") from None
+    return _source([remote.checked(url) for url in expand_urls(text)], url=text)
+
+
+def _source(places: Sequence[str], *, path: Path | None = None, url: str | None = None) -> Source:
+    validating = [place for place in places if VAL.search(os.path.basename(place))]
+    training = [place for place in places if place not in validating]
+    if not training:
+        training, validating = validating, []
+    train, val = _shards(training, url is not None), _shards(validating, url is not None) if validating else None
+    count = 1 + max(int(part.labels.max()) for part in (train, val) if part is not None)
+    return Source(
+        name="webdataset",
+        path=path,
+        url=url,
+        classes=tuple(str(number) for number in range(max(2, count))),
+        list_train=lambda: train,
+        val=val,
+        augment="rrc-flip",
+        notes=("the shards have no index of ours: classes are called by their numbers",),
+    )
+
+
+def _shards(places: Sequence[str], far: bool) -> Shards:
+    import torch
+
+    stamp = "" if far else "\n".join(f"{os.stat(p).st_size} {os.stat(p).st_mtime_ns}" for p in places)
+    key = hashlib.blake2b(f"{VERSION} {stamp}\n{chr(10).join(places)}".encode(), digest_size=12).hexdigest()
+    folder = cache.folder()
+    file = None if folder is None else folder / f"shards-{len(places)}-{key}.listing.safetensors"
+    kept = cache.read(file)
+    if kept is None:
+        with ThreadPoolExecutor(_CONNECTIONS if far else 1) as pool:
+            listed = list(pool.map(_remote if far else _local, places))
+        rows = np.array([row for one in listed for row in one.rows], dtype=np.int64).reshape(-1, 3)
+        counts = np.array([len(one.rows) for one in listed])
+        arrays = {
+            "rows": rows,
+            "counts": counts,
+            "lengths": np.array([one.length for one in listed]),
+            "sums": np.array([list(bytes.fromhex(one.sha256 or "00" * 32)) for one in listed], dtype=np.uint8),
+        }
+        kept = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if file is not None:
+            cache.write(file, kept)
+    rows, counts, lengths = (kept[name].numpy() for name in ("rows", "counts", "lengths"))
+    if not len(rows):
+        raise StarfireError(f"--data webdataset: no image with a .{_LABEL} beside it in {places[0]}")
+    sums = [bytes(row).hex() for row in kept["sums"].numpy()]
+    return Shards(
+        places=tuple(places),
+        lengths=lengths,
+        shard=np.repeat(np.arange(len(places), dtype=np.int32), counts),
+        offset=rows[:, 0].copy(),
+        size=rows[:, 1].copy(),
+        labels=rows[:, 2].copy(),
+        spool=packed.spool_for(tuple(places), lengths.tolist(), sums) if far else None,
+    )
+
+
+def _local(place: str) -> Listed:
+    try:
+        with open(place, "rb") as file:
+            return Listed(_rows(place, file, "r:"), os.path.getsize(place), "")
+    except OSError as error:
+        raise StarfireError(f"--data: shard {place} cannot be read ({error.strerror or error})") from None
+
+
+def _remote(url: str) -> Listed:
+    with remote.opened(url) as stream:
+        summed = _Summed(stream)
+        rows = _rows(url, summed, "r|")
+        while summed.read(2**18):
+            pass
+    return Listed(rows, summed.length, summed.digest.hexdigest())
+
+
+def _rows(place: str, file: Any, mode: Literal["r:", "r|"]) -> list[tuple[int, int, int]]:
+    found: dict[str, list[tuple[int, int]]] = {}
+    labels: dict[str, int] = {}
+    try:
+        with tarfile.open(None, mode, file) as archive:
+            for member in archive:
+                head, tail = os.path.split(member.name)
+                key, _, ending = tail.partition(".")
+                key = f"{head}/{key}"
+                if not member.isreg() or member.issparse():
+                    continue
+                if ending.lower() == _LABEL:
+                    content = archive.extractfile(member)
+                    labels[key] = int(content.read(32) if content else b"")
+                elif scan.is_image(f"x.{ending}"):
+                    found.setdefault(key, []).append((member.offset_data, member.size))
+    except (tarfile.TarError, EOFError) as error:
+        raise StarfireError(f"--data: shard {place} is damaged or cut off ({error})") from None
+    except ValueError:
+        raise StarfireError(f"--data: shard {place}: {key}.{_LABEL} is no whole number") from None
+    without = next((key for key in found if key not in labels), None)
+    if without is not None:
+        raise StarfireError(f"--data: shard {place}: {without.strip('/')} has no .{_LABEL} with its class number")
+    strange = next((number for number in labels.values() if not 0 <= number < _CLASSES), None)
+    if strange is not None:
+        raise StarfireError(f"--data: shard {place}: class number {strange} is not in 0 ... {_CLASSES - 1}")
+    return [(*images[0], labels[key]) for key, images in found.items()]
+
+
+class _Summed:
+    """A stream that counts and sums what is read of it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self.length, self.digest = stream, 0, hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        data = self._stream.read(size)
+        self.length += len(data)
+        self.digest.update(data)
+        return data
