@@ -17,7 +17,7 @@ from starfire_cli.sparse.weights import LiveWeights, Strung, string_kernels, str
 
 StrungWeights = dict[Any, tuple[LiveWeights, Strung]]
 Kind = Literal["taps", "kernels"]
-NEAR = {"taps": 28 << 10, "kernels": 16 << 10}  # bytes of input that stay in a core's nearest cache
+NEAR = {"taps": 22 << 10, "kernels": 16 << 10}  # bytes of input that stay in a core's nearest cache
 _REGISTERS = {4: 14, 8: 14, 16: 14}
 _ROWS = {4: 7, 8: 7, 16: 14}  # of `kernels`, which also holds a column of weights
 _WORTH = 40_000  # multiply-accumulates that are worth the handing out of a task

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 FLOAT = 4  # bytes
+LINE = 16  # floats of a cache line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +40,14 @@ class Layout:
 
     @property
     def plane(self) -> int:
-        """Floats from one channel to the next."""
-        return (self.height + 2 * self.above) * self.row
+        """Floats from one channel to the next: an odd number of cache lines, so that channels share no place in it."""
+        lines = -(-(self.height + 2 * self.above) * self.row // LINE)
+        return LINE * (lines + 1 - lines % 2)
 
     @property
     def start(self) -> int:
         """Floats before the first pixel of the first channel."""
-        return _whole(max(1, self.beside), 16) + self.above * self.row
+        return _whole(max(1, self.beside), LINE) + self.above * self.row
 
     @property
     def vectors(self) -> int:
@@ -54,7 +56,7 @@ class Layout:
 
     def floats(self, channels: int) -> int:
         """Room that `channels` planes take, with what vectors may read before the first and behind the last."""
-        return _whole(self.start + channels * self.plane + 4 * self.lanes, 16)
+        return _whole(self.start + channels * self.plane + 4 * self.lanes, LINE)
 
     def view(self, memory: Tensor, offset: int, channels: int) -> Tensor:
         """The pixels of each image as (B, C, H, W), where `memory` is (B, floats) and the map begins at `offset`."""

@@ -206,9 +206,9 @@ def _finish(code: Code, finish: Finish, sums: list[Variable], places: list[int],
         if finish.add:
             value = code.let(f"fadd {code.vector} {value}, {code.load(code.vector, code.at(other, p))}")
         if finish.low:
-            value = code.call("maximum", value, "zeroinitializer")
+            value = code.at_least_zero(value)
         if finish.high:
-            value = code.call("minimum", value, high)
+            value = code.at_most(value, high)
         if finish.mask:
             value = code.masked(value, code.load(code.bits, code.at(mask, p)))
         total.set(value)
