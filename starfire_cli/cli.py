@@ -1,4 +1,4 @@
-"""What runs when someone types `starfire`: the six commands, and how an error becomes one line and an exit code."""
+"""What runs when someone types `starfire`: the commands, and how an error becomes one line and an exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 import starfire_cli
 from starfire_cli.errors import BadOption, Mismatch, StarfireError
 
-COMMANDS = ("train", "prune-mask", "inspect", "attack", "compress", "plot")
+COMMANDS = ("train", "prune-mask", "inspect", "attack", "compress", "bench", "plot")
 """In the order in which `--help` shows them. Each is a function of the same name in a module of the same name."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
