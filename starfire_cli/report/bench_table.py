@@ -167,8 +167,7 @@ def _batch_json(found: BatchTimings) -> dict[str, Any]:
         "speedup_range": found.speedup_range(best),
         "ways": [_way_json(found, timing) for timing in found.timings],
         "layers": [
-            asdict(layer)
-            | {"density": layer.density, "macs_effective": layer.macs_left, "faster": layer.faster}
+            asdict(layer) | {"density": layer.density, "macs_effective": layer.macs_left, "faster": layer.faster}
             for layer in found.layers
         ],
     }

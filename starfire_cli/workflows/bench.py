@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +19,7 @@ from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.models import count_macs
-from starfire_cli.sparse import SparseNetwork, sparsify
+from starfire_cli.sparse import SparseNetwork, missing, sparsify
 from starfire_cli.text import reason
 from starfire_cli.timings import BatchTimings, LayerTiming, Progress, Setting, Timing
 from starfire_cli.workflows.engines import COMPILED, ENGINES, PLAIN, Engine, Graph, Job, Run
@@ -29,6 +29,7 @@ from starfire_cli.workflows.rebuild import parse_input
 from starfire_cli.workflows.rounds import in_rounds
 
 _TAKING_PART = ("numpy", "llvmlite", "onnxruntime", "openvino")
+_BUSY = 0.7  # processes that run or want to, on average over the last minute
 _INSIDE = "net."  # a network lies in `Normalized`
 
 
@@ -103,8 +104,13 @@ def _bench(
         )
         for name, layer in layers.items()
     ]
-    if all(layer.live == layer.macs_left == 0 or layer.density == 1 for layer in bare):
+    if all(layer.density == 1 for layer in bare):
         notes.append("no weight is zero, so there is nothing to be saved")
+    if (busy := _load()) > _BUSY:
+        notes.append(
+            f"this machine has been busy (load {busy:.1f}): nothing below can be trusted, and engines whose threads "
+            "wait for one another, such as torch, suffer most"
+        )
     yield Setting(
         path=network.path,
         title=network.title,
@@ -130,7 +136,7 @@ def _bench(
             yield BatchTimings(batch=batch, timings=timings, layers=found)
 
 
-def _timings(job: Job, engines: list[Engine], seconds: float) -> Iterator[Progress]:
+def _timings(job: Job, engines: list[Engine], seconds: float) -> Generator[Progress, None, tuple[Timing, ...]]:
     """Get every way ready, and time those that are; returns one `Timing` each."""
     batch = f"{len(job.images)} image{'s' if len(job.images) > 1 else ''} a call"
     found: dict[str, Timing] = {}
@@ -145,21 +151,22 @@ def _timings(job: Job, engines: list[Engine], seconds: float) -> Iterator[Progre
             given = run().detach().clone()
             ready = perf_counter() - started
             run()  # once more: some engines settle in their second call
+            expected = given if expected is None else expected
+            difference = _difference(given, expected)
         except Exception as error:  # noqa: BLE001 - other people's engines may raise anything
             if engine.name == PLAIN:
                 raise StarfireError(f"the dense network does not run: {reason(error)}") from None
             found[engine.name] = replace(timing, problem=reason(error))
             continue
-        expected = given if expected is None else expected
         runs[engine.name] = run
-        found[engine.name] = replace(timing, ready=ready, difference=_difference(given, expected))
+        found[engine.name] = replace(timing, ready=ready, difference=difference)
     yield Progress(text=f"{batch}: {len(runs)} ways take turns, {seconds:g} s or more each")
     for name, taken in in_rounds(runs, seconds).items():
-        same = {"problem": taken} if isinstance(taken, str) else {"rounds": taken}
-        found[name] = replace(found[name], **same)  # type: ignore[arg-type]
+        timing = found[name]
+        found[name] = replace(timing, problem=taken) if isinstance(taken, str) else replace(timing, rounds=taken)
     if found[PLAIN].problem is not None:
         raise StarfireError(f"the dense network does not run: {found[PLAIN].problem}")
-    return tuple(found.values())  # type: ignore[return-value]
+    return tuple(found.values())
 
 
 def _difference(given: Tensor, expected: Tensor) -> float:
@@ -182,8 +189,9 @@ def _layers(sparse: SparseNetwork, images: Tensor, bare: list[LayerTiming]) -> t
 
 
 def _sparse(model: nn.Module) -> SparseNetwork | str:
+    """The network from its live weights, or why there is none."""
     try:
-        return sparsify(model)
+        return missing() or sparsify(model)
     except StarfireError as error:
         return str(error)
 
@@ -201,6 +209,7 @@ def _network(request: BenchRequest) -> tuple[Network, list[str]]:
         torch.device("cpu"),
         model=request.model,
         num_classes=request.num_classes,
+        image_size=_side(request.image),
         mean=mean,
         std=std,
     )
@@ -230,6 +239,14 @@ def _side(text: str | None) -> int | None:
     if channels != 3:
         raise BadOption(f"--input {text!r} has {channels} channels; networks here take 3, such as 3x224x224")
     return side
+
+
+def _load() -> float:
+    """Of the last minute; this process has hardly added to it."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # not known on Windows
+        return 0.0
 
 
 def _versions() -> dict[str, str]:

@@ -87,7 +87,7 @@ def _contiguous(job: Job) -> Run:
 
 def _channels_last(job: Job) -> Run:
     # Images that lie in memory as this network likes them: that they must be laid out is not its time.
-    model = copy.deepcopy(job.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = copy.deepcopy(job.model).to(memory_format=torch.channels_last)
     return _in_inference(model, job.images.to(memory_format=torch.channels_last))
 
 
