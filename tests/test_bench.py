@@ -116,7 +116,7 @@ def test_what_a_person_sees(pruned: Path, capsys: Capture, monkeypatch: pytest.M
     assert 'ONNX Runtime: not run: onnxruntime is not installed (pip install "starfire-cli[onnx]")' in lines
     assert 'OpenVINO: not run: openvino is not installed (pip install "starfire-cli[bench]")' in lines
     assert sum(line.startswith("torch, ") and " * " in line for line in lines) == 1  # the best dense one
-    assert any(line.startswith("ours takes 1/") for line in lines)
+    assert any(line.startswith("ours is ") for line in lines)
     (conv2,) = [line.split() for line in lines if line.startswith("conv2 ")]
     assert conv2[1:3] == ["12x8x3x3", "0.500"] and conv2[-1] == "1/2.0"
     assert "torch, contiguous is made ready" in err

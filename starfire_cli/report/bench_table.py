@@ -97,7 +97,7 @@ def _show(console: Console, setting: Setting, found: BatchTimings, layers: bool)
     if speedup is not None and spread is not None:
         fewer = f"{setting.macs / setting.macs_left:.2f}" if setting.macs_left else "infinitely"
         say(
-            f"ours takes 1/{speedup:.2f} of the time of the best dense, {best.label} "
+            f"ours is {speedup:.2f} times as fast as the best dense, {best.label} "
             f"(by round {spread[0]:.2f} to {spread[1]:.2f}), with {fewer} times fewer multiply-accumulates"
         )
     if layers and found.layers:
