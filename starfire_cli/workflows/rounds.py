@@ -49,8 +49,10 @@ def _turn(run: Callable[[], object], seconds: float) -> tuple[float, ...]:
     taken = [_timed(run)]
     if taken[0] < _LONG:
         taken = []
-    while not taken or sum(taken) < seconds:
+    spent = sum(taken)
+    while not taken or spent < seconds:
         taken.append(_timed(run))
+        spent += taken[-1]
     return tuple(taken)
 
 
