@@ -15,7 +15,7 @@ import typer
 import starfire_cli
 from starfire_cli.errors import BadOption, Mismatch, StarfireError
 
-COMMANDS = ("train", "prune-mask", "inspect", "attack", "compress", "plot", "data pack")
+COMMANDS = ("train", "prune-mask", "inspect", "attack", "compress", "bench", "plot", "data pack")
 """In the order in which `--help` shows them. Each is a function of the same name in a module of the same name; of two
 words the first is the module, and a group of commands.
 """

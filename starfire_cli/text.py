@@ -30,3 +30,8 @@ def by_number(key: str) -> list[tuple[bool, int, str]]:
     """A sort key by which layer1.2 comes before layer1.10."""
     parts = re.split(r"([0-9]+)", key)
     return [(True, int(part), "") if part.isdecimal() else (False, 0, part) for part in parts]
+
+
+def reason(error: BaseException, limit: int = 160) -> str:
+    """What an error of other people's code says, on one line."""
+    return printable(" ".join(str(error).split()) or type(error).__name__, limit)

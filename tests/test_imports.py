@@ -20,7 +20,7 @@ FLOORS = [
     {"commands", "api"},
     {"workflows", "report"},
     {"histories", "pruned"},  # plain values that workflows make and report shows
-    {"records", "findings"},
+    {"records", "findings", "timings"},
     {"formats", "models", "data", "attacks", "sparse"},
     {"pruning"},
     {"registry", "runtime"},

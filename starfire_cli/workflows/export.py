@@ -84,14 +84,13 @@ def _write_onnx(output: Path, network: Network) -> float | None:
 
     None where onnxruntime is not there to ask.
     """
-    for package in ("onnx", "onnxscript"):
-        if importlib.util.find_spec(package) is None:
-            raise StarfireError(f'--to onnx needs {package}: pip install "starfire-cli[onnx]"')
+    if problem := graph_needs():
+        raise StarfireError(f"--to onnx: {problem}")
     model, size = network.model, network.image_size
     pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder) / "model.onnx"
-        _export(model, pixels, temporary)
+        write_graph(model, pixels, temporary)
         data = temporary.read_bytes()
     difference = _difference(data, model, pixels)
     if difference is not None and not difference <= _CLOSE:
@@ -101,7 +100,16 @@ def _write_onnx(output: Path, network: Network) -> float | None:
     return difference
 
 
-def _export(model: nn.Module, pixels: torch.Tensor, path: Path) -> None:
+def graph_needs() -> str | None:
+    """Which package is missing to write ONNX, as a line for the user; None where all are there."""
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            return f'{package} is not installed (pip install "starfire-cli[onnx]")'
+    return None
+
+
+def write_graph(model: nn.Module, pixels: torch.Tensor, path: Path) -> None:
+    """The model as ONNX, for any number of images that are otherwise like `pixels`, at least two."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own about its exporter
         torch.onnx.export(

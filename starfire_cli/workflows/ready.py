@@ -17,6 +17,7 @@ def as_trained(
     *,
     model: str | None = None,
     num_classes: int | None = None,
+    image_size: int | None = None,
     mean: Channels | None = None,
     std: Channels | None = None,
 ) -> Network:
@@ -27,6 +28,7 @@ def as_trained(
         device: where it is wanted.
         model: its spec, where the metadata have none.
         num_classes: where the weights do not tell.
+        image_size: pixels a side, where the metadata do not say.
         mean: of its pixels in [0, 1] per channel, likewise.
         std: likewise.
 
@@ -38,7 +40,7 @@ def as_trained(
         info = DataInfo.from_meta(data)
     except (KeyError, TypeError, ValueError):
         spec = spec_of(checkpoint, model)
-        known = skeleton(checkpoint, spec)
+        known = skeleton(checkpoint, spec, image_size)
         classes = num_classes or known.num_classes
         missing = [name for name, given in (("mean", mean), ("std", std)) if given is None and name not in data]
         if missing:
