@@ -33,6 +33,8 @@ class DataOptions:
         limit_seed: decides which validation images these are.
         timeout: seconds to wait for a worker before it counts as dead.
         channels_last: memory format of the batches.
+        rank: which of the processes that train together this one is.
+        ranks: how many they are; each gets the images `rank`, `rank + ranks`, ... of every batch.
         progress: told what is being done, how many images are through, and of how many, while small ones are decoded.
     """
 
@@ -51,6 +53,8 @@ class DataOptions:
     limit_seed: int = 0
     timeout: float = 120
     channels_last: bool = False
+    rank: int = 0
+    ranks: int = 1
     progress: Callable[[str, int, int], None] | None = None
 
     def __post_init__(self) -> None:
@@ -133,17 +137,20 @@ class Split(Protocol):
 
     @property
     def steps(self) -> int:
-        """Batches an epoch."""
+        """Batches an epoch, of all ranks together."""
 
     @property
     def skipped(self) -> int:
         """Corrupt images left out so far (only with `skip_corrupt`)."""
 
     def __len__(self) -> int:
-        """Images an epoch."""
+        """Images an epoch, of all ranks together."""
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images float32 in [0, 1], (N, 3, H, W), and labels int64, (N,), from batch `start` on."""
+        """Images float32 in [0, 1], (N, 3, H, W), and labels int64, (N,), from batch `start` on.
+
+        With several ranks this one's share of each batch: as one process would see it, `[rank::ranks]`; N may be 0.
+        """
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class ResidentSplit:
 
     Args:
         pixels: the decoded images.
-        options: batch sizes, seed, device.
+        options: batch sizes, seed, device, rank.
         out: side of the images in a batch.
         augment: for training; None delivers the images in order, as validation sees them.
         resize: side that validation images are scaled to before the centre crop; None scales to `out`.
@@ -57,7 +57,7 @@ class ResidentSplit:
         return self._skipped
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images float32 in [0, 1], (N, 3, H, W), and labels int64, (N,), from batch `start` on."""
+        """Images float32 in [0, 1], (N, 3, H, W), and labels int64, (N,), from batch `start` on; N may be 0."""
         return self._training(self._augment, epoch, start) if self._augment else self._validation(start)
 
     def _training(self, augment: Augment, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -68,7 +68,10 @@ class ResidentSplit:
         plan = {name: numbers.to(device) for name, numbers in plan.items()}
         index = torch.from_numpy(order).to(device)
         for step in range(start, self.steps):
-            part = slice(step * self._batch, (step + 1) * self._batch)
+            part = self._share(step)
+            if not len(index[part]):
+                yield self._nothing()
+                continue
             images = self.images[index[part]]
             images = augment.apply(images, {name: numbers[part] for name, numbers in plan.items()}, self._out)
             images = resample.resize(images, self._out)
@@ -77,9 +80,18 @@ class ResidentSplit:
     def _validation(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         side = self._resize or self._out
         for step in range(start, self.steps):
-            part = slice(step * self._batch, (step + 1) * self._batch)
+            part = self._share(step)
+            if not len(self._labels[part]):
+                yield self._nothing()
+                continue
             images = resample.centre_crop(resample.resize(self.images[part], side), self._out)
             yield finished(images, self._options), self._labels[part]
+
+    def _share(self, step: int) -> slice:
+        return slice(step * self._batch + self._options.rank, (step + 1) * self._batch, self._options.ranks)
+
+    def _nothing(self) -> tuple[Tensor, Tensor]:
+        return finished(self.images.new_empty((0, 3, self._out, self._out)), self._options), self._labels[:0]
 
 
 def count_steps(images: int, batch: int, *, training: bool) -> int:

@@ -20,7 +20,7 @@ class StreamSplit:
 
     Args:
         reader: decodes and cuts.
-        options: batch sizes, seed, device, workers.
+        options: batch sizes, seed, device, workers, rank.
     """
 
     def __init__(self, reader: Reader, options: DataOptions) -> None:
@@ -43,14 +43,16 @@ class StreamSplit:
         return len(self._corrupt)
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images float32 in [0, 1], (N, 3, H, W), and labels int64, (N,), from batch `start` on.
+        """Images float32 in [0, 1], (N, 3, H, W), and labels int64, (N,), from batch `start` on; N may be 0.
 
         Raises:
             StarfireError: a corrupt image (unless they are to be skipped), a dead or silent worker.
         """
         count = len(self)
         order = shuffled(count, self._options.seed, epoch) if self._training else np.arange(count)
-        requests = [(epoch, order[s * self._batch : (s + 1) * self._batch]) for s in range(start, self.steps)]
+        rank, ranks = self._options.rank, self._options.ranks
+        shares = [slice(s * self._batch + rank, (s + 1) * self._batch, ranks) for s in range(start, self.steps)]
+        requests = [(epoch, order[share]) for share in shares]
         found = answers(self._reader, requests, self._options, self._options.workers)
         for images, labels in on_device(map(self._checked, found), self._options.device):
             yield finished(images, self._options), labels
@@ -61,7 +63,7 @@ class StreamSplit:
             if not self._options.skip_corrupt:
                 raise corrupt(path, reason)
             self._corrupt.add(position)
-            if not len(answer.labels):
+            if not len(answer.labels) and self._options.ranks == 1:  # other ranks may have some of the batch
                 raise StarfireError(f"corrupt image {path} ({reason}), and all others of its batch are corrupt too")
         return answer
 
