@@ -34,9 +34,9 @@ def save(session: Session, path: Path, metrics: dict[str, Any]) -> None:
 
     Raises Mismatch if a dead weight is not zero, a mask changed after the era, or the ranks' masks differ.
     """
+    session.agreement.masks()  # first: what all find alike, all say alike
     session.pruner.verify()
     check_fixed(session)
-    session.agreement.masks()
     nets = [session.net] if session.averaged is None else [session.net, session.averaged]
     states = [_agreed_state(net, session.ranks) for net in nets]
     own = session.ranks.gathered(_own(session, nets)) if session.ranks.count > 1 else None

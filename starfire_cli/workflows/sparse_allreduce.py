@@ -22,7 +22,7 @@ class Sending:
 
     Args:
         masks: of the weights whose dead gradients stay at home, by parameter; empty as long as masks may change.
-        steps: in which gradients were sent, since the masks were fixed.
+        steps: in which gradients were sent.
         sent: bytes of gradients that this rank has handed over in them.
         whole: what it would have been with all gradients.
     """
@@ -32,14 +32,14 @@ class Sending:
     sent: int = 0
     whole: int = 0
     _told: tuple[int, int] = (0, 0)
+    _before: tuple[int, int, int] = (0, 0, 0)
     _live: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     def leave_out(self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
         """From now on, send no gradient of a dead weight. The masks must not change any more."""
         self.masks = {weights[key]: mask for key, mask in masks.items()}
         self._live.clear()
-        self.steps = self.sent = self.whole = 0
-        self._told = (0, 0)
+        self._before = self.steps, self.sent, self.whole
 
     def a_step(self) -> int:
         """Bytes sent in a step, on average since this was last asked; 0 where there was none."""
@@ -48,9 +48,12 @@ class Sending:
 
     def report(self) -> tuple[str, ...]:
         """What leaving out dead gradients has saved, for people; nothing where it has not."""
-        if not self.masks or not self.steps:
+        steps, sent, whole = (
+            now - then for now, then in zip((self.steps, self.sent, self.whole), self._before, strict=True)
+        )
+        if not self.masks or not steps:
             return ()
-        sent, whole = round(self.sent / self.steps), round(self.whole / self.steps)
+        sent, whole = round(sent / steps), round(whole / steps)
         return (
             f"gradients after the era: each process sent {sent:,} of {whole:,} bytes a step "
             f"({1 - sent / whole:.1%} saved)",
@@ -67,8 +70,9 @@ class Sending:
             alive = torch.ones_like(buffer, dtype=torch.bool)
             for parameter, gradient in zip(parameters, bucket.gradients(), strict=True):
                 if parameter in self.masks:
+                    # The bucket has each gradient in its parameter's memory order; `gradient` only looks contiguous.
                     start = gradient.storage_offset() - buffer.storage_offset()
-                    torch.as_strided(alive, gradient.shape, gradient.stride(), start).copy_(self.masks[parameter])
+                    alive.as_strided(parameter.shape, parameter.stride(), start).copy_(self.masks[parameter])
             self._live[key] = alive.nonzero().squeeze(1).int()
         return self._live[key]
 
