@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor, nn
 
@@ -61,3 +63,7 @@ class Explodes(Net):
 
 def explodes(num_classes: int) -> nn.Module:
     return Explodes(num_classes)
+
+
+def explodes_on_the_second(num_classes: int) -> nn.Module:
+    return (Explodes if os.environ.get("RANK") == "1" else Net)(num_classes)

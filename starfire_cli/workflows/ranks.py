@@ -166,8 +166,8 @@ class Ranks:
         return found[0]
 
     @contextlib.contextmanager
-    def explaining(self, what_is_left: Callable[[], str]) -> Iterator[None]:
-        """Turn what torch says when another process is gone into LostRank."""
+    def explaining(self, what_is_left: Callable[[], str] = str) -> Iterator[None]:
+        """Turn what torch says when another process is gone into LostRank, which also says `what_is_left()`."""
         try:
             yield
         except RuntimeError as error:
@@ -175,7 +175,7 @@ class Ranks:
                 raise
             raise LostRank(
                 f"another of the {self.count} processes has ended; its own message, or that of what started them, "
-                f"says why. {what_is_left()}"
+                f"says why. {what_is_left()}".rstrip()
             ) from error
 
     def _agreed(self, work: Callable[[], object]) -> None:

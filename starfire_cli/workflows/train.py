@@ -53,12 +53,13 @@ def train(
     Raises StarfireError and BadOption with one clear line; what was saved before stays whole.
     """
     ranks = Ranks(runtime.world())
-    ranks.join()
-    session = open_session(request, given, decoding if ranks.first else None, ranks)
-    yield plan_of(session)
-    if not request.dry_run:
-        yield from _trained(session)
-    ranks.leave()
+    with ranks.explaining():
+        ranks.join()
+        session = open_session(request, given, decoding if ranks.first else None, ranks)
+        yield plan_of(session)
+        if not request.dry_run:
+            yield from _trained(session)
+        ranks.leave()
 
 
 def _trained(session: Session) -> Iterator[Record]:
