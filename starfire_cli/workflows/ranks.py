@@ -7,6 +7,7 @@ tell each other beside them travels by a gloo group of its own, so that no GPU h
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,12 +50,17 @@ class Ranks:
         if self.count == 1:
             return
         import torch.distributed as dist
+        from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+        from torch.distributed.rendezvous import rendezvous
 
         both = torch.cuda.is_available() and dist.is_nccl_available()
         try:
+            store, _, _ = next(rendezvous(self.world.address, self.rank, self.count))
+            # torchrun keeps its store over restarts: what an earlier attempt left there is not for this one.
+            attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}-{self.count}"
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if both else "gloo",
-                init_method=self.world.address,
+                store=PrefixStore(attempt, store),
                 rank=self.rank,
                 world_size=self.count,
             )
