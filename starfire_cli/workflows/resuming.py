@@ -54,6 +54,8 @@ def save(session: Session, path: Path, metrics: dict[str, Any]) -> None:
     }
     if own is not None:
         training["ranks"] = own
+    if session.compact is not None:
+        training["compact"] = {"channels_last": session.channels_last}
     if session.ema is not None:
         # `model` is what was measured, the average; what training goes on with lies beside it.
         training["raw"] = states[0]
@@ -167,6 +169,8 @@ def take_up(session: Session, checkpoint: Checkpoint) -> None:
         session.at = Position(**training["position"])
         if session.at.step >= session.pruner.era.last_step:
             session.masks_are_fixed()  # before the optimizer's state comes, which is compact then
+        if session.compact is not None and training["compact"]["channels_last"] != session.channels_last:
+            raise ValueError("compact optimizer state in another memory format, which is that of another --device")
         session.optimizer.load_state_dict(training["optimizer"])
         session.scaler.load_state_dict(training["scaler"])
         session.era_digests = dict(training["era"]["digests"])
