@@ -16,35 +16,39 @@ class Part:
     Args:
         images: (N, C, H, W).
         labels: (N,).
-        places: (N,) of the images in the whole batch, as random starts are drawn by them: the number of the part that
-            they would be in if one process had all of the batch, above 32 bits of their place in that part.
+        start: of the first one in this rank's share.
         last: whether this rank has no further part.
     """
 
     images: Tensor
     labels: Tensor
-    places: Tensor
+    start: int
     last: bool
 
 
-def parts(
-    images: Tensor, labels: Tensor, *, accumulate: int, whole: int, rank: int = 0, ranks: int = 1
-) -> Iterator[Part]:
-    """The share in `accumulate` parts; in fewer where it is that small, in none where it is empty.
+def parts(images: Tensor, labels: Tensor, accumulate: int) -> Iterator[Part]:
+    """This rank's share of a batch in `accumulate` parts; fewer where it is that small, none where it is empty."""
+    if not len(labels):
+        return
+    start = 0
+    chunks = [tensor.chunk(accumulate) for tensor in (images, labels)]
+    for number, (some, their) in enumerate(zip(*chunks, strict=True), start=1):
+        yield Part(images=some, labels=their, start=start, last=number == len(chunks[0]))
+        start += len(their)
+
+
+def places(part: Part, *, accumulate: int, whole: int, rank: int, ranks: int) -> Tensor:
+    """Who the images are, as random starts are drawn by it: the same whichever rank has them, int64, (N,).
+
+    The number of the part that each would be in if one process had the whole batch, above 32 bits of its place there.
 
     Args:
-        images: this rank's share: `[rank::ranks]` of the whole batch.
-        labels: likewise.
-        accumulate: in how many parts.
+        part: of this rank's share, which is `[rank::ranks]` of the whole batch.
+        accumulate: in how many parts a batch is worked through.
         whole: images in the whole batch.
         rank: this one.
         ranks: how many share the batch.
     """
-    if not len(labels):
-        return
-    place = torch.arange(len(labels), device=labels.device) * ranks + rank
+    place = torch.arange(part.start, part.start + len(part.labels), device=part.labels.device) * ranks + rank
     size = -(-whole // accumulate)
-    places = (torch.div(place, size, rounding_mode="floor") << 32) + place % size
-    chunks = [tensor.chunk(accumulate) for tensor in (images, labels, places)]
-    for number, (some, their, at) in enumerate(zip(*chunks, strict=True), start=1):
-        yield Part(images=some, labels=their, places=at, last=number == len(chunks[0]))
+    return (torch.div(place, size, rounding_mode="floor") << 32) + place % size

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _KINDS: dict[str, type[StarfireError]] = {kind.__name__: kind for kind in (BadOption, Mismatch, StarfireError)}
 # What gloo, NCCL and torch say when the process at the other end is no more.
-_GONE = re.compile("gloo|NCCL|ProcessGroup|[Cc]onnection (closed|reset|refused)|Broken pipe|TCPStore|remote process")
+_GONE = re.compile("gloo.transport|[Cc]onnection (closed|reset|refused)|Broken pipe|TCPStore|remote process|ncclRemote")
 
 
 class Ranks:
@@ -179,9 +179,10 @@ class Ranks:
         except RuntimeError as error:
             if self.count == 1 or not _GONE.search(f"{type(error).__name__} {error}"):
                 raise
+            said = str(error).strip().partition("\n")[0].rpartition("] ")[2][:120]
             raise LostRank(
-                f"another of the {self.count} processes has ended; its own message, or that of what started them, "
-                f"says why. {what_is_left()}".rstrip()
+                f"another of the {self.count} processes has ended ({said}); its own message, or that of what started "
+                f"them, says why. {what_is_left()}".rstrip()
             ) from error
 
     def _agreed(self, work: Callable[[], object]) -> None:

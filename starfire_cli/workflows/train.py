@@ -15,18 +15,15 @@ from starfire_cli import runtime
 from starfire_cli.data import DataOptions
 from starfire_cli.data.reader import worker_failure
 from starfire_cli.errors import StarfireError
-from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.run import Run
-from starfire_cli.models import build_model
-from starfire_cli.pruning.elimination import eliminate
-from starfire_cli.pruning.recipe import apply_shrink
-from starfire_cli.records import EpochRecord, Finished, Record, Started, Stopped
+from starfire_cli.records import EpochRecord, Record, Started, Stopped
 from starfire_cli.workflows import statistics
+from starfire_cli.workflows.closing import finished
 from starfire_cli.workflows.describe import config_of, plan_of
 from starfire_cli.workflows.evaluate import evaluate
 from starfire_cli.workflows.meter import Meter, last_good
 from starfire_cli.workflows.optim import set_rate
-from starfire_cli.workflows.parts import parts
+from starfire_cli.workflows.parts import Part, parts, places
 from starfire_cli.workflows.ranks import Ranks
 from starfire_cli.workflows.rebuild import runs_code
 from starfire_cli.workflows.request import TrainRequest
@@ -88,10 +85,7 @@ def _trained(session: Session) -> Iterator[Record]:
             raise
         raise StarfireError(f"{lost}. {last_good(run)}") from error
     if not signals.stopped and session.ranks.first:
-        said = _eliminated(session, run) if session.request.eliminate else ()
-        if session.replica is not None:
-            said += session.replica.sending.report()
-        yield _finish(session, run, said)
+        yield finished(session, run)
 
 
 def _epochs(session: Session, run: Run, signals: Signals) -> Iterator[Record]:
@@ -186,13 +180,9 @@ def _step(session: Session, meter: Meter, images: Tensor, labels: Tensor) -> Non
     """One optimizer step: gradients, their masks, the update, the era."""
     request, optimizer, pruner = session.request, session.optimizer, session.pruner
     whole = session.whole_batch(len(labels))
-    ranks, accumulate = session.ranks, request.accumulate
-    for part in parts(images, labels, accumulate=accumulate, whole=whole, rank=ranks.rank, ranks=ranks.count):
+    for part in parts(images, labels, request.accumulate):
         with session.syncing(part.last):
-            pixels = part.images
-            if session.adversary is not None:
-                step = session.at.step * accumulate
-                pixels = session.adversary.perturb(session.model, pixels, part.labels, step=step, places_N=part.places)
+            pixels = _attacked(session, part, whole) if session.adversary is not None else part.images
             with session.autocast():
                 logits = session.forward(pixels)
             logits = logits.float()
@@ -228,6 +218,14 @@ def _step(session: Session, meter: Meter, images: Tensor, labels: Tensor) -> Non
         session.ema.update_parameters(session.model)
 
 
+def _attacked(session: Session, part: Part, whole: int) -> Tensor:
+    ranks, accumulate = session.ranks, session.request.accumulate
+    who = places(part, accumulate=accumulate, whole=whole, rank=ranks.rank, ranks=ranks.count)
+    step = session.at.step * accumulate
+    assert session.adversary is not None
+    return session.adversary.perturb(session.model, part.images, part.labels, step=step, places_N=who)
+
+
 def _open_run(session: Session) -> Run:
     request = session.request
     if session.run is None:
@@ -257,44 +255,4 @@ def _stopped(session: Session, run: Run, signals: Signals) -> Stopped:
         epoch=at.epoch,
         step=at.step,
         steps=session.steps,
-    )
-
-
-def _eliminated(session: Session, run: Run) -> tuple[str, ...]:
-    """Write the best network again, without the linear weights that only see constants (section 2.1.2)."""
-    best = files.load(run.best)
-    net = build_model(
-        session.request.model or "", num_classes=len(session.data.info.classes), image_size=session.data.info.image_size
-    )
-    apply_shrink(net, session.shrink)
-    net.load_state_dict(best.state)
-    side = session.data.info.image_size
-    report = eliminate(net, best.masks or {}, example=torch.zeros(1, 3, side, side))
-    if report.declined:
-        return (f"nothing was eliminated: {report.declined}",)
-    files.save(run.eliminated, state=net.state_dict(), masks=report.masks, meta=best.meta)
-    said = [f"eliminated {report.weights} linear weights that only see constants: {run.eliminated}"]
-    for layer in report.layers:
-        said += [f"{layer.layer}: {count} inputs stay, {reason}" for reason, count in layer.kept.items()]
-    return tuple(said)
-
-
-def _finish(session: Session, run: Run, notes: tuple[str, ...]) -> Finished:
-    rows = run.read_metrics()
-    over = [row for row in rows if row["step"] >= session.pruner.era.last_step] or rows
-    best = max(over, key=lambda row: row["val_top1"])
-    trained = sum(row["seconds"] for row in rows)
-    rates = [row["images_per_second"] for row in rows]
-    return Finished(
-        run=run.path,
-        checkpoint=run.best,
-        val_top1=best["val_top1"],
-        val_top5=best["val_top5"],
-        target=session.pruning.target,
-        sparsity_prunable=best["sparsity_prunable"],
-        sparsity_total=best["sparsity_total"],
-        epochs=session.epochs,
-        seconds=trained,
-        images_per_second=sum(rates) / len(rates),
-        notes=notes,
     )
