@@ -12,6 +12,7 @@ from starfire_cli.formats.checkpoint import Checkpoint, load
 from starfire_cli.formats.run import Run
 from starfire_cli.pruning import Pruner
 from starfire_cli.pruning.masks import digest
+from tests.data_layouts import class_folders
 from tests.together import run, together
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -177,3 +178,18 @@ def test_options_that_make_no_sense_for_several(tmp_path: Path) -> None:
     run(tmp_path, 2, batch_size=None, batch_size_per_device=16, max_steps=1)
     assert last(tmp_path).meta["request"]["batch_size"] == 32
     assert "contradicts the run" in run(tmp_path, 2, resume=Path("auto"), batch_size_per_device=8)[0]
+
+
+def test_corrupt_images_left_out_leave_the_others_their_weight(tmp_path: Path) -> None:
+    """Nobody knows how many images the other rank has: with one gone, the loss is still the mean over those there."""
+    folder = tmp_path / "data"
+    class_folders(folder / "train", ("cat", "dog"), 11, size=(120, 150), suffix=".jpg")
+    class_folders(folder / "val", ("cat", "dog"), 5, size=(150, 120), suffix=".jpg", seed=500)
+    (folder / "train/cat/003.jpg").write_bytes(b"no picture")
+    more: dict[str, Any] = {"model": "tests.tiny:net", "data": str(folder), "image_size": 32, "skip_corrupt": True}
+    more |= {"limit_train": None, "limit_val": None, "batch_size": 22, "epochs": 1, "era": "0:1", "lr": 0.0}
+    more |= {"warmup": 0.0, "mask_every": 1, "method": "dense", "augment": "none"}
+    found = run(tmp_path / "runs", 2, **more)
+    assert found[0].endswith("Finished"), found
+    (row,) = only_run(tmp_path / "runs").read_metrics()
+    assert round(row["train_top1"] * 21, 6).is_integer() and round(row["val_top1"] * 10, 6).is_integer()

@@ -14,7 +14,7 @@ from starfire_cli.workflows.session import Session
 
 
 def finished(session: Session, run: Run) -> Finished:
-    """The figures of the best checkpoint; with `--eliminate`, it is written once more without what it can do without."""
+    """The figures of the best checkpoint; with `--eliminate`, it is first written once more, that much smaller."""
     notes = _eliminated(session, run) if session.request.eliminate else ()
     if session.replica is not None:
         notes += session.replica.sending.report()
