@@ -27,7 +27,10 @@ def states(checkpoint: Checkpoint) -> list[Tensor]:
     return [value for entry in entries for value in entry.values() if isinstance(value, Tensor) and value.ndim]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer",
+    [name if name in ("sgd", "adam") else pytest.param(name, marks=pytest.mark.slow) for name in OPTIMIZERS],
+)
 def test_what_is_learned_is_the_same_and_state_is_for_live_weights(tmp_path: Path, optimizer: str) -> None:
     more: dict[str, Any] = {"optimizer": optimizer, "lr": 0.002, "clip_grad": 1.0, "ema": 0.9, "weight_decay": 1e-3}
     more |= {"norm_weight_decay": 0.0}
