@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Annotated
 import typer
 
 import starfire_cli
-from starfire_cli.errors import BadOption, Mismatch, StarfireError
+from starfire_cli import runtime
+from starfire_cli.errors import BadOption, LostRank, Mismatch, StarfireError
 
 COMMANDS = ("train", "prune-mask", "inspect", "attack", "compress", "bench", "plot", "data pack")
 """In the order in which `--help` shows them. Each is a function of the same name in a module of the same name; of two
@@ -76,12 +78,39 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # the one place where nothing may get past
+        _tell_torchrun(error)
         if os.environ.get("STARFIRE_TRACEBACK"):
             raise
         text, code = explain(error)
-        if text:
-            print(f"error: {text}", file=sys.stderr)
+        rank, ranks = _place()
+        if text and (rank == 0 or not _same_everywhere(error)):
+            print(f"error: {f'rank {rank} of {ranks}: ' if ranks > 1 else ''}{text}", file=sys.stderr, flush=True)
+        if isinstance(error, LostRank):
+            time.sleep(2)  # so that whoever ended first is also seen first, and taken for the cause
     return code if isinstance(code, int) else 0
+
+
+def _place() -> tuple[int, int]:
+    """This process's rank, and of how many; one alone where the environment makes no sense."""
+    try:
+        world = runtime.world()
+    except BadOption:
+        return 0, 1
+    return world.rank, world.size
+
+
+def _same_everywhere(error: Exception) -> bool:
+    """Whether every rank comes to this error, so that rank 0 says it for all."""
+    return isinstance(error, BadOption | typer.TyperException) or getattr(error, "agreed", False)
+
+
+def _tell_torchrun(error: Exception) -> None:
+    """Leave the cause where torchrun looks for it (`torch.distributed.elastic`'s error file)."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ or isinstance(error, LostRank):
+        return
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(error)
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -128,12 +157,18 @@ def _one_line(error: BaseException) -> str:
 
 
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=lambda on: _version(on)),
     ] = False,
 ) -> None:
-    pass
+    world = runtime.world()
+    if world.size > 1 and context.invoked_subcommand not in (None, "train"):
+        raise BadOption(
+            f"starfire {context.invoked_subcommand} runs in one process, and {world.launcher} has started "
+            f"{world.size}; start it without (only starfire train is for several)"
+        )
 
 
 def _version(wanted: bool) -> None:

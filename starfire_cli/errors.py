@@ -9,6 +9,9 @@ from difflib import get_close_matches
 class StarfireError(Exception):
     """A user's problem, not ours: `cli.py` prints its text as one line and exits with 1."""
 
+    agreed = False
+    """Whether all ranks raise it alike, so that one needs to say it."""
+
 
 class BadOption(StarfireError):
     """An option or argument cannot mean anything: as `StarfireError`, but the exit code is 2."""
@@ -16,6 +19,10 @@ class BadOption(StarfireError):
 
 class Mismatch(StarfireError):
     """A file contradicts itself (masks against zeros, digest against masks) and the user asked to be strict."""
+
+
+class LostRank(StarfireError):
+    """Another process of the job has ended, so this one cannot go on; why is known there."""
 
 
 def unknown(noun: str, given: str, known: Iterable[str]) -> BadOption:

@@ -115,6 +115,7 @@ class EpochRecord:
     mask_seconds: float
     best: bool
     robust_top1: float | None = None
+    gradient_bytes: int | None = None  # that each of several processes sent in a step, on average
 
 
 @dataclass(frozen=True, kw_only=True)

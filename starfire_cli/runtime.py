@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +15,72 @@ if TYPE_CHECKING:
     import torch
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is CUDA, then Apple's MPS, then the CPU; any torch device name works. Raises BadOption."""
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The processes that train one network together, as whoever started them says.
+
+    Args:
+        rank: this process's number among all.
+        size: how many they are.
+        local_rank: this process's number on its machine.
+        launcher: "torchrun" (or anything that sets its variables), "srun", or "" for a process of its own.
+        address: where they meet, as `init_process_group` takes it.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    launcher: str = ""
+    address: str = "env://"
+
+
+def world() -> World:
+    """This process's place, from the variables of torchrun, else of a `srun` that started several tasks.
+
+    Raises BadOption where they contradict themselves.
+    """
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        rank, size, local = (_whole(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        found = World(rank=rank, size=size, local_rank=local, launcher="torchrun" if size > 1 else "")
+    # Of the step, not of the job: a batch script and a shell in an allocation are one process, as is `srun --pty`.
+    elif _whole("SLURM_STEP_NUM_TASKS", 1) > 1 and "SLURM_PROCID" in env and "SLURM_PTY_PORT" not in env:
+        rank, size, local = (_whole(f"SLURM_{name}") for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID"))
+        host = env.get("MASTER_ADDR") or first_host(env.get("SLURM_STEP_NODELIST", "") or "localhost")
+        job, step = _whole("SLURM_JOB_ID"), _whole("SLURM_STEP_ID")
+        port = _whole("MASTER_PORT", 20000 + (31 * job + step) % 20000)  # of its own for each step of each job
+        found = World(rank=rank, size=size, local_rank=local, launcher="srun", address=f"tcp://{host}:{port}")
+    else:
+        return World()
+    if not 0 <= found.rank < found.size:
+        raise BadOption(f"rank {found.rank} of {found.size} processes: RANK and WORLD_SIZE contradict each other")
+    return found
+
+
+def first_host(nodes: str) -> str:
+    """The first machine of a list as SLURM writes it: `gpu[003-010,12],cpu1` begins with gpu003."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first.group() if first else nodes)
+
+
+def _whole(name: str, default: int = 0) -> int:
+    text = os.environ.get(name, "")
+    try:
+        return int(text) if text else default
+    except ValueError:
+        raise BadOption(f"{name}={text!r} in the environment is no whole number") from None
+
+
+def pick_device(name: str = "auto", world: World | None = None) -> torch.device:
+    """`auto` is CUDA, then Apple's MPS, then the CPU; any torch device name works.
+
+    Where several processes train together, `auto` and `cuda` give each a CUDA device of its own. Raises BadOption.
+    """
     import torch
 
+    world = world or World()
+    if world.size > 1:
+        name = _device_of_one(name, world)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -30,6 +94,28 @@ def pick_device(name: str = "auto") -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise BadOption(f"--device {name!r}: there is no MPS device here; --device cpu works")
     return device
+
+
+def _device_of_one(name: str, world: World) -> str:
+    """The device of one process of several, by name."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not count):
+        return "cpu"
+    if name not in ("auto", "cuda"):
+        raise BadOption(
+            f"--device {name!r} cannot be that of all {world.size} processes; --device cuda gives each its own, "
+            "--device cpu works without"
+        )
+    if world.launcher == "srun" and count == 1:  # SLURM has bound one device to each task
+        return "cuda:0"
+    if world.local_rank >= count:
+        raise BadOption(
+            f"--device {name!r}: process {world.local_rank + 1} of this machine has no CUDA device, torch sees "
+            f"{count}; start {max(1, count)} a machine, or give --device cpu"
+        )
+    return f"cuda:{world.local_rank}"
 
 
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:
@@ -46,11 +132,6 @@ def seed_everything(seed: int, *, deterministic: bool = False) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-
-
-def rank() -> tuple[int, int]:
-    """This process's rank and the number of ranks, from the environment that torchrun sets."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def versions() -> dict[str, str]:

@@ -289,10 +289,14 @@ def test_adversary_for_training(spec: str) -> None:
     assert torch.equal(first, adversary(spec, seed=3).perturb(model, images, labels, step=7))
     for other in (
         made.perturb(model, images, labels, step=8),
-        made.perturb(model, images, labels, step=7, rank=1),
+        made.perturb(model, images, labels, step=7, places_N=torch.arange(16) + 16),
         adversary(spec, seed=4).perturb(model, images, labels, step=7),
     ):
         assert not torch.equal(first, other)
+    for rank in range(3):  # an image's start is its own, whoever has it
+        share = torch.arange(rank, 16, 3)
+        part = made.perturb(model, images[share], labels[share], step=7, places_N=share)
+        torch.testing.assert_close(part, first[share], rtol=0, atol=1e-6)
     assert not first.requires_grad and model.training and all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters()) and torch.equal(torch.get_rng_state(), generator)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,25 @@ def net(num_classes: int) -> nn.Module:
     return Net(num_classes)
 
 
+class Plain(nn.Module):
+    """No statistics over a batch and nothing random: what it learns does not depend on who has which image."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(16, 24, 3, stride=2, padding=1)
+        self.point = nn.Conv2d(24, 24, 1)
+        self.fc = nn.Linear(24 * 16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv2(torch.relu(self.conv1(x))))
+        return self.fc(torch.relu(self.point(x)).flatten(1))
+
+
+def plain(num_classes: int) -> nn.Module:
+    return Plain(num_classes)
+
+
 class Explodes(Net):
     """Its logits become inf after 20 calls in training."""
 
@@ -42,3 +63,7 @@ class Explodes(Net):
 
 def explodes(num_classes: int) -> nn.Module:
     return Explodes(num_classes)
+
+
+def explodes_on_the_second(num_classes: int) -> nn.Module:
+    return (Explodes if os.environ.get("RANK") == "1" else Net)(num_classes)

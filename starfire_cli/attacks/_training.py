@@ -24,7 +24,9 @@ class Adversary:
     attack: Attack
     seed: int = 0
 
-    def perturb(self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, step: int, rank: int = 0) -> Tensor:
+    def perturb(
+        self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, step: int, places_N: Tensor | None = None
+    ) -> Tensor:
         """Adversarial images, (N, C, H, W), detached, made in whatever autocast the caller is in.
 
         The network is attacked in eval mode: no BatchNorm statistic, gradient, flag or random generator changes.
@@ -34,15 +36,17 @@ class Adversary:
             images_NCHW: float32 in [0, 1].
             labels_N: the true classes, int64.
             step: number of this batch since training began; after a resume the same number gives the same images.
-            rank: this process's, so that ranks draw different starts.
+            places_N: the images' places in the batch, int64, where they are a part of it: with them each image gets
+                the start that it would get in the whole; None: they are all of it, in order.
         """
         import torch
 
         from starfire_cli.attacks._draws import Draws
         from starfire_cli.attacks._gradient import frozen
 
-        first = (step << 32) + (rank << 24)
-        draws = Draws(seed=self.seed, index_N=first + torch.arange(len(images_NCHW), device=images_NCHW.device))
+        if places_N is None:
+            places_N = torch.arange(len(images_NCHW), device=images_NCHW.device)
+        draws = Draws(seed=self.seed, index_N=(step << 32) + places_N)
         if self.attack.eps == 0:
             return images_NCHW
         with frozen(model):

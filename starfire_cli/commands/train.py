@@ -30,9 +30,11 @@ from starfire_cli.commands.train_options import (
     AmpDtype,
     Augment,
     BatchSize,
+    BatchSizePerDevice,
     Betas,
     ChannelsLast,
     ClipGrad,
+    CompactState,
     Compile,
     CudaGraphs,
     Data,
@@ -69,6 +71,7 @@ from starfire_cli.commands.train_options import (
     Resume,
     SaveEvery,
     SplitSeed,
+    SyncBn,
     ValFraction,
     Warmup,
     WeightDecay,
@@ -103,6 +106,7 @@ def train(
     init: Init = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
+    batch_size_per_device: BatchSizePerDevice = None,
     eval_batch_size: EvalBatchSize = None,
     accumulate: Accumulate = 1,
     optimizer: Optimizer = None,
@@ -124,6 +128,8 @@ def train(
     device: Device = "auto",
     amp: Amp = None,
     amp_dtype: AmpDtype = "bf16",
+    sync_bn: SyncBn = False,
+    compact_state: CompactState = False,
     compile: Compile = False,
     cuda_graphs: CudaGraphs = False,
     channels_last: ChannelsLast = None,
@@ -141,6 +147,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a sparse network: dense start, pruning era, fixed mask. With no options: on handwritten digits."""
+    from starfire_cli import runtime
     from starfire_cli.report.progress import decoding_display, display
     from starfire_cli.workflows.logging import logged
     from starfire_cli.workflows.request import TrainRequest
@@ -157,8 +164,9 @@ def train(
     }
     given = frozenset(k for k in values if _was_given(context, k))
     request = TrainRequest(**values, command=shlex.join(["starfire", *sys.argv[1:]]))
+    silent = runtime.world().rank > 0  # the first of several processes speaks for all
     records = run_training(request, given, decoding=decoding_display(to_stderr=as_json, quiet=quiet))
-    end = display(logged(records, logger), quiet=quiet, to_stderr=as_json)
+    end = display(logged(records, "none" if silent else logger), quiet=quiet, to_stderr=as_json, silent=silent)
     if as_json and end.summary is not None:
         typer.echo(json.dumps(end.summary))
     if end.exit_code:

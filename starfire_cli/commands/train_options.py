@@ -118,8 +118,16 @@ Epochs = Annotated[
 BatchSize = Annotated[
     int | None,
     _opt(
-        "--batch-size", "-b", metavar="N", panel=OPTIM_PANEL, help="Images a step; the learning rate is never rescaled."
+        "--batch-size",
+        "-b",
+        metavar="N",
+        panel=OPTIM_PANEL,
+        help="Images a step, of all processes together; the learning rate is never rescaled.",
     ),
+]
+BatchSizePerDevice = Annotated[
+    int | None,
+    _opt("--batch-size-per-device", metavar="N", panel=OPTIM_PANEL, help="Images a step of each process, instead."),
 ]
 EvalBatchSize = Annotated[
     int | None, _opt("--eval-batch-size", metavar="N", panel=OPTIM_PANEL, help="Images at a time in validation.")
@@ -194,6 +202,14 @@ Amp = Annotated[
     bool | None, _opt("--amp/--no-amp", panel=RUNTIME_PANEL, help="Mixed precision. Default: on CUDA only.")
 ]
 AmpDtype = Annotated[str, _opt("--amp-dtype", panel=RUNTIME_PANEL, help="bf16 or fp16.", show_default=True)]
+SyncBn = Annotated[
+    bool,
+    _opt("--sync-bn", panel=RUNTIME_PANEL, help="BatchNorm over the images of all processes (CUDA)."),
+]
+CompactState = Annotated[
+    bool,
+    _opt("--compact-state", panel=RUNTIME_PANEL, help="After the era, keep optimizer state for live weights only."),
+]
 Compile = Annotated[bool, _opt("--compile/--no-compile", panel=RUNTIME_PANEL, help="torch.compile the model.")]
 CudaGraphs = Annotated[
     bool,
@@ -233,7 +249,7 @@ Resume = Annotated[
         "--resume",
         metavar="PATH",
         panel=OUTPUT_PANEL,
-        help="Go on with a run (folder, .pt file, or auto: the newest), to the bit.",
+        help="Go on with a run (folder, .pt file, or auto: the newest; a new one if there is none), to the bit.",
     ),
 ]
 SaveEvery = Annotated[

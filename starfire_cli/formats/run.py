@@ -118,10 +118,16 @@ def newest_run(root: Path = RUNS) -> Run:
 
     Raises StarfireError if there is none.
     """
-    runs = [Run(path.parent) for depth in ("*", "*/*") for path in root.glob(f"{depth}/config.json")]
+    runs = runs_in(root)
     if not runs:
         raise StarfireError(f"there are no runs in {root}/; give a checkpoint, or make one with starfire train")
-    return max(runs, key=_last_written)
+    return runs[0]
+
+
+def runs_in(root: Path = RUNS) -> list[Run]:
+    """The run folders under `root`, and in folders of runs there, the one that was written to last first."""
+    runs = [Run(path.parent) for depth in ("*", "*/*") for path in root.glob(f"{depth}/config.json")]
+    return sorted(runs, key=_last_written, reverse=True)
 
 
 def find_checkpoint(path: Path | None, root: Path = RUNS) -> Path:

@@ -158,6 +158,20 @@ class Pruner:
             raise StarfireError(f"{bad[0]} holds NaN or inf; its smallest weights cannot be told")
         return self._zeros
 
+    def counts(self) -> Tensor:
+        """`zeros` as a tensor, int64, (layers,), on the weights' device, which is not waited for."""
+        places = {key: place for place, key in enumerate(self._zeros)}
+        device = next((w.device for w in self._weights.values()), torch.device("cpu"))
+        counts = torch.tensor(list(self._zeros.values()), dtype=torch.int64, device=device)
+        for keys, pending in self._counted:
+            counts[torch.tensor([places[key] for key in keys], dtype=torch.int64, device=device)] = pending.to(device)
+        return counts
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The parameters that are pruned, by key."""
+        return dict(self._weights)
+
     def threshold(self, step: int) -> float:
         """The sparsity threshold t after `step` steps."""
         return self.target * self.era.progress(step)

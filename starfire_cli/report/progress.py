@@ -23,9 +23,9 @@ class End:
     summary: dict[str, Any] | None = None
 
 
-def display(records: Iterable[Record], *, quiet: bool = False, to_stderr: bool = False) -> End:
-    """Show a run's records as they come, and say how it ended."""
-    console = open_console(stderr=to_stderr)
+def display(records: Iterable[Record], *, quiet: bool = False, to_stderr: bool = False, silent: bool = False) -> End:
+    """Show a run's records as they come (`silent`: not one), and say how it ended."""
+    console = Console(quiet=True, force_terminal=False) if silent else open_console(stderr=to_stderr)
     screen = _Screen(console, quiet)
     end = End()
     try:

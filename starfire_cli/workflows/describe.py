@@ -51,6 +51,7 @@ def plan_of(session: Session) -> Plan:
 def meta_of(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says about itself, in plain values."""
     info, era = session.data.info, session.pruner.era
+    processes = {"processes": session.ranks.count} if session.ranks.count > 1 else {}
     return {
         "model": {
             "spec": session.request.model,
@@ -71,7 +72,7 @@ def meta_of(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
         },
         "metrics": metrics,
         "versions": runtime.versions(),
-        "hardware": runtime.hardware(session.device),
+        "hardware": runtime.hardware(session.device) | processes,
         "command": session.request.command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": session.request.seed,

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from starfire_cli.attacks import Adversary
 from starfire_cli.data import Split
+from starfire_cli.workflows.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,14 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     adversary: Adversary | None = None,
     stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks | None = None,
 ) -> Accuracy | None:
     """Run `model` over all of `split` in eval mode and put it back as it was; None if `stop()` said so on the way.
 
-    With fewer than five classes, top-5 counts all of them. Loss and hits are summed on the device.
+    With fewer than five classes, top-5 counts all of them. Loss and hits are summed on the device, and then over all
+    `ranks`, each of which has a share of `split`.
     """
+    ranks = ranks or Ranks()
     was_training = model.training
     model.eval()
     exact = torch.float32 if next(model.parameters()).device.type == "mps" else torch.float64  # mps has no float64
@@ -50,6 +54,8 @@ def evaluate(
         for number, (images, labels) in enumerate(split.batches(0)):
             if stop():
                 return None
+            if not len(labels):
+                continue
             with autocast():
                 logits = model(images)
             logits = logits.float()
@@ -57,15 +63,17 @@ def evaluate(
             loss = cross_entropy(logits, labels, reduction="sum").to(exact)
             withstood = torch.zeros((), dtype=exact, device=loss.device)
             if adversary is not None:
+                places = torch.arange(len(labels), device=labels.device) * ranks.count + ranks.rank
                 with torch.enable_grad():
-                    attacked = adversary.perturb(model, images, labels, step=number)
+                    attacked = adversary.perturb(model, images, labels, step=number, places_N=places)
                 withstood = (model(attacked).argmax(1) == labels).sum().to(exact)
             batch = torch.stack([loss, ranked[:, 0].sum().to(exact), ranked.sum().to(exact), withstood])
             sums = batch if sums is None else sums + batch
             images_seen += len(labels)
     finally:
         model.train(was_training)
-    assert sums is not None, "an empty split is refused when data is opened"
-    loss, top1, top5, robust = (sums / images_seen).tolist()
+    *totals, images_in_all = ranks.totals(*([0.0] * 4 if sums is None else sums.tolist()), images_seen)
+    assert images_in_all, "an empty split is refused when data is opened"
+    mean_loss, top1, top5, robust = (total / images_in_all for total in totals)
     robust_top1 = None if adversary is None else robust
-    return Accuracy(loss=loss, top1=top1, top5=top5, images=images_seen, robust_top1=robust_top1)
+    return Accuracy(loss=mean_loss, top1=top1, top5=top5, images=int(images_in_all), robust_top1=robust_top1)

@@ -17,14 +17,19 @@ _LOOK_EVERY = 50  # steps between looks at the loss where looking makes a GPU wa
 
 
 class Meter:
-    """The sums of one epoch, taken up where the session's position says and written back there."""
+    """The sums of one epoch over this rank's images, taken up where the session's position says.
+
+    What is written back there are the sums over all ranks.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         device = session.device
         exact = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
         at = session.at
-        self._sums = torch.tensor([at.loss_sum, at.correct], dtype=exact, device=device)
+        # The epoch so far is rank 0's; the others' sums are added to it when things are settled.
+        so_far = [at.loss_sum, at.correct] if session.ranks.first else [0.0, 0.0]
+        self._sums = torch.tensor(so_far, dtype=exact, device=device)
         self._images = 0
         self._started = perf_counter()
         self._looks = 1 if device.type == "cpu" else _LOOK_EVERY
@@ -40,11 +45,18 @@ class Meter:
             self._finite()
 
     def settle(self) -> None:
-        """Bring the session's position up to date, after a last look at the loss: nothing bad is ever saved."""
-        self._finite()
-        at = self._session.at
-        at.loss_sum, at.correct = self._sums.tolist()
-        at.images += self._images
+        """Bring the session's position up to date, after a last look at the loss: nothing bad is ever saved.
+
+        All ranks come here, and find the same.
+        """
+        session = self._session
+        at = session.at
+        at.loss_sum, at.correct, images = session.ranks.totals(*self._sums.tolist(), self._images)
+        if not math.isfinite(at.loss_sum):
+            raise self._bad(agreed=True)
+        at.images += int(images)
+        if session.ranks.count > 1:
+            self._sums.copy_(self._sums.new_tensor([at.loss_sum, at.correct]) * session.ranks.first)
         at.seconds += perf_counter() - self._started
         at.mask_seconds = self._session.pruner.seconds
         self._images, self._started = 0, perf_counter()
@@ -63,18 +75,23 @@ class Meter:
             top1=correct / images,
             threshold=session.pruner.threshold(at.step),
             sparsity=session.sparsity()[0],
-            images_per_second=images / seconds if seconds else 0.0,
+            images_per_second=(at.images + self._images * session.ranks.count) / seconds if seconds else 0.0,
         )
 
     def _finite(self) -> None:
         if not math.isfinite(float(self._sums[0])):
-            session = self._session
-            assert session.run is not None
-            raise StarfireError(
-                f"the loss became NaN or inf by step {session.at.step + 1} (epoch {session.at.epoch + 1}); "
-                f"a lower --lr (now {session.request.lr:g}), --clip-grad 1 or a longer --warmup may help. "
-                f"{last_good(session.run)}"
-            )
+            raise self._bad()
+
+    def _bad(self, *, agreed: bool = False) -> StarfireError:
+        session = self._session
+        assert session.run is not None
+        error = StarfireError(
+            f"the loss became NaN or inf by step {session.at.step + 1} (epoch {session.at.epoch + 1}); "
+            f"a lower --lr (now {session.request.lr:g}), --clip-grad 1 or a longer --warmup may help. "
+            f"{last_good(session.run)}"
+        )
+        error.agreed = agreed
+        return error
 
 
 def last_good(run: Run) -> str:

@@ -41,6 +41,7 @@ class TrainRequest:
     limit_val: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
+    batch_size_per_device: int | None = None
     eval_batch_size: int | None = None
     accumulate: int = 1
     optimizer: str | None = None
@@ -61,6 +62,8 @@ class TrainRequest:
     adversarial: str | None = None
     amp: bool | None = None
     amp_dtype: str = "bf16"
+    sync_bn: bool = False
+    compact_state: bool = False
     compile: bool = False
     cuda_graphs: bool = False
     channels_last: bool | None = None
@@ -81,7 +84,7 @@ class TrainRequest:
     def as_config(self) -> dict[str, Any]:
         """Plain values for config.json and checkpoints; what only this call means is left out."""
         plain = dataclasses.asdict(self)
-        for key in ("resume", "max_steps", "dry_run", "command"):
+        for key in ("resume", "max_steps", "dry_run", "command", "batch_size_per_device"):
             del plain[key]
         return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
@@ -142,6 +145,24 @@ def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainR
         filled = dataclasses.replace(filled, max_nonzero=recipe.max_nonzero.get(method))
     check(filled)
     return filled
+
+
+def in_all(request: TrainRequest, given: frozenset[str], ranks: int) -> tuple[TrainRequest, frozenset[str]]:
+    """The request, and what of it was given, with `--batch-size-per-device` turned into a batch size for all ranks."""
+    each = request.batch_size_per_device
+    if each is None:
+        return request, given
+    if request.batch_size is not None:
+        raise BadOption(
+            f"--batch-size {request.batch_size} is of all processes together, --batch-size-per-device {each} of one; "
+            "give one of the two"
+        )
+    if each < 1:
+        raise BadOption(f"--batch-size-per-device {each} is out of range: at least 1")
+    return (
+        dataclasses.replace(request, batch_size=each * ranks, batch_size_per_device=None),
+        given - {"batch_size_per_device"} | {"batch_size"},
+    )
 
 
 def check(request: TrainRequest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,15 @@ from starfire_cli.models import Normalized, build_model, count_macs
 from starfire_cli.pruning import Layer, Masks, Pruner, layers_of_model, select
 from starfire_cli.pruning.era import Era
 from starfire_cli.pruning.recipe import apply_shrink
+from starfire_cli.workflows.agreement import Agreement
+from starfire_cli.workflows.compact import CompactState
 from starfire_cli.workflows.optim import LearningRate, build_optimizer
+from starfire_cli.workflows.ranks import Ranks
 from starfire_cli.workflows.rebuild import recipe_of
 from starfire_cli.workflows.request import TrainRequest, era_steps, fill, pruning_of
+
+if TYPE_CHECKING:
+    from starfire_cli.workflows.replica import Replica
 
 Decoding = Callable[[str, int, int], None] | None
 
@@ -50,12 +57,21 @@ class Session:
         request: what was asked for; with `resume`, the resumed run's own request.
         resume: the checkpoint whose weights and masks to go on with (see `resuming.take_up`).
         decoding: told (what, done, all) while small images are decoded once.
+        ranks: this process among those that train together; none of them is waited for before `spread`.
 
     Raises BadOption and StarfireError for what does not fit together.
     """
 
-    def __init__(self, request: TrainRequest, *, resume: Checkpoint | None = None, decoding: Decoding = None) -> None:
-        self.device = runtime.pick_device(request.device)
+    def __init__(
+        self,
+        request: TrainRequest,
+        *,
+        resume: Checkpoint | None = None,
+        decoding: Decoding = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.ranks = ranks or Ranks()
+        self.device = runtime.pick_device(request.device, self.ranks.world)
         runtime.seed_everything(request.seed, deterministic=request.deterministic)
         if resume is None:
             request = fill(request, *recognise(request.data or "digits"))
@@ -64,6 +80,7 @@ class Session:
         # Faster on both by a quarter and more; other devices are left as they are.
         faster = self.device.type in ("cpu", "cuda")
         self.channels_last = faster if request.channels_last is None else request.channels_last
+        self.forward: Callable[[Tensor], Tensor]
         self.data = open_data(request.data or "digits", self._data_options(decoding))
         info = self.data.info
         chosen = "" if request.data else "; choose others with --data PATH or --data NAME (docs/data.md)"
@@ -83,6 +100,8 @@ class Session:
         self.steps = self.epochs * self.steps_per_epoch
         layers, masks = self._layers_and_weights(resume, initial)
         self.net.to(self.device)
+        if request.sync_bn:
+            self._sync_norms()
         if self.channels_last:
             self.net.to(memory_format=torch.channels_last)
         self.model = Normalized(self.net, info.mean, info.std).to(self.device)
@@ -102,9 +121,53 @@ class Session:
         self._optimisation()
         self._precision()
         self.pruner.attach(self.optimizer, self.averaged)
+        self.replica: Replica | None = None
+        self.agreement = Agreement(self.ranks, self.pruner)
+        self.compact: CompactState | None = None
         self.at = Position()
         self.era_digests: dict[str, str] = {}  # each layer's mask as it was when the era ended
         self.run: Run | None = None
+        self.resumed = resume is not None
+        if self.ranks.rank:  # what the network draws in training, each rank draws for itself
+            torch.manual_seed(self.ranks.own_seed(request.seed))
+
+    def spread(self) -> None:
+        """Train together with the other ranks from now on; rank 0's weights are taken. All ranks come here."""
+        if self.ranks.count > 1:
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)
+            from starfire_cli.workflows.replica import Replica
+
+            self.replica = Replica(self.model, self.device)
+            module = self.replica.module
+            self.forward = torch.compile(module) if self.request.compile else module
+            count, batch = self.ranks.count, self.request.batch_size or 0
+            self.notes.append(f"{count} processes: {batch} images a step in all, {batch / count:g} each")
+        if self.at.step >= self.pruner.era.last_step:
+            self.masks_are_fixed()
+
+    def masks_are_fixed(self) -> None:
+        """From now on no mask changes: nothing of dead weights is sent, nor kept where `--compact-state` asks so."""
+        if self.request.compact_state and self.compact is None:
+            self.compact = CompactState(self.optimizer, self.pruner.weights, self.pruner.masks)
+        if self.replica is not None:
+            self.replica.sending.leave_out(self.pruner.weights, self.pruner.masks)
+
+    def syncing(self, last: bool) -> AbstractContextManager[None]:
+        """For the passes of a part of a batch: with several ranks, gradients are exchanged in the `last` alone."""
+        return nullcontext() if self.replica is None else self.replica.syncing(last)
+
+    def whole_batch(self, share: int) -> int:
+        """Images of the batch under way, of all ranks together; this one has `share` of them."""
+        if self.ranks.count == 1:
+            return share
+        if self.request.skip_corrupt:  # nobody knows how many the others have lost
+            whole = int(self.ranks.totals(share)[0])
+            if not whole:
+                raise StarfireError(f"all images of step {self.at.step + 1} are corrupt")
+            return whole
+        size = self.request.batch_size or 0
+        return min(size, len(self.data.train) - self.at.batch * size)
 
     @property
     def averaged(self) -> nn.Module | None:
@@ -128,6 +191,11 @@ class Session:
     def _data_options(self, decoding: Decoding) -> DataOptions:
         request = self.request
         assert request.batch_size is not None
+        if request.batch_size < self.ranks.count:
+            raise BadOption(
+                f"--batch-size {request.batch_size} is for all {self.ranks.count} processes together, and each needs "
+                f"an image; --batch-size {self.ranks.count} or more works"
+            )
         return DataOptions(
             batch_size=request.batch_size,
             eval_batch_size=request.eval_batch_size,
@@ -142,6 +210,8 @@ class Session:
             limit_train=request.limit_train,
             limit_val=request.limit_val,
             channels_last=self.channels_last,
+            rank=self.ranks.rank,
+            ranks=self.ranks.count,
             progress=decoding,
         )
 
@@ -222,6 +292,15 @@ class Session:
             average = get_ema_multi_avg_fn(request.ema)  # type: ignore[no-untyped-call]
             self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
 
+    def _sync_norms(self) -> None:
+        if self.device.type != "cuda":
+            raise BadOption(
+                f"--sync-bn is torch's SyncBatchNorm, which runs on CUDA, and this is {self.device}; without it the "
+                "ranks' running statistics are averaged"
+            )
+        if self.ranks.count > 1:
+            self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)  # type: ignore[no-untyped-call]
+
     def _precision(self) -> None:
         request, device = self.request, self.device.type
         amp = device == "cuda" if request.amp is None else request.amp
@@ -231,9 +310,11 @@ class Session:
         if amp:
             self.autocast = lambda: torch.autocast(device, dtype=dtype)
         self.scaler = torch.amp.GradScaler(device, enabled=amp and dtype is torch.float16)
-        self.forward: Callable[[Tensor], Tensor] = self.model
+        self.forward = self.model
         if request.cuda_graphs and device != "cuda":
             raise BadOption(f"--cuda-graphs is for CUDA, and this runs on {device}; --compile works there")
+        if request.cuda_graphs and self.ranks.count > 1:
+            raise BadOption(f"--cuda-graphs is for one process, and these are {self.ranks.count}; --compile works")
         if request.cuda_graphs:
             self.forward = torch.compile(self.model, mode="reduce-overhead")
         elif request.compile:

@@ -7,12 +7,18 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from starfire_cli.workflows.ranks import Ranks
+
 
 class Signals:
-    """A context in which SIGINT and SIGTERM are remembered in `number` and training goes on to a safe point."""
+    """A context in which SIGINT and SIGTERM are remembered in `number` and training goes on to a safe point.
+
+    `agreed` is the signal on which all ranks stop; `heard` asks.
+    """
 
     def __init__(self) -> None:
         self.number = 0
+        self.agreed = 0
         self.stopped = False
         self._before: dict[int, Any] = {}
 
@@ -27,6 +33,11 @@ class Signals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def heard(self, ranks: Ranks) -> int:
+        """The signal that one of the ranks has had, 0 for none; every rank asks at the same steps."""
+        self.agreed = ranks.stop(self.number)
+        return self.agreed
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number and number == signal.SIGINT:

@@ -11,19 +11,20 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
+from starfire_cli import runtime
 from starfire_cli.data import DataOptions
 from starfire_cli.data.reader import worker_failure
 from starfire_cli.errors import StarfireError
-from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.run import Run
-from starfire_cli.models import build_model
-from starfire_cli.pruning.elimination import eliminate
-from starfire_cli.pruning.recipe import apply_shrink
-from starfire_cli.records import EpochRecord, Finished, Record, Started, Stopped
+from starfire_cli.records import EpochRecord, Record, Started, Stopped
+from starfire_cli.workflows import statistics
+from starfire_cli.workflows.closing import finished
 from starfire_cli.workflows.describe import config_of, plan_of
 from starfire_cli.workflows.evaluate import evaluate
 from starfire_cli.workflows.meter import Meter, last_good
 from starfire_cli.workflows.optim import set_rate
+from starfire_cli.workflows.parts import Part, parts, places
+from starfire_cli.workflows.ranks import Ranks
 from starfire_cli.workflows.rebuild import runs_code
 from starfire_cli.workflows.request import TrainRequest
 from starfire_cli.workflows.resuming import open_session, save
@@ -39,7 +40,7 @@ def train(
     *,
     decoding: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[Record]:
-    """Train one network and yield what happens.
+    """Train one network and yield what happens; on every rank, where several processes train it together.
 
     Args:
         request: what was asked for.
@@ -48,11 +49,18 @@ def train(
 
     Raises StarfireError and BadOption with one clear line; what was saved before stays whole.
     """
-    session = open_session(request, given, decoding)
-    yield plan_of(session)
-    if request.dry_run:
-        return
-    run = _open_run(session)
+    ranks = Ranks(runtime.world())
+    with ranks.explaining():
+        ranks.join()
+        session = open_session(request, given, decoding if ranks.first else None, ranks)
+        yield plan_of(session)
+        if not request.dry_run:
+            yield from _trained(session)
+        ranks.leave()
+
+
+def _trained(session: Session) -> Iterator[Record]:
+    session.run = run = Run(session.ranks.only_first(lambda: _open_run(session).path))
     yield Started(
         run=run.path,
         epoch=session.at.epoch,
@@ -60,11 +68,11 @@ def train(
         step=session.at.step,
         steps=session.steps,
         steps_per_epoch=session.steps_per_epoch,
-        resumed=request.resume is not None,
+        resumed=session.resumed,
         notes=(*session.notes, *session.data.info.notes),
     )
     try:
-        with Signals() as signals:
+        with Signals() as signals, session.ranks.explaining(lambda: last_good(run)):
             yield from _epochs(session, run, signals)
     except torch.OutOfMemoryError as error:
         raise StarfireError(
@@ -76,8 +84,8 @@ def train(
         if lost is None:
             raise
         raise StarfireError(f"{lost}. {last_good(run)}") from error
-    if not signals.stopped:
-        yield _finish(session, run, _eliminated(session, run) if session.request.eliminate else ())
+    if not signals.stopped and session.ranks.first:
+        yield finished(session, run)
 
 
 def _epochs(session: Session, run: Run, signals: Signals) -> Iterator[Record]:
@@ -99,19 +107,25 @@ def _one_epoch(session: Session, run: Run, signals: Signals) -> Iterator[Record]
         _step(session, meter, images, labels)
         at.batch += 1
         if pruner.era.last_step == at.step and session.pruning.target:
+            session.agreement.masks()
             session.era_digests = pruner.digests()  # from now on no mask may change
+            session.masks_are_fixed()
         now = perf_counter()
         if now - shown > _SHOW_EVERY:
             shown = now
             yield meter.record()
         at_limit = request.max_steps is not None and at.step >= request.max_steps and at.step < session.steps
-        if signals.number or at_limit or (request.save_every and at.step % request.save_every == 0):
+        stop = signals.heard(session.ranks) or at_limit
+        if stop or (request.save_every and at.step % request.save_every == 0):
             meter.settle()
             save(session, run.last, _metrics_so_far(session))
-            if signals.number or at_limit:
+            if stop:
                 yield _stopped(session, run, signals)
                 return
     meter.settle()
+    for net in (session.net, session.averaged):
+        if net is not None:
+            statistics.agree(net, session.ranks)
     trained = at.seconds
     started = perf_counter()
     accuracy = evaluate(
@@ -119,7 +133,8 @@ def _one_epoch(session: Session, run: Run, signals: Signals) -> Iterator[Record]
         session.data.val,
         autocast=session.autocast,
         adversary=session.adversary,
-        stop=lambda: bool(signals.number),
+        stop=lambda: bool(signals.heard(session.ranks)),
+        ranks=session.ranks,
     )
     if accuracy is None:  # the epoch is trained but not measured: a resumed run measures it first
         save(session, run.last, _metrics_so_far(session))
@@ -148,11 +163,13 @@ def _one_epoch(session: Session, run: Run, signals: Signals) -> Iterator[Record]
         mask_seconds=at.mask_seconds,
         best=best,
         robust_top1=accuracy.robust_top1,
+        gradient_bytes=session.replica.sending.a_step() if session.replica is not None else None,
     )
     row = {k: v for k, v in dataclasses.asdict(record).items() if k != "best" and v is not None}
     at.batch, at.images, at.loss_sum, at.correct, at.seconds, at.mask_seconds = 0, 0, 0.0, 0.0, 0.0, 0.0
     # The row first: a kill between the two leaves a row too many, which resuming drops, never a hole.
-    run.append_metrics(row)
+    if session.ranks.first:
+        run.append_metrics(row)
     save(session, run.last, row)
     if best:
         save(session, run.best, row)
@@ -162,44 +179,61 @@ def _one_epoch(session: Session, run: Run, signals: Signals) -> Iterator[Record]
 def _step(session: Session, meter: Meter, images: Tensor, labels: Tensor) -> None:
     """One optimizer step: gradients, their masks, the update, the era."""
     request, optimizer, pruner = session.request, session.optimizer, session.pruner
-    for number, (part, target) in enumerate(_parts(images, labels, request.accumulate)):
-        if session.adversary is not None:
-            draw = session.at.step * request.accumulate + number
-            part = session.adversary.perturb(session.model, part, target, step=draw)
+    whole = session.whole_batch(len(labels))
+    for part in parts(images, labels, request.accumulate):
+        with session.syncing(part.last):
+            pixels = _attacked(session, part, whole) if session.adversary is not None else part.images
+            with session.autocast():
+                logits = session.forward(pixels)
+            logits = logits.float()
+            # Summed and divided by the whole batch, so that uneven parts weigh as they would in one piece.
+            smoothing = request.label_smoothing or 0.0
+            loss = cross_entropy(logits, part.labels, label_smoothing=smoothing, reduction="sum") / whole
+            meter.add(loss.detach() * whole, logits.detach(), part.labels)
+            session.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    if session.replica is not None and not len(labels):
         with session.autocast():
-            logits = session.forward(part)
-        logits = logits.float()
-        # Summed and divided by the whole batch, so that uneven parts weigh as they would in one piece.
-        smoothing = request.label_smoothing or 0.0
-        loss = cross_entropy(logits, target, label_smoothing=smoothing, reduction="sum") / len(labels)
-        meter.add(loss.detach() * len(labels), logits.detach(), target)
+            loss = session.replica.nothing(images)
         session.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     meter.check()
     pruner.after_backward()
+    if session.compact is not None:
+        session.compact.gather()
     if request.clip_grad is not None:
         session.scaler.unscale_(optimizer)
-        clip_grad_norm_(session.net.parameters(), request.clip_grad)
+        clip_grad_norm_(
+            session.net.parameters() if session.compact is None else session.compact.parameters, request.clip_grad
+        )
     set_rate(optimizer, session.rate.at(session.at.step))
     session.scaler.step(optimizer)
     session.scaler.update()
     optimizer.zero_grad(set_to_none=True)
     session.at.step += 1
+    if session.compact is not None:
+        session.compact.scatter()
     pruner.after_step(session.at.step)
+    if pruner.era.evaluates_at(session.at.step):
+        session.agreement.counts()
     if session.ema is not None:
         session.ema.update_parameters(session.model)
 
 
-def _parts(images: Tensor, labels: Tensor, accumulate: int) -> Iterator[tuple[Tensor, Tensor]]:
-    if accumulate == 1:
-        return iter([(images, labels)])
-    return zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True)
+def _attacked(session: Session, part: Part, whole: int) -> Tensor:
+    ranks, accumulate = session.ranks, session.request.accumulate
+    who = places(part, accumulate=accumulate, whole=whole, rank=ranks.rank, ranks=ranks.count)
+    step = session.at.step * accumulate
+    assert session.adversary is not None
+    return session.adversary.perturb(session.model, part.images, part.labels, step=step, places_N=who)
 
 
 def _open_run(session: Session) -> Run:
     request = session.request
     if session.run is None:
         default = f"{session.data.info.name}-{session.pruning.method_spec.partition(':')[0]}-{session.pruning.target:g}"
-        session.run = Run.create(request.out, request.name, default)
+        again = request.resume is not None and request.name is not None and not session.resumed
+        named = request.out / (request.name or default)
+        # With `--resume auto` a run that was ended before its first checkpoint begins again where it was.
+        session.run = Run(named) if again and named.is_dir() else Run.create(request.out, request.name, default)
     session.run.write_config(config_of(session))
     session.run.truncate_metrics(session.at.epoch)
     return session.run
@@ -215,50 +249,10 @@ def _stopped(session: Session, run: Run, signals: Signals) -> Stopped:
     at = session.at
     model = session.request.model or ""
     return Stopped(
-        signal=signals.number,
+        signal=signals.agreed,
         checkpoint=run.last,
         command=("starfire", "train", "--resume", str(run.last), *(("--model", model) if runs_code(model) else ())),
         epoch=at.epoch,
         step=at.step,
         steps=session.steps,
-    )
-
-
-def _eliminated(session: Session, run: Run) -> tuple[str, ...]:
-    """Write the best network again, without the linear weights that only see constants (section 2.1.2)."""
-    best = files.load(run.best)
-    net = build_model(
-        session.request.model or "", num_classes=len(session.data.info.classes), image_size=session.data.info.image_size
-    )
-    apply_shrink(net, session.shrink)
-    net.load_state_dict(best.state)
-    side = session.data.info.image_size
-    report = eliminate(net, best.masks or {}, example=torch.zeros(1, 3, side, side))
-    if report.declined:
-        return (f"nothing was eliminated: {report.declined}",)
-    files.save(run.eliminated, state=net.state_dict(), masks=report.masks, meta=best.meta)
-    said = [f"eliminated {report.weights} linear weights that only see constants: {run.eliminated}"]
-    for layer in report.layers:
-        said += [f"{layer.layer}: {count} inputs stay, {reason}" for reason, count in layer.kept.items()]
-    return tuple(said)
-
-
-def _finish(session: Session, run: Run, notes: tuple[str, ...]) -> Finished:
-    rows = run.read_metrics()
-    over = [row for row in rows if row["step"] >= session.pruner.era.last_step] or rows
-    best = max(over, key=lambda row: row["val_top1"])
-    trained = sum(row["seconds"] for row in rows)
-    rates = [row["images_per_second"] for row in rows]
-    return Finished(
-        run=run.path,
-        checkpoint=run.best,
-        val_top1=best["val_top1"],
-        val_top5=best["val_top5"],
-        target=session.pruning.target,
-        sparsity_prunable=best["sparsity_prunable"],
-        sparsity_total=best["sparsity_total"],
-        epochs=session.epochs,
-        seconds=trained,
-        images_per_second=sum(rates) / len(rates),
-        notes=notes,
     )
