@@ -1,60 +1,51 @@
 """How fast does a sparse network run on this CPU, beside the best that runs it dense?
 
 python benchmarks/inference.py                                   # all rows, into docs/results/inference.json
-python benchmarks/inference.py --rows resnet50-ck80-b1 --threads 2
+python benchmarks/inference.py --rows resnet50-ck80 --threads 2
 
 Networks have random weights (time does not depend on them), pruned as the method prunes: of the K kernels that read one
-input channel the weakest go, in linear layers the smallest weights. All contenders get the same float32 images, in
-turns, round after round; the first run of each is not counted. The dense ones: torch in both memory layouts,
-torch.compile, ONNX Runtime and OpenVINO where they are installed.
+input channel the weakest go, in linear layers the smallest weights. Each row is `starfire bench` of such a network:
+torch in both memory layouts, torch.compile, ONNX Runtime, OpenVINO and ours take turns, with the same float32 images.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-import torchvision
-from torch import Tensor, nn
 
-import starfire_cli
 from benchmarks._common import Results
+from starfire_cli.formats import checkpoint
 from starfire_cli.models import build_model
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
 from starfire_cli.pruning.era import Era
+from starfire_cli.timings import BatchTimings
+from starfire_cli.workflows.bench import BenchRequest, bench
 
-#       name                  network         side method    target batch
+#       name                  network      side method    target batches
 ROWS = [
-    ("resnet50-ck80-b1", "resnet50", 224, "ck", 0.8, 1),
-    ("resnet50-ck80-b16", "resnet50", 224, "ck", 0.8, 16),
-    ("resnet50-ck90-b1", "resnet50", 224, "ck", 0.9, 1),
-    ("resnet50-ck90-b16", "resnet50", 224, "ck", 0.9, 16),
-    ("resnet50-ck60-b1", "resnet50", 224, "ck", 0.6, 1),
-    ("resnet50-window78-b1", "resnet50", 224, "window", 0.7, 1),
-    ("resnet20-ck80-b64", "resnet20", 32, "ck", 0.8, 64),
-    ("resnet18-ck80-b1", "resnet18", 224, "ck", 0.8, 1),
-    ("vgg16_bn-ck80-b1", "vgg16_bn", 224, "ck", 0.8, 1),
-    ("mobilenet_v2-ck80-b1", "mobilenet_v2", 224, "ck", 0.8, 1),
+    ("resnet50-ck80", "resnet50", 224, "ck", 0.8, "1,16"),
+    ("resnet50-ck90", "resnet50", 224, "ck", 0.9, "1,16"),
+    ("resnet20-ck80", "resnet20", 32, "ck", 0.8, "1,64"),
+    ("resnet50-ck60", "resnet50", 224, "ck", 0.6, "1"),
+    ("resnet50-window7of9", "resnet50", 224, "window", 0.7, "1"),
+    ("resnet18-ck80", "resnet18", 224, "ck", 0.8, "1"),
+    ("vgg16_bn-ck80", "vgg16_bn", 224, "ck", 0.8, "1"),
+    ("mobilenet_v2-ck80", "mobilenet_v2", 224, "ck", 0.8, "1"),
 ]
-Contender = Callable[[Tensor], object]
 
 
-def network(name: str, side: int, method: str, target: float) -> nn.Module:
-    """Pruned to `target` in one go."""
+def pruned(path: Path, net: str, side: int, method: str, target: float) -> float:
+    """Write a checkpoint of a network pruned in one go; its sparsity over all weights that can be pruned."""
     torch.manual_seed(0)
-    if name == "resnet20":
-        model = build_model(name, num_classes=10, image_size=side)
-    else:
-        model = getattr(torchvision.models, name)()
+    classes = 10 if side == 32 else 1000
+    model = build_model(net, num_classes=classes, image_size=side)
     pruner = Pruner(
         model,
         layers_of_model(model)[0],
@@ -64,86 +55,34 @@ def network(name: str, side: int, method: str, target: float) -> nn.Module:
         era=Era(first_step=0, last_step=1),
     )
     pruner.after_step(1)
-    return model.eval()
+    meta = {"model": {"spec": net, "num_classes": classes, "image_size": side}}
+    checkpoint.save(path, state=model.state_dict(), masks=pruner.masks, meta=meta)
+    return sum(pruner.zeros.values()) / sum(layer.weights for layer in pruner.layers)
 
 
-def contenders(model: nn.Module, images: Tensor, folder: Path) -> tuple[dict[str, Contender], dict[str, str]]:
-    """All that can run here, by name; and why others cannot."""
-    last = torch.channels_last
-    found: dict[str, Contender] = {"torch": model}
-    import copy
-
-    twin = copy.deepcopy(model).to(memory_format=last)
-    found["torch channels_last"] = lambda x: twin(x.contiguous(memory_format=last))
-    missing: dict[str, str] = {}
-    for name, make in (("torch.compile", _compiled), ("ONNX Runtime", _onnxruntime), ("OpenVINO", _openvino)):
-        try:
-            run = make(model, images, folder)
-            run(images)
-            found[name] = run
-        except Exception as error:  # noqa: BLE001 - whatever a compiler or an engine may raise
-            missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
-    found["starfire"] = starfire_cli.sparsify(model)
-    return found, missing
+def measured(
+    net: str, side: int, method: str, target: float, batches: str, given: argparse.Namespace
+) -> dict[str, Any]:
+    """Medians and ninetieth percentiles in milliseconds by batch, and what ours gains over the best dense one."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "net.pt"
+        found: dict[str, Any] = {"sparsity": round(pruned(file, net, side, method, target), 4)}
+        request = BenchRequest(checkpoint=file, batch=batches, threads=given.threads, seconds=given.seconds)
+        for record in bench(request):
+            if isinstance(record, BatchTimings):
+                found[f"batch {record.batch}"] = told(record)
+    return found
 
 
-def _compiled(model: nn.Module, images: Tensor, _: Path) -> Contender:
-    return torch.compile(model, fullgraph=True)
-
-
-def _exported(model: nn.Module, images: Tensor, folder: Path) -> Path:
-    file = folder / "model.onnx"
-    if not file.exists():
-        torch.onnx.export(model, (images,), file, dynamo=True, verbose=False)
-    return file
-
-
-def _onnxruntime(model: nn.Module, images: Tensor, folder: Path) -> Contender:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(_exported(model, images, folder)), options, ["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda x: session.run(None, {name: x.numpy()})
-
-
-def _openvino(model: nn.Module, images: Tensor, folder: Path) -> Contender:
-    import openvino
-
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.compile_model(_exported(model, images, folder), "CPU", settings)
-    return lambda x: compiled(x.numpy())
-
-
-def measured(name: str, net: str, side: int, method: str, target: float, batch: int, seconds: float) -> dict[str, Any]:
-    """Medians and ninetieth percentiles in milliseconds, and what ours gains over the best dense one."""
-    model, images = network(net, side, method, target), torch.rand(batch, 3, side, side)
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        found, missing = contenders(model, images, Path(folder))
-        sparse, expected = found["starfire"](images), model(images)
-        assert isinstance(sparse, Tensor)
-        taken: dict[str, list[float]] = {name: [] for name in found}
-        for run in found.values():
-            run(images)
-        started = time.perf_counter()
-        while time.perf_counter() - started < seconds * len(found) or len(taken["starfire"]) < 5:
-            for name_, run in found.items():
-                begun = time.perf_counter()
-                run(images)
-                taken[name_].append(1000 * (time.perf_counter() - begun))
-    medians = {name: statistics.median(times) for name, times in taken.items()}
-    best = min((v, k) for k, v in medians.items() if k != "starfire")
+def told(record: BatchTimings) -> dict[str, Any]:
+    """One batch size as plain values."""
+    ran = [timing for timing in record.timings if timing.problem is None]
     return {
-        "sparsity": round(1 - sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights), 4),
-        "median_ms": {name: round(v, 2) for name, v in medians.items()},
-        "p90_ms": {name: round(statistics.quantiles(times, n=10)[-1], 2) for name, times in taken.items()},
-        "rounds": len(taken["starfire"]),
-        "best_dense": best[1],
-        "speedup": round(best[0] / medians["starfire"], 2),
-        "max_relative_difference": float((sparse - expected).abs().max() / expected.abs().max()),
-        "not_run": missing,
+        "median_ms": {timing.label: round(1000 * timing.median, 2) for timing in ran},
+        "p90_ms": {timing.label: round(1000 * timing.p90, 2) for timing in ran},
+        "speedup": {t.label: round(record.speedup(t) or 0.0, 2) for t in ran if not t.sparse},
+        "max_relative_difference": max(timing.difference for timing in ran if timing.difference is not None),
+        "not_run": {timing.label: timing.problem for timing in record.timings if timing.problem is not None},
     }
 
 
@@ -151,14 +90,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="*", default=[row[0] for row in ROWS])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each contender of a row")
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each way and batch")
     parser.add_argument("--out", type=Path, default=Path("docs/results/inference.json"))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     results = Results(given.out, torch.device("cpu"))
-    for row in ROWS:
-        if row[0] in given.rows:
-            results.step(row[0], lambda row=row: measured(*row, given.seconds))
+    for name, *row in ROWS:
+        if name in given.rows:
+            results.step(name, lambda row=row: measured(*row, given))
 
 
 if __name__ == "__main__":

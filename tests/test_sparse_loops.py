@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from starfire_cli.sparse.layout import Layout, cut
 from starfire_cli.sparse.linear import SparseLinear
 from starfire_cli.sparse.plan import Maps, Plan
-from starfire_cli.sparse.reading import Network
+from starfire_cli.sparse.reading import Network, Operation
 from starfire_cli.sparse.weights import LiveWeights
 
 pytest.importorskip("llvmlite")
@@ -63,13 +63,20 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
+def _kind(operation: Operation, how: str) -> str:
+    if how == "dense" and operation.folded is not None:
+        return "dense"
+    if operation.work is None:
+        return "torch" if operation.folded is None else "taps"
+    return how if how in operation.work.kinds() else "taps"
+
+
 def run(model: nn.Module, images: Tensor, how: str) -> Tensor:
     """What `model` gives, every convolution done by the loop `how` where that can do it, else by `taps`."""
     network = Network(model)
     shapes = network.shapes(tuple(images.shape))
     operations = network.operations(shapes)
-    kinds = [("torch" if o.work is None else how if how in o.work.kinds() else "taps") for o in operations]
-    kinds = ["taps" if o.folded and o.folded.window is None else k for o, k in zip(operations, kinds, strict=True)]
+    kinds = [_kind(operation, how) for operation in operations]
     with torch.inference_mode():
         return Plan(network, tuple(images.shape), operations, Maps(operations, shapes), kinds).run(images)
 
@@ -121,13 +128,14 @@ class Residual(nn.Module):
         return self.linear(torch.flatten(self.mean(x), 1))
 
 
-@settings(max_examples=6)
+@pytest.mark.parametrize("how", ["kernels", "dense"])
+@settings(max_examples=5)
 @given(
     C=st.integers(1, 20), six=st.booleans(), stride=st.sampled_from((1, 2)), batch=st.sampled_from((1, 4, 6)),
     side=st.integers(5, 40), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_what_follows_a_convolution_is_done_with_it(
-    C: int, six: bool, stride: int, batch: int, side: int, seed: int
+    how: str, C: int, six: bool, stride: int, batch: int, side: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
     model = Residual(C, six, stride).eval()
@@ -141,7 +149,7 @@ def test_what_follows_a_convolution_is_done_with_it(
             elif isinstance(module, nn.Conv2d | nn.Linear):
                 module.weight *= torch.rand_like(module.weight) < 0.4
     images = torch.randn(batch, 3, side, side + 3)
-    found = run(model, images, "kernels")
+    found = run(model, images, how)
     with torch.no_grad():
         agree(found, model.double()(images.double()))
 

@@ -1,0 +1,237 @@
+"""Do the paper's claims hold on real data? Trains grids of runs, attacks and packs them, and keeps every figure.
+
+python benchmarks/evidence.py digits                         # Table 1 on scikit-learn's digits, 5 seeds
+python benchmarks/evidence.py cifar10 --data PATH            # CIFAR-10, ResNet-20, a short schedule
+python benchmarks/evidence.py cifar10 --data PATH --only ck-t0.6     # the cells whose names begin so
+python benchmarks/evidence.py digits --report                # no run: the tables, from what is in the JSON
+
+Every run is a `starfire train` whose command is kept beside its figures; stop this whenever you like: what is in the
+JSON is not done again, and a run that was cut off is resumed. `--jobs 2` trains two at once, each with `--threads`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from threading import Lock
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+
+from benchmarks._common import where
+from starfire_cli.runtime import versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run.
+
+    Args:
+        name: of its folder and its figures.
+        options: of `starfire train`, beside the grid's own.
+        dense: the cell that is attacked beside it; None for a cell that is not attacked.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    dense: str | None = None
+
+
+def digits() -> Iterator[Cell]:
+    """Methods x starts x targets, 5 seeds; robustness at 0.6 and 0.8 from the earlier start."""
+    for seed in range(5):
+        dense = f"dense-s{seed}"
+        yield Cell(name=dense, options=("--method", "dense", "--seed", str(seed)))
+        for start in (3, 6):
+            for target in ("0.4", "0.6", "0.7", "0.8"):
+                for method in ("window", "ck", "intra", "inter"):
+                    options = ("--method", method, "--target", target, "--era", f"{start}:{start + 3}")
+                    attacked = dense if start == 3 and target in ("0.6", "0.8") else None
+                    name = f"{method}-t{target}-e{start}-s{seed}"
+                    yield Cell(name=name, options=(*options, "--seed", str(seed)), dense=attacked)
+
+
+def cifar10() -> Iterator[Cell]:
+    """In order of worth: the headline, the other methods at 0.6 and 0.8, starts, epochs, then more seeds."""
+
+    def cell(method: str, target: str, seed: int = 0, label: str = "", *options: str) -> Cell:
+        given = ("--method", method, "--target", target, "--seed", str(seed), *options)
+        return Cell(name=f"{method}-t{target}{label}-s{seed}", options=given, dense=f"dense-s{seed}")
+
+    def dense(seed: int) -> Cell:
+        return Cell(name=f"dense-s{seed}", options=("--method", "dense", "--seed", str(seed)))
+
+    yield from (dense(0), cell("ck", "0.6"), cell("window", "0.6"))
+    yield from (cell(method, "0.8") for method in ("ck", "window", "intra", "inter"))
+    yield from (cell("intra", "0.6"), cell("inter", "0.6"))
+    yield cell("ck", "0.8", 0, "-e0", "--era", "0:2.4")  # no dense start
+    yield cell("ck", "0.8", 0, "-e4", "--era", "4:6.4")  # a long one
+    yield cell("ck", "0.8", 0, "-x12", "--epochs", "12")  # extra epochs, the era as it was
+    for seed in (1, 2):
+        yield from (dense(seed), cell("ck", "0.6", seed), cell("window", "0.6", seed))
+
+
+GRIDS = {
+    "digits": (digits, "--data digits", "0,0.01,0.02,0.05,0.1"),
+    "cifar10": (cifar10, "--data cifar10:{data} --recipe cifar10 --epochs 8 --era 1.6:4", "0,0.005,0.01,0.02,0.05"),
+}
+
+
+class Grid:
+    """A grid of runs, and the JSON that its figures grow in."""
+
+    def __init__(self, name: str, given: argparse.Namespace) -> None:
+        cells, options, self.eps = GRIDS[name]
+        self.cells = [cell for cell in cells() if cell.name.startswith(tuple(given.only))]
+        self.options = shlex.split(options.format(data=given.data))
+        self.shown = shlex.split(options.format(data="PATH"))
+        self.extra = shlex.split(given.options)
+        self.runs, self.file = given.runs / name, given.out / f"evidence-{name}.json"
+        self.rows: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.threads, self.lock = given.threads, Lock()
+
+    def one(self, cell: Cell) -> None:
+        """Train, pack and attack, as far as that is not done yet."""
+        row = self.rows.get(cell.name, {})
+        if "top1" not in row:
+            row = self.trained(cell)
+            row["packed_bytes"] = self.command("compress", str(self.runs / cell.name), "--json")["packed_bytes"]
+            self.keep(cell, row)
+        print(f"{cell.name}: {row['top1']:.4f} at sparsity {row['sparsity_prunable']:.4f}", flush=True)
+
+    def attacked(self, cell: Cell) -> None:
+        """Accuracy under FGSM beside the dense network's on the same images."""
+        row = self.rows.get(cell.name, {})
+        if (
+            cell.dense is None
+            or "fgsm" in row
+            or not all((self.runs / n / "best.pt").exists() for n in (cell.name, cell.dense))
+        ):
+            return
+        against = ("--against", str(self.runs / cell.dense))
+        said = self.command("attack", str(self.runs / cell.name), *against, "--eps", self.eps, "--json")
+        row["fgsm"] = {
+            "eps": [point["eps"] for point in said["points"]],
+            "top1": [point["top1"] for point in said["points"]],
+            "top1_dense": [point["top1"] for point in said["against"]["points"]],
+            "difference_95": [[round(p[k], 4) for k in ("difference", "low", "high")] for p in said["pairs"]],
+            "images": said["images"],
+        }
+        self.keep(cell, row)
+
+    def trained(self, cell: Cell) -> dict[str, Any]:
+        folder = self.runs / cell.name
+        words = [*self.options, *cell.options, *self.extra]
+        where_to = ("--out", str(self.runs), "--name", cell.name)
+        resumed = (folder / "last.pt").exists()
+        again = ("--resume", str(folder)) if resumed else (*words, *where_to)
+        said = self.command("train", *again, "--quiet", "--json")
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return {
+            "command": shlex.join(["starfire", "train", *self.shown, *cell.options, *self.extra]),
+            "threads": self.threads,
+            "top1": rows[-1]["val_top1"],  # of the last epoch: no choice was made on the images that are counted
+            "top1_best": said["val_top1"],
+            "sparsity_prunable": said["sparsity_prunable"],
+            "sparsity_total": said["sparsity_total"],
+            "seconds": round(said["seconds"], 1),
+            "curve": [round(r["val_top1"], 4) for r in rows],
+            "where": where(torch.device("cpu")) | versions(),
+        }
+
+    def command(self, *words: str) -> Any:
+        env = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        call = [sys.executable, "-m", "starfire_cli", *words]
+        root = Path(__file__).parent.parent
+        env["PYTHONPATH"] = str(root)
+        done = subprocess.run(call, env=env, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{shlex.join(words)}: exit {done.returncode}\n{done.stderr}")
+        return json.loads(done.stdout)
+
+    def keep(self, cell: Cell, row: dict[str, Any]) -> None:
+        with self.lock:
+            self.rows[cell.name] = row
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            new = self.file.with_suffix(".new")
+            new.write_text(json.dumps(self.rows, indent=1) + "\n")
+            new.replace(self.file)
+
+
+def report(grid: Grid) -> Iterator[str]:
+    """Markdown: one row for each cell but for its seed, mean (least to greatest) of the last epoch's accuracy.
+
+    The interval is Student's, 95 %, of the differences from the dense run of the same seed.
+    """
+    cells: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, row in grid.rows.items():
+        kind, _, seed = name.rpartition("-s")
+        cells.setdefault(kind, {})[seed] = row
+    dense = {seed: row["top1"] for seed, row in cells.get("dense", {}).items()}
+    yield "| run | seeds | top-1, % | minus dense, points | sparsity | packed, kB |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for kind, rows in cells.items():
+        top1 = [100 * row["top1"] for row in rows.values()]
+        apart = [100 * (row["top1"] - dense[seed]) for seed, row in rows.items() if seed in dense]
+        spread = f"{mean(top1):.2f} ({min(top1):.2f} to {max(top1):.2f})"
+        first = next(iter(rows.values()))
+        size = mean(row["packed_bytes"] for row in rows.values()) / 1000
+        minus = "" if kind == "dense" else _interval(apart)
+        yield f"| {kind} | {len(rows)} | {spread} | {minus} | {first['sparsity_prunable']:.4f} | {size:.0f} |"
+    attacked = {kind: [r["fgsm"] for r in rows.values() if "fgsm" in r] for kind, rows in cells.items()}
+    attacked = {kind: found for kind, found in attacked.items() if found}
+    if not attacked:
+        return
+    eps = next(iter(attacked.values()))[0]["eps"]
+    yield ""
+    yield "| FGSM, minus dense, points | " + " | ".join(f"eps {e:g}" for e in eps) + " |"
+    yield "|---|" + "---:|" * len(eps)
+    for kind, found in attacked.items():
+        columns = [_interval([100 * f["difference_95"][i][0] for f in found]) for i in range(len(eps))]
+        yield f"| {kind} ({len(found)}) | " + " | ".join(columns) + " |"
+
+
+def _interval(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:+.2f}" if values else ""
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return f"{mean(values):+.2f} ± {half:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grid", choices=GRIDS)
+    parser.add_argument("--data", default="")
+    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--only", nargs="*", default=[""], help="beginnings of cells' names")
+    parser.add_argument("--options", default="", help="more options of starfire train, for all cells")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--report", action="store_true", help="print tables of what is done")
+    given = parser.parse_args()
+    grid = Grid(given.grid, given)
+    if given.report:
+        print("\n".join(report(grid)))
+        return
+    with ThreadPoolExecutor(given.jobs) as pool:
+        list(pool.map(grid.one, grid.cells))
+        list(pool.map(grid.attacked, grid.cells))
+
+
+if __name__ == "__main__":
+    main()
