@@ -193,6 +193,30 @@ def test_what_lies_around_the_pixels_stays_zero() -> None:
         agree(first, model.double()(images.double()))
 
 
+class Halves(nn.Module):
+    """A map of which torch takes views that live longer than it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+        self.middle = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, x = self.first(x).chunk(2, 1)
+        for conv in self.middle:
+            x = torch.sigmoid(conv(x))
+        return self.last(torch.cat([kept, x], 1))
+
+
+def test_a_view_of_a_map_is_not_written_over() -> None:
+    torch.manual_seed(0)
+    model = Halves().eval()
+    images = torch.randn(2, 3, 9, 9)
+    found = run(model, images, "taps")
+    with torch.no_grad():
+        agree(found, model.double()(images.double()))
+
+
 def test_a_map_of_many_pixels_says_where_each_is() -> None:
     layout = Layout(height=3, width=5, above=1, beside=2, lanes=4)
     memory = torch.zeros(2, layout.floats(3))

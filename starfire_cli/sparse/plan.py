@@ -168,6 +168,8 @@ class Plan:
             or node in returned
             or any(r.node not in loops or stage[r.node] != stage[node] for r in readers.get(node, []))
         }
+        # torch may return a view of what it reads (chunk, getitem, flatten), and that may be needed for longer.
+        viewed = {s for group in groups for o in group if o.node not in loops and o.folded is None for s in o.inputs}
         slots = {is_kept: Slots(kept=is_kept) for is_kept in (False, True)}
         number: dict[fx.Node, int] = {}
         half: dict[fx.Node, tuple[int, int]] = {}
@@ -189,7 +191,7 @@ class Plan:
                 slots[False].give_back(slot)
             for source in operation.inputs:
                 left[source] -= 1
-                if not left[source] and source in number and source not in returned:
+                if not left[source] and source in number and source not in returned | viewed:
                     slots[source in kept].give_back(number[source])
         self._passing, self._kept = slots[False].lay_out(), slots[True].lay_out()
         places = {n: slots[n in kept].place(i, maps.shapes[n][1]) for n, i in number.items()}
