@@ -12,6 +12,7 @@ from starfire_cli.sparse.convolution import Kind, Place, Work, steps
 from starfire_cli.sparse.linear import SparseLinear
 from starfire_cli.sparse.machine import Program
 from starfire_cli.sparse.plan import Choice, How, Maps, dense_convolution
+from starfire_cli.sparse.pool import StrungWeights, zeros
 from starfire_cli.sparse.reading import Operation
 
 REPEATS = 3
@@ -74,8 +75,10 @@ def _in_loops(operation: Operation, work: Work, kind: Kind, maps: Maps, alone: b
         half = Place(kept=False, offset=offset, layout=layout, channels=C)
         offset += layout.floats(channels)
     threads = machine.threads() if alone else 1
-    program = Program(steps(work, kind, places[0], places[1], other=places[2], half=half, threads=threads))
-    memory = torch.zeros(1, offset)
+    program = Program(
+        steps(work, kind, places[0], places[1], other=places[2], half=half, threads=threads, strung=StrungWeights())
+    )
+    memory = zeros(1, offset)
     taken = _fastest(lambda: program.one(memory.data_ptr(), memory.data_ptr(), 0, threads))
     return taken if alone else taken / machine.threads()
 

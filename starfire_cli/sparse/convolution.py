@@ -13,9 +13,9 @@ from starfire_cli.sparse import emit, loops
 from starfire_cli.sparse.layout import FLOAT, Layout, Tiles, cut
 from starfire_cli.sparse.loops import FIELDS, Finish, Tile
 from starfire_cli.sparse.machine import Step
-from starfire_cli.sparse.weights import LiveWeights, Strung, string_kernels, string_taps
+from starfire_cli.sparse.pool import StrungWeights
+from starfire_cli.sparse.weights import LiveWeights, string_kernels, string_taps
 
-StrungWeights = dict[Any, tuple[LiveWeights, Strung]]
 Kind = Literal["taps", "kernels"]
 NEAR = {"taps": 22 << 10, "kernels": 16 << 10}  # bytes of input that stay in a core's nearest cache
 _REGISTERS = {4: 14, 8: 14, 16: 14}
@@ -121,7 +121,7 @@ def steps(
     other: Place | None,
     half: Place | None,
     threads: int,
-    strung_before: StrungWeights | None = None,
+    strung: StrungWeights,
 ) -> list[Step]:
     """The steps of `work`.
 
@@ -133,8 +133,7 @@ def steps(
         other: what is added.
         half: room for the halves of the input's rows and columns, for stride 2.
         threads: that share one image; 1 where each has its own.
-        strung_before: weights that were strung up for other programs; what is for this one is added.
-        strung_before: weights that were strung up for this work in other programs, and will be for others.
+        strung: weights that were strung up for other programs; what is for this one is added.
     """
     if work.does in ("scale", "mean"):
         return [_plainly(work, source, target, threads)]
@@ -157,12 +156,9 @@ def steps(
     C = work.channels[0]
     at_once = max(8, NEAR[kind] // in_cache)
     at_once = C if 3 * at_once >= 2 * C else at_once
-    before = {} if strung_before is None else strung_before
-    key = (id(work.live), kind, seen.layout, work.window, at_once)
-    if key not in before:
-        string = string_kernels if kind == "kernels" else string_taps
-        before[key] = work.live, string(work.live, reach, at_once)  # the first keeps its id from being used again
-    _, strung = before[key]
+    string = string_kernels if kind == "kernels" else string_taps
+    key = kind, seen.layout, work.window, at_once
+    entries = strung.get(work.live, key, lambda: string(work.live, reach, at_once))
     mask = out.mask().numpy()
     shared: dict[str, Any] = {
         **seen.fields("in"),
@@ -171,14 +167,14 @@ def steps(
         "out_plane": FLOAT * out.plane,
         "mask": mask,
         "channels": work.channels[1],
-        "steps": strung.steps,
-        "segments": strung.segments,
-        "offsets": strung.offsets,
-        "weights": strung.weights,
+        "steps": entries.steps,
+        "segments": entries.segments,
+        "offsets": entries.offsets,
+        "weights": entries.weights,
         "bias": work.live.bias,
         "high": struct.unpack("<i", struct.pack("<f", work.high))[0],
     }
-    macs = max(1, len(strung.weights)) * lanes
+    macs = max(1, len(entries.weights)) * lanes
     for part in parts:
         tile = Tile(rows=part.rows, vectors=part.vectors, in_row=FLOAT * seen.layout.row, out_row=FLOAT * out.row)
         code = _code(work, kind, lanes, tile, finish)

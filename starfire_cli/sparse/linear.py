@@ -13,6 +13,7 @@ from starfire_cli.sparse.convolution import Place, Window, Work, step, steps
 from starfire_cli.sparse.layout import Layout
 from starfire_cli.sparse.loops import FIELDS, Finish
 from starfire_cli.sparse.machine import Program, in_threads, threads
+from starfire_cli.sparse.pool import StrungWeights
 from starfire_cli.sparse.weights import LiveWeights
 
 FEW = 4  # images; so few are done one by one
@@ -38,7 +39,16 @@ class SparseLinear:
         self._target = Place(kept=True, offset=0, layout=layout, channels=O)
         work = Work(window=Window(size=(1, 1), stride=1, padding=(0, 0), dilation=(1, 1)), live=live, finish=Finish())
         self._program = Program(
-            steps(work, "taps", self._source, self._target, other=None, half=None, threads=threads())
+            steps(
+                work,
+                "taps",
+                self._source,
+                self._target,
+                other=None,
+                half=None,
+                threads=threads(),
+                strung=StrungWeights(),
+            )
         )
 
     def __call__(self, images: Tensor) -> Tensor:

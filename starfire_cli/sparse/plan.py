@@ -17,6 +17,7 @@ from starfire_cli.sparse.layout import Layout
 from starfire_cli.sparse.linear import SparseLinear
 from starfire_cli.sparse.machine import Program, Step
 from starfire_cli.sparse.memory import Slots
+from starfire_cli.sparse.pool import zeros
 from starfire_cli.sparse.reading import Network, Operation, Shape, attribute
 
 How = Literal["taps", "kernels", "dense", "torch"]
@@ -213,7 +214,7 @@ class Plan:
                 other=other,
                 half=halves.get(o.node),
                 threads=sharing,
-                strung_before=self._network.strung,
+                strung=self._network.strung,
             )
         return Program(found)
 
@@ -224,7 +225,7 @@ class Plan:
             passing, kept = self._free.pop()
             if len(kept) >= images and len(passing) >= rows:
                 return passing[:rows], kept[:images]
-        return torch.zeros(rows, self._passing), torch.zeros(images, self._kept)
+        return zeros(rows, self._passing), zeros(images, self._kept)
 
     def _value(self, node: fx.Node, values: dict[fx.Node, Any], kept: Tensor) -> Any:
         if node in values:

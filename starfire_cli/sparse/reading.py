@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.pruning.graph import Traced, called, trace
-from starfire_cli.sparse.convolution import StrungWeights, Window, Work
+from starfire_cli.sparse.convolution import Window, Work
 from starfire_cli.sparse.loops import Finish
+from starfire_cli.sparse.pool import StrungWeights
 from starfire_cli.sparse.weights import LiveWeights
 
 Shape = tuple[int, ...]
@@ -81,7 +82,7 @@ class Network:
         self.root = traced.root.float()
         _without_nothings(traced)
         self.folded: dict[fx.Node, Folded] = {}
-        self.strung: StrungWeights = {}  # what plans for several shapes of image share
+        self.strung = StrungWeights()  # what plans for several shapes of image share
         self.dense: dict[fx.Node, Tensor] = {}
         for node in self.root.graph.nodes:
             folded = _folded(traced, node)
