@@ -217,6 +217,29 @@ def test_a_view_of_a_map_is_not_written_over() -> None:
         agree(found, model.double()(images.double()))
 
 
+class InPlace(nn.Module):
+    """What is added to is read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        before = x
+        x = x.add_(self.second(x))
+        return x * before
+
+
+def test_a_sum_in_place_is_seen_by_all() -> None:
+    torch.manual_seed(0)
+    model = InPlace().eval()
+    images = torch.randn(2, 3, 9, 9)
+    found = run(model, images, "taps")
+    with torch.no_grad():
+        agree(found, model.double()(images.double()))
+
+
 def test_a_map_of_many_pixels_says_where_each_is() -> None:
     layout = Layout(height=3, width=5, above=1, beside=2, lanes=4)
     memory = torch.zeros(2, layout.floats(3))

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.sparse import choosing, emit
+from starfire_cli.sparse.patterns import Shape
 from starfire_cli.sparse.plan import Choice, Maps, Plan
-from starfire_cli.sparse.reading import Network, Shape
+from starfire_cli.sparse.reading import Network
 
 
 class SparseNetwork(nn.Module):

@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 from starfire_cli.sparse import emit, machine
 from starfire_cli.sparse.convolution import Kind, Place, steps
+from starfire_cli.sparse.folding import attribute
 from starfire_cli.sparse.layout import Layout
 from starfire_cli.sparse.linear import SparseLinear
 from starfire_cli.sparse.machine import Program, Step
 from starfire_cli.sparse.memory import Slots
+from starfire_cli.sparse.patterns import Shape
 from starfire_cli.sparse.pool import zeros
-from starfire_cli.sparse.reading import Network, Operation, Shape, attribute
+from starfire_cli.sparse.reading import Network, Operation
 
 How = Literal["taps", "kernels", "dense", "torch"]
 ROOM = 128 << 20  # bytes of maps that are kept for all images of a pass
