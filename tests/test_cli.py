@@ -175,6 +175,9 @@ def test_ctrl_c_ends_it_quietly() -> None:
         "def wait():\n print('ready', flush=True); time.sleep(60)\n"
         "app.command()(wait); cli.build_app = lambda: app; sys.exit(cli.main(['wait']))"
     )
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + code
+    )  # a background job has none
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"

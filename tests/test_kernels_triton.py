@@ -39,7 +39,7 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @pytest.mark.skipif(not installed("triton"), reason="triton is not installed")
-@pytest.mark.parametrize("kind", ["interpreted", "compiled"])
+@pytest.mark.parametrize("kind", ["interpreted", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_in_a_process_of_its_own(kind: str, request: pytest.FixtureRequest) -> None:
     profile = request.config.getoption("--hypothesis-profile", None)
     done = subprocess.run(

@@ -75,6 +75,7 @@ def as_two(folder: Path, epochs: int) -> None:
     assert together(2, main_there) == [0, 0]
 
 
+@pytest.mark.slow
 def test_sigterm_is_one_save_and_the_same_command_goes_on_to_the_bit(tmp_path: Path) -> None:
     process = torchrun(tmp_path / "parts", *OPTIONS, "--epochs", "6")
     wait_for(process, "epoch 2/")

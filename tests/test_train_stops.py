@@ -70,7 +70,9 @@ def wait_for_epoch(process: subprocess.Popen, epoch: int) -> None:
     raise AssertionError("the run ended too early")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_saves_says_how_to_go_on_and_loses_no_bit(tmp_path, number, code):
     process = start(tmp_path, "--epochs", "5")
     wait_for_epoch(process, 2)
