@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from starfire_cli.errors import StarfireError
+from starfire_cli.sparse import sparsify
 from starfire_cli.sparse.layout import Layout, cut
 from starfire_cli.sparse.linear import SparseLinear
 from starfire_cli.sparse.plan import Maps, Plan
@@ -217,27 +220,119 @@ def test_a_view_of_a_map_is_not_written_over() -> None:
         agree(found, model.double()(images.double()))
 
 
-class InPlace(nn.Module):
-    """What is added to is read again."""
+class Three(nn.Module):
+    """Three convolutions, put together by `way(first, second, third, images)`."""
 
-    def __init__(self) -> None:
+    def __init__(self, way: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.a, self.c, self.d = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.way = way
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        before = x
-        x = x.add_(self.second(x))
-        return x * before
+        return self.way(self.a, self.c, self.d, x)
 
 
-def test_a_sum_in_place_is_seen_by_all() -> None:
+def sum_then_halved(a: nn.Module, c: nn.Module, d: nn.Module, x: Tensor) -> Tensor:
+    y = a(x)
+    z = c(y)
+    t = y + z
+    t.mul_(0.5)
+    return d(t) + z
+
+
+def contiguous_changed(a: nn.Module, c: nn.Module, d: nn.Module, x: Tensor) -> Tensor:
+    y = a(x).contiguous()
+    y.add_(1)
+    return d(y)
+
+
+def flattened_changed(a: nn.Module, c: nn.Module, d: nn.Module, x: Tensor) -> Tensor:
+    y = a(x)
+    y.flatten(2).mul_(2)
+    return c(y)
+
+
+def added_in_place(a: nn.Module, c: nn.Module, d: nn.Module, x: Tensor) -> Tensor:
+    y = a(x)
+    before = y
+    y = y.add_(c(y))
+    return y * before
+
+
+def activation_in_place(a: nn.Module, c: nn.Module, d: nn.Module, x: Tensor) -> Tensor:
+    y = a(x)
+    return d(nn.functional.relu(y, True)) + y
+
+
+def viewed(a: nn.Module, c: nn.Module, d: nn.Module, x: Tensor) -> Tensor:
+    return c(a(x)).view(x.shape[0], -1)
+
+
+def returned_twice(a: nn.Module, c: nn.Module, d: nn.Module, x: Tensor) -> Tensor:
+    y = torch.relu(a(x))
+    return torch.cat([y, torch.relu(c(y))])
+
+
+@pytest.mark.parametrize("how", ["taps", "dense", None])
+@pytest.mark.parametrize(
+    "way",
+    [
+        sum_then_halved,
+        contiguous_changed,
+        flattened_changed,
+        added_in_place,
+        activation_in_place,
+        viewed,
+        returned_twice,
+    ],
+)
+def test_what_is_changed_in_place_is_changed_for_all(way: Callable[..., Tensor], how: str | None) -> None:
     torch.manual_seed(0)
-    model = InPlace().eval()
-    images = torch.randn(2, 3, 9, 9)
-    found = run(model, images, "taps")
+    model = Three(way).eval()
+    images = torch.randn(2, 3, 16, 16)
+    if how is None:
+        found = sparsify(model)(images)
+    elif Network(model).in_loops:
+        found = run(model, images, how)
+    else:
+        return
     with torch.no_grad():
         agree(found, model.double()(images.double()))
+
+
+def test_a_model_that_torch_reads_wrong_is_refused() -> None:
+    def rebound(a: nn.Module, c: nn.Module, d: nn.Module, x: Tensor) -> Tensor:
+        y = a(x)
+        t = y.transpose(2, 3)
+        t *= 2
+        return d(y)
+
+    with pytest.raises(StarfireError, match="`x \\+= y`"):
+        sparsify(Three(rebound))
+
+
+def test_no_images_through_a_linear_layer_are_no_images() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).eval()
+    for how in ("taps", "dense"):
+        assert run(model, torch.zeros(0, 3, 8, 8), how).shape == (0, 5)
+
+
+def test_two_outputs_of_which_one_is_used_inside() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = nn.functional.relu(self.a(input=x))
+            return y, self.c(y)
+
+    model, images = Both().eval(), torch.randn(1, 3, 5, 5)
+    for how in ("taps", "dense"):
+        found = run(model, images, how)
+        with torch.no_grad():
+            for own, expected in zip(found, model(images), strict=True):
+                agree(own, expected.double())
 
 
 def test_a_map_of_many_pixels_says_where_each_is() -> None:

@@ -18,6 +18,7 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.formats import checkpoint
 from starfire_cli.models import build_model
 from starfire_cli.sparse import SparseNetwork, emit
+from starfire_cli.sparse.reading import Network
 
 pytest.importorskip("llvmlite")
 
@@ -142,6 +143,11 @@ def test_no_dense_weight_is_kept_where_a_loop_runs(dense: nn.Module) -> None:
     weights = sum(p.numel() for p in dense.parameters() if p.ndim > 1)
     assert held < 4 * weights * 0.25  # a fifth of the values, and a bit for each weight
     assert sum(p.numel() for p in made._network.root.parameters()) == 0
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5", "efficientnet_b0"])
+def test_what_networks_do_in_place_is_no_reason_to_leave_them_to_torch(name: str) -> None:
+    assert Network(getattr(torchvision.models, name)(num_classes=10).eval()).in_loops
 
 
 def test_masks_count_as_zeros(dense: nn.Module) -> None:

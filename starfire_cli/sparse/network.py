@@ -60,6 +60,12 @@ class SparseNetwork(nn.Module):
 
     def choices(self, images: Shape) -> list[Choice]:
         """How each operation runs for images of a shape (N, C, H, W), and what was measured."""
+        if (
+            not isinstance(images, tuple | list)
+            or len(images) != 4
+            or not all(isinstance(size, int) and size > 0 for size in images)
+        ):
+            raise StarfireError(f"{images!r} is no shape of images (N, C, H, W), such as (1, 3, 224, 224)")
         return self._plan(tuple(images))[1]
 
     def _plan(self, images: Shape) -> tuple[Plan, list[Choice]]:
@@ -70,7 +76,7 @@ class SparseNetwork(nn.Module):
                     shapes = self._network.shapes(images)
                     operations = self._network.operations(shapes)
                     maps = Maps(operations, shapes)
-                    made = choosing.choose(operations, maps, alone=images[0] == 1)
+                    made = choosing.choose(operations, maps, alone=images[0] == 1, in_loops=self._network.in_loops)
                     plan = Plan(self._network, images, operations, maps, [choice.how for choice in made])
                     self._plans[key] = plan, made
         return self._plans[key]
@@ -99,6 +105,8 @@ def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     parameters = dict(twin.named_parameters())
     with torch.no_grad():
         for name, alive in masks.items():
+            if not isinstance(alive, Tensor) or alive.dtype != torch.bool:
+                raise StarfireError(f"mask {name!r} is no tensor of bool (True is alive)")
             parameter = parameters.get(name)
             if parameter is None or parameter.shape != alive.shape:
                 has = "no such parameter" if parameter is None else f"a parameter of shape {tuple(parameter.shape)}"

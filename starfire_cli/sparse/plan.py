@@ -120,7 +120,8 @@ class Plan:
             for group in groups
         ]
         self._free: list[tuple[Tensor, Tensor]] = []
-        self._last_use = self._uses(operations)
+        self._last_use = {source: operation.node for operation in operations for source in operation.inputs}
+        self._returned = set(network.output.all_input_nodes)
 
     @property
     def at_once(self) -> int:
@@ -142,15 +143,12 @@ class Plan:
                 else:
                     stage.program.many(list(machine.addresses(passing)), list(machine.addresses(kept)), pixels)
             (returned,) = self._network.output.args
-            return fx.node.map_arg(returned, lambda node: self._value(node, values, kept).clone())
+            return fx.node.map_arg(returned, lambda node: self._value(node, values, kept))
         finally:
             self._free.append((passing, kept))
 
     def _in_loops(self, operation: Operation) -> bool:
         return operation.work is not None and self._how[operation.node] in ("taps", "kernels")
-
-    def _uses(self, operations: Sequence[Operation]) -> dict[fx.Node, fx.Node]:
-        return {source: operation.node for operation in operations for source in operation.inputs}
 
     def _memory(self, groups: list[list[Operation]], maps: Maps) -> tuple[dict[fx.Node, Place], dict[fx.Node, Place]]:
         """Where each map is, and the halves of those that are read with stride 2."""
@@ -171,8 +169,6 @@ class Plan:
             or node in returned
             or any(r.node not in loops or stage[r.node] != stage[node] for r in readers.get(node, []))
         }
-        # torch may return a view of what it reads (chunk, getitem, flatten), and that may be needed for longer.
-        viewed = {s for group in groups for o in group if o.node not in loops and o.folded is None for s in o.inputs}
         slots = {is_kept: Slots(kept=is_kept) for is_kept in (False, True)}
         number: dict[fx.Node, int] = {}
         half: dict[fx.Node, tuple[int, int]] = {}
@@ -194,7 +190,7 @@ class Plan:
                 slots[False].give_back(slot)
             for source in operation.inputs:
                 left[source] -= 1
-                if not left[source] and source in number and source not in returned | viewed:
+                if not left[source] and source in number and source not in returned:
                     slots[source in kept].give_back(number[source])
         self._passing, self._kept = slots[False].lay_out(), slots[True].lay_out()
         places = {n: slots[n in kept].place(i, maps.shapes[n][1]) for n, i in number.items()}
@@ -232,8 +228,9 @@ class Plan:
     def _value(self, node: fx.Node, values: dict[fx.Node, Any], kept: Tensor) -> Any:
         if node in values:
             return values[node]
+        # A copy, as torch lays maps out: it may view it in any way, change it, and keep it while the map is gone.
         place = self._places[node]
-        return place.layout.view(kept, place.offset, place.channels)
+        return place.layout.view(kept, place.offset, place.channels).clone(memory_format=torch.contiguous_format)
 
     def _in_torch(self, operation: Operation, values: dict[fx.Node, Any], kept: Tensor) -> None:
         node = operation.node
@@ -249,7 +246,7 @@ class Plan:
             place = self._places[node]
             place.layout.view(kept, place.offset, place.channels).copy_(result)
         for source in operation.inputs:
-            if self._last_use[source] is node and source is not node:
+            if self._last_use[source] is node and source not in self._returned:
                 values.pop(source, None)
 
     def _computed(self, operation: Operation, value: Callable[[fx.Node], Any]) -> Any:
@@ -275,6 +272,8 @@ class Plan:
         if self._how[operation.node] == "dense":
             return F.linear(value, self._network.dense[operation.node][:, :, 0, 0], torch.from_numpy(live.bias))
         rows = value.shape[:-1].numel()
+        if not rows:
+            return value.new_empty((*value.shape[:-1], live.shape[0]))
         key = operation.node, rows
         if key not in self._linear:
             self._linear[key] = SparseLinear(live, rows)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.pruning.graph import called, trace
+from starfire_cli.sparse.aliases import changes_what_others_see, check_reading
 from starfire_cli.sparse.convolution import Work
 from starfire_cli.sparse.folding import Folded, first, folded, kind, only_user, without_nothings
 from starfire_cli.sparse.loops import Finish
@@ -58,6 +59,8 @@ class Network:
 
     def __init__(self, model: nn.Module) -> None:
         traced = trace(model)
+        check_reading(traced)
+        self.in_loops = not changes_what_others_see(traced)  # else everything is left to torch
         self.root = traced.root.float()
         without_nothings(traced)
         self.folded: dict[fx.Node, Folded] = {}
@@ -73,6 +76,7 @@ class Network:
                     self.root.set_submodule(taken, nn.Identity())
         for parameter in self.root.parameters():
             parameter.requires_grad_(False)
+        assert self.input is not self.output  # both are there
         self.ends = {layer.end: node for node, layer in self.folded.items()}
 
     @property
@@ -88,7 +92,7 @@ class Network:
     def _node(self, op: str) -> fx.Node:
         nodes: list[fx.Node] = [node for node in self.root.graph.nodes if node.op == op]
         if len(nodes) != 1:
-            raise StarfireError(f"the network has {len(nodes)} {op}s; sparse execution needs one")
+            raise StarfireError(f"the network has {len(nodes)} inputs; sparse execution takes networks with one")
         return nodes[0]
 
     def shapes(self, images: Shape) -> dict[fx.Node, Shape]:
@@ -134,7 +138,7 @@ class Network:
 
     def _chain(self, node: fx.Node, layer: Folded, shapes: dict[fx.Node, Shape], order: dict[fx.Node, int]) -> _Chain:
         chain = [node, *([layer.end] if layer.end is not node else [])]
-        if layer.window is None:
+        if layer.window is None or not self.in_loops:
             return _Chain(nodes=chain, finish=Finish())
         added = None
         follower = only_user(chain[-1])
@@ -191,7 +195,8 @@ class _OnMeta(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self._folded:
             folded = self._folded[n.name]
-            (value, *_) = self.fetch_args_kwargs_from_env(n)[0]
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            value = (*args, *kwargs.values())[0]
             weight = torch.empty(folded.live.shape, device="meta")
             w = folded.window
             if w is None:
