@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,16 @@ class Results:
         self.path = path
         self.rows: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         self._where = where(device)
+        self.failed: list[str] = []
+
+    def attempt(self, name: str, run: Callable[[], Any]) -> None:
+        """`step`, but what goes wrong is told and noted in `failed`, and the next step has its turn."""
+        try:
+            self.step(name, run)
+        except Exception:  # noqa: BLE001 - a lent GPU's time is short, and steps do not need each other
+            traceback.print_exc()
+            print(f"{name}: FAILED", flush=True)
+            self.failed.append(name)
 
     def step(self, name: str, run: Callable[[], Any]) -> Any:
         """Do one step unless it is done, print what came out, and write the file."""

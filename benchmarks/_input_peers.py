@@ -15,7 +15,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 Epoch = Callable[[], int]  # delivers an epoch, returns how many images
-Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # an epoch of float32 images on the CPU, and labels
+Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # an epoch of float32 images on the device, and labels
+CPU = torch.device("cpu")
 
 
 def peers(folder: Path, *, crop: str, size: int, batch: int, workers: int) -> dict[str, Epoch]:
@@ -24,17 +25,21 @@ def peers(folder: Path, *, crop: str, size: int, batch: int, workers: int) -> di
     return {name: lambda one=one: sum(len(images) for images, _ in one()) for name, one in found.items()}
 
 
-def batches(folder: Path, *, crop: str, size: int, batch: int, workers: int) -> dict[str, Batches]:
+def batches(
+    folder: Path, *, crop: str, size: int, batch: int, workers: int, device: torch.device = CPU
+) -> dict[str, Batches]:
     """Each peer's batches.
 
-    All end with float32 batches on the CPU: torchvision's first way makes floats in the workers, the others send uint8.
+    All end with float32 batches on the device: torchvision's first way makes floats in the workers, the others send
+    uint8. On the way to a GPU they are pinned and copied without waiting, as the reference scripts do.
     """
+    v1_s, v2_s = [*_v1(crop, size), v1.ToTensor()], [v2.PILToTensor(), *_v2(crop, size)]
     ways = {
-        "torchvision v1, PIL to float": _loader(folder, [*_v1(crop, size), v1.ToTensor()], batch, workers, crop),
-        "torchvision v2, uint8": _loader(folder, [v2.PILToTensor(), *_v2(crop, size)], batch, workers, crop),
+        "torchvision v1, PIL to float": _loader(folder, v1_s, batch, workers, crop, device),
+        "torchvision v2, uint8": _loader(folder, v2_s, batch, workers, crop, device),
     }
     if find_spec("timm") is not None and crop != "crop-flip":  # timm has no crop with padding without resizing
-        ways["timm create_loader"] = _timm(folder, size, batch, workers, crop)
+        ways["timm create_loader"] = _timm(folder, size, batch, workers, crop, device)
     return ways
 
 
@@ -54,18 +59,20 @@ def _v2(crop: str, size: int) -> list[Any]:
     }[crop]
 
 
-def _loader(folder: Path, transforms: list[Any], batch: int, workers: int, crop: str) -> Batches:
+def _loader(folder: Path, transforms: list[Any], batch: int, workers: int, crop: str, device: torch.device) -> Batches:
     data = ImageFolder(str(folder), v1.Compose(transforms))
-    loader = DataLoader(data, batch_size=batch, shuffle=crop != "eval", num_workers=workers)
+    pinned = device.type == "cuda"
+    loader = DataLoader(data, batch_size=batch, shuffle=crop != "eval", num_workers=workers, pin_memory=pinned)
 
     def epoch() -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in loader:
+            images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
             yield images if images.is_floating_point() else images.float().div_(255), labels
 
     return epoch
 
 
-def _timm(folder: Path, size: int, batch: int, workers: int, crop: str) -> Batches:
+def _timm(folder: Path, size: int, batch: int, workers: int, crop: str, device: torch.device) -> Batches:
     from timm.data import create_dataset, create_loader
 
     data = create_dataset("", root=str(folder), split="")
@@ -82,7 +89,8 @@ def _timm(folder: Path, size: int, batch: int, workers: int, crop: str) -> Batch
         num_workers=workers,
         use_prefetcher=True,
         persistent_workers=False,
-        device=torch.device("cpu"),
+        pin_memory=device.type == "cuda",
+        device=device,
     )
     return lambda: iter(loader)
 

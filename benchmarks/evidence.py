@@ -4,9 +4,12 @@ python benchmarks/evidence.py digits                         # Table 1 on scikit
 python benchmarks/evidence.py cifar10 --data PATH            # CIFAR-10, ResNet-20, a short schedule
 python benchmarks/evidence.py cifar10 --data PATH --only ck-t0.6     # the cells whose names begin so
 python benchmarks/evidence.py digits --report                # no run: the tables, from what is in the JSON
+python benchmarks/evidence.py tiny-imagenet --data PATH      # Tables 3 and 5, ResNet50, for a GPU
+python benchmarks/evidence.py cifar10-40 --data PATH         # CIFAR-10 at 40 epochs, 3 seeds, for a GPU
 
 Every run is a `starfire train` whose command is kept beside its figures; stop this whenever you like: what is in the
-JSON is not done again, and a run that was cut off is resumed. `--jobs 2` trains two at once, each with `--threads`.
+JSON is not done again, and a run that was cut off is resumed. `--jobs 2` trains two at once, each with `--threads`;
+`--options=--amp` gives all of them further options.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import os
 import shlex
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -83,9 +87,35 @@ def cifar10() -> Iterator[Cell]:
         yield from (dense(seed), cell("ck", "0.6", seed), cell("window", "0.6", seed))
 
 
+def cifar10_long() -> Iterator[Cell]:
+    """The methods at two targets, three seeds, the first seed first."""
+    for seed in range(3):
+        dense = f"dense-s{seed}"
+        yield Cell(name=dense, options=("--method", "dense", "--seed", str(seed)))
+        for target in ("0.6", "0.8"):
+            for method in ("ck", "window", "intra", "inter"):
+                options = ("--method", method, "--target", target, "--seed", str(seed))
+                yield Cell(name=f"{method}-t{target}-s{seed}", options=options, dense=dense)
+
+
+def tiny_imagenet() -> Iterator[Cell]:
+    """Table 5 in order of worth."""
+    yield Cell(name="dense-s0", options=("--method", "dense"))
+    for target in ("0.6", "0.8", "0.4", "0.2"):
+        for method in ("ck", "window"):
+            options = ("--method", method, "--target", target)
+            yield Cell(name=f"{method}-t{target}-s0", options=options, dense="dense-s0")
+
+
 GRIDS = {
     "digits": (digits, "--data digits", "0,0.01,0.02,0.05,0.1"),
     "cifar10": (cifar10, "--data cifar10:{data} --recipe cifar10 --epochs 8 --era 1.6:4", "0,0.005,0.01,0.02,0.05"),
+    "cifar10-40": (cifar10_long, "--data cifar10:{data} --recipe cifar10", "0,0.005,0.01,0.02,0.05"),
+    "tiny-imagenet": (
+        tiny_imagenet,
+        "--data tiny-imagenet:{data} --recipe tiny-imagenet --image-size 64",
+        "0,0.005,0.01,0.02,0.05",
+    ),
 }
 
 
@@ -101,15 +131,37 @@ class Grid:
         self.runs, self.file = given.runs / name, given.out / f"evidence-{name}.json"
         self.rows: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
         self.threads, self.lock = given.threads, Lock()
+        self.later, self.looking = ThreadPoolExecutor(given.jobs), list[Future[None]]()
+        self.locks: defaultdict[str, Lock] = defaultdict(Lock)
+
+    def run(self, jobs: int) -> None:
+        """All cells: so many are trained at once, and what is trained is looked at while others train."""
+        with self.later, ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(self.one, self.cells))
+        for done in self.looking:
+            done.result()
 
     def one(self, cell: Cell) -> None:
-        """Train, pack and attack, as far as that is not done yet."""
-        row = self.rows.get(cell.name, {})
-        if "top1" not in row:
-            row = self.trained(cell)
-            row["packed_bytes"] = self.command("compress", str(self.runs / cell.name), "--json")["packed_bytes"]
-            self.keep(cell, row)
+        """Train, unless that is done, and have the rest done beside the next one."""
+        if "top1" not in self.rows.get(cell.name, {}):
+            self.keep(cell, self.trained(cell))
+        row = self.rows[cell.name]
         print(f"{cell.name}: {row['top1']:.4f} at sparsity {row['sparsity_prunable']:.4f}", flush=True)
+        waited = [c for c in self.cells if c.dense == cell.name and "top1" in self.rows.get(c.name, {})]
+        self.looking += [self.later.submit(self.looked_at, each) for each in (cell, *waited)]
+
+    def looked_at(self, cell: Cell) -> None:
+        """Pack, count the layers' zeros, and attack once the dense network is there, as far as that is not done yet."""
+        row, run = self.rows[cell.name], self.runs / cell.name
+        with self.locks[cell.name]:
+            if "packed_bytes" not in row and run.exists():
+                row["packed_bytes"] = self.command("compress", str(run), "--json")["packed_bytes"]
+                self.keep(cell, row)
+            if "layers" not in row and run.exists():
+                said = self.command("inspect", str(run), "--json")
+                row["layers"] = {layer["name"]: round(layer["sparsity"], 4) for layer in said["layers"]}
+                self.keep(cell, row)
+            self.attacked(cell)
 
     def attacked(self, cell: Cell) -> None:
         """Accuracy under FGSM beside the dense network's on the same images."""
@@ -117,6 +169,7 @@ class Grid:
         if (
             cell.dense is None
             or "fgsm" in row
+            or "top1" not in self.rows.get(cell.dense, {})
             or not all((self.runs / n / "best.pt").exists() for n in (cell.name, cell.dense))
         ):
             return
@@ -148,7 +201,7 @@ class Grid:
             "sparsity_total": said["sparsity_total"],
             "seconds": round(said["seconds"], 1),
             "curve": [round(r["val_top1"], 4) for r in rows],
-            "where": where(torch.device("cpu")) | versions(),
+            "where": where(torch.device("cuda" if torch.cuda.is_available() else "cpu")) | versions(),
         }
 
     def command(self, *words: str) -> Any:
@@ -228,9 +281,7 @@ def main() -> None:
     if given.report:
         print("\n".join(report(grid)))
         return
-    with ThreadPoolExecutor(given.jobs) as pool:
-        list(pool.map(grid.one, grid.cells))
-        list(pool.map(grid.attacked, grid.cells))
+    grid.run(given.jobs)
 
 
 if __name__ == "__main__":

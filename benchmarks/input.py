@@ -51,13 +51,23 @@ OTHERS = ("decoders", "start")
 BATCH = 128
 
 
-def make(folder: Path, height: int, width: int, count: int) -> None:
-    """Class folders with `count` images in all, and a validation part of the same images (by link)."""
+def make(folder: Path, height: int, width: int, count: int, different: int = 10_000) -> None:
+    """Class folders with `count` images in all, and a validation part of the same images (by link).
+
+    Beyond so many `different` ones they are hard links to those before.
+    """
     rng = np.random.default_rng(0)
     grain = rng.normal(0, 14, (height + 64, width + 64, 1)).astype(np.float32)
+
+    def place_of(i: int) -> Path:
+        return folder / "train" / f"class{i % 10}" / f"{i:06d}.jpg"
+
     for i in range(count):
-        place = folder / "train" / f"class{i % 10}" / f"{i:06d}.jpg"
+        place = place_of(i)
         place.parent.mkdir(parents=True, exist_ok=True)
+        if i >= different:
+            place.hardlink_to(place_of(i % different))
+            continue
         coarse = Image.fromarray(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
         y, x = rng.integers(0, 64, 2)

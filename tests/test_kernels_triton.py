@@ -1,7 +1,7 @@
-"""Triton's masks are the reference's to the bit, under its interpreter on a CPU; and its kernels compile for a GPU.
+"""Triton's masks are the reference's to the bit, under its interpreter on a CPU, and on a GPU where there is one.
 
-Whether Triton interprets or compiles is settled when it is imported. So both kinds of test run in processes of their
-own, where this file is collected again under other prefixes than `test_`.
+Whether Triton interprets or compiles is settled when it is imported. So all kinds of test run in processes of their
+own, where this file is collected again under other prefixes than `test_`: `everywhere_` both interpreted and on a GPU.
 """
 
 # Triton has no types.
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,16 +34,23 @@ from starfire_cli.pruning.kernels.triton import TritonKernels
 from starfire_cli.pruning.linear._rules import tiles_of
 from tests.methods_strategies import conv_cases, conv_layer, linear_cases, linear_layer, thresholds, variants
 
+DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")  # in a process of their own
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+CPU = torch.device("cpu")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+KINDS = ["interpreted", pytest.param("compiled", marks=pytest.mark.slow), pytest.param("gpu", marks=NO_GPU)]
+
+
 @pytest.mark.skipif(not installed("triton"), reason="triton is not installed")
-@pytest.mark.parametrize("kind", ["interpreted", pytest.param("compiled", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", KINDS)
 def test_in_a_process_of_its_own(kind: str, request: pytest.FixtureRequest) -> None:
     profile = request.config.getoption("--hypothesis-profile", None)
+    prefixes = f"{kind}_*" if kind == "compiled" else f"{kind}_* everywhere_*"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-o", f"python_functions={kind}_*"]
+        [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-o", f"python_functions={prefixes}"]
         + ([f"--hypothesis-profile={profile}"] if profile else [])
         + [__file__],
         env=os.environ | {"TRITON_INTERPRET": str(int(kind == "interpreted"))},
@@ -112,11 +119,11 @@ def job(
     return Job(layer=layer, weight=weight.masked_fill_(~alive, 0), alive=alive, budget=budget, others=state)
 
 
-def copies(jobs: Sequence[Job]) -> list[Job]:
+def copies(jobs: Sequence[Job], device: torch.device = CPU) -> list[Job]:
     """The same numbers in memory of their own, with the same strides."""
 
     def copy(tensor: Tensor) -> Tensor:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor)
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device).copy_(tensor)
 
     return [
         replace(j, weight=copy(j.weight), alive=copy(j.alive), others=tuple(copy(other) for other in j.others))
@@ -125,17 +132,17 @@ def copies(jobs: Sequence[Job]) -> list[Job]:
 
 
 def bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(BITS[tensor.element_size()])
+    return tensor.cpu().contiguous().view(BITS[tensor.element_size()])
 
 
 def check(jobs: Sequence[Job], kernels: TritonKernels | None = None) -> Tensor:
     """Both prune the same; returns the counts."""
-    mine, reference = copies(jobs), copies(jobs)
+    mine, reference = copies(jobs, DEVICE), copies(jobs)
     counts = (kernels or TritonKernels()).prune(mine)
     assert counts.dtype == torch.int64
     assert counts.tolist() == TorchKernels().prune(reference).tolist()
     for a, b in zip(mine, reference, strict=True):
-        assert torch.equal(a.alive, b.alive), a.layer
+        assert torch.equal(a.alive.cpu(), b.alive), a.layer
         for x, y in zip((a.weight, *a.others), (b.weight, *b.others), strict=True):
             assert torch.equal(bits(x), bits(y)), a.layer
     return counts
@@ -174,8 +181,9 @@ def jobs(draw: st.DrawFn) -> Job:
     return Job(layer=case.layer, weight=weight, alive=alive, budget=budget, others=others)
 
 
+@settings(deadline=None)  # a kernel is compiled at its first use
 @given(drawn=st.lists(jobs(), min_size=1, max_size=3))
-def interpreted_masks_are_the_reference_s(drawn: list[Job]) -> None:
+def everywhere_masks_are_the_reference_s(drawn: list[Job]) -> None:
     check(drawn)
 
 
@@ -213,7 +221,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def interpreted_odd_layers(name: str) -> None:
+def everywhere_odd_layers(name: str) -> None:
     counts = check([ODD[name]])
     assert counts.item() >= 0
 
@@ -233,7 +241,7 @@ def interpreted_what_dies_is_plus_zero_and_the_rest_keeps_its_bits() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "bad"), [*zip(FLOATS, [torch.nan, torch.inf, -torch.inf, torch.nan], strict=True)])
-def interpreted_a_layer_with_nan_or_inf_stays_as_it_is(dtype: torch.dtype, bad: float) -> None:
+def everywhere_a_layer_with_nan_or_inf_stays_as_it_is(dtype: torch.dtype, bad: float) -> None:
     drawn = [job((6, 5, 3, 3), ConvBudget(4, 2)), job((9, 8), LinearBudget(2, 30, 2))]
     drawn = [replace(j, weight=j.weight.to(dtype)) for j in drawn]
     for j in drawn:
@@ -258,6 +266,36 @@ def interpreted_nothing_waits_for_the_device() -> None:
         TorchKernels().prune(copies(drawn))
     with NoWaiting():
         TritonKernels().prune(drawn)
+
+
+def gpu_a_graph_captures_what_a_call_does() -> None:
+    """With budgets for which a table is there: the graph prunes what has grown back since."""
+    drawn = [job((70, 33, 3, 3), ConvBudget(4, 20)), job((300, 40, 1, 1), ConvBudget(0, 99)), *list(ODD.values())[-5:]]
+    mine, kernels = copies(drawn, DEVICE), TritonKernels()
+    weights = [j.weight.clone() for j in mine]
+    kernels.prune(mine)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        counts = kernels.prune(mine)
+    for j, weight in zip(mine, weights, strict=True):
+        j.weight.copy_(weight)
+        j.alive.copy_(weight != 0)
+    graph.replay()
+    reference = copies([replace(j, alive=j.weight != 0) for j in drawn])
+    assert counts.tolist() == TorchKernels().prune(reference).tolist()
+    assert all(torch.equal(a.alive.cpu(), b.alive) for a, b in zip(mine, reference, strict=True))
+
+
+def gpu_nothing_waits_for_the_device() -> None:
+    drawn = copies([job((6, 5, 3, 3), ConvBudget(4, 2)), job((6, 5), LinearBudget(2, 20, 2))], DEVICE)
+    again = copies(drawn, DEVICE)
+    TritonKernels().prune(drawn)  # compiled
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        TritonKernels().prune(again)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def interpreted_as_many_launches_for_many_layers_as_for_one(monkeypatch: pytest.MonkeyPatch) -> None:

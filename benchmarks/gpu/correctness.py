@@ -10,13 +10,14 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from _common import Results
 
-from starfire_cli.formats.checkpoint import load
+from starfire_cli.formats.checkpoint import Checkpoint, load
 from starfire_cli.formats.run import Run
 from starfire_cli.models import build_model
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Pruner, layers_of_model
@@ -26,43 +27,45 @@ from starfire_cli.pruning.masks import digest
 from starfire_cli.workflows.request import TrainRequest
 from starfire_cli.workflows.train import train
 
+PAIRS = (("window", "fine"), ("ck", "block"), ("intra", "two-tier"), ("inter:order=window-ck", "fine"))
 
-def masks_equal(device: torch.device, model_name: str, kernels: str) -> dict[str, int]:
+
+def masks_equal(device: torch.device, model_name: str, names: list[str]) -> dict[str, dict[str, int]]:
     """Every method on a whole network over three refreshes, ties included, by these kernels on the device and by the
     reference on the CPU: layers whose masks, weights or momenta differ (0 is right).
     """
-    reference, tested = KERNELS.build("torch"), KERNELS.build(kernels)
-    differing = {}
-    for method in CONV_METHODS.names():
-        for fc in LINEAR_METHODS.names():
-            if "dense" in (method, fc):
-                continue
-            torch.manual_seed(0)
-            net = build_model(model_name, num_classes=50)
-            with torch.no_grad():  # coarse values, so that there are thousands of ties
-                for parameter in net.parameters():
-                    parameter.copy_((parameter * 64).round() / 64)
-            layers, parameters = layers_of_model(net)[0], dict(net.named_parameters())
-            sides = []
-            for place in (torch.device("cpu"), device):
-                weights = [parameters[layer.key].detach().clone().to(place) for layer in layers]
-                weights = [w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w for w in weights]
-                alive = [torch.ones_like(w, dtype=torch.bool) for w in weights]
-                sides.append((weights, alive, [torch.ones_like(w) for w in weights]))
-            for progress in (0.3, 0.7, 1.0):
-                goal = Goal(target=0.7, progress=progress)
-                for implementation, (weights, alive, momenta) in zip((reference, tested), sides, strict=True):
-                    jobs = []
-                    for layer, weight, mask, momentum in zip(layers, weights, alive, momenta, strict=True):
-                        rule = LINEAR_METHODS.build(fc) if layer.kind == "linear" else CONV_METHODS.build(method)
-                        budget = rule.budget(layer, goal)
-                        assert budget is not None
-                        seen = rule.seen(layer)  # type: ignore[union-attr]
-                        jobs.append(Job(layer=seen, weight=weight, alive=mask, budget=budget, others=(momentum,)))
-                    implementation.prune(jobs)
-            differing[f"{method}/{fc}"] = sum(
-                not all(torch.equal(x[i], y[i].cpu()) for x, y in zip(*sides, strict=True)) for i in range(len(layers))
-            )
+    places = {"reference": torch.device("cpu")} | dict.fromkeys(names, device)
+    kernels = {name: KERNELS.build("torch" if name == "reference" else name) for name in places}
+    differing: dict[str, dict[str, int]] = {name: {} for name in names}
+    for method, fc in PAIRS:
+        torch.manual_seed(0)
+        net = build_model(model_name, num_classes=50)
+        with torch.no_grad():  # coarse values, so that there are thousands of ties
+            for parameter in net.parameters():
+                parameter.copy_((parameter * 64).round() / 64)
+        layers, parameters = layers_of_model(net)[0], dict(net.named_parameters())
+        conv, linear = CONV_METHODS.build(method), LINEAR_METHODS.build(fc)
+        sides = {}
+        for name, place in places.items():
+            weights = [parameters[layer.key].detach().clone().to(place) for layer in layers]
+            weights = [w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w for w in weights]
+            alive = [torch.ones_like(w, dtype=torch.bool) for w in weights]
+            sides[name] = (weights, alive, [torch.ones_like(w) for w in weights])
+        for progress in (0.3, 0.7, 1.0):
+            goal = Goal(target=0.7, progress=progress)
+            for name, (weights, alive, momenta) in sides.items():
+                jobs = []
+                for layer, weight, mask, momentum in zip(layers, weights, alive, momenta, strict=True):
+                    rule = linear if layer.kind == "linear" else conv
+                    budget = rule.budget(layer, goal)
+                    assert budget is not None
+                    seen = rule.seen(layer)  # type: ignore[attr-defined]
+                    jobs.append(Job(layer=seen, weight=weight, alive=mask, budget=budget, others=(momentum,)))
+                kernels[name].prune(jobs)
+        for name in names:
+            pairs = [zip(x, y, strict=True) for x, y in zip(sides["reference"], sides[name], strict=True)]
+            same = [all(torch.equal(x, y.cpu()) for x, y in layer) for layer in zip(*pairs, strict=True)]
+            differing[name][f"{method}/{fc}"] = same.count(False)
     return differing
 
 
@@ -98,21 +101,35 @@ def revived(device: torch.device, amp: str | None, steps: int) -> dict[str, int]
     return counts
 
 
+def trained(folder: Path, name: str, device: torch.device, *, stop: int | None = None, **options: object) -> Checkpoint:
+    """The last checkpoint of a short run on digits; with `stop`, of one that was stopped there and taken up again."""
+    common: dict[str, Any] = {"device": str(device), "epochs": 4, "era": "1:3", "target": 0.6, "method": "ck"}
+    list(train(TrainRequest(**common | options, out=folder, name=name, max_steps=stop)))
+    run = Run(folder / name)
+    if stop is not None:
+        list(train(TrainRequest(resume=run.path)))
+    return load(run.last)
+
+
+def apart(a: Checkpoint, b: Checkpoint) -> dict[str, object]:
+    gap = max(float((a.state[k].double() - b.state[k].double()).abs().max()) for k in a.state)
+    same = digest(a.masks or {}) == digest(b.masks or {})
+    revived = sum(int(b.state[k][~m].count_nonzero()) for k, m in (b.masks or {}).items())
+    return {"masks equal": same, "largest difference of a weight": gap, "revived": revived}
+
+
 def resumes(device: torch.device, options: dict[str, object]) -> dict[str, object]:
     """A run stopped in the middle of an epoch of the era and taken up again, against one that was not."""
     with tempfile.TemporaryDirectory() as folder:
-        common = {"device": str(device), "epochs": 4, "era": "1:3", "target": 0.6, "method": "ck", **options}
-        runs = []
-        for name, stop in (("whole", None), ("parts", 30)):
-            list(train(TrainRequest(**common, out=Path(folder), name=name, max_steps=stop)))
-            run = Run(Path(folder) / name)
-            if stop is not None:
-                list(train(TrainRequest(resume=run.path)))
-            runs.append(load(run.last))
-        a, b = runs
-        gap = max(float((a.state[k].double() - b.state[k].double()).abs().max()) for k in a.state)
-        same = digest(a.masks or {}) == digest(b.masks or {})
-        return {"masks equal": same, "largest difference of a weight": gap}
+        whole = trained(Path(folder), "whole", device, **options)
+        return apart(whole, trained(Path(folder), "parts", device, stop=30, **options))
+
+
+def replayed(device: torch.device, options: dict[str, object]) -> dict[str, object]:
+    """A run whose steps are CUDA graphs, against one whose are not (of a rate that float32 holds exactly)."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain = trained(Path(folder), "plain", device, **options)
+        return apart(plain, trained(Path(folder), "graphs", device, cuda_graphs=True, **options))
 
 
 def main() -> None:
@@ -123,18 +140,34 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     results = Results(args.out, device)
-    small: dict[str, object] = {"limit_train": 700, "limit_val": 100}
-    for kernels in (name for name in KERNELS.names() if KERNELS.member(name).why_not(device) is None):
-        model = "resnet20" if args.tiny else "resnet50"
-        results.step(
-            f"masks equal, {kernels}", lambda kernels=kernels, model=model: masks_equal(device, model, kernels)
-        )
+    exact: dict[str, object] = {"limit_train": 700, "limit_val": 100, "deterministic": True}
+    names = [name for name in KERNELS.names() if KERNELS.member(name).why_not(device) is None]
+    results.attempt("masks equal", lambda: masks_equal(device, "resnet20" if args.tiny else "resnet50", names))
     for amp in (None, "bf16", *(["fp16"] if device.type == "cuda" else [])):
-        results.step(f"revived, amp {amp}", lambda amp=amp: revived(device, amp, 6 if args.tiny else 60))
-    results.step("resume", lambda: resumes(device, {**small, "deterministic": True}))
-    results.step("resume, amp", lambda: resumes(device, {**small, "amp": True}))
+        results.attempt(f"revived, amp {amp}", lambda amp=amp: revived(device, amp, 6 if args.tiny else 30))
+    results.attempt("resume", lambda: resumes(device, {**exact, "amp": False}))
+    results.attempt(
+        "resume, amp, Adam", lambda: resumes(device, {**exact, "amp": True, "optimizer": "adam", "lr": 1e-3})
+    )
+    if device.type == "cuda":
+        for optimizer, lr in (("sgd", 2**-4), ("adam", 2**-10)):
+            options = {
+                **exact,
+                "amp": False,
+                "optimizer": optimizer,
+                "lr": lr,
+                "lr_schedule": "constant",
+                "warmup": 0.0,
+            }
+            results.attempt(f"cuda graphs, {optimizer}", lambda options=options: replayed(device, options))
+        graphs = {**exact, "amp": True, "cuda_graphs": True}
+        results.attempt("resume, cuda graphs, amp", lambda: resumes(device, graphs))
+        results.attempt(
+            "resume, cuda graphs, EMA, clipping", lambda: resumes(device, {**graphs, "ema": 0.99, "clip_grad": 1.0})
+        )
     if not args.tiny:
-        results.step("resume, compiled", lambda: resumes(device, {**small, "compile": True}))
+        results.attempt("resume, compiled", lambda: resumes(device, {**exact, "compile": True}))
+    sys.exit(f"failed: {', '.join(results.failed)}" if results.failed else 0)
 
 
 if __name__ == "__main__":

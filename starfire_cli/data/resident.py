@@ -14,6 +14,8 @@ from starfire_cli.data.draws import Draws, shuffled
 from starfire_cli.data.options import DataOptions
 from starfire_cli.data.source import Pixels
 
+_TOGETHER = 1 << 22  # pixels
+
 
 class ResidentSplit:
     """Images that stay on the device; nothing is decoded, copied or waited for in an epoch.
@@ -67,15 +69,24 @@ class ResidentSplit:
         plan = augment.plan(Draws(seed, epoch, order), self.images.shape[-1], self._out)
         plan = {name: numbers.to(device) for name, numbers in plan.items()}
         index = torch.from_numpy(order).to(device)
-        for step in range(start, self.steps):
-            part = self._share(step)
-            if not len(index[part]):
+        ahead = self._ahead()
+        for first in range(start, self.steps, ahead):
+            shares = [self._share(step) for step in range(first, min(first + ahead, self.steps))]
+            some = slice(shares[0].start, shares[-1].stop, shares[0].step)
+            which = index[some]
+            if not len(which):
                 yield self._nothing()
                 continue
-            images = self.images[index[part]]
-            images = augment.apply(images, {name: numbers[part] for name, numbers in plan.items()}, self._out)
+            images = augment.apply(self.images[which], {name: x[some] for name, x in plan.items()}, self._out)
             images = resample.resize(images, self._out)
-            yield finished(images, self._options), self._labels[index[part]]
+            sizes = [len(index[share]) for share in shares]
+            for part, labels in zip(*(torch.split(x, sizes) for x in (images, self._labels[which])), strict=True):
+                yield finished(part, self._options), labels
+
+    def _ahead(self) -> int:
+        """Batches that are augmented together: on a GPU small ones take longer to launch than to compute."""
+        alone = self._options.device.type == "cpu" or self._options.ranks > 1
+        return 1 if alone else max(1, _TOGETHER // (self._batch * self._out**2))
 
     def _validation(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         side = self._resize or self._out

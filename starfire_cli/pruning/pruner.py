@@ -172,6 +172,11 @@ class Pruner:
         """The parameters that are pruned, by key."""
         return dict(self._weights)
 
+    @property
+    def gated(self) -> int:
+        """Of how many layers `after_backward` masks the gradients; it only grows."""
+        return len(self._gates)
+
     def threshold(self, step: int) -> float:
         """The sparsity threshold t after `step` steps."""
         return self.target * self.era.progress(step)

@@ -24,25 +24,26 @@ class Meter:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        device = session.device
-        exact = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
-        at = session.at
+        device, at = session.device, session.at
         # The epoch so far is rank 0's; the others' sums are added to it when things are settled.
         so_far = [at.loss_sum, at.correct] if session.ranks.first else [0.0, 0.0]
-        self._sums = torch.tensor(so_far, dtype=exact, device=device)
+        self._sums = torch.tensor(so_far, dtype=session.exact, device=device)
         self._images = 0
         self._started = perf_counter()
         self._looks = 1 if device.type == "cpu" else _LOOK_EVERY
 
-    def add(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
-        correct = (logits.argmax(1) == labels).sum()
-        self._sums += torch.stack([loss_sum.to(self._sums.dtype), correct.to(self._sums.dtype)])
-        self._images += len(labels)
+    def add(self, sums: Tensor, images: int) -> None:
+        """One step's summed loss and hits, (2,), over so many images."""
+        self._sums += sums
+        self._images += images
 
-    def check(self) -> None:
-        """Stop before the optimizer step if the loss is no number; on a GPU, look only now and then."""
+    def check(self, sums: Tensor | None = None) -> None:
+        """Stop if the loss is no number, with `sums` of a step that has not changed a weight yet.
+
+        On a GPU, look only now and then.
+        """
         if self._session.at.step % self._looks == 0:
-            self._finite()
+            self._finite(self._sums if sums is None else self._sums + sums)
 
     def settle(self) -> None:
         """Bring the session's position up to date, after a last look at the loss: nothing bad is ever saved.
@@ -78,8 +79,8 @@ class Meter:
             images_per_second=(at.images + self._images * session.ranks.count) / seconds if seconds else 0.0,
         )
 
-    def _finite(self) -> None:
-        if not math.isfinite(float(self._sums[0])):
+    def _finite(self, sums: Tensor) -> None:
+        if not math.isfinite(float(sums[0])):
             raise self._bad()
 
     def _bad(self, *, agreed: bool = False) -> StarfireError:

@@ -23,6 +23,7 @@ from starfire_cli.pruning.era import Era
 from starfire_cli.pruning.recipe import apply_shrink
 from starfire_cli.workflows.agreement import Agreement
 from starfire_cli.workflows.compact import CompactState
+from starfire_cli.workflows.graphed import StepGraph, refuse
 from starfire_cli.workflows.optim import LearningRate, build_optimizer
 from starfire_cli.workflows.ranks import Ranks
 from starfire_cli.workflows.rebuild import recipe_of
@@ -120,10 +121,14 @@ class Session:
         self.adversary = adversary(request.adversarial, request.seed) if request.adversarial else None
         self._optimisation()
         self._precision()
+        if request.cuda_graphs:
+            refuse(request, self.device, self.ranks.count)
         self.pruner.attach(self.optimizer, self.averaged)
         self.replica: Replica | None = None
         self.agreement = Agreement(self.ranks, self.pruner)
         self.compact: CompactState | None = None
+        self.graph: StepGraph | None = None
+        self.exact = torch.float32 if self.device.type == "mps" else torch.float64  # mps has no float64
         self.at = Position()
         self.era_digests: dict[str, str] = {}  # each layer's mask as it was when the era ended
         self.run: Run | None = None
@@ -310,12 +315,10 @@ class Session:
         if amp:
             self.autocast = lambda: torch.autocast(device, dtype=dtype)
         self.scaler = torch.amp.GradScaler(device, enabled=amp and dtype is torch.float16)
-        self.forward = self.model
-        if request.cuda_graphs and device != "cuda":
-            raise BadOption(f"--cuda-graphs is for CUDA, and this runs on {device}; --compile works there")
-        if request.cuda_graphs and self.ranks.count > 1:
-            raise BadOption(f"--cuda-graphs is for one process, and these are {self.ranks.count}; --compile works")
-        if request.cuda_graphs:
-            self.forward = torch.compile(self.model, mode="reduce-overhead")
-        elif request.compile:
-            self.forward = torch.compile(self.model)
+        self.forward = self._compiled() if request.compile else self.model
+
+    def _compiled(self) -> Callable[[Tensor], Tensor]:
+        """The model, compiled for batches of the usual size: an epoch's last one is not worth another compilation."""
+        request, compiled = self.request, torch.compile(self.model, dynamic=False)
+        usual = -(-min(request.batch_size or 1, len(self.data.train)) // request.accumulate)
+        return lambda pixels: compiled(pixels) if len(pixels) == usual else self.model(pixels)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 from time import perf_counter
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch.nn.utils import clip_grad_norm_
 
 from starfire_cli import runtime
 from starfire_cli.data import DataOptions
@@ -21,15 +20,16 @@ from starfire_cli.workflows import statistics
 from starfire_cli.workflows.closing import finished
 from starfire_cli.workflows.describe import config_of, plan_of
 from starfire_cli.workflows.evaluate import evaluate
+from starfire_cli.workflows.graphed import StepGraph
 from starfire_cli.workflows.meter import Meter, last_good
 from starfire_cli.workflows.optim import set_rate
-from starfire_cli.workflows.parts import Part, parts, places
 from starfire_cli.workflows.ranks import Ranks
 from starfire_cli.workflows.rebuild import runs_code
 from starfire_cli.workflows.request import TrainRequest
 from starfire_cli.workflows.resuming import open_session, save
 from starfire_cli.workflows.session import Session
 from starfire_cli.workflows.signals import Signals
+from starfire_cli.workflows.update import update
 
 _SHOW_EVERY = 0.1  # seconds between step records; each fetches two numbers from the device
 
@@ -61,6 +61,9 @@ def train(
 
 def _trained(session: Session) -> Iterator[Record]:
     session.run = run = Run(session.ranks.only_first(lambda: _open_run(session).path))
+    if session.request.cuda_graphs:
+        one = partial(update, session, look=lambda sums: None)
+        session.graph = StepGraph(one, session.optimizer, session.pruner, session.request.batch_size or 0)
     yield Started(
         run=run.path,
         epoch=session.at.epoch,
@@ -177,37 +180,14 @@ def _one_epoch(session: Session, run: Run, signals: Signals) -> Iterator[Record]
 
 
 def _step(session: Session, meter: Meter, images: Tensor, labels: Tensor) -> None:
-    """One optimizer step: gradients, their masks, the update, the era."""
-    request, optimizer, pruner = session.request, session.optimizer, session.pruner
-    whole = session.whole_batch(len(labels))
-    for part in parts(images, labels, request.accumulate):
-        with session.syncing(part.last):
-            pixels = _attacked(session, part, whole) if session.adversary is not None else part.images
-            with session.autocast():
-                logits = session.forward(pixels)
-            logits = logits.float()
-            # Summed and divided by the whole batch, so that uneven parts weigh as they would in one piece.
-            smoothing = request.label_smoothing or 0.0
-            loss = cross_entropy(logits, part.labels, label_smoothing=smoothing, reduction="sum") / whole
-            meter.add(loss.detach() * whole, logits.detach(), part.labels)
-            session.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-    if session.replica is not None and not len(labels):
-        with session.autocast():
-            loss = session.replica.nothing(images)
-        session.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-    meter.check()
-    pruner.after_backward()
-    if session.compact is not None:
-        session.compact.gather()
-    if request.clip_grad is not None:
-        session.scaler.unscale_(optimizer)
-        clip_grad_norm_(
-            session.net.parameters() if session.compact is None else session.compact.parameters, request.clip_grad
-        )
-    set_rate(optimizer, session.rate.at(session.at.step))
-    session.scaler.step(optimizer)
-    session.scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    """One optimizer step: the update, then the era."""
+    pruner, rate = session.pruner, session.rate.at(session.at.step)
+    if session.graph is not None:
+        meter.check()
+        meter.add(session.graph.update(images, labels, rate), len(labels))
+    else:
+        set_rate(session.optimizer, rate)
+        meter.add(update(session, images, labels, meter.check), len(labels))
     session.at.step += 1
     if session.compact is not None:
         session.compact.scatter()
@@ -216,14 +196,6 @@ def _step(session: Session, meter: Meter, images: Tensor, labels: Tensor) -> Non
         session.agreement.counts()
     if session.ema is not None:
         session.ema.update_parameters(session.model)
-
-
-def _attacked(session: Session, part: Part, whole: int) -> Tensor:
-    ranks, accumulate = session.ranks, session.request.accumulate
-    who = places(part, accumulate=accumulate, whole=whole, rank=ranks.rank, ranks=ranks.count)
-    step = session.at.step * accumulate
-    assert session.adversary is not None
-    return session.adversary.perturb(session.model, part.images, part.labels, step=step, places_N=who)
 
 
 def _open_run(session: Session) -> Run:
