@@ -208,7 +208,7 @@ class Grid:
         env = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         call = [sys.executable, "-m", "starfire_cli", *words]
         root = Path(__file__).parent.parent
-        env["PYTHONPATH"] = str(root)
+        env["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [env.get("PYTHONPATH")])])
         done = subprocess.run(call, env=env, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{shlex.join(words)}: exit {done.returncode}\n{done.stderr}")
