@@ -1,14 +1,30 @@
 #!/usr/bin/env bash
-# What is to be run where a GPU is at hand, in order of worth; each step is resumable and skipped when done.
-#   benchmarks/gpu/run.sh correctness|overhead|masks|accuracy      DEVICE=cuda OUT=docs/results (accuracy: DATA=... RUNS=runs/table5)
+# What is to be run where a GPU is at hand, in order of worth; each step is resumable, skipped when done, and writes JSON.
+#
+#   benchmarks/gpu/run.sh correctness|tests|overhead|masks|train|tiny-imagenet|cifar10 [more options of the step]
+#
+# DEVICE=cuda  OUT=docs/results  DATA=PATH (tiny-imagenet, cifar10)  JOBS=3 (trained at once)  LIMIT=580 (seconds, of any)
+# MPS=1 lets what is trained at once compute at once: NVIDIA's Multi-Process Service, for as long as the step takes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-: "${DEVICE:=cuda}" "${OUT:=docs/results}" "${PYTHON:=python}"
-export PYTHON
+: "${DEVICE:=cuda}" "${OUT:=docs/results}" "${PYTHON:=python}" "${JOBS:=3}" "${LIMIT:=580}"
+step=${1:?correctness, tests, overhead, masks, train, tiny-imagenet or cifar10}; shift
 tiny=(); [ -z "${TINY:-}" ] || tiny=(--tiny)
-case "${1:?correctness, overhead, masks or accuracy}" in
-    correctness | overhead) "$PYTHON" "benchmarks/gpu/$1.py" --device "$DEVICE" --out "$OUT/gpu-$1.json" "${tiny[@]}" ;;
-    masks) "$PYTHON" benchmarks/masks.py --device "$DEVICE" --batch "${BATCH:-64}" --size "${SIZE:-224}" --out "$OUT/gpu-masks.json" ;;
-    accuracy) shift; benchmarks/gpu/accuracy.sh "$@" ;;
-    *) echo "unknown step $1; there are correctness, overhead, masks, accuracy" >&2; exit 2 ;;
+run() { timeout "$LIMIT" "$PYTHON" "$@"; }
+grid() {
+    if [ -n "${MPS:-}" ]; then
+        CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d) CUDA_MPS_LOG_DIRECTORY=$(mktemp -d)
+        export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+        nvidia-cuda-mps-control -d && trap 'echo quit | nvidia-cuda-mps-control' EXIT
+    fi
+    run benchmarks/evidence.py "$1" --data "${DATA:?DATA=path/to/the/images}" --jobs "$JOBS" --out "$OUT" "${@:2}"
+}
+case $step in
+    correctness | overhead) run "benchmarks/gpu/$step.py" --device "$DEVICE" --out "$OUT/gpu-$step.json" "${tiny[@]}" "$@" ;;
+    tests) run -m pytest -o addopts= -p no:cacheprovider tests/test_kernels_triton.py tests/test_graphed.py -k gpu "$@" ;;
+    masks) run benchmarks/masks.py --device "$DEVICE" --batch 64 --size 224 --out "$OUT/gpu-masks.json" "$@" ;;
+    train) run benchmarks/train.py --device "$DEVICE" --rows tiny,cifar,large --steps 100 --turns 1 --workers 14 --out "$OUT/gpu-train.json" "$@" ;;
+    tiny-imagenet) grid tiny-imagenet --options="--compile --cuda-graphs --eval-batch-size 1000" "$@" ;;
+    cifar10) grid cifar10-40 --options="--cuda-graphs --eval-batch-size 2000" "$@" ;;
+    *) echo "unknown step $step; there are correctness, tests, overhead, masks, train, tiny-imagenet, cifar10" >&2; exit 2 ;;
 esac

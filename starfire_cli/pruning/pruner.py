@@ -73,6 +73,9 @@ class Pruner:
         self.left_alone = [layer for layer in layers if layer not in self.layers]
         self.seconds = 0.0
         self._weights = {layer.key: parameters[layer.key] for layer in self.layers}
+        # As the rules see the layers whose method follows them; asking a protocol takes longer than a kernel's launch.
+        methods = {layer.key: linear if layer.kind == "linear" else conv for layer in self.layers}
+        self._seen = {x.key: m.seen(x) for x in self.layers if isinstance(m := methods[x.key], ByRules)}
         device = next((w.device for w in self._weights.values()), torch.device("cpu"))
         self.kernels, self._kernels = choose(kernels, device, sum(layer.weights for layer in self.layers))
         # Masks have their weight's strides, so that no elementwise pass has to jump about in memory.
@@ -133,8 +136,7 @@ class Pruner:
             jobs[layer.key] = self._job(layer, budget)
         if not jobs:
             return False
-        methods = {key: self.linear if isinstance(job.budget, LinearBudget) else self.conv for key, job in jobs.items()}
-        ruled = tuple(key for key, method in methods.items() if isinstance(method, ByRules))
+        ruled = tuple(key for key in jobs if key in self._seen)
         self._counted.append((ruled, self._kernels.prune([jobs[key] for key in ruled])))
         for key in jobs.keys() - set(ruled):
             self._counted.append(((key,), self._by_own_mask(jobs[key])))
@@ -241,8 +243,7 @@ class Pruner:
         return self._gates[key]
 
     def _job(self, layer: Layer, budget: ConvBudget | LinearBudget) -> Job:
-        method = self.linear if isinstance(budget, LinearBudget) else self.conv
-        seen = method.seen(layer) if isinstance(method, ByRules) else layer
+        seen = self._seen.get(layer.key, layer)
         weight, gate = self._weights[layer.key], self._gate(layer.key)
         others = (*self._beside(weight, layer.key), *((gate,) if self._kernels.float_gates else ()))
         return Job(layer=seen, weight=weight.detach(), alive=self.masks[layer.key], budget=budget, others=others)

@@ -92,11 +92,18 @@ class Table:
     parts: dict[int, Part]
 
 
-def identity(jobs: Sequence[Job]) -> tuple[object, ...]:
+Places = Sequence[Sequence[tuple[int, int, tuple[int, ...]]]]  # of each job's tensors
+
+
+def places(jobs: Sequence[Job]) -> Places:
+    """Where each job's weight, mask and others lie: address, bytes of an element, strides."""
+    tensors = ((job.weight, job.alive, *job.others) for job in jobs)
+    return tuple(tuple((t.data_ptr(), t.element_size(), t.stride()) for t in some) for some in tensors)
+
+
+def identity(jobs: Sequence[Job], lie: Places) -> tuple[object, ...]:
     """Equal for two calls that may share a table."""
-    return tuple(
-        (job.layer.shape, job.layer.groups, job.budget, job.weight.dtype, *map(_place, _tensors(job))) for job in jobs
-    )
+    return (lie, *((job.layer.shape, job.layer.groups, job.budget, job.weight.dtype) for job in jobs))
 
 
 def channels_held(rivals: int) -> int:
@@ -104,8 +111,11 @@ def channels_held(rivals: int) -> int:
     return max(1, min(16, 16384 // rivals))
 
 
-def build(jobs: Sequence[Job]) -> Table:
-    """The table of `jobs`, on their device; uploaded without waiting. The row of a job has the job's number."""
+def build(jobs: Sequence[Job], lie: Places) -> Table:
+    """The table of `jobs`, whose tensors lie at `lie`, on their device; uploaded without waiting.
+
+    The row of a job has the job's number.
+    """
     rows: list[list[int]] = []
     rows_of_tiles: list[list[int]] = []
     targets: list[list[int]] = []
@@ -138,7 +148,7 @@ def build(jobs: Sequence[Job]) -> Table:
                 launches[size, held].append((number, layer.groups * -(-C // channels_held(held))))
         keys = part.keys if count or tiles_due else -1
         part.keys += K * C if count or tiles_due else 0
-        tensors = [[address, bytes_, *(*strides, 0, 0)[:4]] for address, bytes_, strides in map(_place, _tensors(job))]
+        tensors = [[address, bytes_, *(*strides, 0, 0)[:4]] for address, bytes_, strides in lie[number]]
         targets += tensors
         own = [len(targets) - len(tensors), len(targets), _INF[job.weight.dtype], 0]
         rows.append([K * C, C, layer.window, (*layer.shape, 1, 1)[3], in_window, count, rivals, keys, *own])
@@ -151,14 +161,6 @@ def build(jobs: Sequence[Job]) -> Table:
 
 def _blocks(n: int) -> int:
     return -(-n // BLOCK)
-
-
-def _tensors(job: Job) -> tuple[Tensor, ...]:
-    return job.weight, job.alive, *job.others
-
-
-def _place(tensor: Tensor) -> tuple[int, int, tuple[int, ...]]:
-    return tensor.data_ptr(), tensor.element_size(), tensor.stride()
 
 
 def _programs(shares: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from starfire_cli.pruning.budget import LinearBudget
 from starfire_cli.pruning.kernels import KERNELS, Job, installed
-from starfire_cli.pruning.kernels._triton_table import BLOCK, Part, Table, build, channels_held, identity
+from starfire_cli.pruning.kernels._triton_table import BLOCK, Part, Table, build, channels_held, identity, places
 from starfire_cli.pruning.linear._rules import _strongest, tiles_of
 
 _TABLES = 8  # are kept
@@ -59,11 +59,12 @@ class TritonKernels:
         torch._foreach_mul_(list(gradients), list(gates))  # as `TorchKernels` does, which says why
 
     def _table(self, jobs: Sequence[Job]) -> Table:
-        key = identity(jobs)
+        lie = places(jobs)
+        key = identity(jobs, lie)
         if key not in self._tables:
             if len(self._tables) == _TABLES:
                 del self._tables[next(iter(self._tables))]
-            self._tables[key] = build(jobs)
+            self._tables[key] = build(jobs, lie)
         return self._tables[key]
 
 
