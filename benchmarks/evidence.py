@@ -226,7 +226,8 @@ class Grid:
 def report(grid: Grid) -> Iterator[str]:
     """Markdown: one row for each cell but for its seed, mean (least to greatest) of the last epoch's accuracy.
 
-    The interval is Student's, 95 %, of the differences from the dense run of the same seed.
+    The interval is Student's, 95 %, of the differences from the dense run of the same seed; where there is but one
+    seed, FGSM's is that of the difference on these images (see `starfire attack --against`), and the others have none.
     """
     cells: dict[str, dict[str, dict[str, Any]]] = {}
     for name, row in grid.rows.items():
@@ -238,7 +239,7 @@ def report(grid: Grid) -> Iterator[str]:
     for kind, rows in cells.items():
         top1 = [100 * row["top1"] for row in rows.values()]
         apart = [100 * (row["top1"] - dense[seed]) for seed, row in rows.items() if seed in dense]
-        spread = f"{mean(top1):.2f} ({min(top1):.2f} to {max(top1):.2f})"
+        spread = f"{mean(top1):.2f}" + (f" ({min(top1):.2f} to {max(top1):.2f})" if len(top1) > 1 else "")
         first = next(iter(rows.values()))
         size = mean(row["packed_bytes"] for row in rows.values()) / 1000
         minus = "" if kind == "dense" else _interval(apart)
@@ -252,7 +253,11 @@ def report(grid: Grid) -> Iterator[str]:
     yield "| FGSM, minus dense, points | " + " | ".join(f"eps {e:g}" for e in eps) + " |"
     yield "|---|" + "---:|" * len(eps)
     for kind, found in attacked.items():
-        columns = [_interval([100 * f["difference_95"][i][0] for f in found]) for i in range(len(eps))]
+        apart_E = [[[100 * part for part in f["difference_95"][i]] for f in found] for i in range(len(eps))]
+        columns = [
+            _interval([d for d, _, _ in at]) if len(at) > 1 else "{:+.2f} ({:+.2f} to {:+.2f})".format(*at[0])
+            for at in apart_E
+        ]
         yield f"| {kind} ({len(found)}) | " + " | ".join(columns) + " |"
 
 

@@ -116,6 +116,7 @@ class EpochRecord:
     best: bool
     robust_top1: float | None = None
     gradient_bytes: int | None = None  # that each of several processes sent in a step, on average
+    memory_bytes: int | None = None  # of a CUDA device, the most that tensors have taken so far
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -167,6 +167,7 @@ def _one_epoch(session: Session, run: Run, signals: Signals) -> Iterator[Record]
         best=best,
         robust_top1=accuracy.robust_top1,
         gradient_bytes=session.replica.sending.a_step() if session.replica is not None else None,
+        memory_bytes=torch.cuda.max_memory_allocated(session.device) if session.device.type == "cuda" else None,
     )
     row = {k: v for k, v in dataclasses.asdict(record).items() if k != "best" and v is not None}
     at.batch, at.images, at.loss_sum, at.correct, at.seconds, at.mask_seconds = 0, 0, 0.0, 0.0, 0.0, 0.0
