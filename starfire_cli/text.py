@@ -26,6 +26,11 @@ def shape_text(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 epoch`, `8 epochs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def by_number(key: str) -> list[tuple[bool, int, str]]:
     """A sort key by which layer1.2 comes before layer1.10."""
     parts = re.split(r"([0-9]+)", key)

@@ -9,7 +9,7 @@ from typing import Any
 from starfire_cli.histories import Material, NetworkPicture, RunHistory
 from starfire_cli.report import style
 from starfire_cli.report.groups import Group, percent_text, pretty_title
-from starfire_cli.text import printable, shape_text, size_text
+from starfire_cli.text import counted, printable, shape_text, size_text
 
 _FEW = 6  # networks whose tables of layers are named one by one
 
@@ -29,7 +29,7 @@ def subtitle(material: Material, groups: Sequence[Group]) -> str:
         return ""
     run, words = groups[0].first, [groups[0].label]
     words += [text for text in (run.model, run.data) if text != "?"]
-    words += [f"{run.epochs} epochs"] if run.epochs else []
+    words += [counted(run.epochs, "epoch")] if run.epochs else []
     words += [f"seed {run.seed}"] if run.seed is not None else []
     return f'<p class="muted">{escape(" · ".join(words))}</p>'
 

@@ -17,6 +17,7 @@ from starfire_cli.report.groups import (
     row_order,
 )
 from starfire_cli.report.table_cells import Cell, Measure, PaperTable, Row, Setup, cell_of
+from starfire_cli.text import counted
 
 _SIDE_BY_SIDE = 2  # methods, up to which table 5 is laid out as in the paper
 
@@ -52,7 +53,9 @@ def paper_tables(number: int, runs: Sequence[RunHistory], *, at: Sequence[int] =
     several_sizes = len({size for _, _, size, _ in setups}) > 1
     made = []
     for (model, data, size, epochs), members in setups.items():
-        name = f"{model} on {data}{f' at {size} px' if several_sizes else ''}, {epochs} epochs in all"
+        name = (
+            f"{model} on {data}{f' at {size} px' if several_sizes else ''}, {counted(int(str(epochs)), 'epoch')} in all"
+        )
         made.append(BUILDERS[number](Setup(name, group_runs(members), int(str(epochs)), tuple(at))))
     found = [table for table in made if table.rows]
     if not found:
@@ -64,7 +67,7 @@ def paper_tables(number: int, runs: Sequence[RunHistory], *, at: Sequence[int] =
 def _accuracy(setup: Setup, epoch: int, number: int) -> PaperTable:
     """Tables 1 and 6: top-1 after an epoch, by method and start, and by target."""
     return _by_target(
-        setup, number, f"top-1 accuracy (%) after {epoch} epochs", _after(epoch, "val_top1"), compare=True
+        setup, number, f"top-1 accuracy (%) after {counted(epoch, 'epoch')}", _after(epoch, "val_top1"), compare=True
     )
 
 
@@ -182,7 +185,7 @@ def _other_drops(setup: Setup) -> PaperTable:
                 rows.append(Row(name=name, cells=(replace(cell, difference=cell.mean - reference.mean),)))
     return PaperTable(
         number=8,
-        title=f"top-1 accuracy after {setup.late} epochs with other drops of the learning rate",
+        title=f"top-1 accuracy after {counted(setup.late, 'epoch')} with other drops of the learning rate",
         setup=setup.name,
         columns=("Experiment", "Accuracy (improvement) (%)"),
         rows=tuple(rows),

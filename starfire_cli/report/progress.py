@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from starfire_cli.records import EpochRecord, Finished, Plan, Record, Started, StepRecord, Stopped
 from starfire_cli.report.console import open_console
 from starfire_cli.report.plan import show_plan, show_settings
+from starfire_cli.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +166,7 @@ class _Screen:
             ("top-1 / top-5", f"{r.val_top1:.2%} / {r.val_top5:.2%}"),
             ("sparsity", f"{r.sparsity_prunable:.4f} of prunable weights (target {r.target:g})"),
             ("", f"{r.sparsity_total:.4f} of all parameters"),
-            ("time", f"{r.seconds:.1f} s for {r.epochs} epochs, {r.images_per_second:,.0f} images/s"),
+            ("time", f"{r.seconds:.1f} s for {counted(r.epochs, 'epoch')}, {r.images_per_second:,.0f} images/s"),
             ("next", f"starfire inspect {shlex.quote(str(r.checkpoint))}"),
         )
         if not (self._quiet and self._console.stderr):
