@@ -53,10 +53,9 @@ def paper_tables(number: int, runs: Sequence[RunHistory], *, at: Sequence[int] =
     several_sizes = len({size for _, _, size, _ in setups}) > 1
     made = []
     for (model, data, size, epochs), members in setups.items():
-        name = (
-            f"{model} on {data}{f' at {size} px' if several_sizes else ''}, {counted(int(str(epochs)), 'epoch')} in all"
-        )
-        made.append(BUILDERS[number](Setup(name, group_runs(members), int(str(epochs)), tuple(at))))
+        late = int(str(epochs))
+        name = f"{model} on {data}{f' at {size} px' if several_sizes else ''}, {counted(late, 'epoch')} in all"
+        made.append(BUILDERS[number](Setup(name, group_runs(members), late, tuple(at))))
     found = [table for table in made if table.rows]
     if not found:
         raise StarfireError(f"table {number} has no rows: {_NEEDS[number]}")

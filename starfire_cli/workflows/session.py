@@ -147,9 +147,8 @@ class Session:
             module = self.replica.module
             self.forward = torch.compile(module) if self.request.compile else module
             count, batch = self.ranks.count, self.request.batch_size or 0
-            self.notes.append(
-                f"{count} processes: {batch} images a step in all, {batch // count}{f' or {batch // count + 1}' if batch % count else ''} each"
-            )
+            each = f"{batch // count}{f' or {batch // count + 1}' if batch % count else ''}"
+            self.notes.append(f"{count} processes: {batch} images a step in all, {each} each")
         if self.at.step >= self.pruner.era.last_step:
             self.masks_are_fixed()
 
