@@ -115,7 +115,7 @@ def job(
         weight = torch.randn(shape, generator=generator)
     alive = torch.empty_like(weight, dtype=torch.bool).copy_(torch.rand(shape, generator=generator) >= dead)
     layer = linear_layer(shape) if len(shape) == 2 else conv_layer(shape, groups)
-    state = tuple(torch.randn(shape, generator=generator) for _ in range(others))
+    state = tuple(torch.randn(shape, generator=generator).masked_fill_(~alive, 0) for _ in range(others))
     return Job(layer=layer, weight=weight.masked_fill_(~alive, 0), alive=alive, budget=budget, others=state)
 
 

@@ -55,7 +55,7 @@ def _prune(job: Job) -> int:
     weight, alive, budget = job.weight.detach(), job.alive, job.budget
     fits = weight.dtype == torch.float32 and _dense(weight) and alive.stride() == weight.stride()
     if not fits or (isinstance(budget, LinearBudget) and (budget.tiles or not weight.is_contiguous())):
-        return int(TorchKernels().prune_one(job))
+        return int(TorchKernels().prune([job]))
     if not loops.finite(_flat(weight).view(np.int32)):
         return NAN
     like = [x.detach() for x in job.others if x.dtype == torch.float32 and x.stride() == weight.stride()]

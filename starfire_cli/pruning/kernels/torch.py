@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from starfire_cli.pruning._threads import in_threads
 from starfire_cli.pruning.budget import LinearBudget
 from starfire_cli.pruning.conv._rules import conv_mask
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job
+from starfire_cli.pruning.kernels._few import cost, prune_few
 from starfire_cli.pruning.linear._rules import linear_mask
 
 
 @KERNELS.register("torch")
 @dataclass(frozen=True, kw_only=True)
 class TorchKernels:
-    """One layer after the other."""
+    """Layers of which little is due go side by side (`_few.py`), the others one after the other by the rules."""
 
     float_gates: ClassVar[bool] = True
 
@@ -28,25 +31,30 @@ class TorchKernels:
         return None
 
     def prune(self, jobs: Sequence[Job]) -> Tensor:
-        return torch.stack([self.prune_one(job) for job in jobs]) if jobs else torch.zeros(0, dtype=torch.int64)
-
-    def prune_one(self, job: Job) -> Tensor:
-        """`prune` for a single layer; returns its count, a scalar."""
-        weight, alive = job.weight, job.alive
-        if not is_finite(weight):
-            return torch.tensor(NAN, device=weight.device)
-        if isinstance(job.budget, LinearBudget):
-            mask = linear_mask(job.layer, weight, alive, job.budget)
-        else:
-            mask = conv_mask(job.layer, weight, alive, job.budget)
-        alive.copy_(mask)
-        write_dead(alive, (weight, *job.others))
-        return alive.numel() - count_alive(alive)
+        on_cpu = [job for job in jobs if job.weight.device.type == "cpu"]
+        done = iter(in_threads([(cost(job), partial(prune_few, job)) for job in on_cpu]))
+        counts = [next(done) if job.weight.device.type == "cpu" else None for job in jobs]
+        found = [_by_rules(job) if n is None else torch.tensor(n) for job, n in zip(jobs, counts, strict=True)]
+        return torch.stack(found) if found else torch.zeros(0, dtype=torch.int64)
 
     def silence(self, gradients: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
         # A product is several times faster than masked_fill. It makes NaN of an infinite gradient, and -0.0 of a
         # negative one, which an optimizer cannot tell from 0.0; an infinite gradient ends the run anyhow.
         torch._foreach_mul_(list(gradients), list(gates))
+
+
+def _by_rules(job: Job) -> Tensor:
+    """`prune` for a single layer however much is due; its count, a scalar."""
+    weight, alive = job.weight, job.alive
+    if not is_finite(weight):
+        return torch.tensor(NAN, device=weight.device)
+    if isinstance(job.budget, LinearBudget):
+        mask = linear_mask(job.layer, weight, alive, job.budget)
+    else:
+        mask = conv_mask(job.layer, weight, alive, job.budget)
+    alive.copy_(mask)
+    write_dead(alive, (weight, *job.others))
+    return alive.numel() - count_alive(alive)
 
 
 def count_alive(mask: Tensor) -> Tensor:
