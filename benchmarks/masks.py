@@ -5,8 +5,9 @@
 All contenders work on the same weights (channels_last) and take turns, so that a busy machine is busy for all; times
 are medians over the turns. "every layer" makes ours evaluate every layer anew, in an era of 120 steps; windows, which
 lose a weight at few of its steps, are timed at such a step. Training evaluates a layer only where its whole-number
-budget has changed, and what it pays, gradients included, is the row "a step in an era". The floor is the time to read each weight once, at the speed of `tensor.sum()`. A "step" is forward,
-backward and SGD at the batch and image size given.
+budget has changed, and what it pays, gradients included, is the row "a step in an era". The floor is the
+time to read each weight once, at the speed of `tensor.sum()`. A "step" is forward, backward and SGD at the batch and
+image size given.
 """
 
 from __future__ import annotations
