@@ -15,6 +15,7 @@ from torch import Tensor
 from starfire_cli.pruning._threads import in_threads
 from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job, installed
+from starfire_cli.pruning.kernels._few import prune_few
 from starfire_cli.pruning.kernels.torch import TorchKernels, count_alive, write_dead
 
 _PIECE = 1 << 20  # gradients of one layer that a thread takes at a time
@@ -51,8 +52,12 @@ class NumbaKernels:
 
 
 def _prune(job: Job) -> int:
-    loops = _loops()
     weight, alive, budget = job.weight.detach(), job.alive, job.budget
+    if isinstance(budget, LinearBudget) or not budget.in_window:
+        count = prune_few(job)  # no compiled loop is faster where little is due; nor does it need compiling
+        if count is not None:
+            return count
+    loops = _loops()
     fits = weight.dtype == torch.float32 and _dense(weight) and alive.stride() == weight.stride()
     if not fits or (isinstance(budget, LinearBudget) and (budget.tiles or not weight.is_contiguous())):
         return int(TorchKernels().prune([job]))
