@@ -201,6 +201,7 @@ class Grid:
             "sparsity_total": said["sparsity_total"],
             "seconds": round(said["seconds"], 1),
             "curve": [round(r["val_top1"], 4) for r in rows],
+            "images_per_second": [round(r["images_per_second"]) for r in rows],
             "where": where(torch.device("cuda" if torch.cuda.is_available() else "cpu")) | versions(),
         }
 

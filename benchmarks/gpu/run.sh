@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What is to be run where a GPU is at hand, in order of worth; each step is resumable, skipped when done, and writes JSON.
+# What is to be run where a GPU is at hand, in order of worth. Each step (but for the tests) is resumable, leaves out what
+# is done, and writes JSON. `tests` are skipped where there is no CUDA device.
 #
 #   benchmarks/gpu/run.sh correctness|tests|overhead|masks|train|tiny-imagenet|cifar10 [more options of the step]
 #
@@ -8,16 +9,22 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${DEVICE:=cuda}" "${OUT:=docs/results}" "${PYTHON:=python}" "${JOBS:=3}" "${LIMIT:=580}"
-step=${1:?correctness, tests, overhead, masks, train, tiny-imagenet or cifar10}; shift
+steps="correctness, tests, overhead, masks, train, tiny-imagenet, cifar10"
+fail() { echo "$*" >&2; exit 2; }
+[ $# -gt 0 ] || fail "which step? there are $steps"
+step=$1; shift
 tiny=(); [ -z "${TINY:-}" ] || tiny=(--tiny)
 run() { timeout "$LIMIT" "$PYTHON" "$@"; }
 grid() {
+    [ -n "${DATA:-}" ] || fail "where are the images? DATA=PATH benchmarks/gpu/run.sh $step"
     if [ -n "${MPS:-}" ]; then
+        command -v nvidia-cuda-mps-control >/dev/null || fail "MPS=1, but there is no nvidia-cuda-mps-control here; leave MPS out"
         CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d) CUDA_MPS_LOG_DIRECTORY=$(mktemp -d)
         export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
-        nvidia-cuda-mps-control -d && trap 'echo quit | nvidia-cuda-mps-control' EXIT
+        nvidia-cuda-mps-control -d
+        trap 'echo quit | nvidia-cuda-mps-control' EXIT
     fi
-    run benchmarks/evidence.py "$1" --data "${DATA:?DATA=path/to/the/images}" --jobs "$JOBS" --out "$OUT" "${@:2}"
+    run benchmarks/evidence.py "$1" --data "$DATA" --jobs "$JOBS" --out "$OUT" "${@:2}"
 }
 case $step in
     correctness | overhead) run "benchmarks/gpu/$step.py" --device "$DEVICE" --out "$OUT/gpu-$step.json" "${tiny[@]}" "$@" ;;
@@ -26,5 +33,5 @@ case $step in
     train) run benchmarks/train.py --device "$DEVICE" --rows tiny,cifar,large --steps 100 --turns 1 --workers 14 --out "$OUT/gpu-train.json" "$@" ;;
     tiny-imagenet) grid tiny-imagenet --options="--compile --cuda-graphs --eval-batch-size 1000" "$@" ;;
     cifar10) grid cifar10-40 --options="--cuda-graphs --eval-batch-size 2000" "$@" ;;
-    *) echo "unknown step $step; there are correctness, tests, overhead, masks, train, tiny-imagenet, cifar10" >&2; exit 2 ;;
+    *) fail "unknown step $step; there are $steps" ;;
 esac

@@ -91,6 +91,7 @@ def config_of(session: Session) -> dict[str, Any]:
         **meta,
         "layers": [{"name": x.name, "kind": x.kind, "shape": list(x.shape)} for x in session.pruner.layers],
         "epochs": session.epochs,
+        "kernels": session.pruner.kernels,  # that `auto` has chosen
         "lr_drops": lr_drops(session),
     }
 
