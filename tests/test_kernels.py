@@ -230,7 +230,7 @@ def test_choosing() -> None:
     assert choose("auto", torch.device("meta"))[0] == "torch" and choose("auto", CPU, weights=270_000)[0] == "torch"
     with pytest.raises(BadOption, match=r"^--kernels numba does not run here: .* on cuda; --kernels auto"):
         choose("numba", torch.device("cuda"))
-    with pytest.raises(BadOption, match=r"unknown kernels 'cuda'; there are: numba, torch, triton"):
+    with pytest.raises(BadOption, match=r"unknown kernels 'cuda'; there are: auto, numba, torch, triton"):
         choose("cuda", CPU)
     assert issubclass(BadOption, StarfireError)
 

@@ -16,7 +16,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from starfire_cli.errors import BadOption
+from starfire_cli.errors import BadOption, unknown
 from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.layers import Kind, Layer
 from starfire_cli.registry import Family
@@ -92,6 +92,8 @@ def choose(name: str, device: torch.device, weights: int = _MANY) -> tuple[str, 
                 if name not in _PROVE or agrees(kernels, device):
                     return name, kernels
         return "torch", KERNELS.build("torch")
+    if name.partition(":")[0] not in KERNELS.names():
+        raise unknown("kernels", name, ("auto", *KERNELS.names()))
     reason = KERNELS.member(name).why_not(device)
     if reason is not None:
         raise BadOption(f"--kernels {name} does not run here: {reason}; --kernels auto takes what does")
