@@ -233,6 +233,16 @@ def test_others_shards_that_cannot_be_used(tmp_path: Path, packed: Path) -> None
         opened(f"webdataset:{tmp_path / 'empty'}")
 
 
+def test_a_shard_that_gets_its_name_just_then(packed: Path, cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the word of a file that is long enough and its opening, the file may have been renamed."""
+    pytest.importorskip("webdataset")
+    wait, gone = spool.Spool.wait, [f"{packed}/was.part"] * 3
+    monkeypatch.setattr(spool.Spool, "wait", lambda *args: gone.pop() if gone else wait(*args))
+    with served(packed) as (url, _):
+        assert same(list(opened(packed).train.batches(0)), list(opened(url, workers=0).train.batches(0)))
+    assert not gone
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("how", ["missing", "changed"])
 def test_remote_shards_that_are_not_whole(

@@ -8,6 +8,7 @@ images of a slice of all of them. Every shard is then read once, from front to b
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,11 +70,18 @@ class Shards:
     def read(self, position: int) -> bytes:
         """The bytes of an image's file. Raises OSError where they are not there, StarfireError from the spool."""
         shard, offset, size = (int(part[position]) for part in (self.shard, self.offset, self.size))
-        path = self.places[shard] if self.spool is None else self.spool.wait(shard, offset + size)
-        data = _opened(path, os.getpid()).read(offset, size)
+        data = self._file(shard, offset + size).read(offset, size)
         if len(data) < size:
             raise OSError(f"the shard ends after {offset + len(data)} bytes; it was cut off")
         return data
+
+    def _file(self, shard: int, end: int) -> _File:
+        """The open file that holds the first `end` bytes of the shard."""
+        if self.spool is None:
+            return _opened(self.places[shard], os.getpid())
+        while True:
+            with contextlib.suppress(FileNotFoundError):  # a shard that was whole just then has got another name
+                return _opened(self.spool.wait(shard, end), os.getpid())
 
     def where(self, position: int) -> str:
         """For messages: the shard, and where in it the image begins."""
