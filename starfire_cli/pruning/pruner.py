@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 
 from starfire_cli.errors import Mismatch, StarfireError
-from starfire_cli.pruning.budget import ConvBudget, Goal, LinearBudget
+from starfire_cli.pruning._held import Held, state_of
+from starfire_cli.pruning.budget import Goal, LinearBudget
 from starfire_cli.pruning.era import Era
 from starfire_cli.pruning.families import ByRules, ConvMethod, LinearMethod
-from starfire_cli.pruning.kernels import NAN, Job, choose
+from starfire_cli.pruning.kernels import NAN, Budget, Job, Standing, choose
 from starfire_cli.pruning.kernels.torch import is_finite, write_dead
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masks import Masks, digest
@@ -74,16 +76,21 @@ class Pruner:
         self.seconds = 0.0
         self._weights = {layer.key: parameters[layer.key] for layer in self.layers}
         # As the rules see the layers whose method follows them; asking a protocol takes longer than a kernel's launch.
-        methods = {layer.key: linear if layer.kind == "linear" else conv for layer in self.layers}
-        self._seen = {x.key: m.seen(x) for x in self.layers if isinstance(m := methods[x.key], ByRules)}
+        methods = {x: linear if x.kind == "linear" else conv for x in self.layers if self._budget(x, goal)}
+        self._seen = {layer.key: m.seen(layer) for layer, m in methods.items() if isinstance(m, ByRules)}
+        self._alike: dict[Layer, list[Layer]] = {}  # under rules, layers of one shape have one budget
+        for layer in self.layers:
+            shape = replace(layer, name="", key="") if layer.key in self._seen else layer
+            self._alike.setdefault(shape, []).append(layer)
         device = next((w.device for w in self._weights.values()), torch.device("cpu"))
         self.kernels, self._kernels = choose(kernels, device, sum(layer.weights for layer in self.layers))
         # Masks have their weight's strides, so that no elementwise pass has to jump about in memory.
         self.masks: Masks = {k: torch.ones_like(w, dtype=torch.bool) for k, w in self._weights.items()}
         self._gates: dict[str, Tensor] = {}  # what gradients are silenced with, for layers that may have lost something
-        self._budgets: dict[str, ConvBudget | LinearBudget | None] = {}
+        self._budgets: dict[str, Budget] = {}
         self._zeros: dict[str, int] = {layer.key: 0 for layer in self.layers}
-        self._counted: list[tuple[tuple[str, ...], Tensor]] = []  # layers and their zeros, not fetched from the device
+        self._counted: dict[str, tuple[Tensor, int]] = {}  # zeros not fetched from the device: where they stand
+        self._standing: tuple[Held, Standing] | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._shadow: dict[str, Tensor] = {}
         if masks:
@@ -95,6 +102,7 @@ class Pruner:
         shadow = dict(ema.named_parameters()) if ema is not None else {}
         assert ema is None or shadow.keys() >= self.masks.keys(), "the moving average's keys are not the model's"
         self._shadow = {key: shadow[key] for key in self.masks if key in shadow}
+        self._standing = None
         self._enforce(self._gates)
 
     @torch.no_grad()
@@ -126,20 +134,19 @@ class Pruner:
 
         Raises StarfireError naming a layer whose weights are not finite; on a GPU when the counts are next asked for.
         """
-        goal = Goal(target=self.target, progress=progress)
-        jobs: dict[str, Job] = {}
-        for layer in self.layers:
-            budget = self._budget(layer, goal)
-            if budget is None or budget == self._budgets.get(layer.key):
-                continue
-            self._budgets[layer.key] = budget
-            jobs[layer.key] = self._job(layer, budget)
-        if not jobs:
+        due = self._due(Goal(target=self.target, progress=progress))
+        if not due:
             return False
-        ruled = tuple(key for key in jobs if key in self._seen)
-        self._counted.append((ruled, self._kernels.prune([jobs[key] for key in ruled])))
-        for key in jobs.keys() - set(ruled):
-            self._counted.append(((key,), self._by_own_mask(jobs[key])))
+        if not due.keys().isdisjoint(self._seen):
+            counts = self._made_ready().prune([due.get(key) for key in self._seen])
+            self._counted.update((key, (counts, place)) for place, key in enumerate(self._seen) if key in due)
+        for layer in self.layers:
+            if layer.key in due and layer.key not in self._seen:
+                self._counted[layer.key] = self._by_own_mask(self._job(layer, due[layer.key])), 0
+        for key in due:  # gradients come and go, so that they are in no job
+            gradient = self._weights[key].grad
+            if gradient is not None:
+                write_dead(self.masks[key], [gradient])
         if next(iter(self._weights.values())).device.type != "cpu":
             return True
         before = dict(self._zeros)
@@ -151,22 +158,35 @@ class Pruner:
 
         Raises StarfireError naming the first layer that held NaN or inf when its mask was due.
         """
-        counted, self._counted = self._counted, []
-        found = [pair for keys, counts in counted for pair in zip(keys, counts.tolist(), strict=True)]
-        self._zeros.update(pair for pair in found if pair[1] != NAN)
-        if bad := [key for key, count in found if count == NAN]:
-            for key in bad:
+        fetched: dict[int, list[int]] = {}
+        bad = []
+        for key, (counts, place) in self._counted.items():
+            if id(counts) not in fetched:
+                fetched[id(counts)] = counts.tolist()
+            count = fetched[id(counts)][place]
+            if count == NAN:
+                bad.append(key)
                 self._budgets.pop(key, None)
+            else:
+                self._zeros[key] = count
+        self._counted.clear()
+        if bad:
             raise StarfireError(f"{bad[0]} holds NaN or inf; its smallest weights cannot be told")
         return self._zeros
 
     def counts(self) -> Tensor:
         """`zeros` as a tensor, int64, (layers,), on the weights' device, which is not waited for."""
-        places = {key: place for place, key in enumerate(self._zeros)}
         device = next((w.device for w in self._weights.values()), torch.device("cpu"))
         counts = torch.tensor(list(self._zeros.values()), dtype=torch.int64, device=device)
-        for keys, pending in self._counted:
-            counts[torch.tensor([places[key] for key in keys], dtype=torch.int64, device=device)] = pending.to(device)
+        sources = {id(pending): pending for pending, _ in self._counted.values()}
+        for number, pending in sources.items():
+            pairs = [
+                (n, at[1])
+                for n, key in enumerate(self._zeros)
+                if (at := self._counted.get(key)) and id(at[0]) == number
+            ]
+            to, where = torch.tensor(pairs, dtype=torch.int64, device=device).unbind(1)
+            counts[to] = pending.to(device)[where]
         return counts
 
     @property
@@ -197,8 +217,7 @@ class Pruner:
         self._counted.clear()
         dead = [key for key, count in self._zeros.items() if count]
         for key in dead:
-            self._gates.pop(key, None)
-            self._gate(key)
+            self._gate(key).copy_(self.masks[key])
         self._enforce(dead)
 
     def digest(self) -> str:
@@ -232,7 +251,17 @@ class Pruner:
             left.append((layer, int(alive.sum())))
         return left
 
-    def _budget(self, layer: Layer, goal: Goal) -> ConvBudget | LinearBudget | None:
+    def _due(self, goal: Goal) -> dict[str, Budget]:
+        """The layers whose budgets are not what they were, by key."""
+        due: dict[str, Budget] = {}
+        for layers in self._alike.values():
+            budget = self._budget(layers[0], goal)
+            if budget is not None:
+                due.update((layer.key, budget) for layer in layers if self._budgets.get(layer.key) != budget)
+        self._budgets.update(due)
+        return due
+
+    def _budget(self, layer: Layer, goal: Goal) -> Budget | None:
         return self.linear.budget(layer, goal) if layer.kind == "linear" else self.conv.budget(layer, goal)
 
     def _gate(self, key: str) -> Tensor:
@@ -242,10 +271,18 @@ class Pruner:
             self._gates[key] = mask.to(self._weights[key].dtype) if self._kernels.float_gates else mask
         return self._gates[key]
 
-    def _job(self, layer: Layer, budget: ConvBudget | LinearBudget) -> Job:
+    def _made_ready(self) -> Standing:
+        """All layers that follow rules; anew where a tensor was replaced since."""
+        if self._standing is None or not self._standing[0].still(self._optimizer):
+            jobs = [self._job(x, self._budgets[x.key]) for x in self.layers if x.key in self._seen]
+            held = Held([self._weights[key] for key in self._seen], self._optimizer)
+            self._standing = held, self._kernels.standing(jobs)
+        return self._standing[1]
+
+    def _job(self, layer: Layer, budget: Budget) -> Job:
         seen = self._seen.get(layer.key, layer)
         weight, gate = self._weights[layer.key], self._gate(layer.key)
-        others = (*self._beside(weight, layer.key), *((gate,) if self._kernels.float_gates else ()))
+        others = (*self._kept(weight, layer.key), *((gate,) if self._kernels.float_gates else ()))
         return Job(layer=seen, weight=weight.detach(), alive=self.masks[layer.key], budget=budget, others=others)
 
     def _by_own_mask(self, job: Job) -> Tensor:
@@ -265,13 +302,10 @@ class Pruner:
         """Write zeros where these layers are dead: weights, gradients, moving average, optimizer state."""
         for key in keys:
             weight = self._weights[key]
-            write_dead(self.masks[key], (weight, *self._beside(weight, key)))
+            gradient = () if weight.grad is None else (weight.grad,)
+            write_dead(self.masks[key], (weight, *self._kept(weight, key), *gradient))
 
-    def _beside(self, weight: nn.Parameter, key: str) -> list[Tensor]:
-        """All that is zero where the weight is dead: the optimizer's state, the gradient, the moving average."""
-        found = (*self._state_of(weight), weight.grad, self._shadow.get(key))
-        return [tensor for tensor in found if tensor is not None]
-
-    def _state_of(self, weight: nn.Parameter) -> Iterable[Tensor]:
-        state = self._optimizer.state.get(weight, {}) if self._optimizer is not None else {}
-        return [v for v in state.values() if isinstance(v, Tensor) and v.shape == weight.shape]
+    def _kept(self, weight: nn.Parameter, key: str) -> list[Tensor]:
+        """What is kept from step to step and is zero where the weight is dead: the optimizer's state, the average."""
+        shadow = self._shadow.get(key)
+        return [*state_of(weight, self._optimizer).values(), *(() if shadow is None else (shadow,))]

@@ -3,6 +3,17 @@
 Nothing else is imported here: the member called `torch` would hide the package of that name.
 """
 
-from starfire_cli.pruning.kernels._interface import KERNELS, NAN, Job, Kernels, agrees, choose, installed
+from starfire_cli.pruning.kernels._interface import (
+    KERNELS,
+    NAN,
+    Budget,
+    Job,
+    Kernels,
+    OneByOne,
+    Standing,
+    agrees,
+    choose,
+    installed,
+)
 
-__all__ = ["KERNELS", "NAN", "Job", "Kernels", "agrees", "choose", "installed"]
+__all__ = ["KERNELS", "NAN", "Budget", "Job", "Kernels", "OneByOne", "Standing", "agrees", "choose", "installed"]

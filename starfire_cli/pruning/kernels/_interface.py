@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
@@ -20,6 +20,8 @@ from starfire_cli.errors import BadOption, unknown
 from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.layers import Kind, Layer
 from starfire_cli.registry import Family
+
+Budget = ConvBudget | LinearBudget
 
 NAN = -1
 """In place of a count: the weights hold NaN or inf, and nothing was done to the layer."""
@@ -41,8 +43,21 @@ class Job:
     layer: Layer
     weight: Tensor
     alive: Tensor
-    budget: ConvBudget | LinearBudget
+    budget: Budget
     others: tuple[Tensor, ...] = ()
+
+
+class Standing(Protocol):
+    """Layers whose tensors stay where they are, ready to be pruned again and again."""
+
+    def prune(self, budgets: Sequence[Budget | None]) -> Tensor:
+        """As `Kernels.prune` for all layers that have a budget; a layer without one is passed over.
+
+        Returns:
+            int64, (layers,), on the weights' device: of each layer its count as of when it last had a budget. A later
+            call may write over it.
+        """
+        ...
 
 
 class Kernels(Protocol):
@@ -59,9 +74,27 @@ class Kernels(Protocol):
         """
         ...
 
+    def standing(self, jobs: Sequence[Job]) -> Standing:
+        """The jobs' layers, made ready; their budgets do not count."""
+        ...
+
     def silence(self, gradients: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
         """Make the gradients of dead weights zero (of either sign), in place; no bit of the others changes."""
         ...
+
+
+class OneByOne:
+    """`Standing` for kernels that need nothing made ready."""
+
+    def __init__(self, kernels: Kernels, jobs: Sequence[Job]) -> None:
+        self._kernels, self._jobs = kernels, tuple(jobs)
+
+    def prune(self, budgets: Sequence[Budget | None]) -> Tensor:
+        pairs = zip(self._jobs, budgets, strict=True)
+        due = {n: replace(job, budget=budget) for n, (job, budget) in enumerate(pairs) if budget is not None}
+        found = self._kernels.prune(list(due.values()))
+        counts = torch.zeros(len(self._jobs), dtype=torch.int64, device=found.device)
+        return counts.index_copy_(0, torch.tensor(list(due), dtype=torch.int64, device=found.device), found)
 
 
 class _Member(Kernels, Protocol):
@@ -72,9 +105,9 @@ class _Member(Kernels, Protocol):
 
 
 KERNELS: Family[_Member] = Family("kernels", "starfire_cli.pruning.kernels")
-_FASTEST = {"cuda": ("triton",), "cpu": ("numba",)}
+_FASTEST = {"cuda": ("triton", "triton:graphs=false"), "cpu": ("numba",)}
 _MANY = 1_000_000
-_PROVE = frozenset({"triton"})  # compiled for a device that nobody may have tried yet: believed once seen
+_PROVE = frozenset({"cuda"})  # where code is compiled that nobody may have tried yet: believed once seen
 
 
 def choose(name: str, device: torch.device, weights: int = _MANY) -> tuple[str, Kernels]:
@@ -87,42 +120,51 @@ def choose(name: str, device: torch.device, weights: int = _MANY) -> tuple[str, 
     """
     if name == "auto":
         for name in _FASTEST.get(device.type, ()) if weights >= _MANY or device.type != "cpu" else ():
-            if KERNELS.member(name).why_not(device) is None:
+            if KERNELS.member(name.partition(":")[0]).why_not(device) is None:
                 kernels = KERNELS.build(name)
-                if name not in _PROVE or agrees(kernels, device):
+                if device.type not in _PROVE or agrees(kernels, device):
                     return name, kernels
         return "torch", KERNELS.build("torch")
     if name.partition(":")[0] not in KERNELS.names():
         raise unknown("kernels", name, ("auto", *KERNELS.names()))
-    reason = KERNELS.member(name).why_not(device)
+    reason = KERNELS.member(name.partition(":")[0]).why_not(device)
     if reason is not None:
         raise BadOption(f"--kernels {name} does not run here: {reason}; --kernels auto takes what does")
     return name, KERNELS.build(name)
 
 
 def agrees(kernels: Kernels, device: torch.device) -> bool:
-    """Whether `kernels` run on `device` and give what `torch` gives there, on three small layers full of ties."""
-    budgets: tuple[ConvBudget | LinearBudget, ...] = (
-        ConvBudget(4, 0),
-        ConvBudget(3, 7),
-        LinearBudget(tiles=0, weights=150, tile=1),
-    )
+    """Whether `kernels` run on `device` and give what `torch` gives there, on three small layers full of ties.
+
+    They are pruned four times, so that what is captured at the second time is also replayed with other budgets.
+    """
     shapes = ((20, 33, 3, 3), (16, 70, 1, 1), (13, 21))
+    rounds: list[tuple[Budget | None, ...]] = [
+        (ConvBudget(2, 0), ConvBudget(0, 3), LinearBudget(tiles=0, weights=70, tile=1)),
+        (None, ConvBudget(0, 4), LinearBudget(tiles=0, weights=71, tile=1)),
+        (ConvBudget(4, 3), None, LinearBudget(tiles=0, weights=150, tile=1)),
+        (ConvBudget(4, 9), ConvBudget(0, 12), None),
+    ]
     outcomes = []
     for implementation in (kernels, KERNELS.build("torch")):
         jobs = []
-        for shape, budget in zip(shapes, budgets, strict=True):
+        for shape, budget in zip(shapes, rounds[0], strict=True):
+            assert budget is not None
             weight = torch.arange(math.prod(shape), device=device).mul(37).remainder(23).sub(11).float().reshape(shape)
             kind: Kind = "linear" if len(shape) == 2 else "window" if shape[2] > 1 else "pointwise"
             layer = Layer(name=kind, key=kind, kind=kind, shape=shape)
             alive = weight != 0
             jobs.append(Job(layer=layer, weight=weight, alive=alive, budget=budget, others=(weight.clone(),)))
         try:
-            counts = implementation.prune(jobs)
-            outcomes.append([counts, *(t for job in jobs for t in (job.weight, job.alive, *job.others))])
+            standing = implementation.standing(jobs)
+            for budgets in rounds:
+                counts = standing.prune(budgets).tolist()
+                outcomes.append([n for n, budget in zip(counts, budgets, strict=True) if budget is not None])
+            outcomes.append([t.tolist() for job in jobs for t in (job.weight, job.alive, *job.others)])
         except Exception:  # noqa: BLE001 - whatever a compiler or a driver may raise
             return False
-    return all(torch.equal(a, b.to(a.device)) for a, b in zip(*outcomes, strict=True))
+    half = len(outcomes) // 2
+    return outcomes[:half] == outcomes[half:]
 
 
 def installed(package: str) -> bool:

@@ -17,11 +17,19 @@ import torch
 from torch import Tensor
 
 from starfire_cli.pruning.budget import LinearBudget
-from starfire_cli.pruning.kernels import Job
+from starfire_cli.pruning.kernels import Budget, Job
 from starfire_cli.pruning.linear._rules import tiles_of
 
-BLOCK = 512
-"""Windows, weights or tiles that one program works on."""
+BLOCK = 2048
+"""Windows, weights or tiles that one program works on,"""
+
+NINE = 512
+"""windows of nine weights, all of which it holds in registers,"""
+
+WIDE = 16
+"""and input channels, whose kernels it passes over `HIGH` at a time."""
+
+HIGH = 128
 
 _INF = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}
 
@@ -33,14 +41,20 @@ class Row(IntEnum):
     INNER = 1  # C, or I
     TAPS = 2  # R * S
     S = 3
-    IN_WINDOW = 4  # how many go in each window,
-    COUNT = 5  # and kernels of each input channel; weights of a linear layer, or tiles
-    RIVALS = 6  # K / groups: how many kernels compete
-    KEYS = 7  # where its keys start, in elements; -1 where it needs none
-    FIRST = 8  # its tensors, rows of the other table: weight, alive, others
-    END = 9
-    INF = 10  # infinity's key
-    WIDTH = 12  # even: addresses stay multiples of 16
+    RIVALS = 4  # K / groups: how many kernels compete
+    KEYS = 5  # where its keys start, in elements; -1 where it needs none
+    FIRST = 6  # its tensors, rows of the other table: weight, alive, others
+    END = 7
+    INF = 8  # infinity's key
+    WIDTH = 10  # even: addresses stay multiples of 16
+
+
+class Due(IntEnum):
+    """The columns of what is due of a layer; the only table that changes from call to call."""
+
+    IN_WINDOW = 0  # how many go in each window; -1 where the layer is passed over
+    COUNT = 1  # kernels of each input channel; weights of a linear layer, or tiles
+    WIDTH = 2
 
 
 class Target(IntEnum):
@@ -53,11 +67,12 @@ class Target(IntEnum):
 
 
 class Tiled(NamedTuple):
-    """A linear layer that loses tiles: the job's number, the row of its tiles, and where its own keys start."""
+    """A linear layer that loses tiles: the job's number, the row of its tiles, where its own keys start, their side."""
 
     job: int
     row: int
     keys: int
+    tile: int
 
 
 @dataclass(kw_only=True)
@@ -69,98 +84,110 @@ class Part:
         tile_keys: and how many their tiles.
         tiled: those that lose tiles.
         programs: the programs of each launch, int64, (programs, 2): a row, and which part of it.
-            "windows": `BLOCK` windows, all layers. A number: `channels_held` channels with up to so many rivals each.
-            "neurons": one output neuron of a layer that loses single weights; "weights": `BLOCK` weights of such a
-            layer; "tiles": `BLOCK` tiles.
+            "windows": `BLOCK` windows, all layers. "nine", "inside": of windows of nine weights, and of others.
+            "channels": `WIDE` input channels of a group. "neurons": one output neuron; "weights": `BLOCK` weights of
+            such a layer; "tiles": `BLOCK` tiles.
     """
 
     keys: int = 0
     tile_keys: int = 0
     tiled: list[Tiled] = field(default_factory=list)
-    programs: dict[str | int, Tensor] = field(default_factory=dict)
+    programs: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A call's table, on the device: `rows` (rows, Row.WIDTH) and `targets` (tensors, Target.WIDTH), int64.
+    """What a call needs to know of its layers, on the device; it holds for whatever budgets.
 
-    `parts` go by the bytes of a weight: 2, 4 or 8.
+    Args:
+        rows: (rows, Row.WIDTH), int64; the row of a job has the job's number.
+        targets: (tensors, Target.WIDTH), int64.
+        parts: by the bytes of a weight: 2, 4 or 8.
+        tiles: the jobs that may lose tiles, in the order of their second rows.
+        windows: the jobs that may lose something inside of windows.
     """
 
     rows: Tensor
     targets: Tensor
     parts: dict[int, Part]
+    tiles: list[int]
+    windows: set[int]
+
+    def due(self, budgets: Sequence[Budget | None]) -> list[int]:
+        """The rows of `Due`, flattened. Raises LookupError where a layer is to lose what no program looks at."""
+        due: list[int] = []
+        for number, budget in enumerate(budgets):
+            if budget is None:
+                due += (-1, 0)
+            elif isinstance(budget, LinearBudget):
+                if budget.tiles and number not in self.tiles:
+                    raise LookupError(number)
+                due += (0, budget.weights)
+            else:
+                if budget.in_window and number not in self.windows:
+                    raise LookupError(number)
+                due += budget
+        for number in self.tiles:
+            budget = budgets[number]
+            due += (0, budget.tiles) if isinstance(budget, LinearBudget) else (-1, 0)
+        return due
 
 
-Places = Sequence[Sequence[tuple[int, int, tuple[int, ...]]]]  # of each job's tensors
+def build(jobs: Sequence[Job], budgets: Sequence[Budget | None]) -> Table:
+    """The table of `jobs`, on their device, uploaded without waiting.
 
-
-def places(jobs: Sequence[Job]) -> Places:
-    """Where each job's weight, mask and others lie: address, bytes of an element, strides."""
-    tensors = ((job.weight, job.alive, *job.others) for job in jobs)
-    return tuple(tuple((t.data_ptr(), t.element_size(), t.stride()) for t in some) for some in tensors)
-
-
-def identity(jobs: Sequence[Job], lie: Places) -> tuple[object, ...]:
-    """Equal for two calls that may share a table."""
-    return (lie, *((job.layer.shape, job.layer.groups, job.budget, job.weight.dtype) for job in jobs))
-
-
-def channels_held(rivals: int) -> int:
-    """How many channels a program holds, with `rivals` kernels each: all of it has to fit into registers."""
-    return max(1, min(16, 16384 // rivals))
-
-
-def build(jobs: Sequence[Job], lie: Places) -> Table:
-    """The table of `jobs`, whose tensors lie at `lie`, on their device; uploaded without waiting.
-
-    The row of a job has the job's number.
+    There are programs for tiles, and for windows of one weight, only where a budget has such.
     """
     rows: list[list[int]] = []
     rows_of_tiles: list[list[int]] = []
+    losing_tiles: list[int] = []
+    losing_inside: set[int] = set()
     targets: list[list[int]] = []
     parts: dict[int, Part] = defaultdict(Part)
-    launches: dict[tuple[int, str | int], list[tuple[int, int]]] = defaultdict(list)  # of (row, how many programs)
-    for number, job in enumerate(jobs):
+    launches: dict[tuple[int, str], list[tuple[int, int]]] = defaultdict(list)  # of (row, how many programs)
+    for number, (job, budget) in enumerate(zip(jobs, budgets, strict=True)):
         layer, size = job.layer, job.weight.element_size()
         part = parts[size]
         (K, C), rivals = layer.shape[:2], layer.shape[0] // layer.groups
         launches[size, "windows"].append((number, _blocks(K * C)))
-        if isinstance(job.budget, LinearBudget):
-            tiles_due, in_window, count = job.budget.tiles, 0, job.budget.weights
-            if tiles_due:
-                row, tiles = len(jobs) + len(rows_of_tiles), math.prod(tiles_of(layer, job.budget.tile))
+        keys = -1
+        if layer.kind == "linear":
+            if isinstance(budget, LinearBudget) and (budget.tiles or budget.tile > 1):
+                row, tiles = len(jobs) + len(rows_of_tiles), math.prod(tiles_of(layer, budget.tile))
                 launches[size, "tiles"].append((row, _blocks(tiles)))
-                rows_of_tiles.append([tiles, 0, 0, 0, 0, tiles_due, 0, part.tile_keys, 0, 0, 0, 0])
-                part.tiled.append(Tiled(number, row, part.keys))
+                rows_of_tiles.append([tiles, 0, 0, 0, 0, part.tile_keys, 0, 0, 0, 0])
+                losing_tiles.append(number)
+                part.tiled.append(Tiled(number, row, part.keys, budget.tile))
                 part.tile_keys += tiles
-            if count:
-                launches[size, "neurons"].append((number, K))
-                launches[size, "weights"].append((number, _blocks(K * C)))
+            launches[size, "neurons"].append((number, K))
+            launches[size, "weights"].append((number, _blocks(K * C)))
+            keys = part.keys
+            part.keys += K * C
         else:
-            tiles_due, in_window, count = 0, *job.budget
-            if in_window and layer.window == 9:
-                launches[size, "nine"].append((number, _blocks(K * C)))
-            elif in_window:
-                launches[size, "inside"].append((number, _blocks(layer.weights)))
-            if count:
-                held = 4 ** max(3, -(-(rivals - 1).bit_length() // 2))
-                launches[size, held].append((number, layer.groups * -(-C // channels_held(held))))
-        keys = part.keys if count or tiles_due else -1
-        part.keys += K * C if count or tiles_due else 0
-        tensors = [[address, bytes_, *(*strides, 0, 0)[:4]] for address, bytes_, strides in lie[number]]
+            launches[size, "channels"].append((number, layer.groups * -(-C // WIDE)))
+            if layer.window > 1 or (budget is not None and budget[0]):
+                losing_inside.add(number)
+                nine = layer.window == 9
+                share = (number, _blocks(K * C, NINE) if nine else _blocks(layer.weights))
+                launches[size, "nine" if nine else "inside"].append(share)
+        tensors = [_target(tensor) for tensor in (job.weight, job.alive, *job.others)]
         targets += tensors
         own = [len(targets) - len(tensors), len(targets), _INF[job.weight.dtype], 0]
-        rows.append([K * C, C, layer.window, (*layer.shape, 1, 1)[3], in_window, count, rivals, keys, *own])
+        rows.append([K * C, C, layer.window, (*layer.shape, 1, 1)[3], rivals, keys, *own])
     programs = [_programs(shares) for shares in launches.values()]
     on_device = _upload([np.array(rows + rows_of_tiles), np.array(targets), *programs], jobs[0].weight.device)
     for (size, name), tensor in zip(launches, on_device[2:], strict=True):
         parts[size].programs[name] = tensor
-    return Table(rows=on_device[0], targets=on_device[1], parts=dict(parts))
+    return Table(rows=on_device[0], targets=on_device[1], parts=dict(parts), tiles=losing_tiles, windows=losing_inside)
 
 
-def _blocks(n: int) -> int:
-    return -(-n // BLOCK)
+def _target(tensor: Tensor) -> list[int]:
+    assert tensor.numel() < 1 << 31, "places inside of a tensor are counted in 32 bits"
+    return [tensor.data_ptr(), tensor.element_size(), *(*tensor.stride(), 0, 0)[:4]]
+
+
+def _blocks(n: int, block: int = BLOCK) -> int:
+    return -(-n // block)
 
 
 def _programs(shares: Sequence[tuple[int, int]]) -> np.ndarray:

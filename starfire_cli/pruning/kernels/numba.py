@@ -14,7 +14,7 @@ from torch import Tensor
 
 from starfire_cli.pruning._threads import in_threads
 from starfire_cli.pruning.budget import ConvBudget, LinearBudget
-from starfire_cli.pruning.kernels import KERNELS, NAN, Job, installed
+from starfire_cli.pruning.kernels import KERNELS, NAN, Job, OneByOne, installed
 from starfire_cli.pruning.kernels._few import prune_few
 from starfire_cli.pruning.kernels.torch import TorchKernels, count_alive, write_dead
 
@@ -36,6 +36,9 @@ class NumbaKernels:
 
     def prune(self, jobs: Sequence[Job]) -> Tensor:
         return torch.tensor(in_threads([(job.weight.numel(), partial(_prune, job)) for job in jobs]))
+
+    def standing(self, jobs: Sequence[Job]) -> OneByOne:
+        return OneByOne(self, jobs)
 
     def silence(self, gradients: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
         clear = _loops().clear

@@ -14,7 +14,7 @@ from torch import Tensor
 from starfire_cli.pruning._threads import in_threads
 from starfire_cli.pruning.budget import LinearBudget
 from starfire_cli.pruning.conv._rules import conv_mask
-from starfire_cli.pruning.kernels import KERNELS, NAN, Job
+from starfire_cli.pruning.kernels import KERNELS, NAN, Job, OneByOne
 from starfire_cli.pruning.kernels._few import cost, prune_few
 from starfire_cli.pruning.linear._rules import linear_mask
 
@@ -36,6 +36,9 @@ class TorchKernels:
         counts = [next(done) if job.weight.device.type == "cpu" else None for job in jobs]
         found = [_by_rules(job) if n is None else torch.tensor(n) for job, n in zip(jobs, counts, strict=True)]
         return torch.stack(found) if found else torch.zeros(0, dtype=torch.int64)
+
+    def standing(self, jobs: Sequence[Job]) -> OneByOne:
+        return OneByOne(self, jobs)
 
     def silence(self, gradients: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
         # A product is several times faster than masked_fill. It makes NaN of an infinite gradient, and -0.0 of a

@@ -1,17 +1,15 @@
 """CUDA: Triton kernels, in a handful of launches for all layers of a call, and nothing that waits for the device.
 
-Checked to be equal to `torch` bit for bit under Triton's interpreter on a CPU, and compiled on an H200 (Triton 3.6),
-where a CUDA graph captures them too; docs/performance.md says how long they take there.
-
-A call may be captured once a call with the same tensors and budgets has been made: then its table is on the device.
-The graph reads that table, so the object has to outlive it, and see no more than `_TABLES` other sets of jobs.
+Layers that are pruned again and again have their table on the device; a call tells it what is due and replays one CUDA
+graph, in which the programs of layers that are not due end at once. Checked to be equal to `torch` bit for bit under
+Triton's interpreter on a CPU; docs/performance.md says what has run on a GPU.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,20 +17,25 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from starfire_cli.pruning.budget import LinearBudget
-from starfire_cli.pruning.kernels import KERNELS, Job, installed
-from starfire_cli.pruning.kernels._triton_table import BLOCK, Part, Table, build, channels_held, identity, places
+from starfire_cli.pruning.kernels import KERNELS, Budget, Job, installed
+from starfire_cli.pruning.kernels._triton_table import BLOCK, HIGH, NINE, WIDE, Due, Part, Tiled, build
 from starfire_cli.pruning.linear._rules import _strongest, tiles_of
 
-_TABLES = 8  # are kept
+_ALL = frozenset({"inside", "channels", "weights", "tiles"})  # what may be due
+_WARPS = {"channels": 8}
 
 
 @KERNELS.register("triton")
 @dataclass(frozen=True, kw_only=True)
 class TritonKernels:
-    """All layers of a call at once, of any shape, strides and floating dtype."""
+    """All layers of a call at once, of any shape, strides and floating dtype.
+
+    Args:
+        graphs: replay what comes again and again as a CUDA graph.
+    """
 
     float_gates: ClassVar[bool] = True
-    _tables: dict[tuple[object, ...], Table] = field(default_factory=dict, init=False, repr=False, compare=False)
+    graphs: bool = True
 
     @classmethod
     def why_not(cls, device: torch.device) -> str | None:
@@ -43,98 +46,160 @@ class TritonKernels:
             return None
         return f"triton computes on CUDA, the weights are on {device.type}"
 
-    @torch.no_grad()
     def prune(self, jobs: Sequence[Job]) -> Tensor:
         if not jobs:
             return torch.zeros(0, dtype=torch.int64)
-        device = jobs[0].weight.device
-        with torch.cuda.device(device if device.type == "cuda" else -1):  # where Triton launches
-            table = self._table(jobs)
-            counts = torch.zeros(len(jobs), dtype=torch.int64, device=device)
-            for size, part in table.parts.items():
-                _prune(jobs, table, size, part, counts)
-        return counts
+        return TritonStanding(jobs, graphs=False).prune([job.budget for job in jobs])
+
+    def standing(self, jobs: Sequence[Job]) -> TritonStanding:
+        return TritonStanding(jobs, graphs=self.graphs)
 
     def silence(self, gradients: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
         torch._foreach_mul_(list(gradients), list(gates))  # as `TorchKernels` does, which says why
 
-    def _table(self, jobs: Sequence[Job]) -> Table:
-        lie = places(jobs)
-        key = identity(jobs, lie)
-        if key not in self._tables:
-            if len(self._tables) == _TABLES:
-                del self._tables[next(iter(self._tables))]
-            self._tables[key] = build(jobs, lie)
-        return self._tables[key]
+
+class TritonStanding:
+    """`Standing` on a GPU. The second call captures a graph, for which the device is waited for once.
+
+    A call may be captured by others once a call with the same budgets has been made; the object has to outlive them.
+    """
+
+    _graph: torch.cuda.CUDAGraph | None
+    _compiled: bool  # all that a graph holds
+    _told: list[int]  # what stands in `_due`
+
+    def __init__(self, jobs: Sequence[Job], *, graphs: bool) -> None:
+        self._jobs = tuple(jobs)
+        self._device = jobs[0].weight.device
+        self._graphs = graphs and self._device.type == "cuda"
+        self._counts = torch.zeros(len(jobs), dtype=torch.int64, device=self._device)
+        self._set_up([job.budget for job in jobs])
+
+    @torch.no_grad()
+    def prune(self, budgets: Sequence[Budget | None]) -> Tensor:
+        with torch.cuda.device(self._device if self._device.type == "cuda" else -1):  # where Triton launches
+            self._tell(budgets)
+            if not self._graphs or torch.cuda.is_current_stream_capturing():
+                self._launch(_needed(budgets))
+            elif not self._compiled:
+                self._launch(_ALL)
+                self._compiled = True
+            else:
+                self._graph = self._graph or self._captured()
+                self._graph.replay()
+        return self._counts
+
+    def _set_up(self, budgets: Sequence[Budget | None]) -> None:
+        self._graph, self._compiled, self._told = None, False, []
+        self._table = build(self._jobs, budgets)
+        self._due = torch.zeros(len(self._table.rows), Due.WIDTH, dtype=torch.int64, device=self._device)
+
+    def _tell(self, budgets: Sequence[Budget | None]) -> None:
+        try:
+            told = self._table.due(budgets)
+        except LookupError:  # a first tile goes, or the like
+            self._set_up(budgets)
+            told = self._table.due(budgets)
+        if told != self._told:  # only from pinned memory does a copy not wait
+            on_host = torch.tensor(told, pin_memory=self._device.type == "cuda").view_as(self._due)
+            self._due.copy_(on_host, non_blocking=True)
+            self._told = told
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # loaders go on in their threads
+            self._launch(_ALL)
+        return graph
+
+    def _launch(self, needed: frozenset[str]) -> None:
+        self._counts.masked_fill_(self._due[: len(self._jobs), Due.IN_WINDOW] >= 0, 0)
+        for size, part in self._table.parts.items():
+            self._prune(size, part, needed)
+
+    def _prune(self, size: int, part: Part, needed: frozenset[str]) -> None:
+        """Bring those layers down whose weights have `size` bytes."""
+        from starfire_cli.pruning.kernels import _triton_device as device
+
+        rows, targets, due, counts = self._table.rows, self._table.targets, self._due, self._counts
+        programs, block = part.programs, {"BLOCK": BLOCK}
+        keys = torch.empty(part.keys, dtype=torch.int64 if size == 8 else torch.int32, device=self._device)
+
+        def launch(name: str, **constants: int) -> None:
+            if name in programs:
+                on = programs[name]
+                _launch(getattr(device, name), on, rows, targets, on, due, counts, BYTES=size, **constants)
+
+        _launch(
+            device.scan, programs["windows"], rows, targets, programs["windows"], due, counts, keys, BYTES=size, **block
+        )
+        if "inside" in needed:
+            launch("nine", BLOCK=NINE)
+            launch("inside", BLOCK=BLOCK)
+        if "channels" in needed:
+            launch("channels", WIDE=WIDE, HIGH=HIGH)
+        if "tiles" in needed and part.tiled:
+            self._take_tiles(part, keys)
+        if "weights" in needed and "neurons" in programs:
+            tally = torch.zeros(len(rows), 2, dtype=torch.int64, device=self._device)
+            neurons = programs["neurons"]
+            _launch(device.neurons, neurons, rows, neurons, due, keys, tally, BYTES=size, BLOCK=NINE)
+            self._select(programs["weights"], keys, tally, size)
+        _launch(device.apply, programs["windows"], rows, targets, programs["windows"], due, counts, keys, **block)
+
+    def _select(self, programs: Tensor, keys: Tensor, tally: Tensor, size: int) -> None:
+        """Make the smallest keys of each row -1, as many as are due; `size`: of what the keys stand for, in bytes."""
+        from starfire_cli.pruning.kernels import _triton_device as device
+
+        rows = self._table.rows
+        histograms = torch.zeros(len(rows), size, 256, dtype=torch.int32, device=self._device)
+        ties = torch.empty(len(programs), dtype=torch.int32, device=self._device)
+        for phase in range(size + 2):
+            arguments = (rows, programs, self._due, keys, tally, histograms, ties, phase)
+            _launch(device.select, programs, *arguments, BYTES=size, BLOCK=BLOCK)
+
+    def _take_tiles(self, part: Part, keys: Tensor) -> None:
+        """Make the keys of all weights -1 whose tiles go."""
+        tally = torch.zeros(len(self._table.rows), 2, dtype=torch.int64, device=self._device)
+        scores: list[Tensor] = []
+        for tiled in part.tiled:
+            score_T, alive_T, guard_T = _tile_scores(self._jobs[tiled.job], tiled)
+            tally[tiled.row, 0] = guard_T.sum()
+            tally[tiled.row, 1] = (~alive_T).sum()
+            scores.append(torch.where(guard_T, torch.inf, torch.where(alive_T, score_T, -1.0)))
+        tile_keys = torch.cat([score_T.flatten() for score_T in scores]).view(torch.int64)  # -1.0 is below 0 here, too
+        self._select(part.programs["tiles"], tile_keys, tally, 8)
+        gone = torch.split(tile_keys < 0, [score_T.numel() for score_T in scores])
+        for tiled, score_T, gone_N in zip(part.tiled, scores, gone, strict=True):
+            (O, I), n = self._jobs[tiled.job].layer.shape, tiled.tile
+            gone_OI = gone_N.view_as(score_T).repeat_interleave(n, 0).repeat_interleave(n, 1)[:O, :I]
+            keys[tiled.keys : tiled.keys + O * I].view(O, I).masked_fill_(gone_OI, -1)
 
 
-def _prune(jobs: Sequence[Job], table: Table, size: int, part: Part, counts: Tensor) -> None:
-    """Bring those layers down whose weights have `size` bytes."""
-    from starfire_cli.pruning.kernels import _triton_device as device
-
-    rows, targets, programs = table.rows, table.targets, part.programs
-    keys = torch.empty(part.keys, dtype=torch.int64 if size == 8 else torch.int32, device=counts.device)
-    windows = programs["windows"]
-    _launch(device.scan, windows, rows, targets, windows, counts, keys, BYTES=size, BLOCK=BLOCK)
-    for name in ("nine", "inside"):
-        if name in programs:
-            arguments = (rows, targets, programs[name], counts)
-            _launch(getattr(device, name), programs[name], *arguments, BYTES=size, BLOCK=BLOCK)
-    if part.tiled:
-        _take_tiles(jobs, rows, part, keys)
-    if "neurons" in programs:
-        tally = torch.zeros(len(rows), 2, dtype=torch.int64, device=keys.device)
-        neurons = programs["neurons"]
-        _launch(device.neurons, neurons, rows, neurons, keys, tally, BYTES=size, BLOCK=BLOCK)
-        _select(rows, programs["weights"], keys, tally, size)
-    for held, shares in programs.items():
-        if isinstance(held, int):
-            sizes: dict[str, Any] = {"HELD": held, "WIDE": channels_held(held), "BITS": held.bit_length()}
-            warps = min(16, max(1, held * channels_held(held) // 1024))
-            _launch(device.channels, shares, rows, shares, keys, BYTES=size, **sizes, num_warps=warps)
-    _launch(device.apply, windows, rows, targets, windows, counts, keys, BLOCK=BLOCK)
+def _needed(budgets: Sequence[Budget | None]) -> frozenset[str]:
+    """What of `_ALL` any of these budgets asks for."""
+    linear = [budget for budget in budgets if isinstance(budget, LinearBudget)]
+    convolutions = [budget for budget in budgets if budget is not None and not isinstance(budget, LinearBudget)]
+    asked = {
+        "inside": any(budget.in_window for budget in convolutions),
+        "channels": any(budget.kernels for budget in convolutions),
+        "weights": any(budget.weights for budget in linear),
+        "tiles": any(budget.tiles for budget in linear),
+    }
+    return frozenset(name for name, some in asked.items() if some)
 
 
 def _launch(kernel: Any, programs: Tensor, *arguments: Any, **constants: Any) -> None:
     if len(programs):  # The kernels compute with whole numbers only; but Triton 3.9 warns unless told about fusion.
-        kernel[(len(programs),)](*arguments, **constants, enable_fp_fusion=False)
+        warps = _WARPS.get(kernel.__name__, 4)
+        kernel[(len(programs),)](*arguments, **constants, num_warps=warps, enable_fp_fusion=False)
 
 
-def _select(rows: Tensor, programs: Tensor, keys: Tensor, tally: Tensor, size: int) -> None:
-    """Make the smallest keys of each row -1, as many as are due; `size`: of what the keys stand for, in bytes."""
-    from starfire_cli.pruning.kernels import _triton_device as device
-
-    digits = size + 4  # an index has four
-    histograms = torch.zeros(len(rows), digits, 256, dtype=torch.int32, device=keys.device)
-    for digit in range(digits + 1):
-        arguments = (rows, programs, keys, tally, histograms, digit)
-        _launch(device.select, programs, *arguments, BYTES=size, DIGITS=digits, BLOCK=BLOCK)
-
-
-def _take_tiles(jobs: Sequence[Job], rows: Tensor, part: Part, keys: Tensor) -> None:
-    """Make the keys of all weights -1 whose tiles go."""
-    tally = torch.zeros(len(rows), 2, dtype=torch.int64, device=keys.device)
-    scores: list[Tensor] = []
-    for number, row, _ in part.tiled:
-        score_T, alive_T, guard_T = _tile_scores(jobs[number])
-        tally[row, 0] = guard_T.sum()
-        tally[row, 1] = (~alive_T).sum()
-        scores.append(torch.where(guard_T, torch.inf, torch.where(alive_T, score_T, -1.0)))
-    tile_keys = torch.cat([score_T.flatten() for score_T in scores]).view(torch.int64)  # -1.0 is below 0 here, too
-    _select(rows, part.programs["tiles"], tile_keys, tally, 8)
-    gone = torch.split(tile_keys < 0, [score_T.numel() for score_T in scores])
-    for (number, _, start), score_T, gone_N in zip(part.tiled, scores, gone, strict=True):
-        (O, I), n = jobs[number].layer.shape, _tile(jobs[number])
-        gone_OI = gone_N.view_as(score_T).repeat_interleave(n, 0).repeat_interleave(n, 1)[:O, :I]
-        keys[start : start + O * I].view(O, I).masked_fill_(gone_OI, -1)
-
-
-def _tile_scores(job: Job) -> tuple[Tensor, Tensor, Tensor]:
+def _tile_scores(job: Job, tiled: Tiled) -> tuple[Tensor, Tensor, Tensor]:
     """Of a linear layer's tiles the scores, float64, which are alive and which keep a neuron alive, (rows, columns).
 
     By the very operations of `linear_mask`: a sum in another order may round to another number.
     """
-    (O, I), n = job.layer.shape, _tile(job)
+    (O, I), n = job.layer.shape, tiled.tile
     rows, columns = tiles_of(job.layer, n)
     edges = (0, columns * n - I, 0, rows * n - O)
     score_OI = torch.where(job.alive, job.weight.detach().abs().double(), 0.0)
@@ -143,8 +208,3 @@ def _tile_scores(job: Job) -> tuple[Tensor, Tensor, Tensor]:
     guard_NT = _strongest(score_T.repeat_interleave(n, 0), alive_NT)
     alive_T, guard_T = (x.reshape(rows, n, columns).any(1) for x in (alive_NT, guard_NT))
     return score_T, alive_T, guard_T
-
-
-def _tile(job: Job) -> int:
-    assert isinstance(job.budget, LinearBudget)
-    return job.budget.tile
