@@ -27,9 +27,10 @@ from torch import Tensor
 
 from starfire_cli.models import build_model
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Layer, Pruner, layers_of_model
-from starfire_cli.pruning.budget import ConvBudget, LinearBudget
+from starfire_cli.pruning.budget import ConvBudget
 from starfire_cli.pruning.era import Era
-from starfire_cli.pruning.kernels import KERNELS, Job
+from starfire_cli.pruning.families import ConvMethod, LinearMethod
+from starfire_cli.pruning.kernels import KERNELS, Job, Kernels, Standing
 
 ERA = 1000  # steps; two thirds of an epoch of Tiny-ImageNet at batch 64, where the paper's era has ten epochs
 STEPS = 12  # of an era of 120, from threshold 0.45 on: budgets rise as they do in the middle of one
@@ -62,19 +63,26 @@ class Weights:
         alive = [torch.ones_like(w, dtype=torch.bool) for w in weights]
         return cls(layers, weights, alive, [torch.randn_like(w) for w in weights])
 
+    def standing(self, kernels: Kernels, rule: ConvMethod | LinearMethod) -> Standing:
+        """All layers made ready, as the pruner does it."""
+        jobs = []
+        for layer, weight, alive, momentum in zip(self.layers, self.weights, self.alive, self.momenta, strict=True):
+            budget = rule.budget(layer, Goal(target=0.6, progress=0.5))
+            assert budget is not None
+            seen = rule.seen(layer)  # type: ignore[union-attr]
+            jobs.append(Job(layer=seen, weight=weight, alive=alive, budget=budget, others=(momentum,)))
+        return kernels.standing(jobs)
+
 
 def windows(name: str, model: str, device: torch.device) -> Contender:
     """Ours: a refresh in which every window of every layer loses one weight more, its fifth of nine."""
     held, rule, kernels = Weights.of(model, device, ["window"]), CONV_METHODS.build("window"), KERNELS.build(name)
     tensors = [*held.weights, *held.alive, *held.momenta]
 
+    standing = held.standing(kernels, rule)
+
     def prune(progress: float) -> None:
-        jobs = []
-        for layer, weight, alive, momentum in zip(held.layers, held.weights, held.alive, held.momenta, strict=True):
-            budget = rule.budget(layer, Goal(target=0.6, progress=progress))
-            assert budget is not None
-            jobs.append(Job(layer=layer, weight=weight, alive=alive, budget=budget, others=(momentum,)))
-        kernels.prune(jobs)
+        standing.prune([rule.budget(layer, Goal(target=0.6, progress=progress)) for layer in held.layers])
 
     prune(0.7)  # 4 of 9
     before = [tensor.clone() for tensor in tensors]
@@ -83,7 +91,8 @@ def windows(name: str, model: str, device: torch.device) -> Contender:
         for tensor, value in zip(tensors, before, strict=True):
             tensor.copy_(value)
 
-    prune(0.9)  # whatever is compiled
+    for _ in range(3):  # whatever is compiled or captured
+        prune(0.9)
     return Contender(lambda number: prune(0.9), restore)
 
 
@@ -91,16 +100,14 @@ def refreshes(name: str, method: str, kinds: Sequence[str], model: str, device: 
     """Ours: the n-th refresh of an era, of every layer."""
     held, rule, kernels = Weights.of(model, device, kinds), CONV_METHODS.build(method), KERNELS.build(name)
 
+    standing = held.standing(kernels, rule)
+
     def run(number: int) -> None:
         goal = Goal(target=0.6, progress=0.75 + number / 120)
-        jobs = []
-        for layer, weight, alive, momentum in zip(held.layers, held.weights, held.alive, held.momenta, strict=True):
-            budget = rule.budget(layer, goal)
-            assert budget is not None
-            jobs.append(Job(layer=rule.seen(layer), weight=weight, alive=alive, budget=budget, others=(momentum,)))  # type: ignore[attr-defined]
-        kernels.prune(jobs)
+        standing.prune([rule.budget(layer, goal) for layer in held.layers])
 
-    run(-1)  # to the threshold the era starts with, and whatever is compiled
+    for number in (-3, -2, -1):  # to the threshold the era starts with, and whatever is compiled or captured
+        run(number)
     return run
 
 
@@ -138,14 +145,15 @@ def whole_layers(
 
 def fine(name: str, model: str, device: torch.device) -> Callable[[int], None]:
     """Ours: the linear layer, weight by weight."""
-    held, kernels = Weights.of(model, device, ["linear"]), KERNELS.build(name)
+    held, rule, kernels = Weights.of(model, device, ["linear"]), LINEAR_METHODS.build("fine"), KERNELS.build(name)
+    standing = held.standing(kernels, rule)
 
     def run(number: int) -> None:
-        for layer, weight, alive, momentum in zip(held.layers, held.weights, held.alive, held.momenta, strict=True):
-            budget = LinearBudget(tiles=0, weights=int(layer.weights * (0.45 + 0.005 * number)), tile=1)
-            kernels.prune([Job(layer=layer, weight=weight, alive=alive, budget=budget, others=(momentum,))])
+        goal = Goal(target=0.6, progress=0.75 + number / 120)
+        standing.prune([rule.budget(layer, goal) for layer in held.layers])
 
-    run(-1)
+    for number in (-3, -2, -1):
+        run(number)
     return run
 
 

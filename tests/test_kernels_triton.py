@@ -480,8 +480,7 @@ def kernel_for_a_gpu(name: str, size: int) -> object:
         signature={arg: "constexpr" if arg in constants else types.get(arg, "*i64") for arg in kernel.arg_names},
         constexprs={(kernel.arg_names.index(arg),): value for arg, value in constants.items()},
     )
-    options = {"enable_fp_fusion": False, "num_warps": 4}
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
 
 
 COMPILED = [(name, 4) for name in ("scan", "nine", "inside", "channels", "neurons", "select", "apply")]

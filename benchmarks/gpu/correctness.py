@@ -31,7 +31,7 @@ PAIRS = (("window", "fine"), ("ck", "block"), ("intra", "two-tier"), ("inter:ord
 
 
 def masks_equal(device: torch.device, model_name: str, names: list[str]) -> dict[str, dict[str, int]]:
-    """Every method on a whole network over three refreshes, ties included, by these kernels on the device and by the
+    """Every method on a whole network over four refreshes, ties included, by these kernels on the device and by the
     reference on the CPU: layers whose masks, weights or momenta differ (0 is right).
     """
     places = {"reference": torch.device("cpu")} | dict.fromkeys(names, device)
@@ -51,17 +51,18 @@ def masks_equal(device: torch.device, model_name: str, names: list[str]) -> dict
             weights = [w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w for w in weights]
             alive = [torch.ones_like(w, dtype=torch.bool) for w in weights]
             sides[name] = (weights, alive, [torch.ones_like(w) for w in weights])
-        for progress in (0.3, 0.7, 1.0):
-            goal = Goal(target=0.7, progress=progress)
-            for name, (weights, alive, momenta) in sides.items():
-                jobs = []
-                for layer, weight, mask, momentum in zip(layers, weights, alive, momenta, strict=True):
-                    rule = linear if layer.kind == "linear" else conv
-                    budget = rule.budget(layer, goal)
-                    assert budget is not None
-                    seen = rule.seen(layer)  # type: ignore[attr-defined]
-                    jobs.append(Job(layer=seen, weight=weight, alive=mask, budget=budget, others=(momentum,)))
-                kernels[name].prune(jobs)
+        goals = [Goal(target=0.7, progress=progress) for progress in (0.3, 0.5, 0.7, 1.0)]
+        rules = [linear if layer.kind == "linear" else conv for layer in layers]
+        along = [[rule.budget(layer, goal) for rule, layer in zip(rules, layers, strict=True)] for goal in goals]
+        for name, tensors in sides.items():
+            jobs = []
+            for layer, rule, budget, weight, mask, momentum in zip(layers, rules, along[0], *tensors, strict=True):
+                assert budget is not None
+                seen = rule.seen(layer)  # type: ignore[union-attr]
+                jobs.append(Job(layer=seen, weight=weight, alive=mask, budget=budget, others=(momentum,)))
+            standing = kernels[name].standing(jobs)
+            for budgets in along:
+                standing.prune(budgets)
         for name in names:
             pairs = [zip(x, y, strict=True) for x, y in zip(sides["reference"], sides[name], strict=True)]
             same = [all(torch.equal(x, y.cpu()) for x, y in layer) for layer in zip(*pairs, strict=True)]

@@ -78,16 +78,17 @@ class Pruner:
         # As the rules see the layers whose method follows them; asking a protocol takes longer than a kernel's launch.
         methods = {x: linear if x.kind == "linear" else conv for x in self.layers if self._budget(x, goal)}
         self._seen = {layer.key: m.seen(layer) for layer, m in methods.items() if isinstance(m, ByRules)}
-        self._alike: dict[Layer, list[Layer]] = {}  # under rules, layers of one shape have one budget
-        for layer in self.layers:
-            shape = replace(layer, name="", key="") if layer.key in self._seen else layer
-            self._alike.setdefault(shape, []).append(layer)
+        # Under rules, layers of one shape have one budget; they go by the shape's number.
+        shapes = {x.key: replace(x, name="", key="") if x.key in self._seen else x for x in self.layers}
+        self._shapes = list(dict.fromkeys(shapes.values()))
+        self._shape_of = {key: self._shapes.index(shape) for key, shape in shapes.items()}
+        self._alike = [[key for key in shapes if shapes[key] == shape] for shape in self._shapes]
         device = next((w.device for w in self._weights.values()), torch.device("cpu"))
         self.kernels, self._kernels = choose(kernels, device, sum(layer.weights for layer in self.layers))
         # Masks have their weight's strides, so that no elementwise pass has to jump about in memory.
         self.masks: Masks = {k: torch.ones_like(w, dtype=torch.bool) for k, w in self._weights.items()}
         self._gates: dict[str, Tensor] = {}  # what gradients are silenced with, for layers that may have lost something
-        self._budgets: dict[str, Budget] = {}
+        self._budgets: dict[int, Budget] = {}  # of each shape, what it last was
         self._zeros: dict[str, int] = {layer.key: 0 for layer in self.layers}
         self._counted: dict[str, tuple[Tensor, int]] = {}  # zeros not fetched from the device: where they stand
         self._standing: tuple[Held, Standing] | None = None
@@ -166,7 +167,7 @@ class Pruner:
             count = fetched[id(counts)][place]
             if count == NAN:
                 bad.append(key)
-                self._budgets.pop(key, None)
+                self._budgets.pop(self._shape_of[key], None)
             else:
                 self._zeros[key] = count
         self._counted.clear()
@@ -254,11 +255,11 @@ class Pruner:
     def _due(self, goal: Goal) -> dict[str, Budget]:
         """The layers whose budgets are not what they were, by key."""
         due: dict[str, Budget] = {}
-        for layers in self._alike.values():
-            budget = self._budget(layers[0], goal)
-            if budget is not None:
-                due.update((layer.key, budget) for layer in layers if self._budgets.get(layer.key) != budget)
-        self._budgets.update(due)
+        for number, shape in enumerate(self._shapes):
+            budget = self._budget(shape, goal)
+            if budget is not None and budget != self._budgets.get(number):
+                self._budgets[number] = budget
+                due.update(dict.fromkeys(self._alike[number], budget))
         return due
 
     def _budget(self, layer: Layer, goal: Goal) -> Budget | None:
@@ -274,7 +275,8 @@ class Pruner:
     def _made_ready(self) -> Standing:
         """All layers that follow rules; anew where a tensor was replaced since."""
         if self._standing is None or not self._standing[0].still(self._optimizer):
-            jobs = [self._job(x, self._budgets[x.key]) for x in self.layers if x.key in self._seen]
+            ruled = [layer for layer in self.layers if layer.key in self._seen]
+            jobs = [self._job(layer, self._budgets[self._shape_of[layer.key]]) for layer in ruled]
             held = Held([self._weights[key] for key in self._seen], self._optimizer)
             self._standing = held, self._kernels.standing(jobs)
         return self._standing[1]

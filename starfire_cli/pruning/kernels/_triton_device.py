@@ -107,7 +107,8 @@ def scan(rows, targets, programs, due, counts, keys, BYTES: tl.constexpr, BLOCK:
     if tl.load(due + number * _DUE + _IN_WINDOW) >= 0:
         inner = tl.load(row + _INNER).to(tl.int32)
         k, c = window // inner, window % inner
-        weight, S, start = targets + tl.load(row + _FIRST) * _TARGET, tl.load(row + _S).to(tl.int32), tl.load(row + _KEYS)
+        weight, S = targets + tl.load(row + _FIRST) * _TARGET, tl.load(row + _S).to(tl.int32)
+        start = tl.load(row + _KEYS)
         largest = tl.zeros([BLOCK], keys.dtype.element_ty)
         for tap in range(tl.load(row + _TAPS).to(tl.int32)):
             largest = tl.maximum(largest, _magnitude(weight, k, c, tap // S, tap % S, there, BYTES))

@@ -22,7 +22,6 @@ from starfire_cli.pruning.kernels._triton_table import BLOCK, HIGH, NINE, WIDE, 
 from starfire_cli.pruning.linear._rules import _strongest, tiles_of
 
 _ALL = frozenset({"inside", "channels", "weights", "tiles"})  # what may be due
-_WARPS = {"channels": 8}
 
 
 @KERNELS.register("triton")
@@ -190,8 +189,7 @@ def _needed(budgets: Sequence[Budget | None]) -> frozenset[str]:
 
 def _launch(kernel: Any, programs: Tensor, *arguments: Any, **constants: Any) -> None:
     if len(programs):  # The kernels compute with whole numbers only; but Triton 3.9 warns unless told about fusion.
-        warps = _WARPS.get(kernel.__name__, 4)
-        kernel[(len(programs),)](*arguments, **constants, num_warps=warps, enable_fp_fusion=False)
+        kernel[(len(programs),)](*arguments, **constants, enable_fp_fusion=False)
 
 
 def _tile_scores(job: Job, tiled: Tiled) -> tuple[Tensor, Tensor, Tensor]:
