@@ -60,15 +60,13 @@ class StepGraph:
 
     def update(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
         """One step at this learning rate: summed loss and hits, (2,), which the next step writes over."""
+        set_rate(self._optimizer, rate)
         self._rate.fill_(rate)
         if self._warm < _WARM_UP or len(labels) != self._batch:
             self._warm += 1
-            sums = self._on_the_side(lambda: self._update(images, labels))
-            set_rate(self._optimizer, rate)
-            return sums
+            return self._on_the_side(lambda: self._update(images, labels))
         if self._graph is None or self._gates != self._pruner.gated:
             self._capture(images, labels)
-            set_rate(self._optimizer, rate)  # a plain number again, as checkpoints have it
         assert self._graph is not None
         self._images.copy_(images)
         self._labels.copy_(labels)
@@ -95,8 +93,12 @@ class StepGraph:
         return sums
 
     def _with_rate(self, step: Callable[[], Tensor], *, capturable: bool) -> Tensor:
-        """The learning rate is read from the device, where it changes without the graph's being captured anew."""
+        """The learning rate is read from the device, where it changes without the graph's being captured anew.
+
+        After it the optimizer's settings are what they were, as checkpoints have them.
+        """
         groups = self._optimizer.param_groups
+        before = [dict(group) for group in groups]
         for group in groups:
             group["lr"] = self._rate
             if "capturable" in group:
@@ -104,6 +106,5 @@ class StepGraph:
         try:
             return step()
         finally:
-            for group in groups:
-                if "capturable" in group:
-                    group["capturable"] = False
+            for group, settings in zip(groups, before, strict=True):
+                group.update(settings)
