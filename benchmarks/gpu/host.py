@@ -1,0 +1,74 @@
+"""How long is Python busy with masks at each step of an era on a GPU? Runs anywhere: nothing goes to the device.
+
+    python benchmarks/gpu/host.py --out docs/results/host.json
+
+ResNet50, an era of 1000 steps, its middle; medians of turns of a hundred steps, on one core. A launch of a CUDA graph
+and a copy of a kilobyte come on top of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+from unittest.mock import PropertyMock, patch
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+from _common import Results
+
+from starfire_cli.models import build_model
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
+from starfire_cli.pruning.era import Era
+from starfire_cli.pruning.kernels.triton import TritonKernels, TritonStanding
+
+ERA = 1000  # steps
+TURNS = 5
+
+
+def microseconds(method: str) -> float:
+    """A step of the pruner with Triton's masks, nothing launched."""
+    net = build_model("resnet50", num_classes=1000, image_size=224)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    pruner = Pruner(
+        net,
+        layers_of_model(net)[0],
+        conv=CONV_METHODS.build(method),
+        linear=LINEAR_METHODS.build("fine"),
+        target=0.6,
+        era=Era(first_step=0, last_step=ERA),
+        kernels="torch",
+    )
+    pruner._kernels = TritonKernels()
+    pruner.attach(optimizer)
+    step, taken = ERA // 4, []
+    zeros = PropertyMock(return_value={})
+    with patch.object(TritonStanding, "_launch", lambda *_: None), patch.object(Pruner, "zeros", zeros):
+        for _ in range(1 + TURNS):
+            started = time.perf_counter()
+            for _ in range(100):
+                step += 1
+                pruner.after_step(step)
+            taken.append((time.perf_counter() - started) / 100)
+    return round(1e6 * statistics.median(taken[1:]), 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    results = Results(args.out, torch.device("cpu"))
+    for method in ("window", "ck", "intra"):
+        results.step(f"resnet50, {method}, microseconds a step", lambda method=method: microseconds(method))
+
+
+if __name__ == "__main__":
+    main()
