@@ -18,7 +18,7 @@ from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint, load
 from starfire_cli.formats.run import Run, find_checkpoint
 from starfire_cli.models import Normalized, build_model, count_macs
-from starfire_cli.pruning import Layer, Masks, Pruner, layers_of_model, select
+from starfire_cli.pruning import Pruner
 from starfire_cli.pruning.era import Era
 from starfire_cli.pruning.recipe import apply_shrink
 from starfire_cli.workflows.agreement import Agreement
@@ -28,6 +28,7 @@ from starfire_cli.workflows.optim import LearningRate, build_optimizer
 from starfire_cli.workflows.ranks import Ranks
 from starfire_cli.workflows.rebuild import recipe_of
 from starfire_cli.workflows.request import TrainRequest, era_steps, fill, pruning_of
+from starfire_cli.workflows.start import take_weights
 
 if TYPE_CHECKING:
     from starfire_cli.workflows.replica import Replica
@@ -99,7 +100,9 @@ class Session:
         self.steps_per_epoch = self.data.train.steps
         self.epochs = request.epochs
         self.steps = self.epochs * self.steps_per_epoch
-        layers, masks = self._layers_and_weights(resume, initial)
+        start = take_weights(self.net, request, len(info.classes), resume=resume, initial=initial)
+        self.left_out = start.left_out
+        self.notes += start.notes
         self.net.to(self.device)
         if request.sync_bn:
             self._sync_norms()
@@ -108,12 +111,12 @@ class Session:
         self.model = Normalized(self.net, info.mean, info.std).to(self.device)
         self.pruner = Pruner(
             self.net,
-            layers,
+            start.layers,
             conv=self.pruning.conv,
             linear=self.pruning.linear,
             target=self.pruning.target,
             era=self._era(resume),
-            masks=masks,
+            masks=start.masks,
             kernels=request.kernels,
         )
         untouched = f"--method {self.pruning.method_spec} --fc {self.pruning.fc_spec} leave it alone"
@@ -220,45 +223,6 @@ class Session:
             ranks=self.ranks.count,
             progress=decoding,
         )
-
-    def _layers_and_weights(
-        self, resume: Checkpoint | None, initial: Checkpoint | None
-    ) -> tuple[list[Layer], Masks | None]:
-        """The layers to prune, and what is dead already; weights are taken from `resume` or `--init`."""
-        request = self.request
-        found, self.left_out = layers_of_model(self.net)
-        layers, exempt = select(found, only=request.only, keep_dense=request.keep_dense)
-        self.left_out += exempt
-        if resume is not None:
-            self._load_weights((resume.training or {}).get("raw", resume.state), strict=True)
-            masks = resume.masks
-        elif initial is not None:
-            self._load_weights(initial.state, strict=False)
-            masks = initial.masks
-        else:
-            return layers, None
-        masks = {layer.key: masks[layer.key] for layer in found if masks and layer.key in masks}
-        # What came in dead stays dead, also in layers that this run's method does not touch.
-        return [layer for layer in found if layer in layers or layer.key in masks], masks
-
-    def _load_weights(self, state: dict[str, Tensor], *, strict: bool) -> None:
-        """Take weights over; without `strict` a classifier for other classes is left as initialised, and noted."""
-        own = self.net.state_dict()
-        classes = len(self.data.info.classes)
-        missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-        extra = [k for k in state if k not in own]
-        wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
-        head = [] if strict else [k for k in wrong if own[k].shape == (classes, *state[k].shape[1:])]
-        if missing or extra or len(wrong) > len(head):
-            first = [*missing, *extra, *(k for k in wrong if k not in head)][0]
-            what = "is missing there" if missing else "is unknown to the model" if extra else "has another shape"
-            count = len(missing) + len(extra) + len(wrong) - len(head)
-            raise StarfireError(
-                f"the checkpoint does not fit --model {self.request.model}: {first} {what} ({count} tensors in all)"
-            )
-        if head:
-            self.notes.append(f"{', '.join(head)} start fresh: the checkpoint was trained on other classes")
-        self.net.load_state_dict({k: v for k, v in state.items() if k not in head}, strict=False)
 
     def _era(self, resume: Checkpoint | None) -> Era:
         request = self.request
