@@ -219,11 +219,17 @@ def era(name: str, method: str, model: str, device: torch.device) -> Callable[[i
         kernels=name,
     )
     pruner.attach(optimizer)
-    pruner.after_step(ERA // 2)
+    gradients = [(parameter, parameter.grad) for parameter in net.parameters()]
 
     def run(number: int) -> None:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
         pruner.after_backward()
-        pruner.after_step(ERA // 2 + 1 + number)
+        optimizer.zero_grad()  # as training does
+        pruner.after_step(ERA // 2 + 3 + number)
+
+    for number in (-3, -2, -1):
+        run(number)
 
     return run
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -220,3 +222,13 @@ def test_memory_formats_give_the_same_training() -> None:
         training.pruner.refresh(0.7)
         runs.append(training.pruner.digest())
     assert runs[0] == runs[1]
+
+
+def test_after_the_era_the_pruner_holds_no_optimizer_state() -> None:
+    """It would keep the dense state alive that `--compact-state` replaces."""
+    training = Training.start(sgd, conv="ck", fc="fine")
+    training.run(batches(STEPS))
+    states = [weakref.ref(state["momentum_buffer"]) for state in training.optimizer.state.values()]
+    training.optimizer.state.clear()
+    gc.collect()
+    assert states and not any(state() is not None for state in states)

@@ -9,29 +9,35 @@ from torch import Tensor, nn
 
 
 class Held:
-    """Where the tensors lie that go with these weights, to see at little cost whether any was replaced."""
+    """Where all tensors lie that go with these weights, to see at little cost whether any was moved or replaced.
 
-    def __init__(self, weights: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer | None) -> None:
-        self._states = optimizer.state if optimizer is not None else {}
-        self._many = len(self._states)
-        states = [self._states.get(weight, {}) for weight in weights]
-        tensors = [list(state_of(weight, optimizer).items()) for weight in weights]
-        self._layers = [
-            (weight, weight.data_ptr(), state, len(state), held)
-            for weight, state, held in zip(weights, states, tensors, strict=True)
-        ]
+    Args:
+        weights: what is pruned.
+        optimizer: whose state goes with them.
+        others: what else does.
+    """
+
+    def __init__(
+        self, weights: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer | None, others: Sequence[Tensor]
+    ) -> None:
+        self._states = list(optimizer.state.values()) if optimizer is not None else []
+        found = [(weight, state_of(weight, optimizer)) for weight in weights]
+        self._named = [(optimizer.state[w], len(optimizer.state[w]), own) for w, own in found if own and optimizer]
+        tensors = [*weights, *others, *(tensor for _, own in found for tensor in own.values())]
+        self._lie = [(tensor, tensor.data_ptr()) for tensor in tensors]
 
     def still(self, optimizer: torch.optim.Optimizer | None) -> bool:
         """Whether all of them are where they were, and no other came."""
-        if optimizer is not None and (optimizer.state is not self._states or len(self._states) != self._many):
+        states = optimizer.state.values() if optimizer is not None else ()
+        if len(states) != len(self._states) or any(a is not b for a, b in zip(states, self._states, strict=True)):
             return False
-        for weight, lies, state, many, held in self._layers:
-            if weight.data_ptr() != lies or len(state) != many:
+        for state, many, own in self._named:
+            if len(state) != many:
                 return False
-            for name, tensor in held:
+            for name, tensor in own.items():
                 if state.get(name) is not tensor:
                     return False
-        return True
+        return all(tensor.data_ptr() == lies for tensor, lies in self._lie)
 
 
 def state_of(weight: nn.Parameter, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:

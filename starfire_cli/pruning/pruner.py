@@ -122,6 +122,8 @@ class Pruner:
         if self._optimizer is not None and type(self._optimizer) not in ELEMENTWISE:
             self._enforce(self._gates)
         changed = self.era.evaluates_at(step) and self.refresh(self.era.progress(step))
+        if step >= self.era.last_step:
+            self._standing = None  # and what it holds on to
         self.seconds += perf_counter() - started
         return changed
 
@@ -178,7 +180,7 @@ class Pruner:
     def counts(self) -> Tensor:
         """`zeros` as a tensor, int64, (layers,), on the weights' device, which is not waited for."""
         device = next((w.device for w in self._weights.values()), torch.device("cpu"))
-        counts = torch.tensor(list(self._zeros.values()), dtype=torch.int64, device=device)
+        counts = _sent(list(self._zeros.values()), device)
         sources = {id(pending): pending for pending, _ in self._counted.values()}
         for number, pending in sources.items():
             pairs = [
@@ -186,7 +188,7 @@ class Pruner:
                 for n, key in enumerate(self._zeros)
                 if (at := self._counted.get(key)) and id(at[0]) == number
             ]
-            to, where = torch.tensor(pairs, dtype=torch.int64, device=device).unbind(1)
+            to, where = _sent(pairs, device).unbind(1)
             counts[to] = pending.to(device)[where]
         return counts
 
@@ -277,7 +279,7 @@ class Pruner:
         if self._standing is None or not self._standing[0].still(self._optimizer):
             ruled = [layer for layer in self.layers if layer.key in self._seen]
             jobs = [self._job(layer, self._budgets[self._shape_of[layer.key]]) for layer in ruled]
-            held = Held([self._weights[key] for key in self._seen], self._optimizer)
+            held = Held([self._weights[key] for key in self._seen], self._optimizer, list(self._shadow.values()))
             self._standing = held, self._kernels.standing(jobs)
         return self._standing[1]
 
@@ -311,3 +313,9 @@ class Pruner:
         """What is kept from step to step and is zero where the weight is dead: the optimizer's state, the average."""
         shadow = self._shadow.get(key)
         return [*state_of(weight, self._optimizer).values(), *(() if shadow is None else (shadow,))]
+
+
+def _sent(numbers: Sequence[object], device: torch.device) -> Tensor:
+    """Whole numbers on `device`; only from pinned memory does a copy not wait for it."""
+    on_host = torch.tensor(numbers, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return on_host.to(device, non_blocking=True)

@@ -134,16 +134,16 @@ def choose(name: str, device: torch.device, weights: int = _MANY) -> tuple[str, 
 
 
 def agrees(kernels: Kernels, device: torch.device) -> bool:
-    """Whether `kernels` run on `device` and give what `torch` gives there, on three small layers full of ties.
+    """Whether `kernels` run on `device` and give what `torch` gives there, on small layers full of ties.
 
     They are pruned four times, so that what is captured at the second time is also replayed with other budgets.
     """
-    shapes = ((20, 33, 3, 3), (16, 70, 1, 1), (13, 21))
+    shapes = ((20, 33, 3, 3), (64, 70, 1, 1), (6, 5, 1, 7), (13, 21), (9, 10))
     rounds: list[tuple[Budget | None, ...]] = [
-        (ConvBudget(2, 0), ConvBudget(0, 3), LinearBudget(tiles=0, weights=70, tile=1)),
-        (None, ConvBudget(0, 4), LinearBudget(tiles=0, weights=71, tile=1)),
-        (ConvBudget(4, 3), None, LinearBudget(tiles=0, weights=150, tile=1)),
-        (ConvBudget(4, 9), ConvBudget(0, 12), None),
+        (ConvBudget(2, 0), ConvBudget(0, 3), ConvBudget(2, 1), LinearBudget(0, 70, 1), LinearBudget(2, 0, 3)),
+        (None, ConvBudget(0, 4), None, LinearBudget(0, 71, 1), None),
+        (ConvBudget(4, 3), None, ConvBudget(3, 2), LinearBudget(0, 150, 1), LinearBudget(5, 70, 3)),
+        (ConvBudget(4, 9), ConvBudget(0, 50), None, None, None),
     ]
     outcomes = []
     for implementation in (kernels, KERNELS.build("torch")):

@@ -2,10 +2,11 @@
 
 Everything is decided on *keys*: the bits of |w|, read as a whole number, are ordered as |w| is, in any floating format,
 subnormals included. A key below 0 is dead. `scan` looks for NaN and inf. Of convolutions `nine`, `inside` and
-`channels` make what goes not alive; of linear layers `scan` writes the keys, and `neurons` and `select` make those -1
-that go. `apply` writes the zeros. The count of a layer with NaN or inf is -1 after `scan`, and whoever writes passes it
-over. A linear layer is a convolution of 1 x 1, whose windows are its weights. The programs of a layer that is not due
-end at once.
+`channels` mark what goes; of linear layers `scan` writes the keys, and `neurons` and `select` make those -1 that go.
+`apply` writes the zeros where anything died. In a mask 1 is alive, 0 dead, and 2 what has died since the call began, of
+which the other tensors do not know yet. The count of a layer with NaN or inf is -1 after `scan`, and whoever writes
+passes it over. A linear layer is a convolution of 1 x 1, whose windows are its weights. The programs of a layer that is
+not due end at once.
 
 The table is described in `_triton_table.py`; the order of the launches stands in `triton.py`.
 """
@@ -51,29 +52,46 @@ def _offsets(target, k, c, r, s):
 
 
 @triton.jit
+def _load(pointers, there):
+    """Numbers, 0 where there are none; with None there is everything."""
+    if there is None:
+        return tl.load(pointers)
+    else:
+        return tl.load(pointers, mask=there, other=0)
+
+
+@triton.jit
 def _magnitude(weight, k, c, r, s, there, BYTES: tl.constexpr):
     """The bits of |w|."""
     start, offsets = tl.load(weight), _offsets(weight, k, c, r, s)
     if BYTES == 2:
-        bits = tl.load(start.to(tl.pointer_type(tl.int16)) + offsets, mask=there, other=0).to(tl.int32) & 0x7FFF
+        bits = _load(start.to(tl.pointer_type(tl.int16)) + offsets, there).to(tl.int32) & 0x7FFF
     elif BYTES == 4:
-        bits = tl.load(start.to(tl.pointer_type(tl.int32)) + offsets, mask=there, other=0) & 0x7FFFFFFF
+        bits = _load(start.to(tl.pointer_type(tl.int32)) + offsets, there) & 0x7FFFFFFF
     else:
-        bits = tl.load(start.to(tl.pointer_type(tl.int64)) + offsets, mask=there, other=0) & 0x7FFFFFFFFFFFFFFF
+        bits = _load(start.to(tl.pointer_type(tl.int64)) + offsets, there) & 0x7FFFFFFFFFFFFFFF
     return bits
 
 
 @triton.jit
-def _is_alive(alive, k, c, r, s, there):
+def _life(alive, k, c, r, s, there):
+    """What the mask says: 1, 0 or 2."""
     start = tl.load(alive).to(tl.pointer_type(tl.int8))
-    return tl.load(start + _offsets(alive, k, c, r, s), mask=there, other=0) != 0
+    return _load(start + _offsets(alive, k, c, r, s), there)
+
+
+@triton.jit
+def _mark(alive, k, c, r, s, where):
+    """These die."""
+    start = tl.load(alive).to(tl.pointer_type(tl.int8))
+    tl.store(start + _offsets(alive, k, c, r, s), 2, mask=where)
 
 
 @triton.jit
 def _key(weight, k, c, tap, S, there, BYTES: tl.constexpr):
     """|w|'s bits, -1 where it is dead. The row of `alive` follows that of the weight."""
     r, s = tap // S, tap % S
-    alive = _is_alive(weight + _TARGET, k, c, r, s, there)
+    alive = _life(weight + _TARGET, k, c, r, s, there) == 1
     return tl.where(alive, _magnitude(weight, k, c, r, s, there, BYTES), -1)
 
 
@@ -115,17 +133,22 @@ def scan(rows, targets, programs, due, counts, keys, BYTES: tl.constexpr, BLOCK:
         if tl.max(largest, 0) >= tl.load(row + _INF):
             tl.store(counts + number, _NAN)
         if start >= 0:
-            alive = _is_alive(weight + _TARGET, k, c, 0, 0, there)
+            alive = _life(weight + _TARGET, k, c, 0, 0, there) == 1
             tl.store(keys + start + window, tl.where(alive, largest, -1), mask=there)
 
 
 @triton.jit
-def _kernel(weight, k, c, taps, S, there, BYTES: tl.constexpr):
-    """The keys of whole kernels: of their strongest live weights, -1 where all is dead."""
-    strongest = _key(weight, k, c, 0, S, there, BYTES)
+def _kernels(weight, first, rivals, k, c, inner, taps, S, BYTES: tl.constexpr):
+    """The keys of whole kernels, those of their strongest live weights, -1 where all is dead; and which there are.
+
+    What there is not is read elsewhere: loads under as many different masks would have to wait for one another.
+    """
+    there = (k < rivals) & (c < inner)
+    k, c = first + tl.minimum(k, rivals - 1), tl.minimum(c, inner - 1)
+    strongest = _key(weight, k, c, 0, S, None, BYTES)
     for tap in range(1, taps):
-        strongest = tl.maximum(strongest, _key(weight, k, c, tap, S, there, BYTES))
-    return strongest
+        strongest = tl.maximum(strongest, _key(weight, k, c, tap, S, None, BYTES))
+    return tl.where(there, strongest, -1), there
 
 
 @triton.jit
@@ -142,8 +165,7 @@ def _weakest(
     dead = tl.zeros([HIGH, WIDE], tl.int32)
     for start in range(0, rivals, HIGH):
         k = start + tl.arange(0, HIGH)[:, None]
-        there = (k < rivals) & (c < inner)
-        key = _kernel(weight, first + k, c, taps, S, there, BYTES)
+        key, there = _kernels(weight, first, rivals, k, c, inner, taps, S, BYTES)
         dead += (there & (key < 0)).to(tl.int32)
         less = (key >= 0) & ((key > cut) | ((key == cut) & (k > last))) & (key < low)
         at = tl.where(less, k, at)
@@ -173,8 +195,7 @@ def _smaller(
     many = tl.zeros([HIGH, WIDE], tl.int32)
     for start in range(0, rivals, HIGH):
         k = start + tl.arange(0, HIGH)[:, None]
-        there = (k < rivals) & (c < inner)
-        key = _kernel(weight, first + k, c, taps, S, there, BYTES)
+        key, there = _kernels(weight, first, rivals, k, c, inner, taps, S, BYTES)
         smaller = ((key == cut) & (k < trial)) if TIED else key < trial
         many += (there & smaller).to(tl.int32)
     return tl.sum(many, 0, keep_dims=True)
@@ -209,7 +230,7 @@ def _bound(
 
 @triton.jit
 def channels(rows, targets, programs, due, counts, BYTES: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr):
-    """Of the kernels that read an input channel, those that go are no longer alive; equals go by index.
+    """Of the kernels that read an input channel, those that go are marked; equals go by index.
 
     A program has `WIDE` channels of a group and passes over their kernels `HIGH` at a time: once to find the weakest
     and how many are dead, once for each further one that is due, and once to write.
@@ -248,10 +269,10 @@ def channels(rows, targets, programs, due, counts, BYTES: tl.constexpr, HIGH: tl
         if most > 0:
             for start in range(0, rivals, HIGH):
                 k = start + tl.arange(0, HIGH)[:, None]
-                key = _kernel(weight, first + k, c, taps, S, (k < rivals) & (c < inner), BYTES)
+                key, _ = _kernels(weight, first, rivals, k, c, inner, taps, S, BYTES)
                 gone = (key >= 0) & (missing > 0) & ((key < cut) | ((key == cut) & (k <= last)))
                 for tap in range(taps):
-                    _write_zeros(weight + _TARGET, first + k, c, tap // S, tap % S, gone)
+                    _mark(weight + _TARGET, first + k, c, tap // S, tap % S, gone)
 
 
 @triton.jit
@@ -317,7 +338,7 @@ def select(rows, programs, due, keys, tally, histograms, ties, phase, BYTES: tl.
             else:
                 before = tl.zeros([256], tl.int32)
                 share = tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32)
-                for start in range(0, share, 256):
+                for start in range(0, share * (tl.max(tied, 0) > 0).to(tl.int32), 256):
                     before += tl.load(mine - share + start + value, mask=start + value < share, other=0)
                 goes = (tied > 0) & (tl.cumsum(tied, 0) + tl.sum(before, 0) <= room)
                 gone = (key >= 0) & ((key < cut) | goes)
@@ -326,7 +347,7 @@ def select(rows, programs, due, keys, tally, histograms, ties, phase, BYTES: tl.
 
 @triton.jit
 def nine(rows, targets, programs, due, counts, BYTES: tl.constexpr, BLOCK: tl.constexpr):
-    """What goes inside of windows of nine weights is no longer alive: each thread ranks whole windows, in registers."""
+    """Mark what goes inside of windows of nine weights: each thread ranks whole windows, in registers."""
     row, number, window, there = _place(rows, programs, BLOCK)
     count = tl.load(due + number * _DUE + _IN_WINDOW)
     if (count > 0) & (tl.load(counts + number) >= 0):
@@ -351,12 +372,12 @@ def nine(rows, targets, programs, due, counts, BYTES: tl.constexpr, BLOCK: tl.co
                     before += (keys[j] <= keys[i]).to(tl.int32)
                 elif j > i:
                     before += (keys[j] < keys[i]).to(tl.int32)
-            _write_zeros(weight + _TARGET, k, c, i // S, i % S, there & (keys[i] >= 0) & (before < count))
+            _mark(weight + _TARGET, k, c, i // S, i % S, there & (keys[i] >= 0) & (before < count))
 
 
 @triton.jit
 def inside(rows, targets, programs, due, counts, BYTES: tl.constexpr, BLOCK: tl.constexpr):
-    """What goes inside of windows of any size is no longer alive: each thread ranks single weights.
+    """Mark what goes inside of windows of any size: each thread ranks single weights.
 
     That weights die while others of their window are being ranked changes nothing: they went first either way.
     """
@@ -373,12 +394,15 @@ def inside(rows, targets, programs, due, counts, BYTES: tl.constexpr, BLOCK: tl.
             rival = _key(weight, k, c, other, S, there, BYTES)
             before += ((rival < key) | ((rival == key) & (other < tap))).to(tl.int32)
         gone = there & (key >= 0) & (before < count)
-        _write_zeros(weight + _TARGET, k, c, tap // S, tap % S, gone)
+        _mark(weight + _TARGET, k, c, tap // S, tap % S, gone)
 
 
 @triton.jit
 def apply(rows, targets, programs, due, counts, keys, BLOCK: tl.constexpr):
-    """Write +0.0 (and False) over all that is dead or, in linear layers, has a key below 0, and count it."""
+    """Write +0.0 (and False) over what died, that is what is marked or, of linear layers, has a key below 0.
+
+    All that is dead is counted.
+    """
     row, number, window, there = _place(rows, programs, BLOCK)
     is_due = tl.load(due + number * _DUE + _IN_WINDOW) >= 0
     if is_due & (tl.load(counts + number) >= 0):  # `scan` made it -1 for good; below it only grows
@@ -391,8 +415,9 @@ def apply(rows, targets, programs, due, counts, keys, BLOCK: tl.constexpr):
         dead = tl.zeros([BLOCK], tl.int32)
         for tap in range(tl.load(row + _TAPS).to(tl.int32)):
             r, s = tap // S, tap % S
-            gone = there & (whole | (_is_alive(targets + (first + 1) * _TARGET, k, c, r, s, there) == 0))
-            dead += gone.to(tl.int32)
+            life = _life(targets + (first + 1) * _TARGET, k, c, r, s, there)
+            gone = there & ((life == 2) | ((life == 1) & whole))
+            dead += (there & (gone | (life == 0))).to(tl.int32)
             for target in range(first, end):
                 _write_zeros(targets + target * _TARGET, k, c, r, s, gone)
         tl.atomic_add(counts + number, tl.sum(dead, 0).to(tl.int64))

@@ -29,7 +29,7 @@ NINE = 512
 WIDE = 16
 """and input channels, whose kernels it passes over `HIGH` at a time."""
 
-HIGH = 128
+HIGH = 256
 
 _INF = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}
 
@@ -103,14 +103,14 @@ class Table:
         rows: (rows, Row.WIDTH), int64; the row of a job has the job's number.
         targets: (tensors, Target.WIDTH), int64.
         parts: by the bytes of a weight: 2, 4 or 8.
-        tiles: the jobs that may lose tiles, in the order of their second rows.
+        tiles: the jobs that may lose tiles, in the order of their second rows, with the side of a tile.
         windows: the jobs that may lose something inside of windows.
     """
 
     rows: Tensor
     targets: Tensor
     parts: dict[int, Part]
-    tiles: list[int]
+    tiles: dict[int, int]
     windows: set[int]
 
     def due(self, budgets: Sequence[Budget | None]) -> list[int]:
@@ -120,7 +120,7 @@ class Table:
             if budget is None:
                 due += (-1, 0)
             elif isinstance(budget, LinearBudget):
-                if budget.tiles and number not in self.tiles:
+                if budget.tiles and self.tiles.get(number) != budget.tile:
                     raise LookupError(number)
                 due += (0, budget.weights)
             else:
@@ -133,14 +133,14 @@ class Table:
         return due
 
 
-def build(jobs: Sequence[Job], budgets: Sequence[Budget | None]) -> Table:
+def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
     """The table of `jobs`, on their device, uploaded without waiting.
 
     There are programs for tiles, and for windows of one weight, only where a budget has such.
     """
     rows: list[list[int]] = []
     rows_of_tiles: list[list[int]] = []
-    losing_tiles: list[int] = []
+    losing_tiles: dict[int, int] = {}
     losing_inside: set[int] = set()
     targets: list[list[int]] = []
     parts: dict[int, Part] = defaultdict(Part)
@@ -156,7 +156,7 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget | None]) -> Table:
                 row, tiles = len(jobs) + len(rows_of_tiles), math.prod(tiles_of(layer, budget.tile))
                 launches[size, "tiles"].append((row, _blocks(tiles)))
                 rows_of_tiles.append([tiles, 0, 0, 0, 0, part.tile_keys, 0, 0, 0, 0])
-                losing_tiles.append(number)
+                losing_tiles[number] = budget.tile
                 part.tiled.append(Tiled(number, row, part.keys, budget.tile))
                 part.tile_keys += tiles
             launches[size, "neurons"].append((number, K))
@@ -165,7 +165,7 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget | None]) -> Table:
             part.keys += K * C
         else:
             launches[size, "channels"].append((number, layer.groups * -(-C // WIDE)))
-            if layer.window > 1 or (budget is not None and budget[0]):
+            if layer.window > 1 or budget[0]:
                 losing_inside.add(number)
                 nine = layer.window == 9
                 share = (number, _blocks(K * C, NINE) if nine else _blocks(layer.weights))

@@ -21,6 +21,7 @@ from starfire_cli.pruning.kernels import KERNELS, Budget, Job, installed
 from starfire_cli.pruning.kernels._triton_table import BLOCK, HIGH, NINE, WIDE, Due, Part, Tiled, build
 from starfire_cli.pruning.linear._rules import _strongest, tiles_of
 
+WARPS = {"channels": 16}  # of a program; 4 of all others
 _ALL = frozenset({"inside", "channels", "weights", "tiles"})  # what may be due
 
 
@@ -60,10 +61,11 @@ class TritonKernels:
 class TritonStanding:
     """`Standing` on a GPU. The second call captures a graph, for which the device is waited for once.
 
-    A call may be captured by others once a call with the same budgets has been made; the object has to outlive them.
+    A call may be captured by others once a call with the same budgets has been made. Their graph reads this object: it
+    has to outlive the graph, and to be called with these budgets only.
     """
 
-    _graph: torch.cuda.CUDAGraph | None
+    _by_tiles: dict[bool, torch.cuda.CUDAGraph]  # with and without what tiles need
     _compiled: bool  # all that a graph holds
     _told: list[int]  # what stands in `_due`
 
@@ -72,7 +74,8 @@ class TritonStanding:
         self._device = jobs[0].weight.device
         self._graphs = graphs and self._device.type == "cuda"
         self._counts = torch.zeros(len(jobs), dtype=torch.int64, device=self._device)
-        self._set_up([job.budget for job in jobs])
+        self._known: list[Budget] = [job.budget for job in jobs]
+        self._set_up()
 
     @torch.no_grad()
     def prune(self, budgets: Sequence[Budget | None]) -> Tensor:
@@ -84,30 +87,34 @@ class TritonStanding:
                 self._launch(_ALL)
                 self._compiled = True
             else:
-                self._graph = self._graph or self._captured()
-                self._graph.replay()
+                tiles = any(isinstance(budget, LinearBudget) and budget.tiles for budget in budgets)
+                if tiles not in self._by_tiles:
+                    self._by_tiles[tiles] = self._captured(_ALL if tiles else _ALL - {"tiles"})
+                self._by_tiles[tiles].replay()
         return self._counts
 
-    def _set_up(self, budgets: Sequence[Budget | None]) -> None:
-        self._graph, self._compiled, self._told = None, False, []
-        self._table = build(self._jobs, budgets)
+    def _set_up(self) -> None:
+        self._by_tiles, self._compiled, self._told = {}, False, []
+        self._table = build(self._jobs, self._known)
         self._due = torch.zeros(len(self._table.rows), Due.WIDTH, dtype=torch.int64, device=self._device)
 
     def _tell(self, budgets: Sequence[Budget | None]) -> None:
         try:
             told = self._table.due(budgets)
         except LookupError:  # a first tile goes, or the like
-            self._set_up(budgets)
+            self._known = [new or old for new, old in zip(budgets, self._known, strict=True)]
+            self._set_up()
             told = self._table.due(budgets)
         if told != self._told:  # only from pinned memory does a copy not wait
-            on_host = torch.tensor(told, pin_memory=self._device.type == "cuda").view_as(self._due)
-            self._due.copy_(on_host, non_blocking=True)
+            on_host = torch.empty(len(told), dtype=torch.int64, pin_memory=self._device.type == "cuda")
+            on_host.numpy()[:] = told
+            self._due.copy_(on_host.view_as(self._due), non_blocking=True)
             self._told = told
 
-    def _captured(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # loaders go on in their threads
-            self._launch(_ALL)
+    def _captured(self, needed: frozenset[str]) -> torch.cuda.CUDAGraph:
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # loaders go on in theirs
+            self._launch(needed)
         return graph
 
     def _launch(self, needed: frozenset[str]) -> None:
@@ -189,7 +196,8 @@ def _needed(budgets: Sequence[Budget | None]) -> frozenset[str]:
 
 def _launch(kernel: Any, programs: Tensor, *arguments: Any, **constants: Any) -> None:
     if len(programs):  # The kernels compute with whole numbers only; but Triton 3.9 warns unless told about fusion.
-        kernel[(len(programs),)](*arguments, **constants, enable_fp_fusion=False)
+        warps = WARPS.get(kernel.__name__, 4)
+        kernel[(len(programs),)](*arguments, **constants, num_warps=warps, enable_fp_fusion=False)
 
 
 def _tile_scores(job: Job, tiled: Tiled) -> tuple[Tensor, Tensor, Tensor]:
