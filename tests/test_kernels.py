@@ -7,7 +7,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of
 from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.era import Era
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job, agrees, choose
-from starfire_cli.pruning.kernels import numba as numba_kernels
 from starfire_cli.pruning.kernels.torch import TorchKernels
 from starfire_cli.pruning.layers import Layer
 
@@ -61,15 +59,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def check(*jobs: Job, name: str = "numba") -> None:
-    """All tensors and counts come out as they do with torch, and only the dead are touched; where little is due, by the
-    compiled loops alone as well.
-    """
-    _check(*jobs, name=name)
-    with patch.object(numba_kernels, "prune_few", lambda job: None):
-        _check(*jobs, name=name)
-
-
-def _check(*jobs: Job, name: str) -> None:
+    """All tensors and counts come out as they do with torch, and only the dead are touched."""
     mine, reference = [copy_of(j) for j in jobs], [copy_of(j) for j in jobs]
     counts = KERNELS.build(name).prune(mine)
     assert counts.tolist() == KERNELS.build("torch").prune(reference).tolist()
