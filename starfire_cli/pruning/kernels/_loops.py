@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 _WIDE = 128
-_IN_CACHE = 1 << 18  # scores that stay in a core's own cache
+_WIDE = 512  # channels that are worked on together
 _GLANCE = 32  # numbers that are passed over together where none is wanted
 _SPARE = 4  # groups for each one wanted: the more, the fewer lie below the bound in vain
 _SMALL = 4
@@ -239,8 +239,7 @@ def kernels(bits_KWC, alive_KWC, count, groups, others):  # type: ignore[no-unty
     """
     K, W, C = bits_KWC.shape
     rows = K // groups
-    blocks = -(-rows * C // _IN_CACHE)
-    width = -(-C // (blocks * _GLANCE)) * _GLANCE
+    width = -(-C // (-(-C // _WIDE) * 8)) * 8  # as even as may be, and whole eights
     missing_C = np.empty(C, np.int32)
     key = np.full((rows, width), _GONE)
     wanted, cutoff, room = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.int32)
@@ -286,6 +285,16 @@ def kernels(bits_KWC, alive_KWC, count, groups, others):  # type: ignore[no-unty
 
 
 @_compiled
+def _keys(bits_N, alive_N, key_N):  # type: ignore[no-untyped-def]
+    """The magnitudes of what lives into `key_N`, the dead above them; how many live."""
+    living = np.int32(0)
+    for n in range(len(bits_N)):
+        key_N[n] = bits_N[n] & _MAGNITUDE if alive_N[n] else _GONE
+        living += np.int32(alive_N[n])
+    return living
+
+
+@_compiled
 def _strongest(key_I):  # type: ignore[no-untyped-def]
     """Where the largest live key stands, of equals the last; -1 where all is dead."""
     best, at = _NEVER, _NEVER
@@ -297,21 +306,30 @@ def _strongest(key_I):  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def _smallest_of_each(key_I, low_G):  # type: ignore[no-untyped-def]
+    """The smallest of each `_GLANCE` keys."""
+    for g in range(len(low_G)):
+        own, low = key_I[g * _GLANCE : (g + 1) * _GLANCE], _GONE
+        for i in range(len(own)):
+            low = min(low, own[i])
+        low_G[g] = low
+
+
+@_compiled
 def _cutoff(key_N, wanted, high):  # type: ignore[no-untyped-def]
-    """As `_cutoffs`, of one column that is one in memory; the cutoff alone."""
+    """As `_cutoffs`, of one column that is one in memory: the cutoff, and the room."""
     low = np.int32(0)
     while low < high:
-        middle = low + ((high - low) >> _ONE)
+        middle = np.int32(low + ((high - low) >> _ONE))
         found = np.int32(0)
-        for i in range(len(key_N)):
-            found += np.int32(key_N[i] <= middle)
-        if found == wanted:
-            return middle
-        if found > wanted:
-            high = middle
-        else:
-            low = middle + _ONE
-    return high
+        for n in range(len(key_N)):
+            found += np.int32(key_N[n] <= middle)
+        low = low if found > wanted else np.int32(middle + np.int32(found < wanted))
+        high = middle if found >= wanted else high
+    below = np.int32(0)
+    for n in range(len(key_N)):
+        below += np.int32(key_N[n] < high)
+    return high, wanted - below
 
 
 @_compiled
@@ -319,6 +337,7 @@ def fine(bits_OI, alive_OI, count, others):  # type: ignore[no-untyped-def]
     """Of all weights of a linear layer the `count` smallest die, the dead first, of equals the lower index first.
 
     But every neuron's strongest live weight, of equals the last, stays; the next smallest elsewhere goes in its place.
+    They are looked for as in `kernels`, among all weights at once.
 
     Args:
         bits_OI: magnitudes and signs, contiguous; changed in place, like all others.
@@ -328,59 +347,44 @@ def fine(bits_OI, alive_OI, count, others):  # type: ignore[no-untyped-def]
     """
     O, I = bits_OI.shape
     groups = -(-I // _GLANCE)
-    key = np.full(groups * _GLANCE, _GONE)
+    key_I = np.full(groups * _GLANCE, _GONE)
     low_OG = np.empty((O, groups), np.int32)
-    strongest = np.empty(O, np.int32)
+    strongest_O = np.empty(O, np.int32)
     living, guarded = 0, 0
     for o in range(O):
-        bits, alive = bits_OI[o], alive_OI[o]
-        here = np.int32(0)
-        for i in range(I):
-            key[i] = bits[i] & _MAGNITUDE if alive[i] else _GONE
-            here += np.int32(alive[i])
-        living += here
-        strongest[o] = _strongest(key)
-        if strongest[o] >= 0:
+        living += _keys(bits_OI[o], alive_OI[o], key_I)
+        strongest_O[o] = _strongest(key_I)
+        if strongest_O[o] >= 0:
             guarded += 1
-            key[strongest[o]] = _GONE  # does not compete
-        for g in range(groups):
-            smallest = _GONE
-            for i in range(g * _GLANCE, (g + 1) * _GLANCE):
-                smallest = min(smallest, key[i])
-            low_OG[o, g] = smallest
+            key_I[strongest_O[o]] = _GONE  # does not compete
+        _smallest_of_each(key_I, low_OG[o])
     missing = min(count, O * I - guarded) - (O * I - living)
     if missing <= 0:
         return
-    bound = _cutoff(low_OG.reshape(-1), missing, _GONE - _ONE)
+    bound, _ = _cutoff(low_OG.reshape(-1), missing, _GONE - _ONE)
     flagged = 0
     for o in range(O):
         for g in range(groups):
             flagged += low_OG[o, g] <= bound
-    chosen = np.empty(flagged * _GLANCE, np.int32)
+    chosen, at = np.empty(flagged * _GLANCE + 1, np.int32), np.empty(flagged * _GLANCE + 1, np.int64)
     found = 0
     for o in range(O):
         for g in range(groups):
             if low_OG[o, g] <= bound:
                 for i in range(g * _GLANCE, min(I, (g + 1) * _GLANCE)):
-                    magnitude = bits_OI[o, i] & _MAGNITUDE
-                    if alive_OI[o, i] and magnitude <= bound and i != strongest[o]:
-                        chosen[found] = magnitude
+                    own = bits_OI[o, i] & _MAGNITUDE if alive_OI[o, i] else _GONE
+                    if own <= bound and i != strongest_O[o]:
+                        chosen[found], at[found] = own, o * I + i
                         found += 1
-    cutoff = _cutoff(chosen[:found], missing, bound)
-    room = missing
-    for i in range(found):
-        room -= chosen[i] < cutoff
-    for o in range(O):
-        for g in range(groups):
-            if low_OG[o, g] <= cutoff:
-                for i in range(g * _GLANCE, min(I, (g + 1) * _GLANCE)):
-                    magnitude = bits_OI[o, i] & _MAGNITUDE
-                    if alive_OI[o, i] and magnitude <= cutoff and i != strongest[o]:
-                        if magnitude == cutoff:
-                            if room == 0:
-                                continue
-                            room -= 1
-                        alive_OI[o, i] = 0
-                        bits_OI[o, i] = 0
-                        for other in others:
-                            other[o, i] = 0
+    cutoff, room = _cutoff(chosen[:found], missing, bound)
+    bits, alive = bits_OI.reshape(-1), alive_OI.reshape(-1)
+    for n in range(found):
+        if chosen[n] <= cutoff:
+            if chosen[n] == cutoff:
+                if room == 0:
+                    continue
+                room -= 1
+            bits[at[n]] = 0
+            alive[at[n]] = 0
+            for other in others:
+                other.reshape(-1)[at[n]] = 0
