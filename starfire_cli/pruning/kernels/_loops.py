@@ -13,13 +13,12 @@ from typing import Any
 import numba
 import numpy as np
 
-_WIDE = 128
-_WIDE = 512  # channels that are worked on together
-_GLANCE = 32  # numbers that are passed over together where none is wanted
+_WIDE = 512  # channels whose kernels are worked on together: long rows are read faster than scores leave the cache
 _SPARE = 4  # groups for each one wanted: the more, the fewer lie below the bound in vain
-_SMALL = 4
+_SMALL = 4  # kernels; of smaller groups so many are wanted that to look through all scores is faster (from a 16th on)
+_GLANCE = 32  # weights of a neuron in a group
 _NEVER = np.int32(-1)  # below every magnitude
-_GONE = np.int32(0x7FFFFFFF)  # the dead: above every finite magnitude
+_GONE = np.int32(0x7FFFFFFF)  # what the dead count as: above every finite magnitude
 _INF = np.int32(0x7F800000)
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _ONE = np.int32(1)
@@ -51,53 +50,13 @@ def clear(alive_N, bits_N):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def window(bits_KWC, alive_KWC, count, others):  # type: ignore[no-untyped-def]
-    """In each window the `count` smallest die: the dead first, of equals the lower index first.
-
-    They go one after the other, each time in all the windows of a block at once.
-
-    Args:
-        bits_KWC: magnitudes and signs; changed in place, like all others.
-        alive_KWC: likewise.
-        count: how many are to be gone of each window.
-        others: a tuple of one or more arrays like `bits_KWC`, zeroed where a weight dies.
-    """
-    K, W, C = bits_KWC.shape
-    key_WC = np.empty((W, C), np.int32)
-    key = key_WC.reshape(-1)
-    left, low = np.empty(C, np.int32), np.empty(C, np.int32)
-    for k in range(K):
-        for c in range(C):
-            left[c] = count - W
-        for i in range(W):
-            alive = alive_KWC[k, i]
-            for c in range(C):
-                left[c] += np.int32(alive[c])
-        most = left[0]
-        for c in range(C):
-            most = max(most, left[c])
-        if most <= 0:
-            continue
-        bits, alive = bits_KWC[k].reshape(-1), alive_KWC[k].reshape(-1)
-        for n in range(W * C):
-            key[n] = bits[n] & _MAGNITUDE if alive[n] else _GONE
-        for time in range(most):
-            _minima(key_WC, low)
-            for c in range(C):
-                low[c] = low[c] if left[c] > time else _NEVER
-            for i in range(W):
-                own = key_WC[i]
-                for c in range(C):
-                    first = own[c] == low[c]
-                    own[c] = _GONE if first else own[c]
-                    low[c] = _NEVER if first else low[c]
-        for n in range(W * C):
-            bits[n] = bits[n] if key[n] != _GONE else 0
-            alive[n] = key[n] != _GONE
-        for other in others:
-            values = other[k].reshape(-1)
-            for n in range(W * C):
-                values[n] = values[n] if key[n] != _GONE else 0
+def _keys(bits_N, alive_N, key_N):  # type: ignore[no-untyped-def]
+    """The magnitudes of what lives into `key_N`, the dead above them; how many live."""
+    living = np.int32(0)
+    for n in range(len(bits_N)):
+        key_N[n] = bits_N[n] & _MAGNITUDE if alive_N[n] else _GONE
+        living += np.int32(alive_N[n])
+    return living
 
 
 @_compiled
@@ -118,8 +77,58 @@ def _minima(key_NC, low_C):  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def window(bits_KWC, alive_KWC, count, others):  # type: ignore[no-untyped-def]
+    """In each window the `count` smallest die: the dead first, of equals the lower index first.
+
+    They go one after the other, each time in all C windows of an output channel at once.
+
+    Args:
+        bits_KWC: magnitudes and signs, contiguous; changed in place, like all others.
+        alive_KWC: likewise.
+        count: how many are to be gone of each window.
+        others: a tuple of one or more arrays like `bits_KWC`, zeroed where a weight dies.
+    """
+    K, W, C = bits_KWC.shape
+    key_WC = np.empty((W, C), np.int32)
+    key = key_WC.reshape(-1)
+    missing_C, low_C = np.empty(C, np.int32), np.empty(C, np.int32)
+    for k in range(K):
+        for c in range(C):
+            missing_C[c] = count - W
+        for i in range(W):
+            alive_C = alive_KWC[k, i]
+            for c in range(C):
+                missing_C[c] += np.int32(alive_C[c])
+        most = missing_C[0]
+        for c in range(C):
+            most = max(most, missing_C[c])
+        if most <= 0:  # as many as are to go are gone
+            continue
+        # Rows that follow one another in memory are gone through as one: only so they are fetched ahead of time.
+        bits, alive = bits_KWC[k].reshape(-1), alive_KWC[k].reshape(-1)
+        _keys(bits, alive, key)
+        for time in range(most):
+            _minima(key_WC, low_C)
+            for c in range(C):
+                low_C[c] = low_C[c] if missing_C[c] > time else _NEVER
+            for i in range(W):
+                own_C = key_WC[i]
+                for c in range(C):
+                    first = own_C[c] == low_C[c]
+                    own_C[c] = _GONE if first else own_C[c]
+                    low_C[c] = _NEVER if first else low_C[c]  # of equals no other
+        for n in range(W * C):
+            bits[n] = bits[n] if key[n] != _GONE else 0
+            alive[n] = key[n] != _GONE
+        for other in others:
+            values = other[k].reshape(-1)
+            for n in range(W * C):
+                values[n] = values[n] if key[n] != _GONE else 0
+
+
+@_compiled
 def _missing(alive_KWC, first, rows, keep, missing_C):  # type: ignore[no-untyped-def]
-    """By how many each channel has more live kernels than it is to keep; of `rows` kernels from `first` on."""
+    """How many kernels of each channel live beyond the `keep` that may; of `rows` kernels from `first` on."""
     _, W, C = alive_KWC.shape
     any_C = np.empty(C, np.uint8)
     for c in range(C):
@@ -128,18 +137,21 @@ def _missing(alive_KWC, first, rows, keep, missing_C):  # type: ignore[no-untype
         for c in range(C):
             any_C[c] = 0
         for i in range(W):
-            alive = alive_KWC[k, i]
+            alive_C = alive_KWC[k, i]
             for c in range(C):
-                any_C[c] |= alive[c]
+                any_C[c] |= alive_C[c]
         for c in range(C):
             missing_C[c] += np.int32(any_C[c])
 
 
 @_compiled
 def _scores(bits_KWC, alive_KWC, first, start, n, key, low, size):  # type: ignore[no-untyped-def]
-    """Each kernel's largest live magnitude into `key`, (rows, n or more), and the smallest of each group into `low`."""
+    """Each kernel's largest live magnitude into `key`, (rows, n or more), the dead above them.
+
+    And of each `size` rows the smallest into `low`.
+    """
     for k in range(key.shape[0]):
-        own = key[k]
+        own, smallest = key[k], low[k // size]
         bits, alive = bits_KWC[first + k, 0][start:], alive_KWC[first + k, 0][start:]
         for j in range(n):
             own[j] = bits[j] & _MAGNITUDE if alive[j] else _NEVER
@@ -148,15 +160,16 @@ def _scores(bits_KWC, alive_KWC, first, start, n, key, low, size):  # type: igno
             for j in range(n):
                 magnitude = bits[j] & _MAGNITUDE if alive[j] else _NEVER
                 own[j] = max(own[j], magnitude)
-        smallest = low[k // size]
         for j in range(n):
             own[j] = own[j] if own[j] >= 0 else _GONE
             smallest[j] = min(smallest[j], own[j])
+        for j in range(n, len(own)):
+            own[j] = _GONE
 
 
 @_compiled
 def _cutoffs(key, wanted, cutoff, room):  # type: ignore[no-untyped-def]
-    """What parts the `wanted` smallest of each column from the rest, and how many of those that equal it belong to them.
+    """What parts the `wanted` smallest of each column from the rest, and for how many that equal it there is `room`.
 
     By bisection between 0 and the `cutoff` given: it becomes the smallest that is wanted last or, as soon as just as
     many are found at a value or below, this value. Where there are too few, or `cutoff` is -1, it stays as it is.
@@ -197,12 +210,11 @@ def _cutoffs(key, wanted, cutoff, room):  # type: ignore[no-untyped-def]
 def _at_most(key, bound, chosen, at):  # type: ignore[no-untyped-def]
     """Each column's keys up to its bound into `chosen`, (slots, n), and their rows into `at`; whether all fit in.
 
-    The rest of `chosen` is filled up as if dead.
+    The slots left over are as if dead.
     """
     slots, n = chosen.shape
-    found = np.zeros(n, np.int32)
-    flags = np.empty(n, np.uint8)
-    eights = flags.view(np.uint64)
+    found, is_one = np.zeros(n, np.int32), np.empty(n, np.uint8)
+    eight_are = is_one.view(np.uint64)  # n is a multiple of eight; mostly none of them is
     for s in range(slots):
         own = chosen[s]
         for j in range(n):
@@ -210,28 +222,44 @@ def _at_most(key, bound, chosen, at):  # type: ignore[no-untyped-def]
     for k in range(key.shape[0]):
         own = key[k]
         for j in range(n):
-            flags[j] = own[j] <= bound[j]
-        for eight in range(len(eights)):
-            if eights[eight]:
+            is_one[j] = own[j] <= bound[j]
+        for eight in range(len(eight_are)):
+            if eight_are[eight]:
                 for j in range(8 * eight, 8 * eight + 8):
-                    if flags[j]:
+                    if is_one[j]:
                         if found[j] == slots:
                             return False
-                        chosen[found[j], j] = own[j]
-                        at[found[j], j] = k
+                        chosen[found[j], j], at[found[j], j] = own[j], k
                         found[j] += _ONE
     return True
+
+
+@_compiled
+def _competitors(key, low, size, wanted, most, cutoff, room):  # type: ignore[no-untyped-def]
+    """The keys among which the `wanted` smallest of each column are, none above `cutoff`, and their rows; in order.
+
+    A column's w-th smallest minimum is no less than its w-th smallest key, and little else lies below it. Where that is
+    still too much, or groups are too small to tell, all keys compete.
+    """
+    rows, n = key.shape
+    if size >= _SMALL:
+        _cutoffs(low, wanted, cutoff, room)
+        slots = 3 * most + 16  # a fraction more is the rule; equals by the thousand are not
+        chosen, at = np.empty((slots, n), np.int32), np.empty((slots, n), np.int32)
+        if _at_most(key, cutoff, chosen, at):
+            return chosen, at
+    at = np.empty((rows, n), np.int32)
+    for k in range(rows):
+        at[k] = k
+    return key, at
 
 
 @_compiled
 def kernels(bits_KWC, alive_KWC, count, groups, others):  # type: ignore[no-untyped-def]
     """Of the K / groups kernels that read an input channel the `count` weakest die, ordered as in `window`.
 
-    The minima of groups of kernels are taken: a channel's w-th smallest minimum is no less than its w-th smallest
-    score, and little else lies below it. Only that is searched, or all if it is too much.
-
     Args:
-        bits_KWC: magnitudes and signs; changed in place, like all others.
+        bits_KWC: magnitudes and signs, contiguous; changed in place, like all others.
         alive_KWC: likewise.
         count: how many are to be gone of each channel's.
         groups: of the convolution.
@@ -239,15 +267,15 @@ def kernels(bits_KWC, alive_KWC, count, groups, others):  # type: ignore[no-unty
     """
     K, W, C = bits_KWC.shape
     rows = K // groups
-    width = -(-C // (-(-C // _WIDE) * 8)) * 8  # as even as may be, and whole eights
+    width = -(-C // (-(-C // _WIDE) * 8)) * 8  # in parts as even as may be, of whole eights
     missing_C = np.empty(C, np.int32)
-    key = np.full((rows, width), _GONE)
+    key = np.empty((rows, width), np.int32)
     wanted, cutoff, room = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.int32)
     for first in range(0, K, rows):
         _missing(alive_KWC, first, rows, rows - count, missing_C)
         for start in range(0, C, width):
             n = min(width, C - start)
-            most = np.int32(0)
+            most = 0
             for j in range(width):
                 wanted[j] = max(missing_C[start + j], 0) if j < n else 0
                 cutoff[j] = _GONE - _ONE if wanted[j] else _NEVER
@@ -257,41 +285,23 @@ def kernels(bits_KWC, alive_KWC, count, groups, others):  # type: ignore[no-unty
             size = max(1, rows // (_SPARE * most))
             low = np.full((-(-rows // size), width), _GONE)
             _scores(bits_KWC, alive_KWC, first, start, n, key, low, size)
-            slots, fit = 3 * most + 16, False
-            chosen, at = np.empty((slots, width), np.int32), np.empty((slots, width), np.int32)
-            if size >= _SMALL:
-                _cutoffs(low, wanted, cutoff, room)
-                fit = _at_most(key, cutoff, chosen, at)
-            if not fit:
-                chosen, at = key, np.empty((rows, width), np.int32)
-                for k in range(rows):
-                    for j in range(width):
-                        at[k, j] = k
+            chosen, at = _competitors(key, low, size, wanted, most, cutoff, room)
             _cutoffs(chosen, wanted, cutoff, room)
             for s in range(len(chosen)):
                 own = chosen[s]
-                for j in range(width):
-                    if own[j] <= cutoff[j]:
-                        if own[j] == cutoff[j]:
-                            if room[j] == 0:
-                                continue
-                            room[j] -= _ONE
-                        k, c = first + at[s, j], start + j
-                        for i in range(W):
-                            alive_KWC[k, i, c] = 0
-                            bits_KWC[k, i, c] = 0
-                            for other in others:
-                                other[k, i, c] = 0
-
-
-@_compiled
-def _keys(bits_N, alive_N, key_N):  # type: ignore[no-untyped-def]
-    """The magnitudes of what lives into `key_N`, the dead above them; how many live."""
-    living = np.int32(0)
-    for n in range(len(bits_N)):
-        key_N[n] = bits_N[n] & _MAGNITUDE if alive_N[n] else _GONE
-        living += np.int32(alive_N[n])
-    return living
+                for j in range(n):
+                    if own[j] > cutoff[j]:
+                        continue
+                    if own[j] == cutoff[j]:
+                        if room[j] == 0:
+                            continue
+                        room[j] -= _ONE
+                    k, c = first + at[s, j], start + j
+                    for i in range(W):
+                        alive_KWC[k, i, c] = 0
+                        bits_KWC[k, i, c] = 0
+                        for other in others:
+                            other[k, i, c] = 0
 
 
 @_compiled
@@ -306,7 +316,7 @@ def _strongest(key_I):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _smallest_of_each(key_I, low_G):  # type: ignore[no-untyped-def]
+def _group_minima(key_I, low_G):  # type: ignore[no-untyped-def]
     """The smallest of each `_GLANCE` keys."""
     for g in range(len(low_G)):
         own, low = key_I[g * _GLANCE : (g + 1) * _GLANCE], _GONE
@@ -317,15 +327,15 @@ def _smallest_of_each(key_I, low_G):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _cutoff(key_N, wanted, high):  # type: ignore[no-untyped-def]
-    """As `_cutoffs`, of one column that is one in memory: the cutoff, and the room."""
+    """As `_cutoffs`, of a single column, which is one in memory: the cutoff and the room."""
     low = np.int32(0)
     while low < high:
         middle = np.int32(low + ((high - low) >> _ONE))
         found = np.int32(0)
         for n in range(len(key_N)):
             found += np.int32(key_N[n] <= middle)
-        low = low if found > wanted else np.int32(middle + np.int32(found < wanted))
         high = middle if found >= wanted else high
+        low = low if found > wanted else np.int32(middle + np.int32(found < wanted))
     below = np.int32(0)
     for n in range(len(key_N)):
         below += np.int32(key_N[n] < high)
@@ -333,11 +343,31 @@ def _cutoff(key_N, wanted, high):  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def _competing_weights(bits_OI, alive_OI, low_OG, strongest_O, bound):  # type: ignore[no-untyped-def]
+    """The magnitudes up to `bound` of what lives, but no neuron's strongest, and where they stand in memory."""
+    O, I = bits_OI.shape
+    most = 0
+    for low in low_OG.reshape(-1):
+        most += _GLANCE * (low <= bound)
+    chosen, at = np.empty(most, np.int32), np.empty(most, np.int64)
+    found = 0
+    for o in range(O):
+        for g in range(low_OG.shape[1]):
+            if low_OG[o, g] <= bound:
+                for i in range(g * _GLANCE, min(I, (g + 1) * _GLANCE)):
+                    own = bits_OI[o, i] & _MAGNITUDE if alive_OI[o, i] else _GONE
+                    if own <= bound and i != strongest_O[o]:
+                        chosen[found], at[found] = own, o * I + i
+                        found += 1
+    return chosen[:found], at[:found]
+
+
+@_compiled
 def fine(bits_OI, alive_OI, count, others):  # type: ignore[no-untyped-def]
     """Of all weights of a linear layer the `count` smallest die, the dead first, of equals the lower index first.
 
     But every neuron's strongest live weight, of equals the last, stays; the next smallest elsewhere goes in its place.
-    They are looked for as in `kernels`, among all weights at once.
+    What may be among them is told by the minima of groups, as in `_competitors`.
 
     Args:
         bits_OI: magnitudes and signs, contiguous; changed in place, like all others.
@@ -348,8 +378,7 @@ def fine(bits_OI, alive_OI, count, others):  # type: ignore[no-untyped-def]
     O, I = bits_OI.shape
     groups = -(-I // _GLANCE)
     key_I = np.full(groups * _GLANCE, _GONE)
-    low_OG = np.empty((O, groups), np.int32)
-    strongest_O = np.empty(O, np.int32)
+    low_OG, strongest_O = np.empty((O, groups), np.int32), np.empty(O, np.int32)
     living, guarded = 0, 0
     for o in range(O):
         living += _keys(bits_OI[o], alive_OI[o], key_I)
@@ -357,34 +386,22 @@ def fine(bits_OI, alive_OI, count, others):  # type: ignore[no-untyped-def]
         if strongest_O[o] >= 0:
             guarded += 1
             key_I[strongest_O[o]] = _GONE  # does not compete
-        _smallest_of_each(key_I, low_OG[o])
+        _group_minima(key_I, low_OG[o])
     missing = min(count, O * I - guarded) - (O * I - living)
     if missing <= 0:
         return
     bound, _ = _cutoff(low_OG.reshape(-1), missing, _GONE - _ONE)
-    flagged = 0
-    for o in range(O):
-        for g in range(groups):
-            flagged += low_OG[o, g] <= bound
-    chosen, at = np.empty(flagged * _GLANCE + 1, np.int32), np.empty(flagged * _GLANCE + 1, np.int64)
-    found = 0
-    for o in range(O):
-        for g in range(groups):
-            if low_OG[o, g] <= bound:
-                for i in range(g * _GLANCE, min(I, (g + 1) * _GLANCE)):
-                    own = bits_OI[o, i] & _MAGNITUDE if alive_OI[o, i] else _GONE
-                    if own <= bound and i != strongest_O[o]:
-                        chosen[found], at[found] = own, o * I + i
-                        found += 1
-    cutoff, room = _cutoff(chosen[:found], missing, bound)
+    chosen, at = _competing_weights(bits_OI, alive_OI, low_OG, strongest_O, bound)
+    cutoff, room = _cutoff(chosen, missing, bound)
     bits, alive = bits_OI.reshape(-1), alive_OI.reshape(-1)
-    for n in range(found):
-        if chosen[n] <= cutoff:
-            if chosen[n] == cutoff:
-                if room == 0:
-                    continue
-                room -= 1
-            bits[at[n]] = 0
-            alive[at[n]] = 0
-            for other in others:
-                other.reshape(-1)[at[n]] = 0
+    for n in range(len(chosen)):
+        if chosen[n] > cutoff:
+            continue
+        if chosen[n] == cutoff:
+            if room == 0:
+                continue
+            room -= 1
+        alive[at[n]] = 0
+        bits[at[n]] = 0
+        for other in others:
+            other.reshape(-1)[at[n]] = 0
