@@ -78,7 +78,7 @@ def _minima(key_NC, low_C):  # type: ignore[no-untyped-def]
 
 @_compiled
 def window(bits_KWC, alive_KWC, count, others):  # type: ignore[no-untyped-def]
-    """In each window the `count` smallest die: the dead first, of equals the lower index first.
+    """In each window the `count` smallest die: the dead first, of equals the lower index first. Returns how many live.
 
     They go one after the other, each time in all C windows of an output channel at once.
 
@@ -92,6 +92,7 @@ def window(bits_KWC, alive_KWC, count, others):  # type: ignore[no-untyped-def]
     key_WC = np.empty((W, C), np.int32)
     key = key_WC.reshape(-1)
     missing_C, low_C = np.empty(C, np.int32), np.empty(C, np.int32)
+    living = K * C * (W - count)  # where no window has more dead
     for k in range(K):
         for c in range(C):
             missing_C[c] = count - W
@@ -99,9 +100,11 @@ def window(bits_KWC, alive_KWC, count, others):  # type: ignore[no-untyped-def]
             alive_C = alive_KWC[k, i]
             for c in range(C):
                 missing_C[c] += np.int32(alive_C[c])
-        most = missing_C[0]
+        most, beyond = missing_C[0], np.int32(0)
         for c in range(C):
             most = max(most, missing_C[c])
+            beyond += min(missing_C[c], np.int32(0))
+        living += beyond
         if most <= 0:  # as many as are to go are gone
             continue
         # Rows that follow one another in memory are gone through as one: only so they are fetched ahead of time.
@@ -124,13 +127,18 @@ def window(bits_KWC, alive_KWC, count, others):  # type: ignore[no-untyped-def]
             values = other[k].reshape(-1)
             for n in range(W * C):
                 values[n] = values[n] if key[n] != _GONE else 0
+    return living
 
 
 @_compiled
 def _missing(alive_KWC, first, rows, keep, missing_C):  # type: ignore[no-untyped-def]
-    """How many kernels of each channel live beyond the `keep` that may; of `rows` kernels from `first` on."""
+    """How many kernels of each channel live beyond the `keep` that may; of `rows` kernels from `first` on.
+
+    Returns how many of their weights live.
+    """
     _, W, C = alive_KWC.shape
     any_C = np.empty(C, np.uint8)
+    living = 0
     for c in range(C):
         missing_C[c] = -keep
     for k in range(first, first + rows):
@@ -138,10 +146,14 @@ def _missing(alive_KWC, first, rows, keep, missing_C):  # type: ignore[no-untype
             any_C[c] = 0
         for i in range(W):
             alive_C = alive_KWC[k, i]
+            here = np.int32(0)
             for c in range(C):
                 any_C[c] |= alive_C[c]
+                here += np.int32(alive_C[c])
+            living += int(here)
         for c in range(C):
             missing_C[c] += np.int32(any_C[c])
+    return living
 
 
 @_compiled
@@ -258,6 +270,8 @@ def _competitors(key, low, size, wanted, most, cutoff, room):  # type: ignore[no
 def kernels(bits_KWC, alive_KWC, count, groups, others):  # type: ignore[no-untyped-def]
     """Of the K / groups kernels that read an input channel the `count` weakest die, ordered as in `window`.
 
+    Returns how many weights live.
+
     Args:
         bits_KWC: magnitudes and signs, contiguous; changed in place, like all others.
         alive_KWC: likewise.
@@ -271,8 +285,9 @@ def kernels(bits_KWC, alive_KWC, count, groups, others):  # type: ignore[no-unty
     missing_C = np.empty(C, np.int32)
     key = np.empty((rows, width), np.int32)
     wanted, cutoff, room = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.int32)
+    living = 0
     for first in range(0, K, rows):
-        _missing(alive_KWC, first, rows, rows - count, missing_C)
+        living += _missing(alive_KWC, first, rows, rows - count, missing_C)
         for start in range(0, C, width):
             n = min(width, C - start)
             most = 0
@@ -298,10 +313,12 @@ def kernels(bits_KWC, alive_KWC, count, groups, others):  # type: ignore[no-unty
                         room[j] -= _ONE
                     k, c = first + at[s, j], start + j
                     for i in range(W):
+                        living -= alive_KWC[k, i, c]
                         alive_KWC[k, i, c] = 0
                         bits_KWC[k, i, c] = 0
                         for other in others:
                             other[k, i, c] = 0
+    return living
 
 
 @_compiled
@@ -367,7 +384,7 @@ def fine(bits_OI, alive_OI, count, others):  # type: ignore[no-untyped-def]
     """Of all weights of a linear layer the `count` smallest die, the dead first, of equals the lower index first.
 
     But every neuron's strongest live weight, of equals the last, stays; the next smallest elsewhere goes in its place.
-    What may be among them is told by the minima of groups, as in `_competitors`.
+    What may be among them is told by the minima of groups, as in `_competitors`. Returns how many live.
 
     Args:
         bits_OI: magnitudes and signs, contiguous; changed in place, like all others.
@@ -389,7 +406,7 @@ def fine(bits_OI, alive_OI, count, others):  # type: ignore[no-untyped-def]
         _group_minima(key_I, low_OG[o])
     missing = min(count, O * I - guarded) - (O * I - living)
     if missing <= 0:
-        return
+        return living
     bound, _ = _cutoff(low_OG.reshape(-1), missing, _GONE - _ONE)
     chosen, at = _competing_weights(bits_OI, alive_OI, low_OG, strongest_O, bound)
     cutoff, room = _cutoff(chosen, missing, bound)
@@ -405,3 +422,4 @@ def fine(bits_OI, alive_OI, count, others):  # type: ignore[no-untyped-def]
         bits[at[n]] = 0
         for other in others:
             other.reshape(-1)[at[n]] = 0
+    return living - missing
