@@ -1,8 +1,9 @@
 """The loops behind `numba.py`, over plain arrays: kernels stand as (K, R*S, C), which channels_last memory is already.
 
 Every function is compiled for the processor at hand; none takes the GIL, none starts threads. The innermost loops run
-along rows that are one in memory, which is the form that LLVM turns into vector code. Magnitudes are compared by their
-bits: of floats >= 0 the order is that of the integers.
+along rows that are one in memory, which is the form that LLVM turns into vector code; there, bits are put together
+rather than chosen between, as processors without masks are slow at that. Magnitudes are compared by their bits: of
+floats >= 0 the order is that of the integers.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def finite(bits_N):  # type: ignore[no-untyped-def]
 def clear(alive_N, bits_N):  # type: ignore[no-untyped-def]
     """Write +0.0 where dead; nothing else changes by a bit."""
     for i in range(bits_N.shape[0]):
-        bits_N[i] = bits_N[i] if alive_N[i] else 0
+        bits_N[i] &= -np.int32(alive_N[i])
 
 
 @_compiled
@@ -54,8 +55,9 @@ def _keys(bits_N, alive_N, key_N):  # type: ignore[no-untyped-def]
     """The magnitudes of what lives into `key_N`, the dead above them; how many live."""
     living = np.int32(0)
     for n in range(len(bits_N)):
-        key_N[n] = bits_N[n] & _MAGNITUDE if alive_N[n] else _GONE
-        living += np.int32(alive_N[n])
+        alive = np.int32(alive_N[n])
+        key_N[n] = (bits_N[n] | (alive - _ONE)) & _GONE
+        living += alive
     return living
 
 
@@ -91,7 +93,7 @@ def window(bits_KWC, alive_KWC, count, others):  # type: ignore[no-untyped-def]
     K, W, C = bits_KWC.shape
     key_WC = np.empty((W, C), np.int32)
     key = key_WC.reshape(-1)
-    missing_C, low_C = np.empty(C, np.int32), np.empty(C, np.int32)
+    missing_C, low_C, due_C = np.empty(C, np.int32), np.empty(C, np.int32), np.empty(C, np.int32)
     living = K * C * (W - count)  # where no window has more dead
     for k in range(K):
         for c in range(C):
@@ -113,20 +115,18 @@ def window(bits_KWC, alive_KWC, count, others):  # type: ignore[no-untyped-def]
         for time in range(most):
             _minima(key_WC, low_C)
             for c in range(C):
-                low_C[c] = low_C[c] if missing_C[c] > time else _NEVER
+                due_C[c] = np.int32(missing_C[c] > time)
             for i in range(W):
                 own_C = key_WC[i]
                 for c in range(C):
-                    first = own_C[c] == low_C[c]
-                    own_C[c] = _GONE if first else own_C[c]
-                    low_C[c] = _NEVER if first else low_C[c]  # of equals no other
+                    first = np.int32(own_C[c] == low_C[c]) & due_C[c]
+                    due_C[c] -= first  # of equals no other
+                    own_C[c] |= -first & _GONE
         for n in range(W * C):
-            bits[n] = bits[n] if key[n] != _GONE else 0
             alive[n] = key[n] != _GONE
+        clear(alive, bits)
         for other in others:
-            values = other[k].reshape(-1)
-            for n in range(W * C):
-                values[n] = values[n] if key[n] != _GONE else 0
+            clear(alive, other[k].reshape(-1))
     return living
 
 
@@ -166,14 +166,13 @@ def _scores(bits_KWC, alive_KWC, first, start, n, key, low, size):  # type: igno
         own, smallest = key[k], low[k // size]
         bits, alive = bits_KWC[first + k, 0][start:], alive_KWC[first + k, 0][start:]
         for j in range(n):
-            own[j] = bits[j] & _MAGNITUDE if alive[j] else _NEVER
+            own[j] = (bits[j] & _MAGNITUDE) | (np.int32(alive[j]) - _ONE)  # -1 where dead
         for i in range(1, bits_KWC.shape[1]):
             bits, alive = bits_KWC[first + k, i][start:], alive_KWC[first + k, i][start:]
             for j in range(n):
-                magnitude = bits[j] & _MAGNITUDE if alive[j] else _NEVER
-                own[j] = max(own[j], magnitude)
+                own[j] = max(own[j], np.int32((bits[j] & _MAGNITUDE) | (np.int32(alive[j]) - _ONE)))
         for j in range(n):
-            own[j] = own[j] if own[j] >= 0 else _GONE
+            own[j] &= _GONE
             smallest[j] = min(smallest[j], own[j])
         for j in range(n, len(own)):
             own[j] = _GONE
