@@ -7,7 +7,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of
 from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.era import Era
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job, agrees, choose
-from starfire_cli.pruning.kernels import numba as numba_kernels
 from starfire_cli.pruning.kernels.torch import TorchKernels
 from starfire_cli.pruning.layers import Layer
 
@@ -61,15 +59,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def check(*jobs: Job, name: str = "numba") -> None:
-    """All tensors and counts come out as they do with torch, and only the dead are touched; where little is due, by the
-    compiled loops alone as well.
-    """
-    _check(*jobs, name=name)
-    with patch.object(numba_kernels, "prune_few", lambda job: None):
-        _check(*jobs, name=name)
-
-
-def _check(*jobs: Job, name: str) -> None:
+    """All tensors and counts come out as they do with torch, and only the dead are touched."""
     mine, reference = [copy_of(j) for j in jobs], [copy_of(j) for j in jobs]
     counts = KERNELS.build(name).prune(mine)
     assert counts.tolist() == KERNELS.build("torch").prune(reference).tolist()
@@ -148,6 +138,64 @@ def test_rows_longer_than_a_block(K: int, C: int, layout: torch.memory_format) -
         check(job_of(weight, ConvBudget(0, count), others=0))
 
 
+def worn(job: Job, budget: ConvBudget | LinearBudget) -> Job:
+    """The layer as an earlier `budget` left it."""
+    before = copy_of(job)
+    KERNELS.build("torch").prune([replace(before, budget=budget)])
+    return replace(before, budget=job.budget)
+
+
+MANY = st.sampled_from([0, 1, 2, 3, 5, 9, 17, 40, 90, 300])  # none, few among so many, too many for a shortcut, all
+
+
+@given(
+    rows=st.sampled_from([1, 7, 63, 200, 300]),
+    C=st.sampled_from([1, 3, 8, 21]),
+    window=st.sampled_from([(1, 1), (1, 1), (3, 3)]),
+    groups=st.sampled_from([1, 1, 2, 3]),
+    kind=VALUES,
+    dead=st.sampled_from([0.0, 0.0, 0.2, 0.9]),
+    before=MANY,
+    more=MANY,
+    in_window=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=200)
+def test_a_layer_that_loses_more(rows, C, window, groups, kind, dead, before, more, in_window, layout, seed) -> None:  # type: ignore[no-untyped-def]
+    weight = values(kind, (rows * groups, C, *window), seed).to(memory_format=layout)
+    size = window[0] * window[1]
+    earlier, later = (min(i, size) for i in (min(in_window), max(in_window)))
+    job = job_of(weight, ConvBudget(later, min(before + more, rows)), groups=groups, dead=dead, seed=seed)
+    check(worn(job, ConvBudget(earlier, min(before, rows))))
+
+
+@given(
+    O=st.sampled_from([1, 2, 40]),
+    I=st.sampled_from([1, 31, 32, 33, 200]),
+    kind=VALUES,
+    dead=st.sampled_from([0.0, 0.3, 0.99]),
+    before=st.floats(0, 1),
+    more=st.sampled_from([0, 1, 2, 9, 100, 1000, 8000]),
+    others=st.integers(0, 2),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=200)
+def test_a_linear_layer_that_loses_more(O, I, kind, dead, before, more, others, seed) -> None:  # type: ignore[no-untyped-def]
+    earlier = round(before * O * I)
+    budget = LinearBudget(tiles=0, weights=min(earlier + more, O * I), tile=1)
+    job = job_of(values(kind, (O, I), seed), budget, dead=dead, others=others, seed=seed)
+    check(worn(job, LinearBudget(tiles=0, weights=earlier, tile=1)))
+
+
+@pytest.mark.parametrize("C", [511, 513, 1030])  # parts of 511 -> 512, 257 -> 264, 344 channels
+@pytest.mark.parametrize("kind", ["normal", "few", "equal"])
+def test_channels_that_miss_different_numbers(kind: str, C: int) -> None:
+    for count in (30, 33, 60):
+        check(job_of(values(kind, (100, C, 1, 1), 0), ConvBudget(0, count), dead=0.3))
+        check(job_of(values(kind, (20, C, 3, 3), 0).to(memory_format=torch.channels_last), ConvBudget(4, 9), dead=0.3))
+
+
 def test_several_layers_in_several_threads() -> None:
     before = torch.get_num_threads()
     try:
@@ -175,6 +223,18 @@ def test_what_cannot_be_compared_is_left_alone(name: str, bad: float) -> None:
     mine = [copy_of(job), copy_of(fine)]
     assert KERNELS.build(name).prune(mine).tolist() == [NAN, 4 * (2 * 9 + 6 * 3)]
     assert all(same_bits(x, y) for x, y in zip(tensors(mine[0]), tensors(job), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(30, 9, 3, 3), (300, 9, 1, 1), (30, 70)])
+def test_a_nan_at_the_very_end_is_seen_before_anything_is_written(shape: tuple[int, ...]) -> None:
+    weight = values("normal", shape, 0)
+    weight[(-1,) * len(shape)] = torch.nan
+    if len(shape) == 4:
+        weight = weight.to(memory_format=torch.channels_last)
+    job = job_of(weight, ConvBudget(3, 2) if len(shape) == 4 else LinearBudget(tiles=0, weights=90, tile=1))
+    mine = copy_of(job)
+    assert KERNELS.build("numba").prune([mine]).tolist() == [NAN]
+    assert all(same_bits(x, y) for x, y in zip(tensors(mine), tensors(job), strict=True))
 
 
 @pytest.mark.parametrize("name", ["torch", "numba"])
@@ -261,11 +321,13 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SAME = """
 import torch
-from tests.test_kernels import ConvBudget, check, job_of, values
+from tests.test_kernels import ConvBudget, LinearBudget, check, job_of, values
 for layout in (torch.contiguous_format, torch.channels_last):
     for kind in ("normal", "few"):
         check(job_of(values(kind, (40, 70, 3, 3), 0).to(memory_format=layout), ConvBudget(4, 20), dead=0.2))
         check(job_of(values(kind, (40, 70, 1, 1), 0), ConvBudget(0, 3), groups=2))
+        check(job_of(values(kind, (300, 70, 1, 1), 0), ConvBudget(0, 4)))
+        check(job_of(values(kind, (40, 70), 0), LinearBudget(0, 100, 1)))
 from starfire_cli.pruning.kernels import _loops
 code = "".join(_loops.window.inspect_asm().values())
 print("zmm" in code, "ymm" in code)

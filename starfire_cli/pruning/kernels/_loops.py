@@ -1,8 +1,9 @@
 """The loops behind `numba.py`, over plain arrays: kernels stand as (K, R*S, C), which channels_last memory is already.
 
 Every function is compiled for the processor at hand; none takes the GIL, none starts threads. The innermost loops run
-along rows that are one in memory, which is the form that LLVM turns into vector code. Magnitudes are compared by their
-bits: of floats >= 0 the order is that of the integers.
+along rows that are one in memory, which is the form that LLVM turns into vector code; there, bits are put together
+rather than chosen between, as processors without masks are slow at that. Magnitudes are compared by their bits: of
+floats >= 0 the order is that of the integers.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any
 import numba
 import numpy as np
 
-_WIDE = 512  # channels that are worked on together
-_IN_CACHE = 1 << 16  # scores that stay in a core's own cache
-_FEW = 4  # kernels of a channel that are looked for one by one
-_GLANCE = 128  # weights of a row that are passed over together where none is wanted
-_DEAD = np.int32(-1)
+_WIDE = 512  # channels whose kernels are worked on together: long rows are read faster than scores leave the cache
+_SPARE = 4  # groups for each one wanted: the more, the fewer lie below the bound in vain
+_SMALL = 4  # kernels; of smaller groups so many are wanted that to look through all scores is faster (from a 16th on)
+_GLANCE = 32  # weights of a neuron in a group
+_NEVER = np.int32(-1)  # below every magnitude
+_GONE = np.int32(0x7FFFFFFF)  # what the dead count as: above every finite magnitude
 _INF = np.int32(0x7F800000)
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _ONE = np.int32(1)
@@ -45,115 +47,153 @@ def finite(bits_N):  # type: ignore[no-untyped-def]
 def clear(alive_N, bits_N):  # type: ignore[no-untyped-def]
     """Write +0.0 where dead; nothing else changes by a bit."""
     for i in range(bits_N.shape[0]):
-        bits_N[i] = bits_N[i] if alive_N[i] else 0
+        bits_N[i] &= -np.int32(alive_N[i])
 
 
 @_compiled
-def window(bits_KWC, alive_KWC, count):  # type: ignore[no-untyped-def]
-    """In each window the `count` smallest die: the dead first, of equals the lower index first.
+def _keys(bits_N, alive_N, key_N):  # type: ignore[no-untyped-def]
+    """The magnitudes of what lives into `key_N`, the dead above them; how many live."""
+    living = np.int32(0)
+    for n in range(len(bits_N)):
+        alive = np.int32(alive_N[n])
+        key_N[n] = (bits_N[n] | (alive - _ONE)) & _GONE
+        living += alive
+    return living
 
-    Returns whether any died.
+
+@_compiled
+def _minima(key_NC, low_C):  # type: ignore[no-untyped-def]
+    """Each column's smallest."""
+    N, C = key_NC.shape
+    whole = N - N % 3
+    for c in range(C):
+        low_C[c] = _GONE
+    for n in range(0, whole, 3):  # three at a time: fewer trips of `low_C` to the cache
+        x, y, z = key_NC[n], key_NC[n + 1], key_NC[n + 2]
+        for c in range(C):
+            low_C[c] = min(min(low_C[c], x[c]), min(y[c], z[c]))
+    for n in range(whole, N):
+        x = key_NC[n]
+        for c in range(C):
+            low_C[c] = min(low_C[c], x[c])
+
+
+@_compiled
+def window(bits_KWC, alive_KWC, count, others):  # type: ignore[no-untyped-def]
+    """In each window the `count` smallest die: the dead first, of equals the lower index first. Returns how many live.
+
+    They go one after the other, each time in all C windows of an output channel at once.
+
+    Args:
+        bits_KWC: magnitudes and signs, contiguous; changed in place, like all others.
+        alive_KWC: likewise.
+        count: how many are to be gone of each window.
+        others: a tuple of one or more arrays like `bits_KWC`, zeroed where a weight dies.
     """
     K, W, C = bits_KWC.shape
-    block = min(C, _WIDE)
-    key = np.empty((W, block), np.int32)
-    rank, above = np.empty(block, np.int32), np.empty(block, np.int32)
-    died = False
+    key_WC = np.empty((W, C), np.int32)
+    key = key_WC.reshape(-1)
+    missing_C, low_C, due_C = np.empty(C, np.int32), np.empty(C, np.int32), np.empty(C, np.int32)
+    living = K * C * (W - count)  # where no window has more dead
     for k in range(K):
-        for start in range(0, C, block):
-            n = min(block, C - start)
-            for j in range(n):
-                rank[j] = 0
+        for c in range(C):
+            missing_C[c] = count - W
+        for i in range(W):
+            alive_C = alive_KWC[k, i]
+            for c in range(C):
+                missing_C[c] += np.int32(alive_C[c])
+        most, beyond = missing_C[0], np.int32(0)
+        for c in range(C):
+            most = max(most, missing_C[c])
+            beyond += min(missing_C[c], np.int32(0))
+        living += beyond
+        if most <= 0:  # as many as are to go are gone
+            continue
+        # Rows that follow one another in memory are gone through as one: only so they are fetched ahead of time.
+        bits, alive = bits_KWC[k].reshape(-1), alive_KWC[k].reshape(-1)
+        _keys(bits, alive, key)
+        for time in range(most):
+            _minima(key_WC, low_C)
+            for c in range(C):
+                due_C[c] = np.int32(missing_C[c] > time)
             for i in range(W):
-                alive = alive_KWC[k, i][start:]
-                for j in range(n):
-                    rank[j] += np.int32(alive[j])
-            due = np.int32(0)
-            for j in range(n):
-                due |= np.int32(rank[j] > W - count)
-            if not due:  # as many as are to go are gone
-                continue
-            died = True
-            for i in range(W):
-                bits, alive, own = bits_KWC[k, i][start:], alive_KWC[k, i][start:], key[i]
-                for j in range(n):
-                    own[j] = bits[j] & _MAGNITUDE if alive[j] else _DEAD
-            for i in range(W):
-                own = key[i]
-                for j in range(n):
-                    rank[j] = 0
-                    above[j] = own[j] + _ONE
-                whole = W - W % 3
-                for m in range(0, whole, 3):  # three at a time: fewer trips of `rank` to the cache
-                    a, b, c = key[m], key[m + 1], key[m + 2]
-                    # An equal of lower index counts as smaller: what is below own + 1 is at most own.
-                    p = above if m < i else own
-                    q = above if m + 1 < i else own
-                    r = above if m + 2 < i else own
-                    for j in range(n):
-                        rank[j] += np.int32(a[j] < p[j]) + np.int32(b[j] < q[j]) + np.int32(c[j] < r[j])
-                for m in range(whole, W):
-                    a, p = key[m], above if m < i else own
-                    for j in range(n):
-                        rank[j] += np.int32(a[j] < p[j])
-                bits, alive = bits_KWC[k, i][start:], alive_KWC[k, i][start:]
-                for j in range(n):
-                    bits[j] = bits[j] if rank[j] >= count else 0
-                    alive[j] = alive[j] if rank[j] >= count else 0
-    return died
+                own_C = key_WC[i]
+                for c in range(C):
+                    first = np.int32(own_C[c] == low_C[c]) & due_C[c]
+                    due_C[c] -= first  # of equals no other
+                    own_C[c] |= -first & _GONE
+        for n in range(W * C):
+            alive[n] = key[n] != _GONE
+        clear(alive, bits)
+        for other in others:
+            clear(alive, other[k].reshape(-1))
+    return living
 
 
 @_compiled
-def _scores(bits_KWC, alive_KWC, first, start, n, key):  # type: ignore[no-untyped-def]
-    """The largest live magnitude of each kernel, -1 where all of it is dead; `key` is (rows, n or more)."""
+def _missing(alive_KWC, first, rows, keep, missing_C):  # type: ignore[no-untyped-def]
+    """How many kernels of each channel live beyond the `keep` that may; of `rows` kernels from `first` on.
+
+    Returns how many of their weights live.
+    """
+    _, W, C = alive_KWC.shape
+    any_C = np.empty(C, np.uint8)
+    living = 0
+    for c in range(C):
+        missing_C[c] = -keep
+    for k in range(first, first + rows):
+        for c in range(C):
+            any_C[c] = 0
+        for i in range(W):
+            alive_C = alive_KWC[k, i]
+            here = np.int32(0)
+            for c in range(C):
+                any_C[c] |= alive_C[c]
+                here += np.int32(alive_C[c])
+            living += int(here)
+        for c in range(C):
+            missing_C[c] += np.int32(any_C[c])
+    return living
+
+
+@_compiled
+def _scores(bits_KWC, alive_KWC, first, start, n, key, low, size):  # type: ignore[no-untyped-def]
+    """Each kernel's largest live magnitude into `key`, (rows, n or more), the dead above them.
+
+    And of each `size` rows the smallest into `low`.
+    """
     for k in range(key.shape[0]):
-        own = key[k]
+        own, smallest = key[k], low[k // size]
         bits, alive = bits_KWC[first + k, 0][start:], alive_KWC[first + k, 0][start:]
         for j in range(n):
-            own[j] = bits[j] & _MAGNITUDE if alive[j] else _DEAD
+            own[j] = (bits[j] & _MAGNITUDE) | (np.int32(alive[j]) - _ONE)  # -1 where dead
         for i in range(1, bits_KWC.shape[1]):
             bits, alive = bits_KWC[first + k, i][start:], alive_KWC[first + k, i][start:]
             for j in range(n):
-                magnitude = bits[j] & _MAGNITUDE if alive[j] else _DEAD
-                own[j] = max(own[j], magnitude)
-
-
-@_compiled
-def _weakest(key, n, low, left, count):  # type: ignore[no-untyped-def]
-    """Each column's smallest live key into `low`, how many have yet to go into `left`; returns the largest of these."""
-    for j in range(n):
-        low[j] = _MAGNITUDE
-        left[j] = count
-    for k in range(key.shape[0]):
-        own = key[k]
+                own[j] = max(own[j], np.int32((bits[j] & _MAGNITUDE) | (np.int32(alive[j]) - _ONE)))
         for j in range(n):
-            left[j] -= np.int32(own[j] < 0)
-            low[j] = min(low[j], own[j] if own[j] >= 0 else _MAGNITUDE)
-    most = left[0]
-    for j in range(n):
-        most = max(most, left[j])
-    return most
+            own[j] &= _GONE
+            smallest[j] = min(smallest[j], own[j])
+        for j in range(n, len(own)):
+            own[j] = _GONE
 
 
 @_compiled
-def _cutoffs(key, n, count, low, high, middle, found):  # type: ignore[no-untyped-def]
-    """`high[j]` becomes what parts the `count` smallest of column j from the rest, by bisection between its extremes.
+def _cutoffs(key, wanted, cutoff, room):  # type: ignore[no-untyped-def]
+    """What parts the `wanted` smallest of each column from the rest, and for how many that equal it there is `room`.
 
-    That is the count-th smallest, or, as soon as just `count` keys are found at a value or below, this value. `low` is
-    the smallest that may be it; `key` is (rows, n or more).
+    By bisection between 0 and the `cutoff` given: it becomes the smallest that is wanted last or, as soon as just as
+    many are found at a value or below, this value. Where there are too few, or `cutoff` is -1, it stays as it is.
     """
-    rows = key.shape[0]
+    rows, n = key.shape
     whole = rows - rows % 4
+    low, middle, found = np.empty(n, np.int32), np.empty(n, np.int32), room
     for j in range(n):
-        high[j] = _DEAD
-    for k in range(rows):
-        own = key[k]
-        for j in range(n):
-            high[j] = max(high[j], own[j])
+        low[j] = min(cutoff[j], 0)
     undecided = _ONE
     while undecided:
         for j in range(n):
-            middle[j] = low[j] + ((high[j] - low[j]) >> _ONE)
+            middle[j] = low[j] + ((cutoff[j] - low[j]) >> _ONE)
             found[j] = 0
         for k in range(0, whole, 4):  # four at a time: fewer trips of `found` to the cache
             a, b, c, d = key[k], key[k + 1], key[k + 2], key[k + 3]
@@ -166,70 +206,176 @@ def _cutoffs(key, n, count, low, high, middle, found):  # type: ignore[no-untype
                 found[j] += np.int32(own[j] <= middle[j])
         undecided = np.int32(0)
         for j in range(n):
-            high[j] = middle[j] if found[j] >= count else high[j]
-            low[j] = low[j] if found[j] > count else middle[j] + np.int32(found[j] < count)
-            undecided |= np.int32(low[j] < high[j])
+            cutoff[j] = middle[j] if found[j] >= wanted[j] else cutoff[j]
+            low[j] = low[j] if found[j] > wanted[j] else middle[j] + np.int32(found[j] < wanted[j])
+            undecided |= np.int32(low[j] < cutoff[j])
+    for j in range(n):
+        room[j] = wanted[j]
+    for k in range(rows):
+        own = key[k]
+        for j in range(n):
+            room[j] -= np.int32(own[j] < cutoff[j])
 
 
 @_compiled
-def _kill(bits_KWC, alive_KWC, first, start, n, key, cutoff, room, others):  # type: ignore[no-untyped-def]
-    """Kernels under their column's cutoff die, and the first `room` of those that equal it; `key` follows."""
-    dies = np.empty(n, np.int32)
+def _at_most(key, bound, chosen, at):  # type: ignore[no-untyped-def]
+    """Each column's keys up to its bound into `chosen`, (slots, n), and their rows into `at`; whether all fit in.
+
+    The slots left over are as if dead.
+    """
+    slots, n = chosen.shape
+    found, is_one = np.zeros(n, np.int32), np.empty(n, np.uint8)
+    eight_are = is_one.view(np.uint64)  # n is a multiple of eight; mostly none of them is
+    for s in range(slots):
+        own = chosen[s]
+        for j in range(n):
+            own[j] = _GONE
     for k in range(key.shape[0]):
         own = key[k]
-        some = np.int32(0)
         for j in range(n):
-            tied = np.int32(own[j] == cutoff[j]) & np.int32(room[j] > 0)
-            room[j] -= tied
-            dies[j] = (np.int32(own[j] < cutoff[j]) | tied) & np.int32(own[j] >= 0)
-            some |= dies[j]
-        if some:
-            for j in range(n):
-                if dies[j]:
-                    own[j] = _DEAD
-                    for i in range(bits_KWC.shape[1]):
-                        alive_KWC[first + k, i, start + j] = 0
-                        bits_KWC[first + k, i, start + j] = 0
-                        for other in others:
-                            other[first + k, i, start + j] = 0
+            is_one[j] = own[j] <= bound[j]
+        for eight in range(len(eight_are)):
+            if eight_are[eight]:
+                for j in range(8 * eight, 8 * eight + 8):
+                    if is_one[j]:
+                        if found[j] == slots:
+                            return False
+                        chosen[found[j], j], at[found[j], j] = own[j], k
+                        found[j] += _ONE
+    return True
+
+
+@_compiled
+def _competitors(key, low, size, wanted, most, cutoff, room):  # type: ignore[no-untyped-def]
+    """The keys among which the `wanted` smallest of each column are, none above `cutoff`, and their rows; in order.
+
+    A column's w-th smallest minimum is no less than its w-th smallest key, and little else lies below it. Where that is
+    still too much, or groups are too small to tell, all keys compete.
+    """
+    rows, n = key.shape
+    if size >= _SMALL:
+        _cutoffs(low, wanted, cutoff, room)
+        slots = 3 * most + 16  # a fraction more is the rule; equals by the thousand are not
+        chosen, at = np.empty((slots, n), np.int32), np.empty((slots, n), np.int32)
+        if _at_most(key, cutoff, chosen, at):
+            return chosen, at
+    at = np.empty((rows, n), np.int32)
+    for k in range(rows):
+        at[k] = k
+    return key, at
 
 
 @_compiled
 def kernels(bits_KWC, alive_KWC, count, groups, others):  # type: ignore[no-untyped-def]
     """Of the K / groups kernels that read an input channel the `count` weakest die, ordered as in `window`.
 
+    Returns how many weights live.
+
     Args:
-        bits_KWC: magnitudes and signs; changed in place, like all others.
+        bits_KWC: magnitudes and signs, contiguous; changed in place, like all others.
         alive_KWC: likewise.
         count: how many are to be gone of each channel's.
         groups: of the convolution.
         others: a tuple of one or more arrays like `bits_KWC`, zeroed where a kernel dies.
     """
-    K, _, C = bits_KWC.shape
+    K, W, C = bits_KWC.shape
     rows = K // groups
-    block = max(16, min(C, _WIDE, _IN_CACHE // rows))
-    key = np.empty((rows, block), np.int32)
-    low, high = np.empty(block, np.int32), np.empty(block, np.int32)
-    middle, left = np.empty(block, np.int32), np.empty(block, np.int32)
+    width = -(-C // (-(-C // _WIDE) * 8)) * 8  # in parts as even as may be, of whole eights
+    missing_C = np.empty(C, np.int32)
+    key = np.empty((rows, width), np.int32)
+    wanted, cutoff, room = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.int32)
+    living = 0
     for first in range(0, K, rows):
-        for start in range(0, C, block):
-            n = min(block, C - start)
-            _scores(bits_KWC, alive_KWC, first, start, n, key)
-            most = _weakest(key, n, low, left, count)
-            while 0 < most <= _FEW:  # the usual step: one after the other goes
+        living += _missing(alive_KWC, first, rows, rows - count, missing_C)
+        for start in range(0, C, width):
+            n = min(width, C - start)
+            most = 0
+            for j in range(width):
+                wanted[j] = max(missing_C[start + j], 0) if j < n else 0
+                cutoff[j] = _GONE - _ONE if wanted[j] else _NEVER
+                most = max(most, wanted[j])
+            if most == 0:
+                continue
+            size = max(1, rows // (_SPARE * most))
+            low = np.full((-(-rows // size), width), _GONE)
+            _scores(bits_KWC, alive_KWC, first, start, n, key, low, size)
+            chosen, at = _competitors(key, low, size, wanted, most, cutoff, room)
+            _cutoffs(chosen, wanted, cutoff, room)
+            for s in range(len(chosen)):
+                own = chosen[s]
                 for j in range(n):
-                    high[j] = low[j] if left[j] > 0 else _DEAD
-                _kill(bits_KWC, alive_KWC, first, start, n, key, high, left, others)
-                most = _weakest(key, n, low, left, count)
-            if most > 0:
-                _cutoffs(key, n, count, low, high, middle, left)
-                for j in range(n):
-                    left[j] = count
-                for k in range(rows):
-                    own = key[k]
-                    for j in range(n):
-                        left[j] -= np.int32(own[j] < high[j])
-                _kill(bits_KWC, alive_KWC, first, start, n, key, high, left, others)
+                    if own[j] > cutoff[j]:
+                        continue
+                    if own[j] == cutoff[j]:
+                        if room[j] == 0:
+                            continue
+                        room[j] -= _ONE
+                    k, c = first + at[s, j], start + j
+                    for i in range(W):
+                        living -= alive_KWC[k, i, c]
+                        alive_KWC[k, i, c] = 0
+                        bits_KWC[k, i, c] = 0
+                        for other in others:
+                            other[k, i, c] = 0
+    return living
+
+
+@_compiled
+def _strongest(key_I):  # type: ignore[no-untyped-def]
+    """Where the largest live key stands, of equals the last; -1 where all is dead."""
+    best, at = _NEVER, _NEVER
+    for i in range(len(key_I)):
+        best = max(best, key_I[i] if key_I[i] != _GONE else _NEVER)
+    for i in range(len(key_I)):
+        at = max(at, np.int32(i) if key_I[i] == best else _NEVER)
+    return at
+
+
+@_compiled
+def _group_minima(key_I, low_G):  # type: ignore[no-untyped-def]
+    """The smallest of each `_GLANCE` keys."""
+    for g in range(len(low_G)):
+        own, low = key_I[g * _GLANCE : (g + 1) * _GLANCE], _GONE
+        for i in range(len(own)):
+            low = min(low, own[i])
+        low_G[g] = low
+
+
+@_compiled
+def _cutoff(key_N, wanted, high):  # type: ignore[no-untyped-def]
+    """As `_cutoffs`, of a single column, which is one in memory: the cutoff and the room."""
+    low = np.int32(0)
+    while low < high:
+        middle = np.int32(low + ((high - low) >> _ONE))
+        found = np.int32(0)
+        for n in range(len(key_N)):
+            found += np.int32(key_N[n] <= middle)
+        high = middle if found >= wanted else high
+        low = low if found > wanted else np.int32(middle + np.int32(found < wanted))
+    below = np.int32(0)
+    for n in range(len(key_N)):
+        below += np.int32(key_N[n] < high)
+    return high, wanted - below
+
+
+@_compiled
+def _competing_weights(bits_OI, alive_OI, low_OG, strongest_O, bound):  # type: ignore[no-untyped-def]
+    """The magnitudes up to `bound` of what lives, but no neuron's strongest, and where they stand in memory."""
+    O, I = bits_OI.shape
+    most = 0
+    for low in low_OG.reshape(-1):
+        most += _GLANCE * (low <= bound)
+    chosen, at = np.empty(most, np.int32), np.empty(most, np.int64)
+    found = 0
+    for o in range(O):
+        for g in range(low_OG.shape[1]):
+            if low_OG[o, g] <= bound:
+                for i in range(g * _GLANCE, min(I, (g + 1) * _GLANCE)):
+                    own = bits_OI[o, i] & _MAGNITUDE if alive_OI[o, i] else _GONE
+                    if own <= bound and i != strongest_O[o]:
+                        chosen[found], at[found] = own, o * I + i
+                        found += 1
+    return chosen[:found], at[:found]
 
 
 @_compiled
@@ -237,7 +383,7 @@ def fine(bits_OI, alive_OI, count, others):  # type: ignore[no-untyped-def]
     """Of all weights of a linear layer the `count` smallest die, the dead first, of equals the lower index first.
 
     But every neuron's strongest live weight, of equals the last, stays; the next smallest elsewhere goes in its place.
-    A radix search on the bits: 16, then the other 15.
+    What may be among them is told by the minima of groups, as in `_competitors`. Returns how many live.
 
     Args:
         bits_OI: magnitudes and signs, contiguous; changed in place, like all others.
@@ -246,62 +392,33 @@ def fine(bits_OI, alive_OI, count, others):  # type: ignore[no-untyped-def]
         others: a tuple of one or more arrays like `bits_OI`, zeroed where a weight dies.
     """
     O, I = bits_OI.shape
-    strongest = np.full(O, -1, np.int64)
-    tally = np.zeros(1 << 16, np.int64)
-    alive, guarded = 0, 0
+    groups = -(-I // _GLANCE)
+    key_I = np.full(groups * _GLANCE, _GONE)
+    low_OG, strongest_O = np.empty((O, groups), np.int32), np.empty(O, np.int32)
+    living, guarded = 0, 0
     for o in range(O):
-        bits, here = bits_OI[o], alive_OI[o]
-        best = _DEAD
-        for i in range(I):
-            best = max(best, bits[i] & _MAGNITUDE if here[i] else _DEAD)
-        for i in range(I):
-            alive += here[i]
-        for i in range(I):
-            tally[(bits[i] & _MAGNITUDE) >> 15] += here[i]
-        if best >= 0:
+        living += _keys(bits_OI[o], alive_OI[o], key_I)
+        strongest_O[o] = _strongest(key_I)
+        if strongest_O[o] >= 0:
             guarded += 1
-            tally[best >> 15] -= 1
-            for i in range(I - 1, -1, -1):
-                if here[i] and (bits[i] & _MAGNITUDE) == best:
-                    strongest[o] = i
-                    break
-    missing = min(count, O * I - guarded) - (O * I - alive)
+            key_I[strongest_O[o]] = _GONE  # does not compete
+        _group_minima(key_I, low_OG[o])
+    missing = min(count, O * I - guarded) - (O * I - living)
     if missing <= 0:
-        return
-    top = 0
-    while tally[top] < missing:
-        missing -= tally[top]
-        top += 1
-    low = np.zeros(1 << 15, np.int64)
-    for o in range(O):
-        for start in range(0, I, _GLANCE):
-            bits, here = bits_OI[o][start : start + _GLANCE], alive_OI[o][start : start + _GLANCE]
-            some = 0
-            for i in range(len(bits)):
-                some += (((bits[i] & _MAGNITUDE) >> 15) == top) & (here[i] != 0)
-            if some:
-                for i in range(len(bits)):
-                    if (((bits[i] & _MAGNITUDE) >> 15) == top) & (here[i] != 0):
-                        low[bits[i] & 0x7FFF] += start + i != strongest[o]
-    bottom = 0
-    while low[bottom] < missing:
-        missing -= low[bottom]
-        bottom += 1
-    cutoff = np.int32((top << 15) | bottom)
-    for o in range(O):
-        for start in range(0, I, _GLANCE):
-            bits, here = bits_OI[o][start : start + _GLANCE], alive_OI[o][start : start + _GLANCE]
-            some = 0
-            for i in range(len(bits)):
-                some += ((bits[i] & _MAGNITUDE) <= cutoff) & (here[i] != 0)
-            if some:
-                for i in range(len(bits)):
-                    if ((bits[i] & _MAGNITUDE) <= cutoff) & (here[i] != 0):
-                        tied = (bits[i] & _MAGNITUDE) == cutoff
-                        if start + i == strongest[o] or (tied and missing == 0):
-                            continue
-                        missing -= tied
-                        here[i] = 0
-                        bits[i] = 0
-                        for other in others:
-                            other[o, start + i] = 0
+        return living
+    bound, _ = _cutoff(low_OG.reshape(-1), missing, _GONE - _ONE)
+    chosen, at = _competing_weights(bits_OI, alive_OI, low_OG, strongest_O, bound)
+    cutoff, room = _cutoff(chosen, missing, bound)
+    bits, alive = bits_OI.reshape(-1), alive_OI.reshape(-1)
+    for n in range(len(chosen)):
+        if chosen[n] > cutoff:
+            continue
+        if chosen[n] == cutoff:
+            if room == 0:
+                continue
+            room -= 1
+        alive[at[n]] = 0
+        bits[at[n]] = 0
+        for other in others:
+            other.reshape(-1)[at[n]] = 0
+    return living - missing

@@ -15,8 +15,7 @@ from torch import Tensor
 from starfire_cli.pruning._threads import in_threads
 from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job, OneByOne, installed
-from starfire_cli.pruning.kernels._few import prune_few
-from starfire_cli.pruning.kernels.torch import TorchKernels, count_alive, write_dead
+from starfire_cli.pruning.kernels.torch import TorchKernels, write_dead
 
 _PIECE = 1 << 20  # gradients of one layer that a thread takes at a time
 
@@ -56,10 +55,6 @@ class NumbaKernels:
 
 def _prune(job: Job) -> int:
     weight, alive, budget = job.weight.detach(), job.alive, job.budget
-    if isinstance(budget, LinearBudget) or not budget.in_window:
-        count = prune_few(job)  # no compiled loop is faster where little is due; nor does it need compiling
-        if count is not None:
-            return count
     loops = _loops()
     fits = weight.dtype == torch.float32 and _dense(weight) and alive.stride() == weight.stride()
     if not fits or (isinstance(budget, LinearBudget) and (budget.tiles or not weight.is_contiguous())):
@@ -70,24 +65,29 @@ def _prune(job: Job) -> int:
     if isinstance(budget, LinearBudget):
         bits_OI = weight.numpy().view(np.int32)
         others = tuple(other.numpy().view(np.int32) for other in like) or (bits_OI,)
-        loops.fine(bits_OI, alive.numpy().view(np.uint8), budget.weights, others)
+        living = int(loops.fine(bits_OI, alive.numpy().view(np.uint8), budget.weights, others))
     else:
-        _prune_convolution(job, budget, weight, like)
+        living = _prune_convolution(job, budget, weight, like)
     write_dead(alive, [x for x in job.others if x.dtype != torch.float32 or x.stride() != weight.stride()])
-    return weight.numel() - int(count_alive(alive))
+    return weight.numel() - living
 
 
-def _prune_convolution(job: Job, budget: ConvBudget, weight: Tensor, like: Sequence[Tensor]) -> None:
-    loops, alive = _loops(), job.alive
-    bits_KWC, alive_KWC = _as_KWC(weight).view(np.int32), _as_KWC(alive).view(np.uint8)
-    if budget.in_window:
-        died = loops.window(bits_KWC, alive_KWC, budget.in_window)
-        for other in like if died else ():
-            loops.clear(_flat(alive).view(np.uint8), _flat(other).view(np.int32))
+def _prune_convolution(job: Job, budget: ConvBudget, weight: Tensor, like: Sequence[Tensor]) -> int:
+    """How many weights live once it is done."""
+    loops, groups = _loops(), job.layer.groups
+    places = [_as_KWC(x) for x in (job.alive, weight, *like)]
+    arrays = [np.ascontiguousarray(x) for x in places]  # copies only where they are not in channels_last memory
+    alive_KWC, (bits_KWC, *others) = arrays[0].view(np.uint8), (x.view(np.int32) for x in arrays[1:])
+    beside = tuple(others) or (bits_KWC,)
+    living = 0
+    if budget.in_window or not budget.kernels:
+        living = loops.window(bits_KWC, alive_KWC, budget.in_window, beside)
     if budget.kernels:
-        groups = job.layer.groups
-        others = tuple(_as_KWC(other).view(np.int32) for other in like) or (bits_KWC,)
-        loops.kernels(bits_KWC, alive_KWC, min(budget.kernels, len(bits_KWC) // groups), groups, others)
+        living = loops.kernels(bits_KWC, alive_KWC, min(budget.kernels, len(bits_KWC) // groups), groups, beside)
+    for place, array in zip(places, arrays, strict=True):
+        if array is not place:
+            place[...] = array
+    return int(living)
 
 
 def _dense(tensor: Tensor) -> bool:
