@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from starfire_cli.pruning import _threads
 from starfire_cli.pruning._threads import in_threads
 from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job
@@ -214,14 +217,42 @@ def test_the_smallest_of_each_column(N: int, C: int, levels: int, dead: float, d
         assert left[:, c].tolist() == first_to_go(score[:, c].tolist(), alive[:, c].tolist(), count)
 
 
-def test_threads_that_ask_for_threads_do_not_wait_for_themselves() -> None:
+@pytest.fixture(params=["torch's own threads", "a pool"])
+def two_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if request.param == "a pool":
+        monkeypatch.setattr(_threads, "_team", lambda: None)
+    elif _threads._team() is None:
+        pytest.skip("torch computes with another library here")
     before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        inner = [(1 << 18, partial(int, n)) for n in range(4)]
-        assert in_threads([(1 << 18, partial(in_threads, inner)) for _ in range(4)]) == [[0, 1, 2, 3]] * 4
-        with pytest.raises(ValueError, match="invalid literal"):
-            in_threads([(1 << 18, partial(int, "x"))] * 2)
-        assert in_threads(inner) == [0, 1, 2, 3]
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_that_ask_for_threads_do_not_wait_for_themselves() -> None:
+    inner = [(1 << 18, partial(int, n)) for n in range(4)]
+    assert in_threads([(1 << 18, partial(in_threads, inner)) for _ in range(4)]) == [[0, 1, 2, 3]] * 4
+    assert in_threads(inner) == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("failure", [ValueError("x"), IndexError("x"), KeyboardInterrupt()])
+def test_what_a_task_raises_is_raised_and_no_further_task_begun(failure: BaseException) -> None:
+    begun = []
+
+    def fails() -> None:
+        begun.append(1)
+        raise failure
+
+    with pytest.raises(type(failure)):
+        in_threads([(1 << 18, fails)] * 40)
+    assert len(begun) <= 2
+    assert in_threads([(1 << 18, partial(int, n)) for n in range(4)]) == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_tasks_run_at_the_same_time() -> None:
+    both = threading.Barrier(2, timeout=60)
+    idents = in_threads([(1 << 18, lambda: both.wait() >= 0 and threading.get_ident())] * 2)
+    assert len(set(idents)) == 2 and threading.get_ident() in idents

@@ -1,12 +1,19 @@
-"""Small pieces of work that release Python's lock, in as many threads as torch uses."""
+"""Small pieces of work that release Python's lock, in as many threads as torch uses, in its own where that can be.
+
+An OpenMP thread that has just computed for torch goes on spinning for milliseconds in the hope of more. Other threads
+would have to share their cores with such; the same threads are at it at once.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -14,39 +21,63 @@ import torch
 T = TypeVar("T")
 _WORTH_IT = 1 << 18  # weights; waking a thread takes as long as these
 _HERE = threading.local()  # has `busy` where tasks are being run
+_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def in_threads(tasks: Sequence[tuple[int, Callable[[], T]]]) -> list[T]:
-    """Run tasks, each with what it costs, and return what they return, in order; the threads share the costs evenly.
+    """Run tasks, each with what it costs, and return what they return, in order; whoever is free takes the costliest.
 
-    Called from within a task, all is done in the task's own thread: were it to wait for the pool it is part of, it
-    might wait forever.
+    Called from within a task, all is done in the task's own thread: were it to wait for the threads it is one of, it
+    might wait forever. What a task raises is raised once all others are done or have not been begun.
     """
-    alone = hasattr(_HERE, "busy") or sum(cost for cost, _ in tasks) < _WORTH_IT
-    threads = 1 if alone else torch.get_num_threads()
-    shares: list[list[int]] = [[] for _ in range(min(len(tasks), threads))]
-    if len(shares) < 2:
+    threads = min(len(tasks), torch.get_num_threads())
+    if threads < 2 or hasattr(_HERE, "busy") or sum(cost for cost, _ in tasks) < _WORTH_IT:
         return [task() for _, task in tasks]
-    costs = [0] * len(shares)
-    for number in sorted(range(len(tasks)), key=lambda i: -tasks[i][0]):  # the largest first, to whom has least
-        least = costs.index(min(costs))
-        shares[least].append(number)
-        costs[least] += tasks[number][0]
+    waiting = deque(sorted(range(len(tasks)), key=lambda i: -tasks[i][0]))
     results: dict[int, T] = {}
+    failures: list[BaseException] = []
 
-    def work(share: Sequence[int]) -> None:
+    def work() -> None:
         _HERE.busy = True
         try:
-            for number in share:
+            while waiting and not failures:
+                try:
+                    number = waiting.popleft()
+                except IndexError:  # another was faster
+                    return
                 results[number] = tasks[number][1]()
+        except BaseException as failure:  # noqa: BLE001 - in a thread of OpenMP's nobody above would see it
+            failures.append(failure)
         finally:
             del _HERE.busy
 
-    waiting = [_pool(os.getpid(), len(shares) - 1).submit(work, share) for share in shares[1:]]
-    work(shares[0])
-    for future in waiting:
-        future.result()
+    team = _team()
+    if team is not None:
+        team(_CALLBACK(lambda _: work()), None, threads, 0)
+    else:
+        others = [_pool(os.getpid(), threads - 1).submit(work) for _ in range(threads - 1)]
+        work()
+        for other in others:
+            other.result()
+    if failures:
+        raise failures[0]
     return [results[number] for number in range(len(tasks))]
+
+
+@lru_cache(maxsize=1)
+def _team() -> Callable[..., None] | None:
+    """`GOMP_parallel` of the library whose threads are torch's: (function, its argument, threads, flags) -> None.
+
+    None where torch computes with another library, or none.
+    """
+    for path in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"):
+        try:
+            parallel = ctypes.CDLL(str(path), os.RTLD_NOLOAD).GOMP_parallel  # another copy would have other threads
+        except (OSError, AttributeError):
+            continue
+        parallel.argtypes, parallel.restype = [_CALLBACK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+        return parallel
+    return None
 
 
 @lru_cache(maxsize=4)
