@@ -29,7 +29,7 @@ NINE = 512
 WIDE = 16
 """and input channels, whose kernels it passes over `HIGH` at a time."""
 
-HIGH = 256
+HIGH = 128
 
 _INF = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}
 
