@@ -52,8 +52,8 @@ def in_threads(tasks: Sequence[tuple[int, Callable[[], T]]]) -> list[T]:
             del _HERE.busy
 
     team = _team()
-    if team is not None:
-        team(_CALLBACK(lambda _: work()), None, threads, 0)
+    if team is not None:  # all of its threads: a smaller team would end the others, and torch begin new ones
+        team(_CALLBACK(lambda _: work()), None, torch.get_num_threads(), 0)
     else:
         others = [_pool(os.getpid(), threads - 1).submit(work) for _ in range(threads - 1)]
         work()

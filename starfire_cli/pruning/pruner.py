@@ -146,12 +146,14 @@ class Pruner:
         for layer in self.layers:
             if layer.key in due and layer.key not in self._seen:
                 self._counted[layer.key] = self._by_own_mask(self._job(layer, due[layer.key])), 0
-        for key in due:  # gradients come and go, so that they are in no job
-            gradient = self._weights[key].grad
-            if gradient is not None:
-                write_dead(self.masks[key], [gradient])
+        # Gradients come and go, so that they are in no job; training has let go of them by now, other loops have not.
+        gradients = {key: gradient for key in due if (gradient := self._weights[key].grad) is not None}
         if next(iter(self._weights.values())).device.type != "cpu":
+            if gradients:  # in one launch
+                self._kernels.silence(list(gradients.values()), [self._gates[key] for key in gradients])
             return True
+        for key, gradient in gradients.items():
+            write_dead(self.masks[key], [gradient])
         before = dict(self._zeros)
         return self.zeros != before
 
