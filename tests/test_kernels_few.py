@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 
 import numpy as np
 import pytest
@@ -256,3 +260,84 @@ def test_tasks_run_at_the_same_time() -> None:
     both = threading.Barrier(2, timeout=60)
     idents = in_threads([(1 << 18, lambda: both.wait() >= 0 and threading.get_ident())] * 2)
     assert len(set(idents)) == 2 and threading.get_ident() in idents
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_tasks_run_in_the_caller_s_mode(mode: type) -> None:
+    """torch's modes are of one thread each; without them a moving average cannot be written to."""
+    both = threading.Barrier(2, timeout=60)
+
+    def seen() -> tuple[int, bool, bool]:
+        both.wait()
+        return threading.get_ident(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+    with mode():
+        expected = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        found = in_threads([(1 << 18, seen)] * 2)
+    assert len({ident for ident, *_ in found}) == 2
+    assert all(tuple(modes) == expected for _, *modes in found)
+
+
+def _in_a_child(answers: Connection) -> None:
+    answers.send(in_threads([(1 << 18, partial(int, n)) for n in range(4)]))
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    """It has none of OpenMP's, and would wait for them forever."""
+    in_threads([(1 << 18, partial(int, n)) for n in range(4)])
+    mine, its = Pipe()
+    child = get_context("fork").Process(target=_in_a_child, args=(its,))
+    child.start()
+    try:
+        assert mine.poll(60) and mine.recv() == [0, 1, 2, 3]
+    finally:
+        child.kill()
+        child.join()
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time, torch
+from starfire_cli.pruning import _threads
+if sys.argv[1] == "a pool":
+    _threads._team = lambda: None
+torch.set_num_threads(2)
+raised = lost = 0
+ready = False
+def interrupt(*_):
+    raise KeyboardInterrupt
+def send():  # one after the other, while there is somebody to catch it
+    global ready, lost
+    while True:
+        time.sleep(0.001)
+        patience = time.time() + 5
+        while not ready:
+            time.sleep(0.0001)
+            if time.time() > patience:  # it was raised nowhere
+                lost, ready = lost + 1, True
+        ready = False
+        os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, interrupt)
+end = time.time() + 3
+threading.Thread(target=send, daemon=True).start()
+while True:
+    try:
+        ready = True
+        while time.time() < end:
+            _threads.in_threads([(1 << 18, lambda: time.sleep(0.0005))] * 4)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        break
+    except KeyboardInterrupt:
+        raised += 1
+print(raised > 10, lost, hasattr(_threads._HERE, "busy"))
+"""
+
+
+@pytest.mark.parametrize("kind", ["torch's own threads", "a pool"])
+def test_no_interrupt_is_lost(kind: str) -> None:
+    """ctypes drops what is raised as a callback begins; then Ctrl-C would do nothing, now and then."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, kind], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["True", "0", "False"], done.stdout + done.stderr
+    assert not done.stderr

@@ -27,6 +27,7 @@ grid() {
     run benchmarks/evidence.py "$1" --data "$DATA" --jobs "$JOBS" --out "$OUT" "${@:2}"
 }
 sees_cuda() { "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }
+[[ ", $steps," == *", $step,"* ]] || fail "unknown step $step; there are $steps"
 [ "$DEVICE" != cuda ] || [ "$step" = tests ] || sees_cuda || fail "torch sees no CUDA device here; DEVICE=cpu TINY=1 tries a step on a CPU"
 case $step in
     correctness | overhead) run "benchmarks/gpu/$step.py" --device "$DEVICE" --out "$OUT/gpu-$step.json" "${tiny[@]}" "$@" ;;
@@ -36,5 +37,4 @@ case $step in
     memory) run benchmarks/memory.py --device "$DEVICE" --out "$OUT/gpu-memory.json" "$@" ;;
     tiny-imagenet) grid tiny-imagenet --options="--compile --cuda-graphs --eval-batch-size 1000" "$@" ;;
     cifar10) grid cifar10-40 --options="--cuda-graphs --eval-batch-size 2000" "$@" ;;
-    *) fail "unknown step $step; there are $steps" ;;
 esac

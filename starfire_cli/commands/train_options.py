@@ -233,7 +233,7 @@ Kernels = Annotated[
         "--kernels",
         metavar="NAME",
         panel=RUNTIME_PANEL,
-        help="Who computes the masks: auto, torch, numba or triton. All give the same, to the bit.",
+        help="Who computes the masks, all to the same bits: auto, torch, numba, triton, triton:graphs=false.",
         show_default=True,
     ),
 ]

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,6 +24,8 @@ T = TypeVar("T")
 _WORTH_IT = 1 << 18  # weights; waking a thread takes as long as these
 _HERE = threading.local()  # has `busy` where tasks are being run
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_PROCESS = os.getpid()  # a forked child of it has none of its OpenMP threads
+_ONE = threading.Lock()  # while one calls the team
 
 
 def in_threads(tasks: Sequence[tuple[int, Callable[[], T]]]) -> list[T]:
@@ -36,24 +40,28 @@ def in_threads(tasks: Sequence[tuple[int, Callable[[], T]]]) -> list[T]:
     waiting = deque(sorted(range(len(tasks)), key=lambda i: -tasks[i][0]))
     results: dict[int, T] = {}
     failures: list[BaseException] = []
+    gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
-    def work() -> None:
-        _HERE.busy = True
+    def work(_: object = None) -> None:
         try:
-            while waiting and not failures:
-                try:
-                    number = waiting.popleft()
-                except IndexError:  # another was faster
-                    return
-                results[number] = tasks[number][1]()
+            _HERE.busy = True
+            with torch.inference_mode(inference), torch.set_grad_enabled(gradients):  # the caller's
+                while waiting and not failures:
+                    try:
+                        number = waiting.popleft()
+                    except IndexError:  # another was faster
+                        return
+                    results[number] = tasks[number][1]()
         except BaseException as failure:  # noqa: BLE001 - in a thread of OpenMP's nobody above would see it
             failures.append(failure)
         finally:
-            del _HERE.busy
+            vars(_HERE).pop("busy", None)
 
-    team = _team()
+    team = _team() if os.getpid() == _PROCESS else None
     if team is not None:  # all of its threads: a smaller team would end the others, and torch begin new ones
-        team(_CALLBACK(lambda _: work()), None, torch.get_num_threads(), 0)
+        with _heeding(failures):
+            team(_CALLBACK(work), None, torch.get_num_threads(), 0)
+        vars(_HERE).pop("busy", None)  # should an interrupt have kept `work` from it
     else:
         others = [_pool(os.getpid(), threads - 1).submit(work) for _ in range(threads - 1)]
         work()
@@ -62,6 +70,25 @@ def in_threads(tasks: Sequence[tuple[int, Callable[[], T]]]) -> list[T]:
     if failures:
         raise failures[0]
     return [results[number] for number in range(len(tasks))]
+
+
+@contextmanager
+def _heeding(failures: list[BaseException]) -> Iterator[None]:
+    """ctypes drops what is raised in a callback's first instant, as an interrupt may be; here it is a failure."""
+    caller = threading.get_ident()
+
+    def note(dropped: Any) -> None:
+        if threading.get_ident() == caller and "ctypes callback" in (dropped.err_msg or ""):
+            failures.append(dropped.exc_value or dropped.exc_type())
+        else:
+            before(dropped)
+
+    with _ONE:
+        before, sys.unraisablehook = sys.unraisablehook, note
+        try:
+            yield
+        finally:
+            sys.unraisablehook = before
 
 
 @lru_cache(maxsize=1)

@@ -45,7 +45,8 @@ class Pruner:
         target: the final sparsity threshold, in [0, 1).
         era: when.
         masks: what is dead already (a checkpoint's); the weights under it are zeroed.
-        kernels: who computes masks: "auto", "torch", "numba" or "triton"; all give the same, to the bit.
+        kernels: who computes masks: "auto", "torch", "numba", "triton" or "triton:graphs=false"; all give the same, to
+            the bit.
 
     Raises BadOption where the kernels do not run on the model's device.
     """

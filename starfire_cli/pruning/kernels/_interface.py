@@ -61,7 +61,7 @@ class Standing(Protocol):
 
 
 class Kernels(Protocol):
-    """An implementation. None of its calls waits for the device."""
+    """An implementation. None of its calls waits for the device, but for one that captures a CUDA graph."""
 
     float_gates: ClassVar[bool]
     """Whether `silence` wants gates of the gradient's dtype (1 alive, 0 dead) in place of bool ones."""
@@ -130,7 +130,8 @@ def choose(name: str, device: torch.device, weights: int = _MANY) -> tuple[str, 
     reason = KERNELS.member(name.partition(":")[0]).why_not(device)
     if reason is not None:
         raise BadOption(f"--kernels {name} does not run here: {reason}; --kernels auto takes what does")
-    return name, KERNELS.build(name)
+    kernels = KERNELS.build(name)
+    return KERNELS.spec(kernels), kernels
 
 
 def agrees(kernels: Kernels, device: torch.device) -> bool:
