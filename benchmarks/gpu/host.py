@@ -29,6 +29,13 @@ ERA = 1000  # steps
 TURNS = 5
 
 
+class Nothing:
+    """In place of a CUDA graph."""
+
+    def replay(self) -> None:
+        pass
+
+
 def microseconds(method: str) -> float:
     """A step of the pruner with Triton's masks, nothing launched."""
     net = build_model("resnet50", num_classes=1000, image_size=224)
@@ -50,7 +57,12 @@ def microseconds(method: str) -> float:
     pruner.attach(optimizer)
     step, taken = ERA // 4, []
     zeros = PropertyMock(return_value={})
-    with patch.object(TritonStanding, "_launch", lambda *_: None), patch.object(Pruner, "zeros", zeros):
+    standing = patch.multiple(TritonStanding, _launch=lambda *_: None, _captured=lambda *_: Nothing())
+    eager = patch.object(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with standing, eager, patch.object(Pruner, "zeros", zeros):
+        pruner.after_step(step)
+        assert pruner._standing is not None
+        pruner._standing[1]._graphs = True  # type: ignore[attr-defined]
         for _ in range(1 + TURNS):
             started = time.perf_counter()
             for _ in range(100):

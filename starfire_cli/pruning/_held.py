@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 
 import torch
 from torch import Tensor, nn
@@ -21,23 +22,24 @@ class Held:
         self, weights: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer | None, others: Sequence[Tensor]
     ) -> None:
         self._states = list(optimizer.state.values()) if optimizer is not None else []
-        found = [(weight, state_of(weight, optimizer)) for weight in weights]
-        self._named = [(optimizer.state[w], len(optimizer.state[w]), own) for w, own in found if own and optimizer]
-        tensors = [*weights, *others, *(tensor for _, own in found for tensor in own.values())]
-        self._lie = [(tensor, tensor.data_ptr()) for tensor in tensors]
+        mine = [optimizer.state[w] for w in weights if w in optimizer.state] if optimizer is not None else []
+        self._mine, self._lengths = mine, [len(state) for state in mine]
+        found = [(weight, name) for weight in weights for name in state_of(weight, optimizer)]
+        self._where = [(optimizer.state[weight], name) for weight, name in found] if optimizer is not None else []
+        self._named = [state[name] for state, name in self._where]
+        self._tensors = [*weights, *others, *self._named]
+        self._lie = [tensor.data_ptr() for tensor in self._tensors]
 
     def still(self, optimizer: torch.optim.Optimizer | None) -> bool:
         """Whether all of them are where they were, and no other came."""
-        states = optimizer.state.values() if optimizer is not None else ()
-        if len(states) != len(self._states) or any(a is not b for a, b in zip(states, self._states, strict=True)):
-            return False
-        for state, many, own in self._named:
-            if len(state) != many:
-                return False
-            for name, tensor in own.items():
-                if state.get(name) is not tensor:
-                    return False
-        return all(tensor.data_ptr() == lies for tensor, lies in self._lie)
+        states = list(optimizer.state.values()) if optimizer is not None else []
+        return (
+            len(states) == len(self._states)
+            and all(map(is_, states, self._states))
+            and [len(state) for state in self._mine] == self._lengths
+            and all(map(is_, [state.get(name) for state, name in self._where], self._named))
+            and [tensor.data_ptr() for tensor in self._tensors] == self._lie
+        )
 
 
 def state_of(weight: nn.Parameter, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
