@@ -201,8 +201,8 @@ def training_step(model: str, batch: int, size: int, device: torch.device) -> Ca
     return run
 
 
-def era(name: str, method: str, model: str, device: torch.device) -> Callable[[int], None]:
-    """Ours as training calls it: one step in the middle of an era of `ERA` steps, gradients and all layers included."""
+def in_training(name: str, method: str, model: str, device: torch.device) -> tuple[torch.optim.Optimizer, Pruner]:
+    """A network's optimizer, after a step, its gradients still there, and its pruner, of an era of `ERA` steps."""
     torch.manual_seed(0)
     net = build_model(model, num_classes=1000, image_size=64).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
@@ -219,7 +219,13 @@ def era(name: str, method: str, model: str, device: torch.device) -> Callable[[i
         kernels=name,
     )
     pruner.attach(optimizer)
-    gradients = [(parameter, parameter.grad) for parameter in net.parameters()]
+    return optimizer, pruner
+
+
+def era(name: str, method: str, model: str, device: torch.device) -> Callable[[int], None]:
+    """Ours as training calls it: one step in the middle of an era of `ERA` steps, gradients and all layers included."""
+    optimizer, pruner = in_training(name, method, model, device)
+    gradients = [(weight, weight.grad) for group in optimizer.param_groups for weight in group["params"]]
 
     def run(number: int) -> None:
         for parameter, gradient in gradients:

@@ -19,13 +19,11 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from _common import Results
+from masks import ERA, in_training
 
-from starfire_cli.models import build_model
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
-from starfire_cli.pruning.era import Era
+from starfire_cli.pruning import Pruner
 from starfire_cli.pruning.kernels.triton import TritonKernels, TritonStanding
 
-ERA = 1000  # steps
 TURNS = 5
 
 
@@ -38,23 +36,9 @@ class Nothing:
 
 def microseconds(method: str) -> float:
     """A step of the pruner with Triton's masks, nothing launched."""
-    net = build_model("resnet50", num_classes=1000, image_size=224)
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
-    for parameter in net.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    optimizer, pruner = in_training("torch", method, "resnet50", torch.device("cpu"))
     optimizer.zero_grad()
-    pruner = Pruner(
-        net,
-        layers_of_model(net)[0],
-        conv=CONV_METHODS.build(method),
-        linear=LINEAR_METHODS.build("fine"),
-        target=0.6,
-        era=Era(first_step=0, last_step=ERA),
-        kernels="torch",
-    )
     pruner._kernels = TritonKernels()
-    pruner.attach(optimizer)
     step, taken = ERA // 4, []
     zeros = PropertyMock(return_value={})
     standing = patch.multiple(TritonStanding, _launch=lambda *_: None, _captured=lambda *_: Nothing())
