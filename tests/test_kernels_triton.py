@@ -508,9 +508,9 @@ def kernel_for_a_gpu(name: str, size: int) -> object:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from starfire_cli.pruning.kernels import _triton_device
+    from starfire_cli.pruning.kernels import _triton_channels, _triton_device, _triton_linear
 
-    kernel = getattr(_triton_device, name)
+    kernel = next(getattr(m, name) for m in (_triton_channels, _triton_device, _triton_linear) if hasattr(m, name))
     known = {"BYTES": size, "BLOCK": NINE if name in ("nine", "neurons") else BLOCK, "HIGH": HIGH, "WIDE": WIDE}
     constants = {arg: known[arg] for arg in kernel.arg_names if arg in known}
     types = {"keys": "*i64" if size == 8 else "*i32", "histograms": "*i32", "ties": "*i32", "phase": "i32"}

@@ -8,7 +8,8 @@ which the other tensors do not know yet. The count of a layer with NaN or inf is
 passes it over. A linear layer is a convolution of 1 x 1, whose windows are its weights. The programs of a layer that is
 not due end at once.
 
-The table is described in `_triton_table.py`; the order of the launches stands in `triton.py`.
+`channels` has a file of its own, `_triton_channels.py`, and so have `neurons` and `select`, `_triton_linear.py`. The
+table is described in `_triton_table.py`; the order of the launches stands in `triton.py`.
 """
 
 # Triton is a language of its own inside of Python; neither it nor the package has types.
@@ -27,7 +28,6 @@ _WINDOWS = tl.constexpr(int(Row.WINDOWS))
 _INNER = tl.constexpr(int(Row.INNER))
 _TAPS = tl.constexpr(int(Row.TAPS))
 _S = tl.constexpr(int(Row.S))
-_RIVALS = tl.constexpr(int(Row.RIVALS))
 _KEYS = tl.constexpr(int(Row.KEYS))
 _FIRST = tl.constexpr(int(Row.FIRST))
 _END = tl.constexpr(int(Row.END))
@@ -39,7 +39,6 @@ _DUE = tl.constexpr(int(Due.WIDTH))
 _SIZE = tl.constexpr(int(Target.SIZE))
 _STRIDE = tl.constexpr(int(Target.STRIDE))
 _TARGET = tl.constexpr(int(Target.WIDTH))
-_FEW = tl.constexpr(24)  # kernels of a channel that are looked for one by one; for more, a cutoff is bisected
 
 
 @triton.jit
@@ -135,214 +134,6 @@ def scan(rows, targets, programs, due, counts, keys, BYTES: tl.constexpr, BLOCK:
         if start >= 0:
             alive = _life(weight + _TARGET, k, c, 0, 0, there) == 1
             tl.store(keys + start + window, tl.where(alive, largest, -1), mask=there)
-
-
-@triton.jit
-def _kernels(weight, first, rivals, k, c, inner, taps, S, BYTES: tl.constexpr):
-    """The keys of whole kernels, those of their strongest live weights, -1 where all is dead; and which there are.
-
-    What there is not is read elsewhere: loads under as many different masks would have to wait for one another.
-    """
-    there = (k < rivals) & (c < inner)
-    k, c = first + tl.minimum(k, rivals - 1), tl.minimum(c, inner - 1)
-    strongest = _key(weight, k, c, 0, S, None, BYTES)
-    for tap in range(1, taps):
-        strongest = tl.maximum(strongest, _key(weight, k, c, tap, S, None, BYTES))
-    return tl.where(there, strongest, -1), there
-
-
-@triton.jit
-def _weakest(
-    weight, first, rivals, c, inner, taps, S, cut, last, BYTES: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr
-):
-    """Of each column's live kernels that come after number `last` with key `cut`, the first: key and number, (1, WIDE).
-
-    With it how many are dead. The largest key where none is left.
-    """
-    none: tl.constexpr = 2 ** (31 if BYTES < 8 else 63) - 1
-    low = tl.full([HIGH, WIDE], none, cut.dtype)
-    at = tl.full([HIGH, WIDE], 0, tl.int32)
-    dead = tl.zeros([HIGH, WIDE], tl.int32)
-    for start in range(0, rivals, HIGH):
-        k = start + tl.arange(0, HIGH)[:, None]
-        key, there = _kernels(weight, first, rivals, k, c, inner, taps, S, BYTES)
-        dead += (there & (key < 0)).to(tl.int32)
-        less = (key >= 0) & ((key > cut) | ((key == cut) & (k > last))) & (key < low)
-        at = tl.where(less, k, at)
-        low = tl.where(less, key, low)
-    lowest = tl.min(low, 0, keep_dims=True)
-    at_lowest = tl.min(tl.where(low == lowest, at, rivals), 0, keep_dims=True)
-    return lowest, at_lowest, tl.sum(dead, 0, keep_dims=True)
-
-
-@triton.jit
-def _smaller(
-    weight,
-    first,
-    rivals,
-    c,
-    inner,
-    taps,
-    S,
-    cut,
-    trial,
-    TIED: tl.constexpr,
-    BYTES: tl.constexpr,
-    HIGH: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """Of each column how many keys are smaller than `trial`; with `TIED`, numbers of keys equal to `cut`. (1, WIDE)."""
-    many = tl.zeros([HIGH, WIDE], tl.int32)
-    for start in range(0, rivals, HIGH):
-        k = start + tl.arange(0, HIGH)[:, None]
-        key, there = _kernels(weight, first, rivals, k, c, inner, taps, S, BYTES)
-        smaller = ((key == cut) & (k < trial)) if TIED else key < trial
-        many += (there & smaller).to(tl.int32)
-    return tl.sum(many, 0, keep_dims=True)
-
-
-@triton.jit
-def _bound(
-    weight,
-    first,
-    rivals,
-    c,
-    inner,
-    taps,
-    S,
-    cut,
-    at_most,
-    BITS: tl.constexpr,
-    TIED: tl.constexpr,
-    BYTES: tl.constexpr,
-    HIGH: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """For each column the largest number below 2^BITS than which at most `at_most` are smaller (see `_smaller`)."""
-    found = cut * 0
-    one = found + 1
-    for bit in range(BITS):
-        trial = found | (one << (BITS - 1 - bit))
-        many = _smaller(weight, first, rivals, c, inner, taps, S, cut, trial, TIED, BYTES, HIGH, WIDE)
-        found = tl.where(many <= at_most, trial, found)
-    return found
-
-
-@triton.jit
-def channels(rows, targets, programs, due, counts, BYTES: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr):
-    """Of the kernels that read an input channel, those that go are marked; equals go by index.
-
-    A program has `WIDE` channels of a group and passes over their kernels `HIGH` at a time: once to find the weakest
-    and how many are dead, once for each further one that is due, and once to write.
-    """
-    number = tl.load(programs + 2 * tl.program_id(0))
-    row = rows + number * _ROW
-    count = tl.load(due + number * _DUE + _COUNT).to(tl.int32)
-    if (count > 0) & (tl.load(counts + number) >= 0):
-        share = tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32)
-        inner, rivals = tl.load(row + _INNER).to(tl.int32), tl.load(row + _RIVALS).to(tl.int32)
-        taps, S = tl.load(row + _TAPS).to(tl.int32), tl.load(row + _S).to(tl.int32)
-        weight = targets + tl.load(row + _FIRST) * _TARGET
-        to_a_group = tl.cdiv(inner, WIDE)
-        first = (share // to_a_group) * rivals
-        c = (share % to_a_group) * WIDE + tl.arange(0, WIDE)[None, :]
-        cut = tl.full([1, WIDE], -1, tl.int64 if BYTES == 8 else tl.int32)
-        last = tl.full([1, WIDE], -1, tl.int32)
-        cut, last, dead = _weakest(weight, first, rivals, c, inner, taps, S, cut, last, BYTES, HIGH, WIDE)
-        missing = tl.where(c < inner, count - dead, 0)
-        most = tl.max(tl.max(missing, 1), 0)
-        if most > _FEW:
-            bits: tl.constexpr = 8 * BYTES - 1
-            cut = _bound(weight, first, rivals, c, inner, taps, S, cut, count - 1, bits, False, BYTES, HIGH, WIDE)
-            room = count - _smaller(weight, first, rivals, c, inner, taps, S, cut, cut, False, BYTES, HIGH, WIDE)
-            tied = _smaller(weight, first, rivals, c, inner, taps, S, cut, cut * 0 + rivals, True, BYTES, HIGH, WIDE)
-            last = tl.full([1, WIDE], 0, tl.int32) + rivals
-            if tl.max(tl.max(tied - room, 1), 0) > 0:
-                last = _bound(weight, first, rivals, c, inner, taps, S, cut, room - 1, 31, True, BYTES, HIGH, WIDE).to(
-                    tl.int32
-                )
-        else:
-            for time in range(1, most):
-                low, at, _ = _weakest(weight, first, rivals, c, inner, taps, S, cut, last, BYTES, HIGH, WIDE)
-                last = tl.where(missing > time, at, last)
-                cut = tl.where(missing > time, low, cut)
-        if most > 0:
-            for start in range(0, rivals, HIGH):
-                k = start + tl.arange(0, HIGH)[:, None]
-                key, _ = _kernels(weight, first, rivals, k, c, inner, taps, S, BYTES)
-                gone = (key >= 0) & (missing > 0) & ((key < cut) | ((key == cut) & (k <= last)))
-                for tap in range(taps):
-                    _mark(weight + _TARGET, first + k, c, tap // S, tap % S, gone)
-
-
-@triton.jit
-def neurons(rows, programs, due, keys, tally, BYTES: tl.constexpr, BLOCK: tl.constexpr):
-    """Put the strongest weight of an output neuron, of equals the last, out of reach; count the guards and the dead.
-
-    `tally`: int64, (rows, 2), of each layer how many are out of reach, how many dead.
-    """
-    number = tl.load(programs + 2 * tl.program_id(0))
-    row = rows + number * _ROW
-    if tl.load(due + number * _DUE + _COUNT) > 0:
-        inner = tl.load(row + _INNER).to(tl.int32)
-        start = keys + tl.load(row + _KEYS) + tl.load(programs + 2 * tl.program_id(0) + 1) * inner
-        best = tl.full([BLOCK], -1, keys.dtype.element_ty)
-        best_at = tl.zeros([BLOCK], tl.int32)
-        dead = tl.zeros([BLOCK], tl.int32)
-        for first in range(0, inner, BLOCK):
-            at = first + tl.arange(0, BLOCK)
-            key = tl.load(start + at, mask=at < inner, other=-1)
-            best_at = tl.where(key >= best, at, best_at)
-            best = tl.maximum(key, best)
-            dead += ((key < 0) & (at < inner)).to(tl.int32)
-        strongest = tl.max(best, 0)
-        none: tl.constexpr = 2 ** (8 * BYTES - 1) - 1
-        tl.atomic_add(tally + 2 * number + 1, tl.sum(dead, 0).to(tl.int64))
-        if strongest >= 0:
-            tl.store(start + tl.max(tl.where(best == strongest, best_at, -1), 0), none)
-            tl.atomic_add(tally + 2 * number, tl.full([], 1, tl.int64))
-
-
-@triton.jit(do_not_specialize=["phase"])
-def select(rows, programs, due, keys, tally, histograms, ties, phase, BYTES: tl.constexpr, BLOCK: tl.constexpr):
-    """Of all keys of a layer the smallest become -1, equals by index: a radix search, called for each of its phases.
-
-    Keys are numbers of `BYTES` digits to the base 256. Phase d < `BYTES` counts how often each value of digit d follows
-    the digits that the phases before it have settled, into `histograms`, int32, (rows, BYTES, 256), zeros at first. The
-    next counts for each program the keys that equal the cutoff, into `ties`, int32, (programs,). The last one writes.
-    """
-    row, number, i, there = _place(rows, programs, BLOCK)
-    count = tl.load(due + number * _DUE + _COUNT)
-    if count > 0:
-        goal = tl.minimum(count, tl.load(row + _WINDOWS) - tl.load(tally + 2 * number))
-        room = goal - tl.load(tally + 2 * number + 1)  # how many of the live ones go
-        value = tl.arange(0, 256)
-        cut = tl.zeros([], tl.int64)
-        for digit in range(tl.minimum(phase, BYTES)):
-            many = tl.load(histograms + (number * BYTES + digit) * 256 + value)
-            settled = tl.sum((tl.cumsum(many, 0) <= room).to(tl.int64), 0)
-            room -= tl.sum(tl.where(value < settled, many, 0), 0)
-            cut = cut * 256 + settled
-        at = keys + tl.load(row + _KEYS) + i
-        key = tl.load(at, mask=there, other=-1).to(tl.int64)
-        if phase < BYTES:
-            rest = key >> 8 * (BYTES - 1 - phase)
-            follows = (key >= 0) & ((rest >> 8) == cut)
-            many = tl.histogram((rest & 255).to(tl.int32), 256, mask=follows)
-            tl.atomic_add(histograms + (number * BYTES + phase) * 256 + value, many, mask=many > 0)
-        else:
-            tied = (key == cut).to(tl.int32)
-            mine = ties + tl.program_id(0)
-            if phase == BYTES:
-                tl.store(mine, tl.sum(tied, 0))
-            else:
-                before = tl.zeros([256], tl.int32)
-                share = tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32)
-                for start in range(0, share * (tl.max(tied, 0) > 0).to(tl.int32), 256):
-                    before += tl.load(mine - share + start + value, mask=start + value < share, other=0)
-                goes = (tied > 0) & (tl.cumsum(tied, 0) + tl.sum(before, 0) <= room)
-                gone = (key >= 0) & ((key < cut) | goes)
-                tl.store(at, tl.full([BLOCK], -1, keys.dtype.element_ty), mask=gone)
 
 
 @triton.jit

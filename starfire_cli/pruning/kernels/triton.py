@@ -124,44 +124,45 @@ class TritonStanding:
 
     def _prune(self, size: int, part: Part, needed: frozenset[str]) -> None:
         """Bring those layers down whose weights have `size` bytes."""
+        from starfire_cli.pruning.kernels import _triton_channels, _triton_linear
         from starfire_cli.pruning.kernels import _triton_device as device
 
         rows, targets, due, counts = self._table.rows, self._table.targets, self._due, self._counts
         programs, block = part.programs, {"BLOCK": BLOCK}
         keys = torch.empty(part.keys, dtype=torch.int64 if size == 8 else torch.int32, device=self._device)
 
-        def launch(name: str, **constants: int) -> None:
-            if name in programs:
-                on = programs[name]
-                _launch(getattr(device, name), on, rows, targets, on, due, counts, BYTES=size, **constants)
+        def launch(kernel: Any, **constants: int) -> None:
+            on = programs.get(kernel.__name__)
+            if on is not None:
+                _launch(kernel, on, rows, targets, on, due, counts, BYTES=size, **constants)
 
         _launch(
             device.scan, programs["windows"], rows, targets, programs["windows"], due, counts, keys, BYTES=size, **block
         )
         if "inside" in needed:
-            launch("nine", BLOCK=NINE)
-            launch("inside", BLOCK=BLOCK)
+            launch(device.nine, BLOCK=NINE)
+            launch(device.inside, BLOCK=BLOCK)
         if "channels" in needed:
-            launch("channels", WIDE=WIDE, HIGH=HIGH)
+            launch(_triton_channels.channels, WIDE=WIDE, HIGH=HIGH)
         if "tiles" in needed and part.tiled:
             self._take_tiles(part, keys)
         if "weights" in needed and "neurons" in programs:
             tally = torch.zeros(len(rows), 2, dtype=torch.int64, device=self._device)
             neurons = programs["neurons"]
-            _launch(device.neurons, neurons, rows, neurons, due, keys, tally, BYTES=size, BLOCK=NINE)
+            _launch(_triton_linear.neurons, neurons, rows, neurons, due, keys, tally, BYTES=size, BLOCK=NINE)
             self._select(programs["weights"], keys, tally, size)
         _launch(device.apply, programs["windows"], rows, targets, programs["windows"], due, counts, keys, **block)
 
     def _select(self, programs: Tensor, keys: Tensor, tally: Tensor, size: int) -> None:
         """Make the smallest keys of each row -1, as many as are due; `size`: of what the keys stand for, in bytes."""
-        from starfire_cli.pruning.kernels import _triton_device as device
+        from starfire_cli.pruning.kernels._triton_linear import select
 
         rows = self._table.rows
         histograms = torch.zeros(len(rows), size, 256, dtype=torch.int32, device=self._device)
         ties = torch.empty(len(programs), dtype=torch.int32, device=self._device)
         for phase in range(size + 2):
             arguments = (rows, programs, self._due, keys, tally, histograms, ties, phase)
-            _launch(device.select, programs, *arguments, BYTES=size, BLOCK=BLOCK)
+            _launch(select, programs, *arguments, BYTES=size, BLOCK=BLOCK)
 
     def _take_tiles(self, part: Part, keys: Tensor) -> None:
         """Make the keys of all weights -1 whose tiles go."""
