@@ -75,7 +75,7 @@ class Kernels(Protocol):
         ...
 
     def standing(self, jobs: Sequence[Job]) -> Standing:
-        """The jobs' layers, made ready; their budgets do not count."""
+        """The jobs' layers, made ready; nothing is pruned yet, and their budgets only tell what is likely to come."""
         ...
 
     def silence(self, gradients: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
