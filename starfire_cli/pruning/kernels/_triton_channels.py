@@ -1,4 +1,9 @@
-"""On the device: of the kernels that read an input channel, which go? See `_triton_device.py`."""
+"""On the device: of the kernels that read an input channel, which go? See `_triton_device.py`.
+
+Step by step few go, and then `weakest` finds in chunks of a layer as many candidates as can be due and `take` takes the
+weakest of them all. How many can be due is what the host knows of the call before (`Due.MORE`); where more are, because
+masks were changed by others or an era takes great steps, `take` leaves the channels to `channels`.
+"""
 
 # Triton is a language of its own inside of Python; neither it nor the package has types.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, import-not-found"
@@ -9,21 +14,29 @@ import triton
 import triton.language as tl
 
 from starfire_cli.pruning.kernels._triton_device import (
+    _CHUNK,
     _COUNT,
     _DUE,
+    _END,
     _FIRST,
+    _IN_WINDOW,
+    _INF,
     _INNER,
+    _MORE,
+    _NAN,
     _ROW,
     _S,
     _TAPS,
     _TARGET,
     _key,
-    _mark,
+    _kill,
+    _life,
+    _magnitude,
 )
 from starfire_cli.pruning.kernels._triton_table import Row
 
 _RIVALS = tl.constexpr(int(Row.RIVALS))
-_FEW = tl.constexpr(24)  # kernels of a channel that are looked for one by one; for more, a cutoff is bisected
+_MANY = tl.constexpr(24)  # kernels of a channel that are looked for one by one; for more, a cutoff is bisected
 
 
 @triton.jit
@@ -118,29 +131,175 @@ def _bound(
 
 
 @triton.jit
-def channels(rows, targets, programs, due, counts, BYTES: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr):
-    """Of the kernels that read an input channel, those that go are marked; equals go by index.
+def _share(row, share, WIDE: tl.constexpr):
+    """What input channels a share of a layer has, (1, WIDE), and the first kernel of their group."""
+    to_a_group = tl.cdiv(tl.load(row + _INNER).to(tl.int32), WIDE)
+    first = (share // to_a_group) * tl.load(row + _RIVALS).to(tl.int32)
+    return (share % to_a_group) * WIDE + tl.arange(0, WIDE)[None, :], first
+
+
+@triton.jit
+def _looked_at(due, number):
+    """Whether a convolution's kernels are looked at here: some of them are due, or nothing is but to count."""
+    in_window = tl.load(due + number * _DUE + _IN_WINDOW)
+    return (in_window == 0) | ((in_window > 0) & (tl.load(due + number * _DUE + _COUNT) > 0))
+
+
+@triton.jit
+def weakest(
+    rows,
+    targets,
+    programs,
+    due,
+    counts,
+    lows,
+    ats,
+    deads,
+    BYTES: tl.constexpr,
+    FEW: tl.constexpr,
+    HIGH: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Of `HIGH` of the kernels that read an input channel: the weakest live ones, and how much is dead.
+
+    A program has `WIDE` channels. It writes to row `chunk` of `lows` and `ats`, (chunks, FEW, WIDE), the keys in rising
+    order and the kernels' numbers in their group, as many as `Due.MORE` says; and to `deads`, int32, (chunks, 2, WIDE),
+    how many kernels are dead and how many weights. Reads each weight once, and looks for NaN and inf.
+    """
+    number = tl.load(programs + 2 * tl.program_id(0))
+    if _looked_at(due, number) & (tl.load(counts + number) >= 0):
+        row, part = rows + number * _ROW, tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32)
+        inner, rivals = tl.load(row + _INNER).to(tl.int32), tl.load(row + _RIVALS).to(tl.int32)
+        taps, S = tl.load(row + _TAPS).to(tl.int32), tl.load(row + _S).to(tl.int32)
+        weight = targets + tl.load(row + _FIRST) * _TARGET
+        chunks = tl.cdiv(rivals, HIGH)
+        c, first = _share(row, part // chunks, WIDE)
+        k = (part % chunks) * HIGH + tl.arange(0, HIGH)[:, None]
+        there = (k < rivals) & (c < inner)
+        at_k, at_c = first + tl.minimum(k, rivals - 1), tl.minimum(c, inner - 1)  # as in `_kernels`
+        strongest = tl.full([HIGH, WIDE], -1, lows.dtype.element_ty)
+        largest = tl.zeros([HIGH, WIDE], lows.dtype.element_ty)
+        dead = tl.zeros([HIGH, WIDE], tl.int32)
+        for tap in range(taps):
+            magnitude = _magnitude(weight, at_k, at_c, tap // S, tap % S, None, BYTES)
+            life = _life(weight + _TARGET, at_k, at_c, tap // S, tap % S, None)
+            largest = tl.maximum(largest, magnitude)
+            strongest = tl.maximum(strongest, tl.where(life == 1, magnitude, -1))
+            dead += (life == 0).to(tl.int32)
+        if tl.max(tl.max(largest, 1), 0) >= tl.load(row + _INF):
+            tl.store(counts + number, _NAN)
+        chunk = tl.load(row + _CHUNK).to(tl.int32) + part
+        column = tl.arange(0, WIDE)[None, :]
+        gone = (there & (strongest < 0)).to(tl.int32)
+        tl.store(deads + 2 * chunk * WIDE + column, tl.sum(gone, 0, keep_dims=True))
+        dead = tl.where(there, dead, 0)
+        tl.store(deads + (2 * chunk + 1) * WIDE + column, tl.sum(dead, 0, keep_dims=True))
+        none: tl.constexpr = 2 ** (31 if BYTES < 8 else 63) - 1
+        key = tl.where(there & (strongest >= 0), strongest, none)
+        for time in range(tl.load(due + number * _DUE + _MORE).to(tl.int32)):
+            low = tl.min(key, 0, keep_dims=True)
+            at = tl.min(tl.where(key == low, k, 0x7FFFFFFF), 0, keep_dims=True)
+            here = (chunk * FEW + time) * WIDE + column
+            tl.store(lows + here, low)
+            tl.store(ats + here, at)
+            key = tl.where(k == at, none, key)
+
+
+@triton.jit
+def take(
+    rows,
+    targets,
+    programs,
+    due,
+    counts,
+    lows,
+    ats,
+    deads,
+    left,
+    BYTES: tl.constexpr,
+    FEW: tl.constexpr,
+    HIGH: tl.constexpr,
+    WIDE: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Take the weakest kernels of those that `weakest` found; equals go by index.
+
+    Where these do not suffice nothing is taken, and `left`, int32, (programs,), is 1. What was dead is counted in any
+    case, but where `apply` does it.
+    """
+    number = tl.load(programs + 2 * tl.program_id(0))
+    tl.store(left + tl.program_id(0), 0)
+    if _looked_at(due, number) & (tl.load(counts + number) >= 0):
+        row, share = rows + number * _ROW, tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32)
+        inner, rivals = tl.load(row + _INNER).to(tl.int32), tl.load(row + _RIVALS).to(tl.int32)
+        taps, S = tl.load(row + _TAPS).to(tl.int32), tl.load(row + _S).to(tl.int32)
+        begin, end = tl.load(row + _FIRST), tl.load(row + _END)
+        count, more = (
+            tl.load(due + number * _DUE + _COUNT).to(tl.int32),
+            tl.load(due + number * _DUE + _MORE).to(tl.int32),
+        )
+        chunks = tl.cdiv(rivals, HIGH)
+        c, first = _share(row, share, WIDE)
+        chunk = tl.load(row + _CHUNK).to(tl.int32) + share * chunks
+        depth, column = tl.arange(0, DEPTH)[:, None], tl.arange(0, WIDE)[None, :]
+        dead, weights = tl.zeros([DEPTH, WIDE], tl.int32), tl.zeros([DEPTH, WIDE], tl.int32)
+        for start in range(0, chunks, DEPTH):
+            here, exists = deads + 2 * (chunk + start + depth) * WIDE + column, start + depth < chunks
+            dead += tl.load(here, mask=exists, other=0)
+            weights += tl.load(here + WIDE, mask=exists, other=0)
+        weights = tl.sum(weights, 0, keep_dims=True)  # dead ones
+        missing = tl.where(c < inner, count - tl.sum(dead, 0, keep_dims=True), 0)
+        most = tl.max(tl.max(missing, 1), 0)
+        if most > more:
+            tl.store(left + tl.program_id(0), 1)
+            most = 0
+        none: tl.constexpr = 2 ** (31 if BYTES < 8 else 63) - 1
+        cut = tl.full([1, WIDE], -1, lows.dtype.element_ty)
+        last = tl.full([1, WIDE], -1, tl.int32)
+        for time in range(most):
+            low = tl.full([DEPTH, WIDE], none, lows.dtype.element_ty)
+            at = tl.full([DEPTH, WIDE], 0x7FFFFFFF, tl.int32)
+            for start in range(0, chunks * more, DEPTH):
+                one = start + depth
+                here = ((chunk + one // more) * FEW + one % more) * WIDE + column
+                exists = one < chunks * more
+                key, k = tl.load(lows + here, mask=exists, other=none), tl.load(ats + here, mask=exists, other=0)
+                less = ((key > cut) | ((key == cut) & (k > last))) & (key < low)
+                at = tl.where(less, k, at)
+                low = tl.where(less, key, low)
+            cut = tl.min(low, 0, keep_dims=True)
+            last = tl.min(tl.where(low == cut, at, 0x7FFFFFFF), 0, keep_dims=True)
+            goes = (missing > time) & (cut < none)
+            for tap in range(taps):
+                life = _life(targets + (begin + 1) * _TARGET, first + last, c, tap // S, tap % S, goes)
+                weights += (life != 0).to(tl.int32)
+                _kill(targets, begin, end, first + last, c, tap // S, tap % S, goes)
+        if tl.load(due + number * _DUE + _IN_WINDOW) == 0:
+            tl.atomic_add(counts + number, tl.sum(tl.sum(weights, 1), 0).to(tl.int64))
+
+
+@triton.jit
+def channels(rows, targets, programs, due, counts, left, BYTES: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr):
+    """Take the weakest of the kernels that read an input channel, where `take` left them; equals go by index.
 
     A program has `WIDE` channels of a group and passes over their kernels `HIGH` at a time: once to find the weakest
     and how many are dead, once for each further one that is due, and once to write.
     """
     number = tl.load(programs + 2 * tl.program_id(0))
-    row = rows + number * _ROW
-    count = tl.load(due + number * _DUE + _COUNT).to(tl.int32)
-    if (count > 0) & (tl.load(counts + number) >= 0):
-        share = tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32)
+    if tl.load(left + tl.program_id(0)) > 0:
+        row = rows + number * _ROW
+        count = tl.load(due + number * _DUE + _COUNT).to(tl.int32)
         inner, rivals = tl.load(row + _INNER).to(tl.int32), tl.load(row + _RIVALS).to(tl.int32)
         taps, S = tl.load(row + _TAPS).to(tl.int32), tl.load(row + _S).to(tl.int32)
-        weight = targets + tl.load(row + _FIRST) * _TARGET
-        to_a_group = tl.cdiv(inner, WIDE)
-        first = (share // to_a_group) * rivals
-        c = (share % to_a_group) * WIDE + tl.arange(0, WIDE)[None, :]
+        begin, end = tl.load(row + _FIRST), tl.load(row + _END)
+        weight = targets + begin * _TARGET
+        c, first = _share(row, tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32), WIDE)
         cut = tl.full([1, WIDE], -1, tl.int64 if BYTES == 8 else tl.int32)
         last = tl.full([1, WIDE], -1, tl.int32)
         cut, last, dead = _weakest(weight, first, rivals, c, inner, taps, S, cut, last, BYTES, HIGH, WIDE)
         missing = tl.where(c < inner, count - dead, 0)
         most = tl.max(tl.max(missing, 1), 0)
-        if most > _FEW:
+        if most > _MANY:
             bits: tl.constexpr = 8 * BYTES - 1
             cut = _bound(weight, first, rivals, c, inner, taps, S, cut, count - 1, bits, False, BYTES, HIGH, WIDE)
             room = count - _smaller(weight, first, rivals, c, inner, taps, S, cut, cut, False, BYTES, HIGH, WIDE)
@@ -155,10 +314,14 @@ def channels(rows, targets, programs, due, counts, BYTES: tl.constexpr, HIGH: tl
                 low, at, _ = _weakest(weight, first, rivals, c, inner, taps, S, cut, last, BYTES, HIGH, WIDE)
                 last = tl.where(missing > time, at, last)
                 cut = tl.where(missing > time, low, cut)
-        if most > 0:
-            for start in range(0, rivals, HIGH):
-                k = start + tl.arange(0, HIGH)[:, None]
-                key, _ = _kernels(weight, first, rivals, k, c, inner, taps, S, BYTES)
-                gone = (key >= 0) & (missing > 0) & ((key < cut) | ((key == cut) & (k <= last)))
-                for tap in range(taps):
-                    _mark(weight + _TARGET, first + k, c, tap // S, tap % S, gone)
+        weights = tl.zeros([HIGH, WIDE], tl.int32)
+        for start in range(0, rivals, HIGH):
+            k = start + tl.arange(0, HIGH)[:, None]
+            key, _ = _kernels(weight, first, rivals, k, c, inner, taps, S, BYTES)
+            gone = (key >= 0) & (missing > 0) & ((key < cut) | ((key == cut) & (k <= last)))
+            for tap in range(taps):
+                life = _life(weight + _TARGET, first + k, c, tap // S, tap % S, gone)
+                weights += (life != 0).to(tl.int32)
+                _kill(targets, begin, end, first + k, c, tap // S, tap % S, gone)
+        if tl.load(due + number * _DUE + _IN_WINDOW) == 0:
+            tl.atomic_add(counts + number, tl.sum(tl.sum(weights, 1), 0).to(tl.int64))

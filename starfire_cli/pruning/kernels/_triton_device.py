@@ -1,15 +1,17 @@
 """What runs on the device? Triton kernels that read a table of layers, so that one launch serves all of them.
 
 Everything is decided on *keys*: the bits of |w|, read as a whole number, are ordered as |w| is, in any floating format,
-subnormals included. A key below 0 is dead. `scan` looks for NaN and inf. Of convolutions `nine`, `inside` and
-`channels` mark what goes; of linear layers `scan` writes the keys, and `neurons` and `select` make those -1 that go.
-`apply` writes the zeros where anything died. In a mask 1 is alive, 0 dead, and 2 what has died since the call began, of
-which the other tensors do not know yet. The count of a layer with NaN or inf is -1 after `scan`, and whoever writes
-passes it over. A linear layer is a convolution of 1 x 1, whose windows are its weights. The programs of a layer that is
-not due end at once.
+subnormals included. A key below 0 is dead. In a mask 1 is alive and 0 dead; while a call goes on, 2 is what has died
+inside of a window or with a tile, of which the other tensors do not know yet. A linear layer is a convolution of 1 x 1.
 
-`channels` has a file of its own, `_triton_channels.py`, and so have `neurons` and `select`, `_triton_linear.py`. The
-table is described in `_triton_table.py`; the order of the launches stands in `triton.py`.
+Each call begins with `begin`. Where convolutions lose weights inside of their windows, `scan` looks for NaN and inf,
+`nine` and `inside` mark what goes, and `apply`, the last to be called, writes the zeros. What whole kernels go is found
+by `weakest`, `take` and `channels` (`_triton_channels.py`), which look at all other convolutions that are due, too;
+linear layers have `neurons`, `select` and `finish` (`_triton_linear.py`). These write their zeros themselves. The count
+of a layer with NaN or inf is -1 once all its weights have been looked at, and whoever writes passes it over. The
+programs of a layer that is not due end at once.
+
+The table is described in `_triton_table.py`; the order of the launches stands in `triton.py`.
 """
 
 # Triton is a language of its own inside of Python; neither it nor the package has types.
@@ -32,9 +34,11 @@ _KEYS = tl.constexpr(int(Row.KEYS))
 _FIRST = tl.constexpr(int(Row.FIRST))
 _END = tl.constexpr(int(Row.END))
 _INF = tl.constexpr(int(Row.INF))
+_CHUNK = tl.constexpr(int(Row.CHUNK))
 _ROW = tl.constexpr(int(Row.WIDTH))
 _IN_WINDOW = tl.constexpr(int(Due.IN_WINDOW))
 _COUNT = tl.constexpr(int(Due.COUNT))
+_MORE = tl.constexpr(int(Due.MORE))
 _DUE = tl.constexpr(int(Due.WIDTH))
 _SIZE = tl.constexpr(int(Target.SIZE))
 _STRIDE = tl.constexpr(int(Target.STRIDE))
@@ -109,6 +113,13 @@ def _write_zeros(target, k, c, r, s, where):
 
 
 @triton.jit
+def _kill(targets, first, end, k, c, r, s, where):
+    """Zeros in all tensors of a layer: rows `first` to `end` of the table of tensors."""
+    for target in range(first, end):
+        _write_zeros(targets + target * _TARGET, k, c, r, s, where)
+
+
+@triton.jit
 def _place(rows, programs, BLOCK: tl.constexpr):
     """What a program of `BLOCK` windows works on: the row, its number, the windows, and which of these there are."""
     number = tl.load(programs + 2 * tl.program_id(0))
@@ -118,22 +129,31 @@ def _place(rows, programs, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def scan(rows, targets, programs, due, counts, keys, BYTES: tl.constexpr, BLOCK: tl.constexpr):
-    """Count -1 for layers with NaN or inf; the keys of linear layers. Reads each weight once."""
-    row, number, window, there = _place(rows, programs, BLOCK)
+def begin(rows, programs, due, counts, tally, histograms, BYTES: tl.constexpr):
+    """Zeros where there will be counted: of the layers that are due, linear ones with `tally` and `histograms`."""
+    number = tl.load(programs + 2 * tl.program_id(0))
     if tl.load(due + number * _DUE + _IN_WINDOW) >= 0:
+        tl.store(counts + number, 0)
+        if tl.load(rows + number * _ROW + _KEYS) >= 0:
+            tl.store(tally + 2 * number + tl.arange(0, 2), tl.zeros([2], tl.int64))
+            for digit in range(BYTES):
+                here = histograms + (number * BYTES + digit) * 256 + tl.arange(0, 256)
+                tl.store(here, tl.zeros([256], tl.int32))
+
+
+@triton.jit
+def scan(rows, targets, programs, due, counts, BYTES: tl.constexpr, BLOCK: tl.constexpr):
+    """Count -1 for convolutions with NaN or inf, where something goes inside of windows."""
+    row, number, window, there = _place(rows, programs, BLOCK)
+    if tl.load(due + number * _DUE + _IN_WINDOW) > 0:
         inner = tl.load(row + _INNER).to(tl.int32)
         k, c = window // inner, window % inner
         weight, S = targets + tl.load(row + _FIRST) * _TARGET, tl.load(row + _S).to(tl.int32)
-        start = tl.load(row + _KEYS)
-        largest = tl.zeros([BLOCK], keys.dtype.element_ty)
+        largest = tl.zeros([BLOCK], tl.int64 if BYTES == 8 else tl.int32)
         for tap in range(tl.load(row + _TAPS).to(tl.int32)):
             largest = tl.maximum(largest, _magnitude(weight, k, c, tap // S, tap % S, there, BYTES))
         if tl.max(largest, 0) >= tl.load(row + _INF):
             tl.store(counts + number, _NAN)
-        if start >= 0:
-            alive = _life(weight + _TARGET, k, c, 0, 0, there) == 1
-            tl.store(keys + start + window, tl.where(alive, largest, -1), mask=there)
 
 
 @triton.jit
@@ -189,26 +209,18 @@ def inside(rows, targets, programs, due, counts, BYTES: tl.constexpr, BLOCK: tl.
 
 
 @triton.jit
-def apply(rows, targets, programs, due, counts, keys, BLOCK: tl.constexpr):
-    """Write +0.0 (and False) over what died, that is what is marked or, of linear layers, has a key below 0.
-
-    All that is dead is counted.
-    """
+def apply(rows, targets, programs, due, counts, BLOCK: tl.constexpr):
+    """Write +0.0 (and False) over what died inside of windows; all that is dead of such a layer is counted."""
     row, number, window, there = _place(rows, programs, BLOCK)
-    is_due = tl.load(due + number * _DUE + _IN_WINDOW) >= 0
-    if is_due & (tl.load(counts + number) >= 0):  # `scan` made it -1 for good; below it only grows
-        inner, start = tl.load(row + _INNER).to(tl.int32), tl.load(row + _KEYS)
+    in_window = tl.load(due + number * _DUE + _IN_WINDOW)
+    if (in_window > 0) & (tl.load(counts + number) >= 0):  # `scan` made it -1 for good; below it only grows
+        inner, S = tl.load(row + _INNER).to(tl.int32), tl.load(row + _S).to(tl.int32)
         k, c = window // inner, window % inner
-        first, end, S = tl.load(row + _FIRST), tl.load(row + _END), tl.load(row + _S).to(tl.int32)
-        whole = window < 0
-        if start >= 0:
-            whole = tl.load(keys + start + window, mask=there, other=0) < 0
+        first, end = tl.load(row + _FIRST), tl.load(row + _END)
         dead = tl.zeros([BLOCK], tl.int32)
         for tap in range(tl.load(row + _TAPS).to(tl.int32)):
             r, s = tap // S, tap % S
             life = _life(targets + (first + 1) * _TARGET, k, c, r, s, there)
-            gone = there & ((life == 2) | ((life == 1) & whole))
-            dead += (there & (gone | (life == 0))).to(tl.int32)
-            for target in range(first, end):
-                _write_zeros(targets + target * _TARGET, k, c, r, s, gone)
+            dead += (there & (life != 1)).to(tl.int32)
+            _kill(targets, first, end, k, c, r, s, there & (life == 2))
         tl.atomic_add(counts + number, tl.sum(dead, 0).to(tl.int64))

@@ -8,74 +8,156 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from starfire_cli.pruning.kernels._triton_device import _COUNT, _DUE, _INNER, _KEYS, _ROW, _WINDOWS, _place
+from starfire_cli.pruning.kernels._triton_device import (
+    _COUNT,
+    _DUE,
+    _END,
+    _FIRST,
+    _IN_WINDOW,
+    _INF,
+    _INNER,
+    _KEYS,
+    _NAN,
+    _ROW,
+    _TARGET,
+    _WINDOWS,
+    _kill,
+    _life,
+    _magnitude,
+    _place,
+)
 
 
 @triton.jit
-def neurons(rows, programs, due, keys, tally, BYTES: tl.constexpr, BLOCK: tl.constexpr):
-    """Put the strongest weight of an output neuron, of equals the last, out of reach; count the guards and the dead.
+def neurons(
+    rows, targets, programs, due, counts, keys, tally, histograms, BYTES: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Write the keys of an output neuron's weights; that of the strongest, of equals the last, is out of reach.
 
-    `tally`: int64, (rows, 2), of each layer how many are out of reach, how many dead.
+    `tally`: int64, (rows, 2), of each layer how many are out of reach, how many dead. Counts -1 for layers with NaN or
+    inf, and the first digits of the keys as `select` does.
     """
     number = tl.load(programs + 2 * tl.program_id(0))
-    row = rows + number * _ROW
-    if tl.load(due + number * _DUE + _COUNT) > 0:
+    if tl.load(due + number * _DUE + _IN_WINDOW) >= 0:
+        row, o = rows + number * _ROW, tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32)
         inner = tl.load(row + _INNER).to(tl.int32)
-        start = keys + tl.load(row + _KEYS) + tl.load(programs + 2 * tl.program_id(0) + 1) * inner
+        weight = targets + tl.load(row + _FIRST) * _TARGET
         best = tl.full([BLOCK], -1, keys.dtype.element_ty)
         best_at = tl.zeros([BLOCK], tl.int32)
+        largest = tl.zeros([BLOCK], keys.dtype.element_ty)
         dead = tl.zeros([BLOCK], tl.int32)
         for first in range(0, inner, BLOCK):
             at = first + tl.arange(0, BLOCK)
-            key = tl.load(start + at, mask=at < inner, other=-1)
+            magnitude = _magnitude(weight, o, at, 0, 0, at < inner, BYTES)
+            key = tl.where(_life(weight + _TARGET, o, at, 0, 0, at < inner) == 1, magnitude, -1)
+            largest = tl.maximum(largest, magnitude)
             best_at = tl.where(key >= best, at, best_at)
             best = tl.maximum(key, best)
             dead += ((key < 0) & (at < inner)).to(tl.int32)
+        if tl.max(largest, 0) >= tl.load(row + _INF):
+            tl.store(counts + number, _NAN)
         strongest = tl.max(best, 0)
-        none: tl.constexpr = 2 ** (8 * BYTES - 1) - 1
+        guard = tl.max(tl.where((best == strongest) & (strongest >= 0), best_at, -1), 0)
+        tl.atomic_add(tally + 2 * number, (guard >= 0).to(tl.int64))
         tl.atomic_add(tally + 2 * number + 1, tl.sum(dead, 0).to(tl.int64))
-        if strongest >= 0:
-            tl.store(start + tl.max(tl.where(best == strongest, best_at, -1), 0), none)
-            tl.atomic_add(tally + 2 * number, tl.full([], 1, tl.int64))
+        none: tl.constexpr = 2 ** (8 * BYTES - 1) - 1
+        start = keys + tl.load(row + _KEYS) + o * inner
+        many = tl.zeros([256], tl.int32)
+        for first in range(0, inner, BLOCK):  # once more, from the cache
+            at = first + tl.arange(0, BLOCK)
+            magnitude = _magnitude(weight, o, at, 0, 0, at < inner, BYTES)
+            key = tl.where(_life(weight + _TARGET, o, at, 0, 0, at < inner) == 1, magnitude, -1)
+            key = tl.where(at == guard, none, key)
+            tl.store(start + at, key, mask=at < inner)
+            digit = (key >> 8 * (BYTES - 1)).to(tl.int32) & 255
+            many += tl.histogram(digit, 256, mask=(key >= 0) & (at < inner))
+        digits = histograms + number * BYTES * 256 + tl.arange(0, 256)
+        tl.atomic_add(digits, many, mask=many > 0)
+
+
+@triton.jit
+def _cutoff(row, number, due, tally, histograms, states, phase, BYTES: tl.constexpr):
+    """The first `phase` digits of the first key that stays, and how many of those go that begin with them."""
+    goal = tl.minimum(tl.load(due + number * _DUE + _COUNT), tl.load(row + _WINDOWS) - tl.load(tally + 2 * number))
+    room = goal - tl.load(tally + 2 * number + 1)  # how many of the live ones go
+    before = states + (number * (BYTES + 1) + phase - 1) * 2
+    cut = tl.load(before, mask=phase > 1, other=0)
+    room = tl.where(phase > 1, tl.load(before + 1, mask=phase > 1, other=0), room)
+    if phase > 0:
+        value = tl.arange(0, 256)
+        many = tl.load(histograms + (number * BYTES + phase - 1) * 256 + value)
+        digit = tl.sum((tl.cumsum(many, 0) <= room).to(tl.int64), 0)
+        room -= tl.sum(tl.where(value < digit, many, 0), 0)
+        cut = cut * 256 + digit
+    return cut, room
+
+
+@triton.jit
+def _go(programs, number, key, states, ties, BYTES: tl.constexpr):
+    """Which of a program's keys go, once all phases but the last are over."""
+    final = states + (number * (BYTES + 1) + BYTES) * 2
+    cut, room = tl.load(final), tl.load(final + 1)
+    goes = key.to(tl.int64) < cut
+    if room > 0:  # of those that equal the cutoff, so many go
+        tied, value = (key == cut).to(tl.int32), tl.arange(0, 256)
+        share = tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32)
+        before = tl.zeros([256], tl.int32)
+        for start in range(0, share * (tl.max(tied, 0) > 0).to(tl.int32), 256):
+            mine = ties + tl.program_id(0) - share
+            before += tl.load(mine + start + value, mask=start + value < share, other=0)
+        goes = goes | ((tied > 0) & (tl.cumsum(tied, 0) + tl.sum(before, 0) <= room))
+    return goes & (key >= 0)
 
 
 @triton.jit(do_not_specialize=["phase"])
-def select(rows, programs, due, keys, tally, histograms, ties, phase, BYTES: tl.constexpr, BLOCK: tl.constexpr):
-    """Of all keys of a layer the smallest become -1, equals by index: a radix search, called for each of its phases.
+def select(
+    rows, programs, due, keys, tally, histograms, states, ties, phase, BYTES: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Which of all keys of a layer are the smallest, equals by index? A radix search, called for each of its phases.
 
     Keys are numbers of `BYTES` digits to the base 256. Phase d < `BYTES` counts how often each value of digit d follows
-    the digits that the phases before it have settled, into `histograms`, int32, (rows, BYTES, 256), zeros at first. The
-    next counts for each program the keys that equal the cutoff, into `ties`, int32, (programs,). The last one writes.
+    the digits that the phases before it have settled, into `histograms`, int32, (rows, BYTES, 256), zeros at first.
+    Phase `BYTES` counts for each program the keys that equal the cutoff, into `ties`, int32, (programs,), where only
+    some of them go; then `_go` knows which go. The phase after it makes those -1. What is settled before a phase is
+    kept in `states`, int64, (rows, BYTES + 1, 2).
     """
     row, number, i, there = _place(rows, programs, BLOCK)
-    count = tl.load(due + number * _DUE + _COUNT)
-    if count > 0:
-        goal = tl.minimum(count, tl.load(row + _WINDOWS) - tl.load(tally + 2 * number))
-        room = goal - tl.load(tally + 2 * number + 1)  # how many of the live ones go
-        value = tl.arange(0, 256)
-        cut = tl.zeros([], tl.int64)
-        for digit in range(tl.minimum(phase, BYTES)):
-            many = tl.load(histograms + (number * BYTES + digit) * 256 + value)
-            settled = tl.sum((tl.cumsum(many, 0) <= room).to(tl.int64), 0)
-            room -= tl.sum(tl.where(value < settled, many, 0), 0)
-            cut = cut * 256 + settled
+    if tl.load(due + number * _DUE + _COUNT) > 0:
         at = keys + tl.load(row + _KEYS) + i
-        key = tl.load(at, mask=there, other=-1).to(tl.int64)
-        if phase < BYTES:
-            rest = key >> 8 * (BYTES - 1 - phase)
-            follows = (key >= 0) & ((rest >> 8) == cut)
-            many = tl.histogram((rest & 255).to(tl.int32), 256, mask=follows)
-            tl.atomic_add(histograms + (number * BYTES + phase) * 256 + value, many, mask=many > 0)
+        if phase <= BYTES:
+            cut, room = _cutoff(row, number, due, tally, histograms, states, phase, BYTES)
+            if tl.load(programs + 2 * tl.program_id(0) + 1) == 0:
+                here = states + (number * (BYTES + 1) + phase) * 2
+                tl.store(here, cut)
+                tl.store(here + 1, room)
+            if phase < BYTES:
+                key = tl.load(at, mask=there, other=-1).to(tl.int64)
+                rest = key >> 8 * (BYTES - 1 - phase)
+                follows = (key >= 0) & ((rest >> 8) == cut)
+                many, value = tl.histogram((rest & 255).to(tl.int32), 256, mask=follows), tl.arange(0, 256)
+                tl.atomic_add(histograms + (number * BYTES + phase) * 256 + value, many, mask=many > 0)
+            elif room > 0:
+                key = tl.load(at, mask=there, other=-1).to(tl.int64)
+                tl.store(ties + tl.program_id(0), tl.sum((key == cut).to(tl.int32), 0))
         else:
-            tied = (key == cut).to(tl.int32)
-            mine = ties + tl.program_id(0)
-            if phase == BYTES:
-                tl.store(mine, tl.sum(tied, 0))
-            else:
-                before = tl.zeros([256], tl.int32)
-                share = tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32)
-                for start in range(0, share * (tl.max(tied, 0) > 0).to(tl.int32), 256):
-                    before += tl.load(mine - share + start + value, mask=start + value < share, other=0)
-                goes = (tied > 0) & (tl.cumsum(tied, 0) + tl.sum(before, 0) <= room)
-                gone = (key >= 0) & ((key < cut) | goes)
-                tl.store(at, tl.full([BLOCK], -1, keys.dtype.element_ty), mask=gone)
+            key = tl.load(at, mask=there, other=-1)
+            gone = _go(programs, number, key, states, ties, BYTES)
+            tl.store(at, tl.full([BLOCK], -1, keys.dtype.element_ty), mask=gone)
+
+
+@triton.jit
+def finish(
+    rows, targets, programs, due, counts, keys, states, ties, BYTES: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Write +0.0 (and False) over the weights of a linear layer that go; all that is dead is counted."""
+    row, number, i, there = _place(rows, programs, BLOCK)
+    is_due = tl.load(due + number * _DUE + _IN_WINDOW) >= 0
+    if is_due & (tl.load(counts + number) >= 0):  # `neurons` made it -1 for good; from now on it only grows
+        inner, first, end = tl.load(row + _INNER).to(tl.int32), tl.load(row + _FIRST), tl.load(row + _END)
+        key = tl.load(keys + tl.load(row + _KEYS) + i, mask=there, other=-1)
+        gone = key < 0  # long since, or with its tile
+        if tl.load(due + number * _DUE + _COUNT) > 0:
+            gone = gone | _go(programs, number, key, states, ties, BYTES)
+        life = _life(targets + (first + 1) * _TARGET, i // inner, i % inner, 0, 0, there)
+        tl.atomic_add(counts + number, tl.sum((there & (gone | (life == 0))).to(tl.int32), 0).to(tl.int64))
+        _kill(targets, first, end, i // inner, i % inner, 0, 0, there & gone & (life != 0))

@@ -26,10 +26,11 @@ BLOCK = 2048
 NINE = 512
 """windows of nine weights, all of which it holds in registers,"""
 
-WIDE = 16
-"""and input channels, whose kernels it passes over `HIGH` at a time."""
+WIDE, HIGH = 32, 128
+"""input channels, and kernels of each."""
 
-HIGH = 128
+FEW = 16
+"""So many kernels of a channel, due at once, are found by looking at each weight once."""
 
 _INF = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}
 
@@ -46,6 +47,7 @@ class Row(IntEnum):
     FIRST = 6  # its tensors, rows of the other table: weight, alive, others
     END = 7
     INF = 8  # infinity's key
+    CHUNK = 9  # where the programs of `weakest` that look at it put what they find: the first one's number
     WIDTH = 10  # even: addresses stay multiples of 16
 
 
@@ -54,7 +56,8 @@ class Due(IntEnum):
 
     IN_WINDOW = 0  # how many go in each window; -1 where the layer is passed over
     COUNT = 1  # kernels of each input channel; weights of a linear layer, or tiles
-    WIDTH = 2
+    MORE = 2  # of a convolution, how many kernels more than last time; 0 where these are not few
+    WIDTH = 3
 
 
 class Target(IntEnum):
@@ -67,11 +70,10 @@ class Target(IntEnum):
 
 
 class Tiled(NamedTuple):
-    """A linear layer that loses tiles: the job's number, the row of its tiles, where its own keys start, their side."""
+    """A linear layer that loses tiles: the job's number, the row of its tiles, their side."""
 
     job: int
     row: int
-    keys: int
     tile: int
 
 
@@ -83,14 +85,17 @@ class Part:
         keys: how many keys these need,
         tile_keys: and how many their tiles.
         tiled: those that lose tiles.
+        chunks: how many programs `weakest` has.
         programs: the programs of each launch, int64, (programs, 2): a row, and which part of it.
-            "windows": `BLOCK` windows, all layers. "nine", "inside": of windows of nine weights, and of others.
-            "channels": `WIDE` input channels of a group. "neurons": one output neuron; "weights": `BLOCK` weights of
-            such a layer; "tiles": `BLOCK` tiles.
+            "layers": one layer. "windows": `BLOCK` windows of convolutions that lose weights inside of them. "nine",
+            "inside": of windows of nine weights, and of others. "channels": `WIDE` input channels of a group; "chunks":
+            `HIGH` of the kernels that read these. "neurons": one output neuron of a linear layer; "weights": `BLOCK`
+            weights; "tiles": `BLOCK` tiles.
     """
 
     keys: int = 0
     tile_keys: int = 0
+    chunks: int = 0
     tiled: list[Tiled] = field(default_factory=list)
     programs: dict[str, Tensor] = field(default_factory=dict)
 
@@ -113,23 +118,23 @@ class Table:
     tiles: dict[int, int]
     windows: set[int]
 
-    def due(self, budgets: Sequence[Budget | None]) -> list[int]:
+    def due(self, budgets: Sequence[Budget | None], more: Sequence[int]) -> list[int]:
         """The rows of `Due`, flattened. Raises LookupError where a layer is to lose what no program looks at."""
         due: list[int] = []
-        for number, budget in enumerate(budgets):
+        for number, (budget, many) in enumerate(zip(budgets, more, strict=True)):
             if budget is None:
-                due += (-1, 0)
+                due += (-1, 0, 0)
             elif isinstance(budget, LinearBudget):
                 if budget.tiles and self.tiles.get(number) != budget.tile:
                     raise LookupError(number)
-                due += (0, budget.weights)
+                due += (0, budget.weights, 0)
             else:
                 if budget.in_window and number not in self.windows:
                     raise LookupError(number)
-                due += budget
+                due += (budget.in_window, budget.kernels, many if many <= FEW else 0)
         for number in self.tiles:
             budget = budgets[number]
-            due += (0, budget.tiles) if isinstance(budget, LinearBudget) else (-1, 0)
+            due += (0, budget.tiles, 0) if isinstance(budget, LinearBudget) else (-1, 0, 0)
         return due
 
 
@@ -149,30 +154,35 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
         layer, size = job.layer, job.weight.element_size()
         part = parts[size]
         (K, C), rivals = layer.shape[:2], layer.shape[0] // layer.groups
-        launches[size, "windows"].append((number, _blocks(K * C)))
-        keys = -1
+        launches[size, "layers"].append((number, 1))
+        keys = chunk = -1
         if layer.kind == "linear":
             if isinstance(budget, LinearBudget) and (budget.tiles or budget.tile > 1):
                 row, tiles = len(jobs) + len(rows_of_tiles), math.prod(tiles_of(layer, budget.tile))
                 launches[size, "tiles"].append((row, _blocks(tiles)))
                 rows_of_tiles.append([tiles, 0, 0, 0, 0, part.tile_keys, 0, 0, 0, 0])
                 losing_tiles[number] = budget.tile
-                part.tiled.append(Tiled(number, row, part.keys, budget.tile))
+                part.tiled.append(Tiled(number, row, budget.tile))
                 part.tile_keys += tiles
             launches[size, "neurons"].append((number, K))
             launches[size, "weights"].append((number, _blocks(K * C)))
             keys = part.keys
             part.keys += K * C
         else:
-            launches[size, "channels"].append((number, layer.groups * -(-C // WIDE)))
+            shares = layer.groups * _blocks(C, WIDE)
+            launches[size, "channels"].append((number, shares))
+            launches[size, "chunks"].append((number, shares * _blocks(rivals, HIGH)))
+            chunk = part.chunks
+            part.chunks += shares * _blocks(rivals, HIGH)
             if layer.window > 1 or budget[0]:
                 losing_inside.add(number)
+                launches[size, "windows"].append((number, _blocks(K * C)))
                 nine = layer.window == 9
                 share = (number, _blocks(K * C, NINE) if nine else _blocks(layer.weights))
                 launches[size, "nine" if nine else "inside"].append(share)
         tensors = [_target(tensor) for tensor in (job.weight, job.alive, *job.others)]
         targets += tensors
-        own = [len(targets) - len(tensors), len(targets), _INF[job.weight.dtype], 0]
+        own = [len(targets) - len(tensors), len(targets), _INF[job.weight.dtype], chunk]
         rows.append([K * C, C, layer.window, (*layer.shape, 1, 1)[3], rivals, keys, *own])
     programs = [_programs(shares) for shares in launches.values()]
     on_device = _upload([np.array(rows + rows_of_tiles), np.array(targets), *programs], jobs[0].weight.device)

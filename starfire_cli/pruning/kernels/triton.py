@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from starfire_cli.pruning.budget import LinearBudget
+from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.kernels import KERNELS, Budget, Job, installed
-from starfire_cli.pruning.kernels._triton_table import BLOCK, HIGH, NINE, WIDE, Due, Part, Tiled, build
+from starfire_cli.pruning.kernels._triton_table import BLOCK, FEW, HIGH, NINE, WIDE, Due, Part, Tiled, build
 from starfire_cli.pruning.linear._rules import _strongest, tiles_of
 
-WARPS = {"channels": 16}  # of a program; 4 of all others
+WARPS = {"channels": 16, "weakest": 8}  # of a program; 4 of all others
 _ALL = frozenset({"inside", "channels", "weights", "tiles"})  # what may be due
 
 
@@ -59,13 +59,14 @@ class TritonKernels:
 
 
 class TritonStanding:
-    """`Standing` on a GPU. The second call captures a graph, for which the device is waited for once.
+    """`Standing` on a GPU. From the second call on graphs are captured, for which the device is waited for.
 
-    A call may be captured by others once a call with the same budgets has been made. Their graph reads this object: it
-    has to outlive the graph, and to be called with these budgets only.
+    There is one for each combination of what may be due. A call may be captured by others once a call with the same
+    budgets has been made. Their graph reads this object: it has to outlive the graph, and to be called with these
+    budgets only.
     """
 
-    _by_tiles: dict[bool, torch.cuda.CUDAGraph]  # with and without what tiles need
+    _captures: dict[frozenset[str], torch.cuda.CUDAGraph]  # by what is due
     _compiled: bool  # all that a graph holds
     _told: list[int]  # what stands in `_due`
 
@@ -75,36 +76,41 @@ class TritonStanding:
         self._graphs = graphs and self._device.type == "cuda"
         self._counts = torch.zeros(len(jobs), dtype=torch.int64, device=self._device)
         self._known: list[Budget] = [job.budget for job in jobs]
+        self._kernels, self._more = [0] * len(jobs), [0] * len(jobs)  # due of a channel, and how many more than before
         self._set_up()
 
     @torch.no_grad()
     def prune(self, budgets: Sequence[Budget | None]) -> Tensor:
+        needed = _needed(budgets)
         with torch.cuda.device(self._device if self._device.type == "cuda" else -1):  # where Triton launches
             self._tell(budgets)
             if not self._graphs or torch.cuda.is_current_stream_capturing():
-                self._launch(_needed(budgets))
+                self._launch(needed)
             elif not self._compiled:
                 self._launch(_ALL)
                 self._compiled = True
             else:
-                tiles = any(isinstance(budget, LinearBudget) and budget.tiles for budget in budgets)
-                if tiles not in self._by_tiles:
-                    self._by_tiles[tiles] = self._captured(_ALL if tiles else _ALL - {"tiles"})
-                self._by_tiles[tiles].replay()
+                if needed not in self._captures:
+                    self._captures[needed] = self._captured(needed)
+                self._captures[needed].replay()
         return self._counts
 
     def _set_up(self) -> None:
-        self._by_tiles, self._compiled, self._told = {}, False, []
+        self._captures, self._compiled, self._told = {}, False, []
         self._table = build(self._jobs, self._known)
         self._due = torch.zeros(len(self._table.rows), Due.WIDTH, dtype=torch.int64, device=self._device)
 
     def _tell(self, budgets: Sequence[Budget | None]) -> None:
+        for number, budget in enumerate(budgets):
+            if isinstance(budget, ConvBudget) and budget.kernels != self._kernels[number]:
+                self._more[number] = max(0, budget.kernels - self._kernels[number])
+                self._kernels[number] = budget.kernels
         try:
-            told = self._table.due(budgets)
+            told = self._table.due(budgets, self._more)
         except LookupError:  # a first tile goes, or the like
             self._known = [new or old for new, old in zip(budgets, self._known, strict=True)]
             self._set_up()
-            told = self._table.due(budgets)
+            told = self._table.due(budgets, self._more)
         if told != self._told:  # only from pinned memory does a copy not wait
             on_host = torch.empty(len(told), dtype=torch.int64, pin_memory=self._device.type == "cuda")
             on_host.numpy()[:] = told
@@ -118,68 +124,80 @@ class TritonStanding:
         return graph
 
     def _launch(self, needed: frozenset[str]) -> None:
-        self._counts.masked_fill_(self._due[: len(self._jobs), Due.IN_WINDOW] >= 0, 0)
         for size, part in self._table.parts.items():
             self._prune(size, part, needed)
 
     def _prune(self, size: int, part: Part, needed: frozenset[str]) -> None:
         """Bring those layers down whose weights have `size` bytes."""
-        from starfire_cli.pruning.kernels import _triton_channels, _triton_linear
+        from starfire_cli.pruning.kernels import _triton_channels as of_channels
         from starfire_cli.pruning.kernels import _triton_device as device
+        from starfire_cli.pruning.kernels import _triton_linear as linear
 
         rows, targets, due, counts = self._table.rows, self._table.targets, self._due, self._counts
-        programs, block = part.programs, {"BLOCK": BLOCK}
-        keys = torch.empty(part.keys, dtype=torch.int64 if size == 8 else torch.int32, device=self._device)
+        programs, keys_as = part.programs, torch.int64 if size == 8 else torch.int32
 
-        def launch(kernel: Any, **constants: int) -> None:
-            on = programs.get(kernel.__name__)
-            if on is not None:
-                _launch(kernel, on, rows, targets, on, due, counts, BYTES=size, **constants)
+        def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=self._device)
 
-        _launch(
-            device.scan, programs["windows"], rows, targets, programs["windows"], due, counts, keys, BYTES=size, **block
-        )
+        def launch(kernel: Any, name: str, *more: Tensor, **constants: int) -> None:
+            if name in programs:
+                on = programs[name]
+                _launch(kernel, on, rows, targets, on, due, counts, *more, BYTES=size, **constants)
+
+        tally, histograms = empty(len(rows), 2, dtype=torch.int64), empty(len(rows), size, 256)
+        on = programs["layers"]
+        _launch(device.begin, on, rows, on, due, counts, tally, histograms, BYTES=size)
         if "inside" in needed:
-            launch(device.nine, BLOCK=NINE)
-            launch(device.inside, BLOCK=BLOCK)
-        if "channels" in needed:
-            launch(_triton_channels.channels, WIDE=WIDE, HIGH=HIGH)
-        if "tiles" in needed and part.tiled:
-            self._take_tiles(part, keys)
-        if "weights" in needed and "neurons" in programs:
-            tally = torch.zeros(len(rows), 2, dtype=torch.int64, device=self._device)
-            neurons = programs["neurons"]
-            _launch(_triton_linear.neurons, neurons, rows, neurons, due, keys, tally, BYTES=size, BLOCK=NINE)
-            self._select(programs["weights"], keys, tally, size)
-        _launch(device.apply, programs["windows"], rows, targets, programs["windows"], due, counts, keys, **block)
+            launch(device.scan, "windows", BLOCK=BLOCK)
+            launch(device.nine, "nine", BLOCK=NINE)
+            launch(device.inside, "inside", BLOCK=BLOCK)
+        if "channels" in needed and part.chunks:
+            found = empty(part.chunks, FEW, WIDE, dtype=keys_as), empty(part.chunks, FEW, WIDE)
+            dead, left = empty(part.chunks, 2, WIDE), empty(len(programs["channels"]))
+            tile = {"HIGH": HIGH, "WIDE": WIDE}
+            launch(of_channels.weakest, "chunks", *found, dead, FEW=FEW, **tile)
+            launch(of_channels.take, "channels", *found, dead, left, FEW=FEW, DEPTH=WIDE, **tile)
+            launch(of_channels.channels, "channels", left, HIGH=HIGH // 2, WIDE=WIDE)
+        if "weights" in needed and part.keys:
+            keys, states = empty(part.keys, dtype=keys_as), empty(len(rows), size + 1, 2, dtype=torch.int64)
+            ties, on = empty(len(programs["weights"])), programs["weights"]
+            if "tiles" in needed and part.tiled:
+                self._take_tiles(part)
+            launch(linear.neurons, "neurons", keys, tally, histograms, BLOCK=NINE)
+            for phase in range(1, size + 1):
+                arguments = (rows, on, due, keys, tally, histograms, states, ties, phase)
+                _launch(linear.select, on, *arguments, BYTES=size, BLOCK=BLOCK)
+            launch(linear.finish, "weights", keys, states, ties, BLOCK=BLOCK)
+        if "inside" in needed and "windows" in programs:
+            on = programs["windows"]
+            _launch(device.apply, on, rows, targets, on, due, counts, BLOCK=BLOCK)
 
-    def _select(self, programs: Tensor, keys: Tensor, tally: Tensor, size: int) -> None:
-        """Make the smallest keys of each row -1, as many as are due; `size`: of what the keys stand for, in bytes."""
+    def _take_tiles(self, part: Part) -> None:
+        """Mark all weights whose tiles go."""
         from starfire_cli.pruning.kernels._triton_linear import select
 
-        rows = self._table.rows
-        histograms = torch.zeros(len(rows), size, 256, dtype=torch.int32, device=self._device)
-        ties = torch.empty(len(programs), dtype=torch.int32, device=self._device)
-        for phase in range(size + 2):
-            arguments = (rows, programs, self._due, keys, tally, histograms, ties, phase)
-            _launch(select, programs, *arguments, BYTES=size, BLOCK=BLOCK)
-
-    def _take_tiles(self, part: Part, keys: Tensor) -> None:
-        """Make the keys of all weights -1 whose tiles go."""
-        tally = torch.zeros(len(self._table.rows), 2, dtype=torch.int64, device=self._device)
+        rows, programs = self._table.rows, part.programs["tiles"]
+        tally = torch.zeros(len(rows), 2, dtype=torch.int64, device=self._device)
         scores: list[Tensor] = []
         for tiled in part.tiled:
             score_T, alive_T, guard_T = _tile_scores(self._jobs[tiled.job], tiled)
             tally[tiled.row, 0] = guard_T.sum()
             tally[tiled.row, 1] = (~alive_T).sum()
             scores.append(torch.where(guard_T, torch.inf, torch.where(alive_T, score_T, -1.0)))
-        tile_keys = torch.cat([score_T.flatten() for score_T in scores]).view(torch.int64)  # -1.0 is below 0 here, too
-        self._select(part.programs["tiles"], tile_keys, tally, 8)
-        gone = torch.split(tile_keys < 0, [score_T.numel() for score_T in scores])
+        keys = torch.cat([score_T.flatten() for score_T in scores]).view(torch.int64)  # -1.0 is below 0 here, too
+        histograms = torch.zeros(len(rows), 8, 256, dtype=torch.int32, device=self._device)
+        states = torch.empty(len(rows), 9, 2, dtype=torch.int64, device=self._device)
+        ties = torch.empty(len(programs), dtype=torch.int32, device=self._device)
+        for phase in range(10):
+            arguments = (rows, programs, self._due, keys, tally, histograms, states, ties, phase)
+            _launch(select, programs, *arguments, BYTES=8, BLOCK=BLOCK)
+        gone = torch.split(keys < 0, [score_T.numel() for score_T in scores])
         for tiled, score_T, gone_N in zip(part.tiled, scores, gone, strict=True):
-            (O, I), n = self._jobs[tiled.job].layer.shape, tiled.tile
+            job, n = self._jobs[tiled.job], tiled.tile
+            (O, I), is_due = job.layer.shape, self._due[tiled.row, Due.COUNT] > 0
             gone_OI = gone_N.view_as(score_T).repeat_interleave(n, 0).repeat_interleave(n, 1)[:O, :I]
-            keys[tiled.keys : tiled.keys + O * I].view(O, I).masked_fill_(gone_OI, -1)
+            goes_OI = gone_OI & job.alive & job.weight.isfinite().all() & is_due
+            job.alive.view(torch.uint8).masked_fill_(goes_OI, 2)
 
 
 def _needed(budgets: Sequence[Budget | None]) -> frozenset[str]:
@@ -188,8 +206,8 @@ def _needed(budgets: Sequence[Budget | None]) -> frozenset[str]:
     convolutions = [budget for budget in budgets if budget is not None and not isinstance(budget, LinearBudget)]
     asked = {
         "inside": any(budget.in_window for budget in convolutions),
-        "channels": any(budget.kernels for budget in convolutions),
-        "weights": any(budget.weights for budget in linear),
+        "channels": any(budget.kernels or not budget.in_window for budget in convolutions),
+        "weights": bool(linear),
         "tiles": any(budget.tiles for budget in linear),
     }
     return frozenset(name for name, some in asked.items() if some)
