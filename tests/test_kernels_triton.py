@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import pytest
@@ -388,6 +388,35 @@ MANY += [
 ]
 
 
+def everywhere_few_more_of_many_kernels_each_time() -> None:
+    """Several chunks of kernels, ties among them, groups; of some more are due at once than there are candidates."""
+    tied = (torch.arange(700 * 40) * 7 % 13 / 8).view(700, 40, 1, 1)
+    drawn = [
+        job((700, 40, 1, 1), ConvBudget(0, 30), tied),
+        job((300, 33, 1, 1), ConvBudget(0, 10)),
+        job((390, 70, 1, 1), ConvBudget(0, 12), groups=3, dead=0.0),
+        job((300, 3, 3, 3), ConvBudget(0, 9), dead=0.01),
+        job((300, 3, 3, 3), ConvBudget(4, 9), dead=0.0),
+        job((270, 5, 1, 1), ConvBudget(0, 270)),
+    ]
+    check_again_and_again(drawn, 3, seed=1)
+
+
+def everywhere_masks_that_others_changed() -> None:
+    """What grew back is more than the last call left to do."""
+    drawn = [job((300, 40, 1, 1), ConvBudget(0, 3 * n), dead=0.0) for n in (1, 20)]
+    mine, reference = copies(drawn, DEVICE), copies(drawn)
+    ours, theirs = TritonKernels().standing(mine), TorchKernels().standing(reference)
+    for more in (0, 1, 2):
+        budgets = [ConvBudget(0, j.budget.kernels + more) for j in drawn]
+        assert ours.prune(budgets).tolist() == theirs.prune(budgets).tolist()
+        for j in (*mine, *reference):
+            j.alive[:, ::3] = True
+            j.weight[:, ::3] = 1.0
+            assert not j.others[0][~j.alive].any()
+    assert all(torch.equal(a.alive.cpu(), b.alive) for a, b in zip(mine, reference, strict=True))
+
+
 def everywhere_an_era_of_many_layers() -> None:
     check_again_and_again(MANY, 5)
 
@@ -401,9 +430,16 @@ def interpreted_a_graph_is_captured_once_and_told_what_is_due(monkeypatch: pytes
             replayed.append(self)
             launch(them[-1], self.launches)
 
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            assert device == CPU
+
+        def wait_stream(self, other: Stream) -> None:
+            assert isinstance(other, Stream) and other is not self
+
     @contextmanager
-    def capture(graph: Graph, stream: str, capture_error_mode: str) -> Iterator[None]:
-        assert (stream, capture_error_mode) == ("stream of cpu", "thread_local")
+    def capture(graph: Graph, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        assert isinstance(stream, Stream) and capture_error_mode == "thread_local"
         held = [(t, t.clone()) for j in them[-1]._jobs for t in (j.weight, j.alive, *j.others)]
         held.append((them[-1]._counts, them[-1]._counts.clone()))
         yield
@@ -415,11 +451,15 @@ def interpreted_a_graph_is_captured_once_and_told_what_is_due(monkeypatch: pytes
     def standing(made: ours.TritonStanding) -> None:
         them.append(made)
         made._graphs = True
-        monkeypatch.setattr(made, "_launch", lambda needed: launched.append(needed) or launch(made, needed))
+        monkeypatch.setattr(
+            made, "_launch", lambda needed, *beside: launched.append(needed) or launch(made, needed, *beside)
+        )
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     check_again_and_again(MANY, 5, seed=1, standing=standing)  # tiles are due, and once they are not
     assert {graph.launches for graph in captured} == {ours._ALL, ours._ALL - {"tiles"}}
@@ -496,12 +536,62 @@ def interpreted_no_jobs_no_counts() -> None:
     assert TritonKernels().prune([]).tolist() == []
 
 
-def interpreted_gradients_of_the_dead_become_zero() -> None:
-    gradients = [torch.randn(3, 4), torch.randn(2, 3, 3, 3).to(memory_format=torch.channels_last)]
-    gates = [(torch.rand_like(gradient) < 0.5).to(gradient.dtype) for gradient in gradients]
-    expected = [torch.where(gate == 1, gradient, 0.0) for gradient, gate in zip(gradients, gates, strict=True)]
-    TritonKernels().silence(gradients, gates)
-    assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+def gradients() -> list[tuple[Tensor, Tensor]]:
+    """Gradients of every layout and dtype, some larger than a program, with NaN and -0.0; and masks."""
+    generator = torch.Generator().manual_seed(3)
+    drawn = [torch.randn(shape, generator=generator) for shape in ((3, 4), (2, 3, 3, 3), (1, 1), (70, 131), (9, 5))]
+    drawn += [torch.randn(5, 7, dtype=dtype, generator=generator) for dtype in FLOATS[1:]]
+    for gradient in drawn:
+        gradient.view(-1)[0], gradient.view(-1)[-1] = torch.nan, -0.0
+    drawn[1] = drawn[1].to(memory_format=torch.channels_last)
+    drawn += [torch.randn(40, generator=generator)[3:33].view(5, 6)]  # no multiple of 16 bytes
+    drawn += [torch.randn(8, 6, generator=generator)[:, :5], torch.randn(3, 4, generator=generator).T]
+    pairs = []
+    for number, gradient in enumerate(drawn):
+        share = (0.5, 0.5, 0.5, 0.4, 1.0, 0.0)[number % 6]  # all alive and all dead, too
+        alive = torch.rand(gradient.shape, generator=generator) < share
+        like = gradient if number % 2 else gradient.contiguous()
+        pairs.append((gradient, torch.empty_like(like, dtype=torch.bool).copy_(alive)))
+    return pairs
+
+
+def everywhere_gradients_of_the_dead_become_zero() -> None:
+    """Twice, so that the second time the places are known; the living keep their bits."""
+    kernels = TritonKernels()
+    for _ in range(2):
+        drawn = gradients()
+        expected = [g.masked_fill(~m, 0) for g, m in drawn]
+        there = [(torch.empty_strided(g.shape, g.stride(), dtype=g.dtype, device=DEVICE).copy_(g), m) for g, m in drawn]
+        kernels.silence([g for g, _ in there], [m.to(DEVICE) for _, m in there])
+        for (gradient, mask), wanted in zip(there, expected, strict=True):
+            assert torch.equal(bits(gradient), bits(wanted)), (gradient.shape, mask.stride())
+
+
+def interpreted_places_of_gradients_are_told_once_and_no_more_than_eight_are_kept() -> None:
+    kernels, mask = TritonKernels(), torch.rand(9, 5) < 0.5
+    at = torch.randn(12, 48)[:, :45].view(12, 9, 5)
+    for gradient in (*at, at[0], at[-1], at[-1]):
+        gradient.fill_(1.0)
+        kernels.silence([gradient], [mask])
+        assert torch.equal(gradient, mask.float())
+    assert len(kernels._muting._known) == 8
+
+
+def gpu_a_graph_captures_the_muting_of_its_own_gradients() -> None:
+    kernels, mask = TritonKernels(), (torch.arange(90 * 51) % 3 > 0).view(90, 51).to(DEVICE)
+    weight = torch.ones(90, 51, device=DEVICE)
+    kernels.silence([weight.clone()], [mask])  # compiled
+    graphs = []
+    for factor in (2.0, 3.0):
+        graphs.append(torch.cuda.CUDAGraph())
+        with torch.cuda.graph(graphs[-1]):
+            gradient = weight * factor
+            kernels.silence([gradient], [mask])
+            weight.add_(gradient)
+    weight.fill_(1.0)
+    for _ in range(2):
+        graphs[0].replay(), graphs[1].replay()
+    assert torch.equal(weight, torch.where(mask, 144.0, 1.0))
 
 
 def kernel_for_a_gpu(name: str, size: int) -> object:

@@ -1,7 +1,7 @@
 """What does pruning put on the device at each step, and does anything wait for it? A profile, beside the dense step's.
 
     python benchmarks/gpu/launches.py --device cuda --out docs/results/gpu-launches.json
-    python benchmarks/gpu/launches.py --device cpu --tiny --out /tmp/l.json      # the same, small, of operators on a CPU
+    python benchmarks/gpu/launches.py --device cpu --tiny --out /tmp/l.json  # the same, small, of operators on a CPU
 
 The networks are those of `overhead.py`, in the middle of an era of 1000 steps and after it. Of each step, means:
 what pruning adds by kernel (microseconds of the device, how many launches), the device's time with and without pruning,

@@ -137,12 +137,13 @@ def choose(name: str, device: torch.device, weights: int = _MANY) -> tuple[str, 
 def agrees(kernels: Kernels, device: torch.device) -> bool:
     """Whether `kernels` run on `device` and give what `torch` gives there, on small layers full of ties.
 
-    They are pruned four times, so that what is captured at the second time is also replayed with other budgets.
+    They are pruned five times, so that what is captured at the second time is also replayed with other budgets.
     """
     shapes = ((20, 33, 3, 3), (64, 70, 1, 1), (6, 5, 1, 7), (13, 21), (9, 10))
     rounds: list[tuple[Budget | None, ...]] = [
         (ConvBudget(2, 0), ConvBudget(0, 3), ConvBudget(2, 1), LinearBudget(0, 70, 1), LinearBudget(2, 0, 3)),
         (None, ConvBudget(0, 4), None, LinearBudget(0, 71, 1), None),
+        (None, ConvBudget(0, 5), None, LinearBudget(0, 90, 1), None),
         (ConvBudget(4, 3), None, ConvBudget(3, 2), LinearBudget(0, 150, 1), LinearBudget(5, 70, 3)),
         (ConvBudget(4, 9), ConvBudget(0, 50), None, None, None),
     ]
@@ -162,6 +163,9 @@ def agrees(kernels: Kernels, device: torch.device) -> bool:
                 counts = standing.prune(budgets).tolist()
                 outcomes.append([n for n, budget in zip(counts, budgets, strict=True) if budget is not None])
             outcomes.append([t.tolist() for job in jobs for t in (job.weight, job.alive, *job.others)])
+            gradients, masks = [torch.ones_like(job.weight) for job in jobs], [job.alive for job in jobs]
+            implementation.silence(gradients, [m.float() for m in masks] if implementation.float_gates else masks)
+            outcomes.append([gradient.tolist() for gradient in gradients])
         except Exception:  # noqa: BLE001 - whatever a compiler or a driver may raise
             return False
     half = len(outcomes) // 2

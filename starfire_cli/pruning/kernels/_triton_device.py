@@ -209,7 +209,7 @@ def inside(rows, targets, programs, due, counts, BYTES: tl.constexpr, BLOCK: tl.
 
 
 @triton.jit
-def apply(rows, targets, programs, due, counts, BLOCK: tl.constexpr):
+def apply(rows, targets, programs, due, counts, BYTES: tl.constexpr, BLOCK: tl.constexpr):
     """Write +0.0 (and False) over what died inside of windows; all that is dead of such a layer is counted."""
     row, number, window, there = _place(rows, programs, BLOCK)
     in_window = tl.load(due + number * _DUE + _IN_WINDOW)

@@ -29,9 +29,7 @@ from starfire_cli.pruning.kernels._triton_device import (
 
 
 @triton.jit
-def neurons(
-    rows, targets, programs, due, counts, keys, tally, histograms, BYTES: tl.constexpr, BLOCK: tl.constexpr
-):
+def neurons(rows, targets, programs, due, counts, keys, tally, histograms, BYTES: tl.constexpr, BLOCK: tl.constexpr):
     """Write the keys of an output neuron's weights; that of the strongest, of equals the last, is out of reach.
 
     `tally`: int64, (rows, 2), of each layer how many are out of reach, how many dead. Counts -1 for layers with NaN or
@@ -110,9 +108,7 @@ def _go(programs, number, key, states, ties, BYTES: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["phase"])
-def select(
-    rows, programs, due, keys, tally, histograms, states, ties, phase, BYTES: tl.constexpr, BLOCK: tl.constexpr
-):
+def select(rows, programs, due, keys, tally, histograms, states, ties, phase, BYTES: tl.constexpr, BLOCK: tl.constexpr):
     """Which of all keys of a layer are the smallest, equals by index? A radix search, called for each of its phases.
 
     Keys are numbers of `BYTES` digits to the base 256. Phase d < `BYTES` counts how often each value of digit d follows
@@ -146,9 +142,7 @@ def select(
 
 
 @triton.jit
-def finish(
-    rows, targets, programs, due, counts, keys, states, ties, BYTES: tl.constexpr, BLOCK: tl.constexpr
-):
+def finish(rows, targets, programs, due, counts, keys, states, ties, BYTES: tl.constexpr, BLOCK: tl.constexpr):
     """Write +0.0 (and False) over the weights of a linear layer that go; all that is dead is counted."""
     row, number, i, there = _place(rows, programs, BLOCK)
     is_due = tl.load(due + number * _DUE + _IN_WINDOW) >= 0

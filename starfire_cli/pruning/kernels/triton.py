@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -18,10 +19,12 @@ from torch.nn.functional import pad
 
 from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.kernels import KERNELS, Budget, Job, installed
+from starfire_cli.pruning.kernels._triton_muting import Muting
 from starfire_cli.pruning.kernels._triton_table import BLOCK, FEW, HIGH, NINE, WIDE, Due, Part, Tiled, build
 from starfire_cli.pruning.linear._rules import _strongest, tiles_of
 
 WARPS = {"channels": 16, "weakest": 8}  # of a program; 4 of all others
+_KEYS = {2: torch.int32, 4: torch.int32, 8: torch.int64}  # what the keys of weights of so many bytes are kept in
 _ALL = frozenset({"inside", "channels", "weights", "tiles"})  # what may be due
 
 
@@ -34,7 +37,7 @@ class TritonKernels:
         graphs: replay what comes again and again as a CUDA graph.
     """
 
-    float_gates: ClassVar[bool] = True
+    float_gates: ClassVar[bool] = False
     graphs: bool = True
 
     @classmethod
@@ -55,7 +58,11 @@ class TritonKernels:
         return TritonStanding(jobs, graphs=self.graphs)
 
     def silence(self, gradients: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
-        torch._foreach_mul_(list(gradients), list(gates))  # as `TorchKernels` does, which says why
+        self._muting(gradients, gates)
+
+    @cached_property
+    def _muting(self) -> Muting:
+        return Muting()
 
 
 class TritonStanding:
@@ -118,59 +125,80 @@ class TritonStanding:
             self._told = told
 
     def _captured(self, needed: frozenset[str]) -> torch.cuda.CUDAGraph:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        """Linear layers are a branch of their own: they are a chain of small launches, which others hide."""
+        graph = torch.cuda.CUDAGraph()
+        stream, beside = (torch.cuda.Stream(self._device) for _ in range(2))  # type: ignore[no-untyped-call]
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # loaders go on in theirs
-            self._launch(needed)
+            self._launch(needed, beside)
         return graph
 
-    def _launch(self, needed: frozenset[str]) -> None:
+    def _launch(self, needed: frozenset[str], beside: torch.cuda.Stream | None = None) -> None:
+        """All that is `needed`, linear layers on the stream `beside` if there is one."""
         for size, part in self._table.parts.items():
-            self._prune(size, part, needed)
+            kept = self._begin(size, part)
+            if "weights" in needed and part.keys:
+                if beside is not None:
+                    beside.wait_stream(torch.cuda.current_stream(self._device))
+                with torch.cuda.stream(beside):
+                    self._prune_linear(size, part, *kept, tiles="tiles" in needed)
+            self._prune_convolutions(size, part, needed)
+            if "weights" in needed and part.keys and beside is not None:
+                torch.cuda.current_stream(self._device).wait_stream(beside)
 
-    def _prune(self, size: int, part: Part, needed: frozenset[str]) -> None:
-        """Bring those layers down whose weights have `size` bytes."""
+    def _begin(self, size: int, part: Part) -> tuple[Tensor, Tensor]:
+        """What the kernels for linear layers count in: `tally` and `histograms`, zeros where a layer is due."""
+        from starfire_cli.pruning.kernels._triton_device import begin
+
+        rows, on = self._table.rows, part.programs["layers"]
+        tally, histograms = self._empty(len(rows), 2, dtype=torch.int64), self._empty(len(rows), size, 256)
+        _launch(begin, on, rows, on, self._due, self._counts, tally, histograms, BYTES=size)
+        return tally, histograms
+
+    def _prune_convolutions(self, size: int, part: Part, needed: frozenset[str]) -> None:
+        """Bring those down whose weights have `size` bytes."""
         from starfire_cli.pruning.kernels import _triton_channels as of_channels
         from starfire_cli.pruning.kernels import _triton_device as device
-        from starfire_cli.pruning.kernels import _triton_linear as linear
-
-        rows, targets, due, counts = self._table.rows, self._table.targets, self._due, self._counts
-        programs, keys_as = part.programs, torch.int64 if size == 8 else torch.int32
-
-        def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=self._device)
 
         def launch(kernel: Any, name: str, *more: Tensor, **constants: int) -> None:
-            if name in programs:
-                on = programs[name]
-                _launch(kernel, on, rows, targets, on, due, counts, *more, BYTES=size, **constants)
+            self._on(part, kernel, name, *more, BYTES=size, **constants)
 
-        tally, histograms = empty(len(rows), 2, dtype=torch.int64), empty(len(rows), size, 256)
-        on = programs["layers"]
-        _launch(device.begin, on, rows, on, due, counts, tally, histograms, BYTES=size)
         if "inside" in needed:
             launch(device.scan, "windows", BLOCK=BLOCK)
             launch(device.nine, "nine", BLOCK=NINE)
             launch(device.inside, "inside", BLOCK=BLOCK)
         if "channels" in needed and part.chunks:
-            found = empty(part.chunks, FEW, WIDE, dtype=keys_as), empty(part.chunks, FEW, WIDE)
-            dead, left = empty(part.chunks, 2, WIDE), empty(len(programs["channels"]))
-            tile = {"HIGH": HIGH, "WIDE": WIDE}
-            launch(of_channels.weakest, "chunks", *found, dead, FEW=FEW, **tile)
-            launch(of_channels.take, "channels", *found, dead, left, FEW=FEW, DEPTH=WIDE, **tile)
+            lows = self._empty(part.chunks, FEW, WIDE, dtype=_KEYS[size])
+            ats, dead = self._empty(part.chunks, FEW, WIDE), self._empty(part.chunks, 2, WIDE)
+            left = self._empty(len(part.programs["channels"]))
+            launch(of_channels.weakest, "chunks", lows, ats, dead, FEW=FEW, HIGH=HIGH, WIDE=WIDE)
+            launch(of_channels.take, "channels", lows, ats, dead, left, FEW=FEW, HIGH=HIGH, WIDE=WIDE, DEPTH=WIDE)
             launch(of_channels.channels, "channels", left, HIGH=HIGH // 2, WIDE=WIDE)
-        if "weights" in needed and part.keys:
-            keys, states = empty(part.keys, dtype=keys_as), empty(len(rows), size + 1, 2, dtype=torch.int64)
-            ties, on = empty(len(programs["weights"])), programs["weights"]
-            if "tiles" in needed and part.tiled:
-                self._take_tiles(part)
-            launch(linear.neurons, "neurons", keys, tally, histograms, BLOCK=NINE)
-            for phase in range(1, size + 1):
-                arguments = (rows, on, due, keys, tally, histograms, states, ties, phase)
-                _launch(linear.select, on, *arguments, BYTES=size, BLOCK=BLOCK)
-            launch(linear.finish, "weights", keys, states, ties, BLOCK=BLOCK)
-        if "inside" in needed and "windows" in programs:
-            on = programs["windows"]
-            _launch(device.apply, on, rows, targets, on, due, counts, BLOCK=BLOCK)
+        if "inside" in needed:
+            launch(device.apply, "windows", BLOCK=BLOCK)
+
+    def _prune_linear(self, size: int, part: Part, tally: Tensor, histograms: Tensor, *, tiles: bool) -> None:
+        """Bring those down whose weights have `size` bytes."""
+        from starfire_cli.pruning.kernels import _triton_linear as linear
+
+        if tiles and part.tiled:
+            self._take_tiles(part)
+        rows, on = self._table.rows, part.programs["weights"]
+        keys, ties = self._empty(part.keys, dtype=_KEYS[size]), self._empty(len(on))
+        states = self._empty(len(rows), size + 1, 2, dtype=torch.int64)
+        self._on(part, linear.neurons, "neurons", keys, tally, histograms, BYTES=size, BLOCK=NINE)
+        for phase in range(1, size + 1):  # `neurons` has done the first
+            arguments = (rows, on, self._due, keys, tally, histograms, states, ties, phase)
+            _launch(linear.select, on, *arguments, BYTES=size, BLOCK=BLOCK)
+        self._on(part, linear.finish, "weights", keys, states, ties, BYTES=size, BLOCK=BLOCK)
+
+    def _on(self, part: Part, kernel: Any, name: str, *more: Tensor, **constants: int) -> None:
+        """Launch what has these programs; nothing where there are none."""
+        if name in part.programs:
+            table, on = self._table, part.programs[name]
+            _launch(kernel, on, table.rows, table.targets, on, self._due, self._counts, *more, **constants)
+
+    def _empty(self, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self._device)
 
     def _take_tiles(self, part: Part) -> None:
         """Mark all weights whose tiles go."""
