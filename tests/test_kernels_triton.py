@@ -603,8 +603,8 @@ def kernel_for_a_gpu(name: str, size: int) -> object:
     from starfire_cli.pruning.kernels import _triton_channels, _triton_device, _triton_linear
 
     kernel = next(getattr(m, name) for m in (_triton_channels, _triton_device, _triton_linear) if hasattr(m, name))
-    known = {"BYTES": size, "BLOCK": NINE if name in ("nine", "neurons") else BLOCK, "HIGH": HIGH, "WIDE": WIDE}
-    known |= {"FEW": FEW, "DEPTH": WIDE} | ({"HIGH": HIGH // 2} if name == "channels" else {})
+    known = {"BYTES": size, "BLOCK": NINE if name == "nine" else BLOCK, "HIGH": HIGH, "WIDE": WIDE}
+    known |= {"FEW": FEW, "DEPTH": 16} | ({"HIGH": HIGH // 4} if name == "channels" else {})
     constants = {arg: known[arg] for arg in kernel.arg_names if arg in known}
     types = {"keys": "*i64" if size == 8 else "*i32", "phase": "i32"}
     types |= {"lows": types["keys"]} | dict.fromkeys(("histograms", "ties", "ats", "deads", "left"), "*i32")

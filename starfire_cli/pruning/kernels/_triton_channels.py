@@ -26,12 +26,14 @@ from starfire_cli.pruning.kernels._triton_device import (
     _NAN,
     _ROW,
     _S,
+    _SIDE_BY_SIDE,
+    _STRIDE,
     _TAPS,
     _TARGET,
+    _WINDOWS,
     _key,
     _kill,
     _life,
-    _magnitude,
 )
 from starfire_cli.pruning.kernels._triton_table import Row
 
@@ -146,6 +148,48 @@ def _looked_at(due, number):
 
 
 @triton.jit
+def _fours(weight, alive, k, c, inner, taps, S, BYTES: tl.constexpr, SIDE_BY_SIDE: tl.constexpr):
+    """Of whole kernels (k, 1, 1), of channels (1, n, 4), the keys, the largest |w|'s bits, and how many are dead.
+
+    Where a channel's weights lie `SIDE_BY_SIDE` with the next one's, four are read at once. That the strides are
+    multiples of four, and their number, and the addresses of 4 weights, is known then.
+    """
+    start_w, start_a = tl.load(weight), tl.load(alive).to(tl.pointer_type(tl.int8))
+    w_k, w_c = tl.load(weight + _STRIDE).to(tl.int32), tl.load(weight + _STRIDE + 1).to(tl.int32)
+    w_r, w_s = tl.load(weight + _STRIDE + 2).to(tl.int32), tl.load(weight + _STRIDE + 3).to(tl.int32)
+    a_k, a_c = tl.load(alive + _STRIDE).to(tl.int32), tl.load(alive + _STRIDE + 1).to(tl.int32)
+    a_r, a_s = tl.load(alive + _STRIDE + 2).to(tl.int32), tl.load(alive + _STRIDE + 3).to(tl.int32)
+    if SIDE_BY_SIDE:
+        w_k, w_r, w_s = tl.multiple_of(w_k, 4), tl.multiple_of(w_r, 4), tl.multiple_of(w_s, 4)
+        a_k, a_r, a_s = tl.multiple_of(a_k, 4), tl.multiple_of(a_r, 4), tl.multiple_of(a_s, 4)
+        w_c, a_c = 1, 1
+        there = tl.max_constancy(c < tl.multiple_of(inner, 4), [1, 1, 4])
+    else:
+        there = c < inner
+    if BYTES == 2:
+        words = start_w.to(tl.pointer_type(tl.int16))
+    elif BYTES == 4:
+        words = start_w.to(tl.pointer_type(tl.int32))
+    else:
+        words = start_w.to(tl.pointer_type(tl.int64))
+    if SIDE_BY_SIDE:
+        words, start_a = tl.multiple_of(words, 4 * BYTES), tl.multiple_of(start_a, 4)
+    wide: tl.constexpr = tl.int64 if BYTES == 8 else tl.int32
+    key = tl.zeros_like(k + c).to(wide) - 1
+    largest = key + 1
+    dead = (k + c) * 0
+    for tap in range(taps):
+        r, s = tap // S, tap % S
+        word = tl.load(words + (k * w_k + (r * w_r + s * w_s)) + c * w_c, mask=there, other=0).to(wide)
+        life = tl.load(start_a + (k * a_k + (r * a_r + s * a_s)) + c * a_c, mask=there, other=1)
+        magnitude = word & (2 ** (8 * BYTES - 1) - 1)
+        largest = tl.maximum(largest, magnitude)
+        key = tl.maximum(key, tl.where(life == 1, magnitude, -1))
+        dead += (life == 0).to(tl.int32)
+    return key, largest, dead
+
+
+@triton.jit
 def weakest(
     rows,
     targets,
@@ -162,41 +206,40 @@ def weakest(
 ):
     """Of `HIGH` of the kernels that read an input channel: the weakest live ones, and how much is dead.
 
-    A program has `WIDE` channels. It writes to row `chunk` of `lows` and `ats`, (chunks, FEW, WIDE), the keys in rising
-    order and the kernels' numbers in their group, as many as `Due.MORE` says; and to `deads`, int32, (chunks, 2, WIDE),
-    how many kernels are dead and how many weights. Reads each weight once, and looks for NaN and inf.
+    A program has `WIDE` channels; the next one has those beside them in memory. It writes to its row of `lows` and
+    `ats`, (chunks, FEW, WIDE), the keys in rising order and the kernels' numbers in their group, as many as `Due.MORE`
+    says; and to `deads`, int32, (chunks, 2, WIDE), how many kernels are dead and how many weights. A share's chunks
+    have successive rows. Reads each weight once, and looks for NaN and inf.
     """
     number = tl.load(programs + 2 * tl.program_id(0))
     if _looked_at(due, number) & (tl.load(counts + number) >= 0):
         row, part = rows + number * _ROW, tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32)
         inner, rivals = tl.load(row + _INNER).to(tl.int32), tl.load(row + _RIVALS).to(tl.int32)
         taps, S = tl.load(row + _TAPS).to(tl.int32), tl.load(row + _S).to(tl.int32)
-        weight = targets + tl.load(row + _FIRST) * _TARGET
-        chunks = tl.cdiv(rivals, HIGH)
-        c, first = _share(row, part // chunks, WIDE)
-        k = (part % chunks) * HIGH + tl.arange(0, HIGH)[:, None]
-        there = (k < rivals) & (c < inner)
-        at_k, at_c = first + tl.minimum(k, rivals - 1), tl.minimum(c, inner - 1)  # as in `_kernels`
-        strongest = tl.full([HIGH, WIDE], -1, lows.dtype.element_ty)
-        largest = tl.zeros([HIGH, WIDE], lows.dtype.element_ty)
-        dead = tl.zeros([HIGH, WIDE], tl.int32)
-        for tap in range(taps):
-            magnitude = _magnitude(weight, at_k, at_c, tap // S, tap % S, None, BYTES)
-            life = _life(weight + _TARGET, at_k, at_c, tap // S, tap % S, None)
-            largest = tl.maximum(largest, magnitude)
-            strongest = tl.maximum(strongest, tl.where(life == 1, magnitude, -1))
-            dead += (life == 0).to(tl.int32)
-        if tl.max(tl.max(largest, 1), 0) >= tl.load(row + _INF):
+        weight, more = targets + tl.load(row + _FIRST) * _TARGET, tl.load(due + number * _DUE + _MORE).to(tl.int32)
+        to_a_group, groups = tl.cdiv(inner, WIDE), tl.load(row + _WINDOWS).to(tl.int32) // inner // rivals
+        chunks, share = tl.cdiv(rivals, HIGH), part % (to_a_group * groups)
+        start = part // (to_a_group * groups) * HIGH
+        k = start + tl.arange(0, HIGH)[:, None, None]
+        at_k = share // to_a_group * rivals + tl.minimum(k, rivals - 1)
+        four, one = tl.arange(0, WIDE // 4)[None, :, None], tl.arange(0, 4)[None, None, :]
+        column = four * 4 + one
+        c = share % to_a_group * WIDE + column
+        if tl.load(row + _SIDE_BY_SIDE) > 0:
+            key, largest, dead = _fours(weight, weight + _TARGET, at_k, c, inner, taps, S, BYTES, True)
+        else:
+            key, largest, dead = _fours(weight, weight + _TARGET, at_k, c, inner, taps, S, BYTES, False)
+        if tl.max(tl.max(tl.max(largest, 0), 0), 0) >= tl.load(row + _INF):
             tl.store(counts + number, _NAN)
-        chunk = tl.load(row + _CHUNK).to(tl.int32) + part
-        column = tl.arange(0, WIDE)[None, :]
-        gone = (there & (strongest < 0)).to(tl.int32)
+        there = (k < rivals) & (c < inner)
+        chunk = tl.load(row + _CHUNK).to(tl.int32) + share * chunks + start // HIGH
+        gone = (there & (key < 0)).to(tl.int32)
         tl.store(deads + 2 * chunk * WIDE + column, tl.sum(gone, 0, keep_dims=True))
         dead = tl.where(there, dead, 0)
         tl.store(deads + (2 * chunk + 1) * WIDE + column, tl.sum(dead, 0, keep_dims=True))
         none: tl.constexpr = 2 ** (31 if BYTES < 8 else 63) - 1
-        key = tl.where(there & (strongest >= 0), strongest, none)
-        for time in range(tl.load(due + number * _DUE + _MORE).to(tl.int32)):
+        key = tl.where(there & (key >= 0), key, none)
+        for time in range(more):
             low = tl.min(key, 0, keep_dims=True)
             at = tl.min(tl.where(key == low, k, 0x7FFFFFFF), 0, keep_dims=True)
             here = (chunk * FEW + time) * WIDE + column
@@ -249,7 +292,7 @@ def take(
             weights += tl.load(here + WIDE, mask=exists, other=0)
         weights = tl.sum(weights, 0, keep_dims=True)  # dead ones
         missing = tl.where(c < inner, count - tl.sum(dead, 0, keep_dims=True), 0)
-        most = tl.max(tl.max(missing, 1), 0)
+        most = tl.max(tl.max(missing, 0), 0)
         if most > more:
             tl.store(left + tl.program_id(0), 1)
             most = 0
@@ -275,7 +318,7 @@ def take(
                 weights += (life != 0).to(tl.int32)
                 _kill(targets, begin, end, first + last, c, tap // S, tap % S, goes)
         if tl.load(due + number * _DUE + _IN_WINDOW) == 0:
-            tl.atomic_add(counts + number, tl.sum(tl.sum(weights, 1), 0).to(tl.int64))
+            tl.atomic_add(counts + number, tl.sum(tl.sum(weights, 0), 0).to(tl.int64))
 
 
 @triton.jit
@@ -298,14 +341,14 @@ def channels(rows, targets, programs, due, counts, left, BYTES: tl.constexpr, HI
         last = tl.full([1, WIDE], -1, tl.int32)
         cut, last, dead = _weakest(weight, first, rivals, c, inner, taps, S, cut, last, BYTES, HIGH, WIDE)
         missing = tl.where(c < inner, count - dead, 0)
-        most = tl.max(tl.max(missing, 1), 0)
+        most = tl.max(tl.max(missing, 0), 0)
         if most > _MANY:
             bits: tl.constexpr = 8 * BYTES - 1
             cut = _bound(weight, first, rivals, c, inner, taps, S, cut, count - 1, bits, False, BYTES, HIGH, WIDE)
             room = count - _smaller(weight, first, rivals, c, inner, taps, S, cut, cut, False, BYTES, HIGH, WIDE)
             tied = _smaller(weight, first, rivals, c, inner, taps, S, cut, cut * 0 + rivals, True, BYTES, HIGH, WIDE)
             last = tl.full([1, WIDE], 0, tl.int32) + rivals
-            if tl.max(tl.max(tied - room, 1), 0) > 0:
+            if tl.max(tl.max(tied - room, 0), 0) > 0:
                 last = _bound(weight, first, rivals, c, inner, taps, S, cut, room - 1, 31, True, BYTES, HIGH, WIDE).to(
                     tl.int32
                 )
@@ -324,4 +367,4 @@ def channels(rows, targets, programs, due, counts, left, BYTES: tl.constexpr, HI
                 weights += (life != 0).to(tl.int32)
                 _kill(targets, begin, end, first + k, c, tap // S, tap % S, gone)
         if tl.load(due + number * _DUE + _IN_WINDOW) == 0:
-            tl.atomic_add(counts + number, tl.sum(tl.sum(weights, 1), 0).to(tl.int64))
+            tl.atomic_add(counts + number, tl.sum(tl.sum(weights, 0), 0).to(tl.int64))

@@ -120,23 +120,22 @@ def select(rows, programs, due, keys, tally, histograms, states, ties, phase, BY
     row, number, i, there = _place(rows, programs, BLOCK)
     if tl.load(due + number * _DUE + _COUNT) > 0:
         at = keys + tl.load(row + _KEYS) + i
+        key = tl.load(at, mask=there, other=-1)
         if phase <= BYTES:
             cut, room = _cutoff(row, number, due, tally, histograms, states, phase, BYTES)
             if tl.load(programs + 2 * tl.program_id(0) + 1) == 0:
                 here = states + (number * (BYTES + 1) + phase) * 2
                 tl.store(here, cut)
                 tl.store(here + 1, room)
+            cut = cut.to(key.dtype)
             if phase < BYTES:
-                key = tl.load(at, mask=there, other=-1).to(tl.int64)
                 rest = key >> 8 * (BYTES - 1 - phase)
                 follows = (key >= 0) & ((rest >> 8) == cut)
                 many, value = tl.histogram((rest & 255).to(tl.int32), 256, mask=follows), tl.arange(0, 256)
                 tl.atomic_add(histograms + (number * BYTES + phase) * 256 + value, many, mask=many > 0)
             elif room > 0:
-                key = tl.load(at, mask=there, other=-1).to(tl.int64)
                 tl.store(ties + tl.program_id(0), tl.sum((key == cut).to(tl.int32), 0))
         else:
-            key = tl.load(at, mask=there, other=-1)
             gone = _go(programs, number, key, states, ties, BYTES)
             tl.store(at, tl.full([BLOCK], -1, keys.dtype.element_ty), mask=gone)
 

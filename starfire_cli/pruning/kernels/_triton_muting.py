@@ -39,7 +39,8 @@ class Muting:
                 launches, others = _prepared(gradients, masks, capturing=True)
                 self._captured.append(launches)
             else:
-                key = (*[(g.data_ptr(), g.stride(), g.dtype) for g in gradients], *[m.data_ptr() for m in masks])
+                places = map(Tensor.data_ptr, (*gradients, *masks))
+                key = (*places, *map(Tensor.stride, gradients), *(g.dtype for g in gradients))
                 if key not in self._known:
                     if len(self._known) == _KEPT:
                         self._known.pop(next(iter(self._known)))

@@ -26,10 +26,10 @@ BLOCK = 2048
 NINE = 512
 """windows of nine weights, all of which it holds in registers,"""
 
-WIDE, HIGH = 32, 128
+WIDE, HIGH = 128, 64
 """input channels, and kernels of each."""
 
-FEW = 16
+FEW = 8
 """So many kernels of a channel, due at once, are found by looking at each weight once."""
 
 _INF = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}
@@ -48,7 +48,8 @@ class Row(IntEnum):
     END = 7
     INF = 8  # infinity's key
     CHUNK = 9  # where the programs of `weakest` that look at it put what they find: the first one's number
-    WIDTH = 10  # even: addresses stay multiples of 16
+    SIDE_BY_SIDE = 10  # 1 where the weights of four channels, and their masks, can be read at once
+    WIDTH = 12  # even: addresses stay multiples of 16
 
 
 class Due(IntEnum):
@@ -160,7 +161,7 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
             if isinstance(budget, LinearBudget) and (budget.tiles or budget.tile > 1):
                 row, tiles = len(jobs) + len(rows_of_tiles), math.prod(tiles_of(layer, budget.tile))
                 launches[size, "tiles"].append((row, _blocks(tiles)))
-                rows_of_tiles.append([tiles, 0, 0, 0, 0, part.tile_keys, 0, 0, 0, 0])
+                rows_of_tiles.append([tiles, 0, 0, 0, 0, part.tile_keys, 0, 0, 0, 0, 0, 0])
                 losing_tiles[number] = budget.tile
                 part.tiled.append(Tiled(number, row, budget.tile))
                 part.tile_keys += tiles
@@ -182,7 +183,7 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
                 launches[size, "nine" if nine else "inside"].append(share)
         tensors = [_target(tensor) for tensor in (job.weight, job.alive, *job.others)]
         targets += tensors
-        own = [len(targets) - len(tensors), len(targets), _INF[job.weight.dtype], chunk]
+        own = [len(targets) - len(tensors), len(targets), _INF[job.weight.dtype], chunk, _side_by_side(job), 0]
         rows.append([K * C, C, layer.window, (*layer.shape, 1, 1)[3], rivals, keys, *own])
     programs = [_programs(shares) for shares in launches.values()]
     on_device = _upload([np.array(rows + rows_of_tiles), np.array(targets), *programs], jobs[0].weight.device)
@@ -194,6 +195,15 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
 def _target(tensor: Tensor) -> list[int]:
     assert tensor.numel() < 1 << 31, "places inside of a tensor are counted in 32 bits"
     return [tensor.data_ptr(), tensor.element_size(), *(*tensor.stride(), 0, 0)[:4]]
+
+
+def _side_by_side(job: Job) -> bool:
+    """Whether the weights of channels 0 to 3, 4 to 7, ... lie next to one another, and in memory as they are read."""
+    tensors = (job.weight, job.alive)
+    strides = [stride for t in tensors for n, stride in enumerate(t.stride()) if n != 1]
+    aligned = all(t.data_ptr() % (4 * t.element_size()) == 0 for t in tensors)
+    fours = all(n % 4 == 0 for n in (job.layer.shape[1], *strides))
+    return all(t.stride(1) == 1 for t in tensors) and fours and aligned
 
 
 def _blocks(n: int, block: int = BLOCK) -> int:
