@@ -19,6 +19,7 @@ from starfire_cli.pruning.kernels._triton_device import (
     _DUE,
     _END,
     _FIRST,
+    _HIGH,
     _IN_WINDOW,
     _INF,
     _INNER,
@@ -26,7 +27,6 @@ from starfire_cli.pruning.kernels._triton_device import (
     _NAN,
     _ROW,
     _S,
-    _SIDE_BY_SIDE,
     _STRIDE,
     _TAPS,
     _TARGET,
@@ -49,9 +49,9 @@ def _kernels(weight, first, rivals, k, c, inner, taps, S, BYTES: tl.constexpr):
     """
     there = (k < rivals) & (c < inner)
     k, c = first + tl.minimum(k, rivals - 1), tl.minimum(c, inner - 1)
-    strongest = _key(weight, k, c, 0, S, None, BYTES)
+    strongest = _key(weight, k, c, 0, S, BYTES)
     for tap in range(1, taps):
-        strongest = tl.maximum(strongest, _key(weight, k, c, tap, S, None, BYTES))
+        strongest = tl.maximum(strongest, _key(weight, k, c, tap, S, BYTES))
     return tl.where(there, strongest, -1), there
 
 
@@ -148,45 +148,63 @@ def _looked_at(due, number):
 
 
 @triton.jit
-def _fours(weight, alive, k, c, inner, taps, S, BYTES: tl.constexpr, SIDE_BY_SIDE: tl.constexpr):
-    """Of whole kernels (k, 1, 1), of channels (1, n, 4), the keys, the largest |w|'s bits, and how many are dead.
+def _next(
+    weight,
+    start,
+    stop,
+    first,
+    c,
+    inner,
+    taps,
+    S,
+    cut,
+    last,
+    BYTES: tl.constexpr,
+    ROWS: tl.constexpr,
+    FRESH: tl.constexpr,
+):
+    """Of kernels `start` to `stop` of channels `c`, (1, WIDE), the weakest live one that comes after (`cut`, `last`).
 
-    Where a channel's weights lie `SIDE_BY_SIDE` with the next one's, four are read at once. That the strides are
-    multiples of four, and their number, and the addresses of 4 weights, is known then.
+    Its key, the largest there is if there is none, and number. If `FRESH` any comes after; and then the largest |w|'s
+    bits, how many kernels live and how many weights. What is looked at together is a thread's own, and few operations a
+    weight are all that this takes: so the addresses are worked out here. What there is not is read elsewhere, see
+    `_kernels`.
     """
-    start_w, start_a = tl.load(weight), tl.load(alive).to(tl.pointer_type(tl.int8))
+    alive = weight + _TARGET
     w_k, w_c = tl.load(weight + _STRIDE).to(tl.int32), tl.load(weight + _STRIDE + 1).to(tl.int32)
     w_r, w_s = tl.load(weight + _STRIDE + 2).to(tl.int32), tl.load(weight + _STRIDE + 3).to(tl.int32)
     a_k, a_c = tl.load(alive + _STRIDE).to(tl.int32), tl.load(alive + _STRIDE + 1).to(tl.int32)
     a_r, a_s = tl.load(alive + _STRIDE + 2).to(tl.int32), tl.load(alive + _STRIDE + 3).to(tl.int32)
-    if SIDE_BY_SIDE:
-        w_k, w_r, w_s = tl.multiple_of(w_k, 4), tl.multiple_of(w_r, 4), tl.multiple_of(w_s, 4)
-        a_k, a_r, a_s = tl.multiple_of(a_k, 4), tl.multiple_of(a_r, 4), tl.multiple_of(a_s, 4)
-        w_c, a_c = 1, 1
-        there = tl.max_constancy(c < tl.multiple_of(inner, 4), [1, 1, 4])
-    else:
-        there = c < inner
-    if BYTES == 2:
-        words = start_w.to(tl.pointer_type(tl.int16))
-    elif BYTES == 4:
-        words = start_w.to(tl.pointer_type(tl.int32))
-    else:
-        words = start_w.to(tl.pointer_type(tl.int64))
-    if SIDE_BY_SIDE:
-        words, start_a = tl.multiple_of(words, 4 * BYTES), tl.multiple_of(start_a, 4)
-    wide: tl.constexpr = tl.int64 if BYTES == 8 else tl.int32
-    key = tl.zeros_like(k + c).to(wide) - 1
-    largest = key + 1
-    dead = (k + c) * 0
-    for tap in range(taps):
-        r, s = tap // S, tap % S
-        word = tl.load(words + (k * w_k + (r * w_r + s * w_s)) + c * w_c, mask=there, other=0).to(wide)
-        life = tl.load(start_a + (k * a_k + (r * a_r + s * a_s)) + c * a_c, mask=there, other=1)
-        magnitude = word & (2 ** (8 * BYTES - 1) - 1)
-        largest = tl.maximum(largest, magnitude)
-        key = tl.maximum(key, tl.where(life == 1, magnitude, -1))
-        dead += (life == 0).to(tl.int32)
-    return key, largest, dead
+    whole = tl.int16 if BYTES == 2 else tl.int32 if BYTES == 4 else tl.int64
+    numbers, masks = tl.load(weight).to(tl.pointer_type(whole)), tl.load(alive).to(tl.pointer_type(tl.int8))
+    none: tl.constexpr = 2 ** (31 if BYTES < 8 else 63) - 1
+    unsigned: tl.constexpr = tl.uint64 if BYTES == 8 else tl.uint32
+    low, at = (cut * 0 - 1).to(unsigned, bitcast=True), last * 0
+    largest, kernels, weights = cut * 0, last * 0, last * 0
+    at_c = tl.minimum(c, inner - 1)
+    for block in range(start, stop, ROWS):
+        k = block + tl.arange(0, ROWS)[:, None]
+        there, k = k < stop, tl.minimum(k, stop - 1)
+        key = tl.full([ROWS, c.shape[1]], -1, cut.dtype)
+        for tap in range(taps):
+            at_w = (first + k) * w_k + (tap // S * w_r + tap % S * w_s) + at_c * w_c
+            at_a = (first + k) * a_k + (tap // S * a_r + tap % S * a_s) + at_c * a_c
+            bits, life = tl.load(numbers + at_w).to(cut.dtype) & (2 ** (8 * BYTES - 1) - 1), tl.load(masks + at_a)
+            key = tl.maximum(key, tl.where(life == 1, bits, -1))
+            if FRESH:
+                largest = tl.maximum(largest, tl.max(bits, 0, keep_dims=True))
+                weights += tl.sum(tl.where(there, life.to(tl.int32), 0), 0, keep_dims=True)  # 2 where nobody asks
+        if FRESH:
+            kernels += tl.sum((there & (key >= 0)).to(tl.int32), 0, keep_dims=True)
+        else:
+            key = tl.where((key > cut) | ((key == cut) & (k > last)), key, -1)
+        rank = key.to(unsigned, bitcast=True)  # what does not live comes last
+        lowest = tl.min(rank, 0, keep_dims=True)
+        at_lowest = tl.min(tl.where(rank == lowest, k, 0x7FFFFFFF), 0, keep_dims=True)
+        at = tl.where(lowest < low, at_lowest, at)  # of equals the first
+        low = tl.minimum(low, lowest)
+    key = low.to(cut.dtype, bitcast=True)
+    return tl.where(key < 0, none, key), at, largest, kernels, weights
 
 
 @triton.jit
@@ -201,51 +219,47 @@ def weakest(
     deads,
     BYTES: tl.constexpr,
     FEW: tl.constexpr,
-    HIGH: tl.constexpr,
+    ROWS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Of `HIGH` of the kernels that read an input channel: the weakest live ones, and how much is dead.
+    """Of some of the kernels that read an input channel: the weakest live ones, and how much is dead.
 
-    A program has `WIDE` channels; the next one has those beside them in memory. It writes to its row of `lows` and
-    `ats`, (chunks, FEW, WIDE), the keys in rising order and the kernels' numbers in their group, as many as `Due.MORE`
-    says; and to `deads`, int32, (chunks, 2, WIDE), how many kernels are dead and how many weights. A share's chunks
-    have successive rows. Reads each weight once, and looks for NaN and inf.
+    A program has `WIDE` channels, and of the kernels of a group a chunk of `Row.HIGH`; the next program has the
+    channels beside them in memory. It writes to its row of `lows` and `ats`, (chunks, FEW, WIDE), the keys in rising
+    order and the kernels' numbers in their group, as many as `Due.MORE` says; and to `deads`, int32, (chunks, 2, WIDE),
+    how many kernels are dead and how many weights. A share's chunks have successive rows. Reads each weight once, and
+    again for each but the first that is due; looks for NaN and inf.
+
+    It is meant for one warp, whose threads need not know what the others have found.
     """
     number = tl.load(programs + 2 * tl.program_id(0))
     if _looked_at(due, number) & (tl.load(counts + number) >= 0):
         row, part = rows + number * _ROW, tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32)
         inner, rivals = tl.load(row + _INNER).to(tl.int32), tl.load(row + _RIVALS).to(tl.int32)
-        taps, S = tl.load(row + _TAPS).to(tl.int32), tl.load(row + _S).to(tl.int32)
+        taps, S, high = tl.load(row + _TAPS).to(tl.int32), tl.load(row + _S).to(tl.int32), tl.load(row + _HIGH)
         weight, more = targets + tl.load(row + _FIRST) * _TARGET, tl.load(due + number * _DUE + _MORE).to(tl.int32)
+        infinity, high = tl.load(row + _INF), high.to(tl.int32)
         to_a_group, groups = tl.cdiv(inner, WIDE), tl.load(row + _WINDOWS).to(tl.int32) // inner // rivals
-        chunks, share = tl.cdiv(rivals, HIGH), part % (to_a_group * groups)
-        start = part // (to_a_group * groups) * HIGH
-        k = start + tl.arange(0, HIGH)[:, None, None]
-        at_k = share // to_a_group * rivals + tl.minimum(k, rivals - 1)
-        four, one = tl.arange(0, WIDE // 4)[None, :, None], tl.arange(0, 4)[None, None, :]
-        column = four * 4 + one
+        chunks, share = tl.cdiv(rivals, high), part % (to_a_group * groups)
+        start = part // (to_a_group * groups) * high
+        stop, first = tl.minimum(start + high, rivals), share // to_a_group * rivals
+        column = tl.arange(0, WIDE)[None, :]
         c = share % to_a_group * WIDE + column
-        if tl.load(row + _SIDE_BY_SIDE) > 0:
-            key, largest, dead = _fours(weight, weight + _TARGET, at_k, c, inner, taps, S, BYTES, True)
-        else:
-            key, largest, dead = _fours(weight, weight + _TARGET, at_k, c, inner, taps, S, BYTES, False)
-        if tl.max(tl.max(tl.max(largest, 0), 0), 0) >= tl.load(row + _INF):
+        chunk = tl.load(row + _CHUNK).to(tl.int32) + share * chunks + start // high
+        cut, last = column.to(lows.dtype.element_ty) * 0, column * 0
+        cut, last, largest, kernels, weights = _next(
+            weight, start, stop, first, c, inner, taps, S, cut, last, BYTES, ROWS, True
+        )
+        if tl.max(tl.max(largest, 1), 0) >= infinity:
             tl.store(counts + number, _NAN)
-        there = (k < rivals) & (c < inner)
-        chunk = tl.load(row + _CHUNK).to(tl.int32) + share * chunks + start // HIGH
-        gone = (there & (key < 0)).to(tl.int32)
-        tl.store(deads + 2 * chunk * WIDE + column, tl.sum(gone, 0, keep_dims=True))
-        dead = tl.where(there, dead, 0)
-        tl.store(deads + (2 * chunk + 1) * WIDE + column, tl.sum(dead, 0, keep_dims=True))
-        none: tl.constexpr = 2 ** (31 if BYTES < 8 else 63) - 1
-        key = tl.where(there & (key >= 0), key, none)
-        for time in range(more):
-            low = tl.min(key, 0, keep_dims=True)
-            at = tl.min(tl.where(key == low, k, 0x7FFFFFFF), 0, keep_dims=True)
-            here = (chunk * FEW + time) * WIDE + column
-            tl.store(lows + here, low)
-            tl.store(ats + here, at)
-            key = tl.where(k == at, none, key)
+        tl.store(deads + 2 * chunk * WIDE + column, tl.where(c < inner, stop - start - kernels, 0))
+        tl.store(deads + (2 * chunk + 1) * WIDE + column, tl.where(c < inner, (stop - start) * taps - weights, 0))
+        tl.store(lows + chunk * FEW * WIDE + column, cut)
+        tl.store(ats + chunk * FEW * WIDE + column, last)
+        for time in range(1, more):
+            cut, last, _, _, _ = _next(weight, start, stop, first, c, inner, taps, S, cut, last, BYTES, ROWS, False)
+            tl.store(lows + (chunk * FEW + time) * WIDE + column, cut)
+            tl.store(ats + (chunk * FEW + time) * WIDE + column, last)
 
 
 @triton.jit
@@ -261,9 +275,8 @@ def take(
     left,
     BYTES: tl.constexpr,
     FEW: tl.constexpr,
-    HIGH: tl.constexpr,
-    WIDE: tl.constexpr,
     DEPTH: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """Take the weakest kernels of those that `weakest` found; equals go by index.
 
@@ -277,19 +290,18 @@ def take(
         inner, rivals = tl.load(row + _INNER).to(tl.int32), tl.load(row + _RIVALS).to(tl.int32)
         taps, S = tl.load(row + _TAPS).to(tl.int32), tl.load(row + _S).to(tl.int32)
         begin, end = tl.load(row + _FIRST), tl.load(row + _END)
-        count, more = (
-            tl.load(due + number * _DUE + _COUNT).to(tl.int32),
-            tl.load(due + number * _DUE + _MORE).to(tl.int32),
-        )
-        chunks = tl.cdiv(rivals, HIGH)
+        what = due + number * _DUE
+        count, more = tl.load(what + _COUNT).to(tl.int32), tl.load(what + _MORE).to(tl.int32)
+        chunks = tl.cdiv(rivals, tl.load(row + _HIGH).to(tl.int32))
         c, first = _share(row, share, WIDE)
         chunk = tl.load(row + _CHUNK).to(tl.int32) + share * chunks
         depth, column = tl.arange(0, DEPTH)[:, None], tl.arange(0, WIDE)[None, :]
         dead, weights = tl.zeros([DEPTH, WIDE], tl.int32), tl.zeros([DEPTH, WIDE], tl.int32)
         for start in range(0, chunks, DEPTH):
-            here, exists = deads + 2 * (chunk + start + depth) * WIDE + column, start + depth < chunks
-            dead += tl.load(here, mask=exists, other=0)
-            weights += tl.load(here + WIDE, mask=exists, other=0)
+            one, exists = tl.minimum(start + depth, chunks - 1), start + depth < chunks
+            here = deads + 2 * (chunk + one) * WIDE + column
+            dead += tl.where(exists, tl.load(here), 0)
+            weights += tl.where(exists, tl.load(here + WIDE), 0)
         weights = tl.sum(weights, 0, keep_dims=True)  # dead ones
         missing = tl.where(c < inner, count - tl.sum(dead, 0, keep_dims=True), 0)
         most = tl.max(tl.max(missing, 0), 0)
@@ -303,22 +315,22 @@ def take(
             low = tl.full([DEPTH, WIDE], none, lows.dtype.element_ty)
             at = tl.full([DEPTH, WIDE], 0x7FFFFFFF, tl.int32)
             for start in range(0, chunks * more, DEPTH):
-                one = start + depth
+                one = tl.minimum(start + depth, chunks * more - 1)
                 here = ((chunk + one // more) * FEW + one % more) * WIDE + column
-                exists = one < chunks * more
-                key, k = tl.load(lows + here, mask=exists, other=none), tl.load(ats + here, mask=exists, other=0)
+                key, k = tl.load(lows + here), tl.load(ats + here)
                 less = ((key > cut) | ((key == cut) & (k > last))) & (key < low)
                 at = tl.where(less, k, at)
                 low = tl.where(less, key, low)
             cut = tl.min(low, 0, keep_dims=True)
             last = tl.min(tl.where(low == cut, at, 0x7FFFFFFF), 0, keep_dims=True)
             goes = (missing > time) & (cut < none)
+            k, c_goes = first + tl.where(goes, last, 0), tl.where(goes, c, 0)
             for tap in range(taps):
-                life = _life(targets + (begin + 1) * _TARGET, first + last, c, tap // S, tap % S, goes)
-                weights += (life != 0).to(tl.int32)
-                _kill(targets, begin, end, first + last, c, tap // S, tap % S, goes)
+                life = _life(targets + (begin + 1) * _TARGET, k, c_goes, tap // S, tap % S)
+                weights += (goes & (life != 0)).to(tl.int32)
+                _kill(targets, begin, end, k, c_goes, tap // S, tap % S, goes)
         if tl.load(due + number * _DUE + _IN_WINDOW) == 0:
-            tl.atomic_add(counts + number, tl.sum(tl.sum(weights, 0), 0).to(tl.int64))
+            tl.atomic_add(counts + number, tl.sum(tl.sum(weights, 0), 0).to(tl.int64), sem="relaxed")
 
 
 @triton.jit
@@ -362,9 +374,10 @@ def channels(rows, targets, programs, due, counts, left, BYTES: tl.constexpr, HI
             k = start + tl.arange(0, HIGH)[:, None]
             key, _ = _kernels(weight, first, rivals, k, c, inner, taps, S, BYTES)
             gone = (key >= 0) & (missing > 0) & ((key < cut) | ((key == cut) & (k <= last)))
+            k, c_goes = first + tl.minimum(k, rivals - 1), tl.minimum(c, inner - 1)
             for tap in range(taps):
-                life = _life(weight + _TARGET, first + k, c, tap // S, tap % S, gone)
-                weights += (life != 0).to(tl.int32)
-                _kill(targets, begin, end, first + k, c, tap // S, tap % S, gone)
+                life = _life(weight + _TARGET, k, c_goes, tap // S, tap % S)
+                weights += (gone & (life != 0)).to(tl.int32)
+                _kill(targets, begin, end, k, c_goes, tap // S, tap % S, gone)
         if tl.load(due + number * _DUE + _IN_WINDOW) == 0:
-            tl.atomic_add(counts + number, tl.sum(tl.sum(weights, 0), 0).to(tl.int64))
+            tl.atomic_add(counts + number, tl.sum(tl.sum(weights, 0), 0).to(tl.int64), sem="relaxed")

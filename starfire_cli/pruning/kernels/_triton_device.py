@@ -11,6 +11,8 @@ linear layers have `neurons`, `select` and `finish` (`_triton_linear.py`). These
 of a layer with NaN or inf is -1 once all its weights have been looked at, and whoever writes passes it over. The
 programs of a layer that is not due end at once.
 
+Nothing that one program writes is read by another of the same launch: atomic additions need no order.
+
 The table is described in `_triton_table.py`; the order of the launches stands in `triton.py`.
 """
 
@@ -35,7 +37,7 @@ _FIRST = tl.constexpr(int(Row.FIRST))
 _END = tl.constexpr(int(Row.END))
 _INF = tl.constexpr(int(Row.INF))
 _CHUNK = tl.constexpr(int(Row.CHUNK))
-_SIDE_BY_SIDE = tl.constexpr(int(Row.SIDE_BY_SIDE))
+_HIGH = tl.constexpr(int(Row.HIGH))
 _ROW = tl.constexpr(int(Row.WIDTH))
 _IN_WINDOW = tl.constexpr(int(Due.IN_WINDOW))
 _COUNT = tl.constexpr(int(Due.COUNT))
@@ -56,32 +58,22 @@ def _offsets(target, k, c, r, s):
 
 
 @triton.jit
-def _load(pointers, there):
-    """Numbers, 0 where there are none; with None there is everything."""
-    if there is None:
-        return tl.load(pointers)
-    else:
-        return tl.load(pointers, mask=there, other=0)
-
-
-@triton.jit
-def _magnitude(weight, k, c, r, s, there, BYTES: tl.constexpr):
+def _magnitude(weight, k, c, r, s, BYTES: tl.constexpr):
     """The bits of |w|."""
     start, offsets = tl.load(weight), _offsets(weight, k, c, r, s)
     if BYTES == 2:
-        bits = _load(start.to(tl.pointer_type(tl.int16)) + offsets, there).to(tl.int32) & 0x7FFF
+        bits = tl.load(start.to(tl.pointer_type(tl.int16)) + offsets).to(tl.int32) & 0x7FFF
     elif BYTES == 4:
-        bits = _load(start.to(tl.pointer_type(tl.int32)) + offsets, there) & 0x7FFFFFFF
+        bits = tl.load(start.to(tl.pointer_type(tl.int32)) + offsets) & 0x7FFFFFFF
     else:
-        bits = _load(start.to(tl.pointer_type(tl.int64)) + offsets, there) & 0x7FFFFFFFFFFFFFFF
+        bits = tl.load(start.to(tl.pointer_type(tl.int64)) + offsets) & 0x7FFFFFFFFFFFFFFF
     return bits
 
 
 @triton.jit
-def _life(alive, k, c, r, s, there):
+def _life(alive, k, c, r, s):
     """What the mask says: 1, 0 or 2."""
-    start = tl.load(alive).to(tl.pointer_type(tl.int8))
-    return _load(start + _offsets(alive, k, c, r, s), there)
+    return tl.load(tl.load(alive).to(tl.pointer_type(tl.int8)) + _offsets(alive, k, c, r, s))
 
 
 @triton.jit
@@ -92,11 +84,11 @@ def _mark(alive, k, c, r, s, where):
 
 
 @triton.jit
-def _key(weight, k, c, tap, S, there, BYTES: tl.constexpr):
+def _key(weight, k, c, tap, S, BYTES: tl.constexpr):
     """|w|'s bits, -1 where it is dead. The row of `alive` follows that of the weight."""
     r, s = tap // S, tap % S
-    alive = _life(weight + _TARGET, k, c, r, s, there) == 1
-    return tl.where(alive, _magnitude(weight, k, c, r, s, there, BYTES), -1)
+    alive = _life(weight + _TARGET, k, c, r, s) == 1
+    return tl.where(alive, _magnitude(weight, k, c, r, s, BYTES), -1)
 
 
 @triton.jit
@@ -122,11 +114,16 @@ def _kill(targets, first, end, k, c, r, s, where):
 
 @triton.jit
 def _place(rows, programs, BLOCK: tl.constexpr):
-    """What a program of `BLOCK` windows works on: the row, its number, the windows, and which of these there are."""
+    """What a program of `BLOCK` windows works on: the row, its number, the windows, and which of these there are.
+
+    The last window stands where there is none, so that loads need no masks: loads under as many different masks would
+    have to wait for one another.
+    """
     number = tl.load(programs + 2 * tl.program_id(0))
     row = rows + number * _ROW
     window = tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
-    return row, number, window, window < tl.load(row + _WINDOWS).to(tl.int32)
+    windows = tl.load(row + _WINDOWS).to(tl.int32)
+    return row, number, tl.minimum(window, windows - 1), window < windows
 
 
 @triton.jit
@@ -145,14 +142,14 @@ def begin(rows, programs, due, counts, tally, histograms, BYTES: tl.constexpr):
 @triton.jit
 def scan(rows, targets, programs, due, counts, BYTES: tl.constexpr, BLOCK: tl.constexpr):
     """Count -1 for convolutions with NaN or inf, where something goes inside of windows."""
-    row, number, window, there = _place(rows, programs, BLOCK)
+    row, number, window, _ = _place(rows, programs, BLOCK)
     if tl.load(due + number * _DUE + _IN_WINDOW) > 0:
         inner = tl.load(row + _INNER).to(tl.int32)
         k, c = window // inner, window % inner
         weight, S = targets + tl.load(row + _FIRST) * _TARGET, tl.load(row + _S).to(tl.int32)
         largest = tl.zeros([BLOCK], tl.int64 if BYTES == 8 else tl.int32)
         for tap in range(tl.load(row + _TAPS).to(tl.int32)):
-            largest = tl.maximum(largest, _magnitude(weight, k, c, tap // S, tap % S, there, BYTES))
+            largest = tl.maximum(largest, _magnitude(weight, k, c, tap // S, tap % S, BYTES))
         if tl.max(largest, 0) >= tl.load(row + _INF):
             tl.store(counts + number, _NAN)
 
@@ -167,15 +164,15 @@ def nine(rows, targets, programs, due, counts, BYTES: tl.constexpr, BLOCK: tl.co
         k, c = window // inner, window % inner
         weight, S = targets + tl.load(row + _FIRST) * _TARGET, tl.load(row + _S).to(tl.int32)
         keys = (
-            _key(weight, k, c, 0, S, there, BYTES),
-            _key(weight, k, c, 1, S, there, BYTES),
-            _key(weight, k, c, 2, S, there, BYTES),
-            _key(weight, k, c, 3, S, there, BYTES),
-            _key(weight, k, c, 4, S, there, BYTES),
-            _key(weight, k, c, 5, S, there, BYTES),
-            _key(weight, k, c, 6, S, there, BYTES),
-            _key(weight, k, c, 7, S, there, BYTES),
-            _key(weight, k, c, 8, S, there, BYTES),
+            _key(weight, k, c, 0, S, BYTES),
+            _key(weight, k, c, 1, S, BYTES),
+            _key(weight, k, c, 2, S, BYTES),
+            _key(weight, k, c, 3, S, BYTES),
+            _key(weight, k, c, 4, S, BYTES),
+            _key(weight, k, c, 5, S, BYTES),
+            _key(weight, k, c, 6, S, BYTES),
+            _key(weight, k, c, 7, S, BYTES),
+            _key(weight, k, c, 8, S, BYTES),
         )
         for i in tl.static_range(9):
             before = tl.zeros([BLOCK], tl.int32)
@@ -193,17 +190,21 @@ def inside(rows, targets, programs, due, counts, BYTES: tl.constexpr, BLOCK: tl.
 
     That weights die while others of their window are being ranked changes nothing: they went first either way.
     """
-    row, number, i, _ = _place(rows, programs, BLOCK)
+    number = tl.load(programs + 2 * tl.program_id(0))
+    row = rows + number * _ROW
+    i = tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
     count = tl.load(due + number * _DUE + _IN_WINDOW)
     if (count > 0) & (tl.load(counts + number) >= 0):
         inner, taps = tl.load(row + _INNER).to(tl.int32), tl.load(row + _TAPS).to(tl.int32)
-        window, tap, there = i // taps, i % taps, i < tl.load(row + _WINDOWS).to(tl.int32) * taps
+        weights = tl.load(row + _WINDOWS).to(tl.int32) * taps
+        there, i = i < weights, tl.minimum(i, weights - 1)
+        window, tap = i // taps, i % taps
         k, c = window // inner, window % inner
         weight, S = targets + tl.load(row + _FIRST) * _TARGET, tl.load(row + _S).to(tl.int32)
-        key = _key(weight, k, c, tap, S, there, BYTES)
+        key = _key(weight, k, c, tap, S, BYTES)
         before = tl.zeros([BLOCK], tl.int32)
         for other in range(taps):
-            rival = _key(weight, k, c, other, S, there, BYTES)
+            rival = _key(weight, k, c, other, S, BYTES)
             before += ((rival < key) | ((rival == key) & (other < tap))).to(tl.int32)
         gone = there & (key >= 0) & (before < count)
         _mark(weight + _TARGET, k, c, tap // S, tap % S, gone)
@@ -221,7 +222,7 @@ def apply(rows, targets, programs, due, counts, BYTES: tl.constexpr, BLOCK: tl.c
         dead = tl.zeros([BLOCK], tl.int32)
         for tap in range(tl.load(row + _TAPS).to(tl.int32)):
             r, s = tap // S, tap % S
-            life = _life(targets + (first + 1) * _TARGET, k, c, r, s, there)
+            life = _life(targets + (first + 1) * _TARGET, k, c, r, s)
             dead += (there & (life != 1)).to(tl.int32)
             _kill(targets, first, end, k, c, r, s, there & (life == 2))
-        tl.atomic_add(counts + number, tl.sum(dead, 0).to(tl.int64))
+        tl.atomic_add(counts + number, tl.sum(dead, 0).to(tl.int64), sem="relaxed")

@@ -45,32 +45,32 @@ def neurons(rows, targets, programs, due, counts, keys, tally, histograms, BYTES
         largest = tl.zeros([BLOCK], keys.dtype.element_ty)
         dead = tl.zeros([BLOCK], tl.int32)
         for first in range(0, inner, BLOCK):
-            at = first + tl.arange(0, BLOCK)
-            magnitude = _magnitude(weight, o, at, 0, 0, at < inner, BYTES)
-            key = tl.where(_life(weight + _TARGET, o, at, 0, 0, at < inner) == 1, magnitude, -1)
+            there, at = first + tl.arange(0, BLOCK) < inner, tl.minimum(first + tl.arange(0, BLOCK), inner - 1)
+            magnitude = _magnitude(weight, o, at, 0, 0, BYTES)
+            key = tl.where(_life(weight + _TARGET, o, at, 0, 0) == 1, magnitude, -1)
             largest = tl.maximum(largest, magnitude)
             best_at = tl.where(key >= best, at, best_at)
             best = tl.maximum(key, best)
-            dead += ((key < 0) & (at < inner)).to(tl.int32)
+            dead += ((key < 0) & there).to(tl.int32)
         if tl.max(largest, 0) >= tl.load(row + _INF):
             tl.store(counts + number, _NAN)
         strongest = tl.max(best, 0)
         guard = tl.max(tl.where((best == strongest) & (strongest >= 0), best_at, -1), 0)
-        tl.atomic_add(tally + 2 * number, (guard >= 0).to(tl.int64))
-        tl.atomic_add(tally + 2 * number + 1, tl.sum(dead, 0).to(tl.int64))
+        tl.atomic_add(tally + 2 * number, (guard >= 0).to(tl.int64), sem="relaxed")
+        tl.atomic_add(tally + 2 * number + 1, tl.sum(dead, 0).to(tl.int64), sem="relaxed")
         none: tl.constexpr = 2 ** (8 * BYTES - 1) - 1
         start = keys + tl.load(row + _KEYS) + o * inner
         many = tl.zeros([256], tl.int32)
         for first in range(0, inner, BLOCK):  # once more, from the cache
-            at = first + tl.arange(0, BLOCK)
-            magnitude = _magnitude(weight, o, at, 0, 0, at < inner, BYTES)
-            key = tl.where(_life(weight + _TARGET, o, at, 0, 0, at < inner) == 1, magnitude, -1)
+            there, at = first + tl.arange(0, BLOCK) < inner, tl.minimum(first + tl.arange(0, BLOCK), inner - 1)
+            magnitude = _magnitude(weight, o, at, 0, 0, BYTES)
+            key = tl.where(_life(weight + _TARGET, o, at, 0, 0) == 1, magnitude, -1)
             key = tl.where(at == guard, none, key)
-            tl.store(start + at, key, mask=at < inner)
+            tl.store(start + at, key)  # where there is none, once more what the last one has
             digit = (key >> 8 * (BYTES - 1)).to(tl.int32) & 255
-            many += tl.histogram(digit, 256, mask=(key >= 0) & (at < inner))
+            many += tl.histogram(digit, 256, mask=(key >= 0) & there)
         digits = histograms + number * BYTES * 256 + tl.arange(0, 256)
-        tl.atomic_add(digits, many, mask=many > 0)
+        tl.atomic_add(digits, many, mask=many > 0, sem="relaxed")
 
 
 @triton.jit
@@ -120,7 +120,7 @@ def select(rows, programs, due, keys, tally, histograms, states, ties, phase, BY
     row, number, i, there = _place(rows, programs, BLOCK)
     if tl.load(due + number * _DUE + _COUNT) > 0:
         at = keys + tl.load(row + _KEYS) + i
-        key = tl.load(at, mask=there, other=-1)
+        key = tl.where(there, tl.load(at), -1)
         if phase <= BYTES:
             cut, room = _cutoff(row, number, due, tally, histograms, states, phase, BYTES)
             if tl.load(programs + 2 * tl.program_id(0) + 1) == 0:
@@ -132,7 +132,8 @@ def select(rows, programs, due, keys, tally, histograms, states, ties, phase, BY
                 rest = key >> 8 * (BYTES - 1 - phase)
                 follows = (key >= 0) & ((rest >> 8) == cut)
                 many, value = tl.histogram((rest & 255).to(tl.int32), 256, mask=follows), tl.arange(0, 256)
-                tl.atomic_add(histograms + (number * BYTES + phase) * 256 + value, many, mask=many > 0)
+                digits = histograms + (number * BYTES + phase) * 256 + value
+                tl.atomic_add(digits, many, mask=many > 0, sem="relaxed")
             elif room > 0:
                 tl.store(ties + tl.program_id(0), tl.sum((key == cut).to(tl.int32), 0))
         else:
@@ -147,10 +148,11 @@ def finish(rows, targets, programs, due, counts, keys, states, ties, BYTES: tl.c
     is_due = tl.load(due + number * _DUE + _IN_WINDOW) >= 0
     if is_due & (tl.load(counts + number) >= 0):  # `neurons` made it -1 for good; from now on it only grows
         inner, first, end = tl.load(row + _INNER).to(tl.int32), tl.load(row + _FIRST), tl.load(row + _END)
-        key = tl.load(keys + tl.load(row + _KEYS) + i, mask=there, other=-1)
+        key = tl.where(there, tl.load(keys + tl.load(row + _KEYS) + i), -1)
         gone = key < 0  # long since, or with its tile
         if tl.load(due + number * _DUE + _COUNT) > 0:
             gone = gone | _go(programs, number, key, states, ties, BYTES)
-        life = _life(targets + (first + 1) * _TARGET, i // inner, i % inner, 0, 0, there)
-        tl.atomic_add(counts + number, tl.sum((there & (gone | (life == 0))).to(tl.int32), 0).to(tl.int64))
+        life = _life(targets + (first + 1) * _TARGET, i // inner, i % inner, 0, 0)
+        dead = tl.sum((there & (gone | (life == 0))).to(tl.int32), 0)
+        tl.atomic_add(counts + number, dead.to(tl.int64), sem="relaxed")
         _kill(targets, first, end, i // inner, i % inner, 0, 0, there & gone & (life != 0))

@@ -20,17 +20,17 @@ from starfire_cli.pruning.budget import LinearBudget
 from starfire_cli.pruning.kernels import Budget, Job
 from starfire_cli.pruning.linear._rules import tiles_of
 
-BLOCK = 2048
+BLOCK = 1024
 """Windows, weights or tiles that one program works on,"""
 
 NINE = 512
 """windows of nine weights, all of which it holds in registers,"""
 
-WIDE, HIGH = 128, 64
-"""input channels, and kernels of each."""
+WIDE, HIGH, ROWS = 64, 64, 16
+"""input channels, and kernels of each, fewer if they are large, but not fewer than it looks at together."""
 
 FEW = 8
-"""So many kernels of a channel, due at once, are found by looking at each weight once."""
+"""So many kernels of a channel, due at once, are found by looking at each weight once or twice."""
 
 _INF = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}
 
@@ -48,7 +48,7 @@ class Row(IntEnum):
     END = 7
     INF = 8  # infinity's key
     CHUNK = 9  # where the programs of `weakest` that look at it put what they find: the first one's number
-    SIDE_BY_SIDE = 10  # 1 where the weights of four channels, and their masks, can be read at once
+    HIGH = 10  # how many kernels one of these programs looks at
     WIDTH = 12  # even: addresses stay multiples of 16
 
 
@@ -90,8 +90,8 @@ class Part:
         programs: the programs of each launch, int64, (programs, 2): a row, and which part of it.
             "layers": one layer. "windows": `BLOCK` windows of convolutions that lose weights inside of them. "nine",
             "inside": of windows of nine weights, and of others. "channels": `WIDE` input channels of a group; "chunks":
-            `HIGH` of the kernels that read these. "neurons": one output neuron of a linear layer; "weights": `BLOCK`
-            weights; "tiles": `BLOCK` tiles.
+            `Row.HIGH` of the kernels that read these. "neurons": one output neuron of a linear layer; "weights":
+            `BLOCK` weights; "tiles": `BLOCK` tiles.
     """
 
     keys: int = 0
@@ -156,7 +156,7 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
         part = parts[size]
         (K, C), rivals = layer.shape[:2], layer.shape[0] // layer.groups
         launches[size, "layers"].append((number, 1))
-        keys = chunk = -1
+        keys, chunk, high = -1, -1, 0
         if layer.kind == "linear":
             if isinstance(budget, LinearBudget) and (budget.tiles or budget.tile > 1):
                 row, tiles = len(jobs) + len(rows_of_tiles), math.prod(tiles_of(layer, budget.tile))
@@ -170,11 +170,11 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
             keys = part.keys
             part.keys += K * C
         else:
-            shares = layer.groups * _blocks(C, WIDE)
+            shares, high = layer.groups * _blocks(C, WIDE), max(ROWS, HIGH // layer.window)
             launches[size, "channels"].append((number, shares))
-            launches[size, "chunks"].append((number, shares * _blocks(rivals, HIGH)))
+            launches[size, "chunks"].append((number, shares * _blocks(rivals, high)))
             chunk = part.chunks
-            part.chunks += shares * _blocks(rivals, HIGH)
+            part.chunks += shares * _blocks(rivals, high)
             if layer.window > 1 or budget[0]:
                 losing_inside.add(number)
                 launches[size, "windows"].append((number, _blocks(K * C)))
@@ -183,7 +183,7 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
                 launches[size, "nine" if nine else "inside"].append(share)
         tensors = [_target(tensor) for tensor in (job.weight, job.alive, *job.others)]
         targets += tensors
-        own = [len(targets) - len(tensors), len(targets), _INF[job.weight.dtype], chunk, _side_by_side(job), 0]
+        own = [len(targets) - len(tensors), len(targets), _INF[job.weight.dtype], chunk, high, 0]
         rows.append([K * C, C, layer.window, (*layer.shape, 1, 1)[3], rivals, keys, *own])
     programs = [_programs(shares) for shares in launches.values()]
     on_device = _upload([np.array(rows + rows_of_tiles), np.array(targets), *programs], jobs[0].weight.device)
@@ -195,15 +195,6 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
 def _target(tensor: Tensor) -> list[int]:
     assert tensor.numel() < 1 << 31, "places inside of a tensor are counted in 32 bits"
     return [tensor.data_ptr(), tensor.element_size(), *(*tensor.stride(), 0, 0)[:4]]
-
-
-def _side_by_side(job: Job) -> bool:
-    """Whether the weights of channels 0 to 3, 4 to 7, ... lie next to one another, and in memory as they are read."""
-    tensors = (job.weight, job.alive)
-    strides = [stride for t in tensors for n, stride in enumerate(t.stride()) if n != 1]
-    aligned = all(t.data_ptr() % (4 * t.element_size()) == 0 for t in tensors)
-    fours = all(n % 4 == 0 for n in (job.layer.shape[1], *strides))
-    return all(t.stride(1) == 1 for t in tensors) and fours and aligned
 
 
 def _blocks(n: int, block: int = BLOCK) -> int:

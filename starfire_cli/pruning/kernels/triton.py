@@ -20,10 +20,10 @@ from torch.nn.functional import pad
 from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.kernels import KERNELS, Budget, Job, installed
 from starfire_cli.pruning.kernels._triton_muting import Muting
-from starfire_cli.pruning.kernels._triton_table import BLOCK, FEW, HIGH, NINE, WIDE, Due, Part, Tiled, build
+from starfire_cli.pruning.kernels._triton_table import BLOCK, FEW, NINE, ROWS, WIDE, Due, Part, Tiled, build
 from starfire_cli.pruning.linear._rules import _strongest, tiles_of
 
-WARPS = {"channels": 16, "weakest": 16, "neurons": 8}  # of a program; 4 of all others
+WARPS = {"channels": 16, "weakest": 1, "take": 1}  # of a program; 4 of all others
 _KEYS = {2: torch.int32, 4: torch.int32, 8: torch.int64}  # what the keys of weights of so many bytes are kept in
 _ALL = frozenset({"inside", "channels", "weights", "tiles"})  # what may be due
 
@@ -170,9 +170,9 @@ class TritonStanding:
             lows = self._empty(part.chunks, FEW, WIDE, dtype=_KEYS[size])
             ats, dead = self._empty(part.chunks, FEW, WIDE), self._empty(part.chunks, 2, WIDE)
             left = self._empty(len(part.programs["channels"]))
-            launch(of_channels.weakest, "chunks", lows, ats, dead, FEW=FEW, HIGH=HIGH, WIDE=WIDE)
-            launch(of_channels.take, "channels", lows, ats, dead, left, FEW=FEW, HIGH=HIGH, WIDE=WIDE, DEPTH=16)
-            launch(of_channels.channels, "channels", left, HIGH=HIGH // 4, WIDE=WIDE)
+            launch(of_channels.weakest, "chunks", lows, ats, dead, FEW=FEW, ROWS=ROWS, WIDE=WIDE)
+            launch(of_channels.take, "channels", lows, ats, dead, left, FEW=FEW, DEPTH=ROWS, WIDE=WIDE)
+            launch(of_channels.channels, "channels", left, HIGH=2 * ROWS, WIDE=WIDE)
         if "inside" in needed:
             launch(device.apply, "windows", BLOCK=BLOCK)
 
@@ -185,7 +185,7 @@ class TritonStanding:
         rows, on = self._table.rows, part.programs["weights"]
         keys, ties = self._empty(part.keys, dtype=_KEYS[size]), self._empty(len(on))
         states = self._empty(len(rows), size + 1, 2, dtype=torch.int64)
-        self._on(part, linear.neurons, "neurons", keys, tally, histograms, BYTES=size, BLOCK=BLOCK)
+        self._on(part, linear.neurons, "neurons", keys, tally, histograms, BYTES=size, BLOCK=2 * BLOCK)
         for phase in range(1, size + 1):  # `neurons` has done the first
             arguments = (rows, on, self._due, keys, tally, histograms, states, ties, phase)
             _launch(linear.select, on, *arguments, BYTES=size, BLOCK=BLOCK)
