@@ -31,7 +31,7 @@ from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.era import Era
 from starfire_cli.pruning.kernels import KERNELS, Budget, Job, choose, installed
 from starfire_cli.pruning.kernels import triton as ours
-from starfire_cli.pruning.kernels._triton_table import BLOCK, FEW, NINE, ROWS, WIDE
+from starfire_cli.pruning.kernels._triton_table import BLOCK, FEW, HIGH, NINE, ROWS, WIDE
 from starfire_cli.pruning.kernels.torch import TorchKernels
 from starfire_cli.pruning.kernels.triton import TritonKernels
 from starfire_cli.pruning.linear._rules import tiles_of
@@ -603,8 +603,8 @@ def kernel_for_a_gpu(name: str, size: int) -> object:
     from starfire_cli.pruning.kernels import _triton_channels, _triton_device, _triton_linear
 
     kernel = next(getattr(m, name) for m in (_triton_channels, _triton_device, _triton_linear) if hasattr(m, name))
-    known = {"BYTES": size, "BLOCK": {"nine": NINE, "neurons": 2 * BLOCK}.get(name, BLOCK)}
-    known |= {"FEW": FEW, "WIDE": WIDE, "HIGH": 2 * ROWS, **dict.fromkeys(("ROWS", "DEPTH"), ROWS)}
+    known = {"BYTES": size, "BLOCK": NINE if name == "nine" else BLOCK}
+    known |= {"FEW": FEW, "WIDE": WIDE, "HIGH": HIGH, **dict.fromkeys(("ROWS", "DEPTH"), ROWS)}
     constants = {arg: known[arg] for arg in kernel.arg_names if arg in known}
     types = {"keys": "*i64" if size == 8 else "*i32", "phase": "i32"}
     types |= {"lows": types["keys"]} | dict.fromkeys(("histograms", "ties", "ats", "deads", "left"), "*i32")

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from starfire_cli.pruning.kernels._triton_device import (
     _CHUNK,
+    _CHUNKS,
     _COUNT,
     _DUE,
     _END,
@@ -30,7 +31,6 @@ from starfire_cli.pruning.kernels._triton_device import (
     _STRIDE,
     _TAPS,
     _TARGET,
-    _WINDOWS,
     _key,
     _kill,
     _life,
@@ -181,19 +181,20 @@ def _next(
     unsigned: tl.constexpr = tl.uint64 if BYTES == 8 else tl.uint32
     low, at = (cut * 0 - 1).to(unsigned, bitcast=True), last * 0
     largest, kernels, weights = cut * 0, last * 0, last * 0
-    at_c = tl.minimum(c, inner - 1)
+    at_c, R = tl.minimum(c, inner - 1), taps // S
     for block in range(start, stop, ROWS):
         k = block + tl.arange(0, ROWS)[:, None]
         there, k = k < stop, tl.minimum(k, stop - 1)
         key = tl.full([ROWS, c.shape[1]], -1, cut.dtype)
-        for tap in range(taps):
-            at_w = (first + k) * w_k + (tap // S * w_r + tap % S * w_s) + at_c * w_c
-            at_a = (first + k) * a_k + (tap // S * a_r + tap % S * a_s) + at_c * a_c
-            bits, life = tl.load(numbers + at_w).to(cut.dtype) & (2 ** (8 * BYTES - 1) - 1), tl.load(masks + at_a)
-            key = tl.maximum(key, tl.where(life == 1, bits, -1))
-            if FRESH:
-                largest = tl.maximum(largest, tl.max(bits, 0, keep_dims=True))
-                weights += tl.sum(tl.where(there, life.to(tl.int32), 0), 0, keep_dims=True)  # 2 where nobody asks
+        for r in range(R):
+            for s in range(S):
+                at_w = (first + k) * w_k + (r * w_r + s * w_s) + at_c * w_c
+                at_a = (first + k) * a_k + (r * a_r + s * a_s) + at_c * a_c
+                bits, life = tl.load(numbers + at_w).to(cut.dtype) & (2 ** (8 * BYTES - 1) - 1), tl.load(masks + at_a)
+                key = tl.maximum(key, tl.where(life == 1, bits, -1))
+                if FRESH:
+                    largest = tl.maximum(largest, tl.max(bits, 0, keep_dims=True))
+                    weights += tl.sum(tl.where(there, life.to(tl.int32), 0), 0, keep_dims=True)  # 2 where nobody asks
         if FRESH:
             kernels += tl.sum((there & (key >= 0)).to(tl.int32), 0, keep_dims=True)
         else:
@@ -230,22 +231,21 @@ def weakest(
     how many kernels are dead and how many weights. A share's chunks have successive rows. Reads each weight once, and
     again for each but the first that is due; looks for NaN and inf.
 
-    It is meant for one warp, whose threads need not know what the others have found.
+    It is meant for one warp, whose threads need not know what the others have found. It is a short loop on purpose: a
+    long way without one costs more, since a GPU has to fetch each of its instructions from afar.
     """
     number = tl.load(programs + 2 * tl.program_id(0))
     if _looked_at(due, number) & (tl.load(counts + number) >= 0):
-        row, part = rows + number * _ROW, tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32)
+        row, part = rows + number * _ROW, tl.load(programs + 2 * tl.program_id(0) + 1)
+        share, one = (part >> 32).to(tl.int32), part.to(tl.int32)
         inner, rivals = tl.load(row + _INNER).to(tl.int32), tl.load(row + _RIVALS).to(tl.int32)
         taps, S, high = tl.load(row + _TAPS).to(tl.int32), tl.load(row + _S).to(tl.int32), tl.load(row + _HIGH)
         weight, more = targets + tl.load(row + _FIRST) * _TARGET, tl.load(due + number * _DUE + _MORE).to(tl.int32)
-        infinity, high = tl.load(row + _INF), high.to(tl.int32)
-        to_a_group, groups = tl.cdiv(inner, WIDE), tl.load(row + _WINDOWS).to(tl.int32) // inner // rivals
-        chunks, share = tl.cdiv(rivals, high), part % (to_a_group * groups)
-        start = part // (to_a_group * groups) * high
-        stop, first = tl.minimum(start + high, rivals), share // to_a_group * rivals
+        chunk = (tl.load(row + _CHUNK) + share * tl.load(row + _CHUNKS)).to(tl.int32) + one
+        start = one * high.to(tl.int32)
+        stop, infinity = tl.minimum(start + high.to(tl.int32), rivals), tl.load(row + _INF)
+        c, first = _share(row, share, WIDE)
         column = tl.arange(0, WIDE)[None, :]
-        c = share % to_a_group * WIDE + column
-        chunk = tl.load(row + _CHUNK).to(tl.int32) + share * chunks + start // high
         cut, last = column.to(lows.dtype.element_ty) * 0, column * 0
         cut, last, largest, kernels, weights = _next(
             weight, start, stop, first, c, inner, taps, S, cut, last, BYTES, ROWS, True
@@ -287,12 +287,12 @@ def take(
     tl.store(left + tl.program_id(0), 0)
     if _looked_at(due, number) & (tl.load(counts + number) >= 0):
         row, share = rows + number * _ROW, tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32)
-        inner, rivals = tl.load(row + _INNER).to(tl.int32), tl.load(row + _RIVALS).to(tl.int32)
-        taps, S = tl.load(row + _TAPS).to(tl.int32), tl.load(row + _S).to(tl.int32)
+        inner, taps, S = tl.load(row + _INNER).to(tl.int32), tl.load(row + _TAPS).to(tl.int32), tl.load(row + _S)
+        S = S.to(tl.int32)
         begin, end = tl.load(row + _FIRST), tl.load(row + _END)
         what = due + number * _DUE
         count, more = tl.load(what + _COUNT).to(tl.int32), tl.load(what + _MORE).to(tl.int32)
-        chunks = tl.cdiv(rivals, tl.load(row + _HIGH).to(tl.int32))
+        chunks = tl.load(row + _CHUNKS).to(tl.int32)
         c, first = _share(row, share, WIDE)
         chunk = tl.load(row + _CHUNK).to(tl.int32) + share * chunks
         depth, column = tl.arange(0, DEPTH)[:, None], tl.arange(0, WIDE)[None, :]

@@ -20,13 +20,13 @@ from starfire_cli.pruning.budget import LinearBudget
 from starfire_cli.pruning.kernels import Budget, Job
 from starfire_cli.pruning.linear._rules import tiles_of
 
-BLOCK = 1024
+BLOCK = 512
 """Windows, weights or tiles that one program works on,"""
 
 NINE = 512
 """windows of nine weights, all of which it holds in registers,"""
 
-WIDE, HIGH, ROWS = 64, 64, 16
+WIDE, HIGH, ROWS = 32, 64, 8
 """input channels, and kernels of each, fewer if they are large, but not fewer than it looks at together."""
 
 FEW = 8
@@ -48,6 +48,7 @@ class Row(IntEnum):
     END = 7
     INF = 8  # infinity's key
     CHUNK = 9  # where the programs of `weakest` that look at it put what they find: the first one's number
+    CHUNKS = 11  # how many of these a share has
     HIGH = 10  # how many kernels one of these programs looks at
     WIDTH = 12  # even: addresses stay multiples of 16
 
@@ -151,12 +152,13 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
     targets: list[list[int]] = []
     parts: dict[int, Part] = defaultdict(Part)
     launches: dict[tuple[int, str], list[tuple[int, int]]] = defaultdict(list)  # of (row, how many programs)
+    grids: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # of (row, shares, chunks of each)
     for number, (job, budget) in enumerate(zip(jobs, budgets, strict=True)):
         layer, size = job.layer, job.weight.element_size()
         part = parts[size]
         (K, C), rivals = layer.shape[:2], layer.shape[0] // layer.groups
         launches[size, "layers"].append((number, 1))
-        keys, chunk, high = -1, -1, 0
+        keys, chunk, high, chunks = -1, -1, 0, 0
         if layer.kind == "linear":
             if isinstance(budget, LinearBudget) and (budget.tiles or budget.tile > 1):
                 row, tiles = len(jobs) + len(rows_of_tiles), math.prod(tiles_of(layer, budget.tile))
@@ -172,9 +174,9 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
         else:
             shares, high = layer.groups * _blocks(C, WIDE), max(ROWS, HIGH // layer.window)
             launches[size, "channels"].append((number, shares))
-            launches[size, "chunks"].append((number, shares * _blocks(rivals, high)))
-            chunk = part.chunks
-            part.chunks += shares * _blocks(rivals, high)
+            chunk, chunks = part.chunks, _blocks(rivals, high)
+            grids[size].append((number, shares, chunks))
+            part.chunks += shares * chunks
             if layer.window > 1 or budget[0]:
                 losing_inside.add(number)
                 launches[size, "windows"].append((number, _blocks(K * C)))
@@ -183,11 +185,12 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
                 launches[size, "nine" if nine else "inside"].append(share)
         tensors = [_target(tensor) for tensor in (job.weight, job.alive, *job.others)]
         targets += tensors
-        own = [len(targets) - len(tensors), len(targets), _INF[job.weight.dtype], chunk, high, 0]
+        own = [len(targets) - len(tensors), len(targets), _INF[job.weight.dtype], chunk, high, chunks]
         rows.append([K * C, C, layer.window, (*layer.shape, 1, 1)[3], rivals, keys, *own])
-    programs = [_programs(shares) for shares in launches.values()]
+    programs = [_programs(shares) for shares in launches.values()] + [_grid(shares) for shares in grids.values()]
     on_device = _upload([np.array(rows + rows_of_tiles), np.array(targets), *programs], jobs[0].weight.device)
-    for (size, name), tensor in zip(launches, on_device[2:], strict=True):
+    names = [*launches, *((size, "chunks") for size in grids)]
+    for (size, name), tensor in zip(names, on_device[2:], strict=True):
         parts[size].programs[name] = tensor
     return Table(rows=on_device[0], targets=on_device[1], parts=dict(parts), tiles=losing_tiles, windows=losing_inside)
 
@@ -205,6 +208,13 @@ def _programs(shares: Sequence[tuple[int, int]]) -> np.ndarray:
     """(row, how many) to (row, 0), (row, 1), ... of each."""
     row, many = np.array(shares).T
     return np.stack([row.repeat(many), np.arange(many.sum()) - (many.cumsum() - many).repeat(many)], 1)
+
+
+def _grid(shares: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """(row, shares, chunks) to (row, share << 32 | chunk): the first chunk of every share, the second, ... of each."""
+    parts = [np.arange(wide) << 32 | np.arange(high)[:, None] for _, wide, high in shares]
+    row = np.array([number for number, *_ in shares]).repeat([part.size for part in parts])
+    return np.stack([row, np.concatenate([part.ravel() for part in parts])], 1)
 
 
 def _upload(tables: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
