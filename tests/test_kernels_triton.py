@@ -31,7 +31,7 @@ from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.era import Era
 from starfire_cli.pruning.kernels import KERNELS, Budget, Job, choose, installed
 from starfire_cli.pruning.kernels import triton as ours
-from starfire_cli.pruning.kernels._triton_table import BLOCK, FEW, HIGH, NINE, ROWS, WIDE
+from starfire_cli.pruning.kernels._triton_table import BLOCK, FEW, NINE, ROWS, WIDE
 from starfire_cli.pruning.kernels.torch import TorchKernels
 from starfire_cli.pruning.kernels.triton import TritonKernels
 from starfire_cli.pruning.linear._rules import tiles_of
@@ -396,7 +396,7 @@ def everywhere_few_more_of_many_kernels_each_time() -> None:
         job((300, 33, 1, 1), ConvBudget(0, 10)),
         job((390, 70, 1, 1), ConvBudget(0, 12), groups=3, dead=0.0),
         job((300, 3, 3, 3), ConvBudget(0, 9), dead=0.01),
-        job((300, 3, 3, 3), ConvBudget(4, 9), dead=0.0),
+        job((70, 12, 3, 3), ConvBudget(4, 5), torch.randn(70, 12, 3, 3).to(memory_format=torch.channels_last)),
         job((270, 5, 1, 1), ConvBudget(0, 270)),
     ]
     check_again_and_again(drawn, 3, seed=1)
@@ -604,7 +604,7 @@ def kernel_for_a_gpu(name: str, size: int) -> object:
 
     kernel = next(getattr(m, name) for m in (_triton_channels, _triton_device, _triton_linear) if hasattr(m, name))
     known = {"BYTES": size, "BLOCK": NINE if name == "nine" else BLOCK}
-    known |= {"FEW": FEW, "WIDE": WIDE, "HIGH": HIGH, **dict.fromkeys(("ROWS", "DEPTH"), ROWS)}
+    known |= {"FEW": FEW, "WIDE": WIDE, "HIGH": 2 * ROWS, **dict.fromkeys(("ROWS", "DEPTH"), ROWS)}
     constants = {arg: known[arg] for arg in kernel.arg_names if arg in known}
     types = {"keys": "*i64" if size == 8 else "*i32", "phase": "i32"}
     types |= {"lows": types["keys"]} | dict.fromkeys(("histograms", "ties", "ats", "deads", "left"), "*i32")

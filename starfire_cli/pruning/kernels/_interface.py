@@ -139,7 +139,7 @@ def agrees(kernels: Kernels, device: torch.device) -> bool:
 
     They are pruned five times, so that what is captured at the second time is also replayed with other budgets.
     """
-    shapes = ((20, 33, 3, 3), (64, 70, 1, 1), (6, 5, 1, 7), (13, 21), (9, 10))
+    shapes = ((20, 33, 3, 3), (64, 72, 1, 1), (6, 5, 1, 7), (13, 21), (9, 10))
     rounds: list[tuple[Budget | None, ...]] = [
         (ConvBudget(2, 0), ConvBudget(0, 3), ConvBudget(2, 1), LinearBudget(0, 70, 1), LinearBudget(2, 0, 3)),
         (None, ConvBudget(0, 4), None, LinearBudget(0, 71, 1), None),

@@ -38,6 +38,7 @@ _END = tl.constexpr(int(Row.END))
 _INF = tl.constexpr(int(Row.INF))
 _CHUNK = tl.constexpr(int(Row.CHUNK))
 _CHUNKS = tl.constexpr(int(Row.CHUNKS))
+_SIDE_BY_SIDE = tl.constexpr(int(Row.SIDE_BY_SIDE))
 _HIGH = tl.constexpr(int(Row.HIGH))
 _ROW = tl.constexpr(int(Row.WIDTH))
 _IN_WINDOW = tl.constexpr(int(Due.IN_WINDOW))
@@ -115,16 +116,22 @@ def _kill(targets, first, end, k, c, r, s, where):
 
 @triton.jit
 def _place(rows, programs, BLOCK: tl.constexpr):
-    """What a program of `BLOCK` windows works on: the row, its number, the windows, and which of these there are.
-
-    The last window stands where there is none, so that loads need no masks: loads under as many different masks would
-    have to wait for one another.
-    """
+    """What a program of `BLOCK` windows works on: the row, its number, the windows, and which of these there are."""
     number = tl.load(programs + 2 * tl.program_id(0))
     row = rows + number * _ROW
     window = tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
-    windows = tl.load(row + _WINDOWS).to(tl.int32)
-    return row, number, tl.minimum(window, windows - 1), window < windows
+    return row, number, window, window < tl.load(row + _WINDOWS).to(tl.int32)
+
+
+@triton.jit
+def _of_windows(row, window):
+    """The kernels of windows, k and c; where there is none, the last one's.
+
+    So loads need no masks: loads under as many different masks would have to wait for one another.
+    """
+    inner = tl.load(row + _INNER).to(tl.int32)
+    window = tl.minimum(window, tl.load(row + _WINDOWS).to(tl.int32) - 1)
+    return window // inner, window % inner
 
 
 @triton.jit
@@ -145,8 +152,7 @@ def scan(rows, targets, programs, due, counts, BYTES: tl.constexpr, BLOCK: tl.co
     """Count -1 for convolutions with NaN or inf, where something goes inside of windows."""
     row, number, window, _ = _place(rows, programs, BLOCK)
     if tl.load(due + number * _DUE + _IN_WINDOW) > 0:
-        inner = tl.load(row + _INNER).to(tl.int32)
-        k, c = window // inner, window % inner
+        k, c = _of_windows(row, window)
         weight, S = targets + tl.load(row + _FIRST) * _TARGET, tl.load(row + _S).to(tl.int32)
         largest = tl.zeros([BLOCK], tl.int64 if BYTES == 8 else tl.int32)
         for tap in range(tl.load(row + _TAPS).to(tl.int32)):
@@ -161,8 +167,7 @@ def nine(rows, targets, programs, due, counts, BYTES: tl.constexpr, BLOCK: tl.co
     row, number, window, there = _place(rows, programs, BLOCK)
     count = tl.load(due + number * _DUE + _IN_WINDOW)
     if (count > 0) & (tl.load(counts + number) >= 0):
-        inner = tl.load(row + _INNER).to(tl.int32)
-        k, c = window // inner, window % inner
+        k, c = _of_windows(row, window)
         weight, S = targets + tl.load(row + _FIRST) * _TARGET, tl.load(row + _S).to(tl.int32)
         keys = (
             _key(weight, k, c, 0, S, BYTES),
@@ -217,8 +222,8 @@ def apply(rows, targets, programs, due, counts, BYTES: tl.constexpr, BLOCK: tl.c
     row, number, window, there = _place(rows, programs, BLOCK)
     in_window = tl.load(due + number * _DUE + _IN_WINDOW)
     if (in_window > 0) & (tl.load(counts + number) >= 0):  # `scan` made it -1 for good; below it only grows
-        inner, S = tl.load(row + _INNER).to(tl.int32), tl.load(row + _S).to(tl.int32)
-        k, c = window // inner, window % inner
+        k, c = _of_windows(row, window)
+        S = tl.load(row + _S).to(tl.int32)
         first, end = tl.load(row + _FIRST), tl.load(row + _END)
         dead = tl.zeros([BLOCK], tl.int32)
         for tap in range(tl.load(row + _TAPS).to(tl.int32)):

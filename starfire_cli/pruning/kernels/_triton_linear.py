@@ -24,6 +24,7 @@ from starfire_cli.pruning.kernels._triton_device import (
     _kill,
     _life,
     _magnitude,
+    _of_windows,
     _place,
 )
 
@@ -120,7 +121,7 @@ def select(rows, programs, due, keys, tally, histograms, states, ties, phase, BY
     row, number, i, there = _place(rows, programs, BLOCK)
     if tl.load(due + number * _DUE + _COUNT) > 0:
         at = keys + tl.load(row + _KEYS) + i
-        key = tl.where(there, tl.load(at), -1)
+        key = tl.load(at, mask=there, other=-1)
         if phase <= BYTES:
             cut, room = _cutoff(row, number, due, tally, histograms, states, phase, BYTES)
             if tl.load(programs + 2 * tl.program_id(0) + 1) == 0:
@@ -133,7 +134,7 @@ def select(rows, programs, due, keys, tally, histograms, states, ties, phase, BY
                 follows = (key >= 0) & ((rest >> 8) == cut)
                 many, value = tl.histogram((rest & 255).to(tl.int32), 256, mask=follows), tl.arange(0, 256)
                 digits = histograms + (number * BYTES + phase) * 256 + value
-                tl.atomic_add(digits, many, mask=many > 0, sem="relaxed")
+                tl.atomic_add(digits, many, mask=many > 0)
             elif room > 0:
                 tl.store(ties + tl.program_id(0), tl.sum((key == cut).to(tl.int32), 0))
         else:
@@ -147,12 +148,12 @@ def finish(rows, targets, programs, due, counts, keys, states, ties, BYTES: tl.c
     row, number, i, there = _place(rows, programs, BLOCK)
     is_due = tl.load(due + number * _DUE + _IN_WINDOW) >= 0
     if is_due & (tl.load(counts + number) >= 0):  # `neurons` made it -1 for good; from now on it only grows
-        inner, first, end = tl.load(row + _INNER).to(tl.int32), tl.load(row + _FIRST), tl.load(row + _END)
-        key = tl.where(there, tl.load(keys + tl.load(row + _KEYS) + i), -1)
+        (k, c), first, end = _of_windows(row, i), tl.load(row + _FIRST), tl.load(row + _END)
+        key = tl.load(keys + tl.load(row + _KEYS) + i, mask=there, other=-1)
         gone = key < 0  # long since, or with its tile
         if tl.load(due + number * _DUE + _COUNT) > 0:
             gone = gone | _go(programs, number, key, states, ties, BYTES)
-        life = _life(targets + (first + 1) * _TARGET, i // inner, i % inner, 0, 0)
+        life = _life(targets + (first + 1) * _TARGET, k, c, 0, 0)
         dead = tl.sum((there & (gone | (life == 0))).to(tl.int32), 0)
         tl.atomic_add(counts + number, dead.to(tl.int64), sem="relaxed")
-        _kill(targets, first, end, i // inner, i % inner, 0, 0, there & gone & (life != 0))
+        _kill(targets, first, end, k, c, 0, 0, there & gone & (life != 0))

@@ -20,13 +20,13 @@ from starfire_cli.pruning.budget import LinearBudget
 from starfire_cli.pruning.kernels import Budget, Job
 from starfire_cli.pruning.linear._rules import tiles_of
 
-BLOCK = 512
+BLOCK = 1024
 """Windows, weights or tiles that one program works on,"""
 
 NINE = 512
 """windows of nine weights, all of which it holds in registers,"""
 
-WIDE, HIGH, ROWS = 32, 64, 8
+WIDE, HIGH, ROWS = 128, 64, 8
 """input channels, and kernels of each, fewer if they are large, but not fewer than it looks at together."""
 
 FEW = 8
@@ -48,9 +48,10 @@ class Row(IntEnum):
     END = 7
     INF = 8  # infinity's key
     CHUNK = 9  # where the programs of `weakest` that look at it put what they find: the first one's number
-    CHUNKS = 11  # how many of these a share has
     HIGH = 10  # how many kernels one of these programs looks at
-    WIDTH = 12  # even: addresses stay multiples of 16
+    CHUNKS = 11  # how many of these a share has
+    SIDE_BY_SIDE = 12  # 1 where four channels' weights, of 32 bits, and their masks can be read at once
+    WIDTH = 14  # even: addresses stay multiples of 16
 
 
 class Due(IntEnum):
@@ -163,7 +164,7 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
             if isinstance(budget, LinearBudget) and (budget.tiles or budget.tile > 1):
                 row, tiles = len(jobs) + len(rows_of_tiles), math.prod(tiles_of(layer, budget.tile))
                 launches[size, "tiles"].append((row, _blocks(tiles)))
-                rows_of_tiles.append([tiles, 0, 0, 0, 0, part.tile_keys, 0, 0, 0, 0, 0, 0])
+                rows_of_tiles.append([tiles, 0, 0, 0, 0, part.tile_keys, *(0,) * 8])
                 losing_tiles[number] = budget.tile
                 part.tiled.append(Tiled(number, row, budget.tile))
                 part.tile_keys += tiles
@@ -186,6 +187,7 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
         tensors = [_target(tensor) for tensor in (job.weight, job.alive, *job.others)]
         targets += tensors
         own = [len(targets) - len(tensors), len(targets), _INF[job.weight.dtype], chunk, high, chunks]
+        own += [_side_by_side(job), 0]
         rows.append([K * C, C, layer.window, (*layer.shape, 1, 1)[3], rivals, keys, *own])
     programs = [_programs(shares) for shares in launches.values()] + [_grid(shares) for shares in grids.values()]
     on_device = _upload([np.array(rows + rows_of_tiles), np.array(targets), *programs], jobs[0].weight.device)
@@ -198,6 +200,16 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
 def _target(tensor: Tensor) -> list[int]:
     assert tensor.numel() < 1 << 31, "places inside of a tensor are counted in 32 bits"
     return [tensor.data_ptr(), tensor.element_size(), *(*tensor.stride(), 0, 0)[:4]]
+
+
+def _side_by_side(job: Job) -> bool:
+    """Whether channels 0 to 3, 4 to 7, ... lie next to one another, and where 16 bytes, or 4, can be read at once."""
+    tensors = (job.weight, job.alive)
+    sizes = job.layer.shape
+    rest = [stride for tensor in tensors for n, stride in enumerate(tensor.stride()) if n != 1 and sizes[n] > 1]
+    fours = all(n % 4 == 0 for n in (sizes[1], *rest)) and all(t.stride(1) == 1 for t in tensors)
+    aligned = job.weight.data_ptr() % 16 == 0 and job.alive.data_ptr() % 4 == 0
+    return fours and aligned and job.weight.element_size() == 4 and job.layer.window < 256
 
 
 def _blocks(n: int, block: int = BLOCK) -> int:

@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.kernels import KERNELS, Budget, Job, installed
 from starfire_cli.pruning.kernels._triton_muting import Muting
-from starfire_cli.pruning.kernels._triton_table import BLOCK, FEW, HIGH, NINE, ROWS, WIDE, Due, Part, Tiled, build
+from starfire_cli.pruning.kernels._triton_table import BLOCK, FEW, NINE, ROWS, WIDE, Due, Part, Tiled, build
 from starfire_cli.pruning.linear._rules import _strongest, tiles_of
 
 WARPS = {"channels": 16, "weakest": 1, "take": 1}  # of a program; 4 of all others
@@ -172,7 +172,7 @@ class TritonStanding:
             left = self._empty(len(part.programs["channels"]))
             launch(of_channels.weakest, "chunks", lows, ats, dead, FEW=FEW, ROWS=ROWS, WIDE=WIDE)
             launch(of_channels.take, "channels", lows, ats, dead, left, FEW=FEW, DEPTH=ROWS, WIDE=WIDE)
-            launch(of_channels.channels, "channels", left, HIGH=HIGH, WIDE=WIDE)
+            launch(of_channels.channels, "channels", left, HIGH=2 * ROWS, WIDE=WIDE)
         if "inside" in needed:
             launch(device.apply, "windows", BLOCK=BLOCK)
 
