@@ -28,7 +28,6 @@ from starfire_cli.pruning.kernels._triton_device import (
     _NAN,
     _ROW,
     _S,
-    _SIDE_BY_SIDE,
     _STRIDE,
     _TAPS,
     _TARGET,
@@ -43,22 +42,36 @@ _MANY = tl.constexpr(24)  # kernels of a channel that are looked for one by one;
 
 
 @triton.jit
-def _kernels(weight, first, rivals, k, c, inner, taps, S, BYTES: tl.constexpr):
+def _flat(start, first, rivals, c0, inner, HIGH: tl.constexpr, WIDE: tl.constexpr):
+    """Of `HIGH` kernels and `WIDE` channels (k, c), one after the other; the last ones where there are no more.
+
+    In one dimension neighbours are neighbours in memory whatever layout Triton chooses; and loads under as many
+    different masks would have to wait for one another.
+    """
+    i = tl.arange(0, HIGH * WIDE)
+    return first + tl.minimum(start + i // WIDE, rivals - 1), tl.minimum(c0 + i % WIDE, inner - 1)
+
+
+@triton.jit
+def _kernels(
+    weight, start, first, rivals, c0, inner, taps, S, BYTES: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr
+):
     """The keys of whole kernels, those of their strongest live weights, -1 where all is dead; and which there are.
 
-    What there is not is read elsewhere: loads under as many different masks would have to wait for one another.
+    Both (HIGH, WIDE); so are the numbers of the kernels, the third, (HIGH, 1).
     """
-    there = (k < rivals) & (c < inner)
-    k, c = first + tl.minimum(k, rivals - 1), tl.minimum(c, inner - 1)
+    k, c = _flat(start, first, rivals, c0, inner, HIGH, WIDE)
     strongest = _key(weight, k, c, 0, S, BYTES)
     for tap in range(1, taps):
         strongest = tl.maximum(strongest, _key(weight, k, c, tap, S, BYTES))
-    return tl.where(there, strongest, -1), there
+    number = start + tl.arange(0, HIGH)[:, None]
+    there = (number < rivals) & (c0 + tl.arange(0, WIDE)[None, :] < inner)
+    return tl.where(there, tl.reshape(strongest, [HIGH, WIDE]), -1), there, number
 
 
 @triton.jit
 def _weakest(
-    weight, first, rivals, c, inner, taps, S, cut, last, BYTES: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr
+    weight, first, rivals, c0, inner, taps, S, cut, last, BYTES: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr
 ):
     """Of each column's live kernels that come after number `last` with key `cut`, the first: key and number, (1, WIDE).
 
@@ -69,8 +82,7 @@ def _weakest(
     at = tl.full([HIGH, WIDE], 0, tl.int32)
     dead = tl.zeros([HIGH, WIDE], tl.int32)
     for start in range(0, rivals, HIGH):
-        k = start + tl.arange(0, HIGH)[:, None]
-        key, there = _kernels(weight, first, rivals, k, c, inner, taps, S, BYTES)
+        key, there, k = _kernels(weight, start, first, rivals, c0, inner, taps, S, BYTES, HIGH, WIDE)
         dead += (there & (key < 0)).to(tl.int32)
         less = (key >= 0) & ((key > cut) | ((key == cut) & (k > last))) & (key < low)
         at = tl.where(less, k, at)
@@ -85,7 +97,7 @@ def _smaller(
     weight,
     first,
     rivals,
-    c,
+    c0,
     inner,
     taps,
     S,
@@ -99,8 +111,7 @@ def _smaller(
     """Of each column how many keys are smaller than `trial`; with `TIED`, numbers of keys equal to `cut`. (1, WIDE)."""
     many = tl.zeros([HIGH, WIDE], tl.int32)
     for start in range(0, rivals, HIGH):
-        k = start + tl.arange(0, HIGH)[:, None]
-        key, there = _kernels(weight, first, rivals, k, c, inner, taps, S, BYTES)
+        key, there, k = _kernels(weight, start, first, rivals, c0, inner, taps, S, BYTES, HIGH, WIDE)
         smaller = ((key == cut) & (k < trial)) if TIED else key < trial
         many += (there & smaller).to(tl.int32)
     return tl.sum(many, 0, keep_dims=True)
@@ -111,7 +122,7 @@ def _bound(
     weight,
     first,
     rivals,
-    c,
+    c0,
     inner,
     taps,
     S,
@@ -128,17 +139,16 @@ def _bound(
     one = found + 1
     for bit in range(BITS):
         trial = found | (one << (BITS - 1 - bit))
-        many = _smaller(weight, first, rivals, c, inner, taps, S, cut, trial, TIED, BYTES, HIGH, WIDE)
+        many = _smaller(weight, first, rivals, c0, inner, taps, S, cut, trial, TIED, BYTES, HIGH, WIDE)
         found = tl.where(many <= at_most, trial, found)
     return found
 
 
 @triton.jit
 def _share(row, share, WIDE: tl.constexpr):
-    """What input channels a share of a layer has, (1, WIDE), and the first kernel of their group."""
+    """The first input channel of a share of a layer, which has `WIDE` of them, and the first kernel of their group."""
     to_a_group = tl.cdiv(tl.load(row + _INNER).to(tl.int32), WIDE)
-    first = (share // to_a_group) * tl.load(row + _RIVALS).to(tl.int32)
-    return (share % to_a_group) * WIDE + tl.arange(0, WIDE)[None, :], first
+    return (share % to_a_group) * WIDE, (share // to_a_group) * tl.load(row + _RIVALS).to(tl.int32)
 
 
 @triton.jit
@@ -149,7 +159,192 @@ def _looked_at(due, number):
 
 
 @triton.jit
-def _next(
+def _weaker(key, k, cut, last, low, at, FRESH: tl.constexpr):
+    """(`low`, `at`), or kernel k if it lives, is weaker, and (unless `FRESH`) comes after (`cut`, `last`)."""
+    less = (key >= 0) & (key < low)  # of equals the first
+    if not FRESH:
+        less &= (key > cut) | ((key == cut) & (k > last))
+    return tl.where(less, key, low), tl.where(less, k, at)
+
+
+@triton.jit
+def _strides(tensor):
+    """Of a tensor in the table, by k, c, r, s."""
+    at = tensor + _STRIDE
+    along_k, along_c = tl.load(at).to(tl.int32), tl.load(at + 1).to(tl.int32)
+    return along_k, along_c, tl.load(at + 2).to(tl.int32), tl.load(at + 3).to(tl.int32)
+
+
+@triton.jit
+def _fours(
+    weight,
+    start,
+    stop,
+    first,
+    at_c,
+    cuts,
+    lasts,
+    TAPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    FRESH: tl.constexpr,
+):
+    """Of kernels `start` to `stop` and channels c to c + 3 of each element of `at_c` the weakest that comes next.
+
+    The four lie side by side in memory, 32 bits each, and so do their masks: what is done with an address or with a
+    mask is done once for them. Kernels have 1 or 3 x 3 weights (`TAPS`).
+
+    Returns their keys and numbers, four each; and if it is `FRESH` the largest |w|'s bits, how many of their kernels
+    live, a byte each, and how many of all their weights.
+    """
+    numbers, masks = tl.load(weight).to(tl.pointer_type(tl.int32)), tl.load(weight + _TARGET)
+    masks = masks.to(tl.pointer_type(tl.int8))
+    w_k, _, w_r, w_s = _strides(weight)
+    a_k, _, a_r, a_s = _strides(weight + _TARGET)
+    at0 = at_c * 0
+    low0 = at0 + 0x7FFFFFFF
+    low1, low2, low3, at1, at2, at3 = low0, low0, low0, at0, at0, at0
+    largest, kernels, weights = at0, at0, at0
+    for block in range(start, stop, ROWS):
+        for row in tl.static_range(ROWS):
+            k = tl.minimum(block + row, stop - 1)
+            key0 = at_c * 0 - 1
+            key1, key2, key3 = key0, key0, key0
+            some, many = at_c * 0, at_c * 0  # a byte for each of the four
+            for tap in tl.static_range(TAPS):
+                at_w = (first + k) * w_k + (tap // 3 * w_r + tap % 3 * w_s)
+                at_a = (first + k) * a_k + (tap // 3 * a_r + tap % 3 * a_s)
+                two = (numbers + at_w + at_c).to(tl.pointer_type(tl.int64))
+                left, right = tl.load(two), tl.load(two + 1)
+                life = tl.load((masks + at_a + at_c).to(tl.pointer_type(tl.int32)))
+                bits0, bits1 = left.to(tl.int32) & 0x7FFFFFFF, (left >> 32).to(tl.int32) & 0x7FFFFFFF
+                bits2, bits3 = right.to(tl.int32) & 0x7FFFFFFF, (right >> 32).to(tl.int32) & 0x7FFFFFFF
+                key0 = tl.maximum(key0, tl.where((life & 0xFF) == 1, bits0, -1))
+                key1 = tl.maximum(key1, tl.where((life & 0xFF00) == 0x100, bits1, -1))
+                key2 = tl.maximum(key2, tl.where((life & 0xFF0000) == 0x10000, bits2, -1))
+                key3 = tl.maximum(key3, tl.where((life >> 24) == 1, bits3, -1))
+                if FRESH:
+                    largest = tl.maximum(largest, tl.maximum(tl.maximum(bits0, bits1), tl.maximum(bits2, bits3)))
+                    some |= life & 0x01010101
+                    many += life & 0x01010101
+            if FRESH:
+                there = tl.where(block + row < stop, -1, 0)
+                kernels += some & there
+                many = (many & 0x00FF00FF) + ((many >> 8) & 0x00FF00FF)
+                weights += ((many & 0xFFFF) + (many >> 16)) & there
+            low0, at0 = _weaker(key0, k, cuts[0], lasts[0], low0, at0, FRESH)
+            low1, at1 = _weaker(key1, k, cuts[1], lasts[1], low1, at1, FRESH)
+            low2, at2 = _weaker(key2, k, cuts[2], lasts[2], low2, at2, FRESH)
+            low3, at3 = _weaker(key3, k, cuts[3], lasts[3], low3, at3, FRESH)
+    return low0, low1, low2, low3, at0, at1, at2, at3, largest, kernels, weights
+
+
+@triton.jit
+def _ones(
+    weight,
+    start,
+    stop,
+    first,
+    at_c,
+    taps,
+    S,
+    cut,
+    last,
+    TAPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    FRESH: tl.constexpr,
+    BYTES: tl.constexpr,
+):
+    """As `_fours`, of single channels wherever they lie, of any size. `TAPS`: 1, 9 (3 x 3) or, for any, 0."""
+    wide: tl.constexpr = tl.int64 if BYTES == 8 else tl.int32
+    whole = tl.int16 if BYTES == 2 else tl.int32 if BYTES == 4 else tl.int64
+    w_k, w_c, w_r, w_s = _strides(weight)
+    a_k, a_c, a_r, a_s = _strides(weight + _TARGET)
+    numbers = tl.load(weight).to(tl.pointer_type(whole)) + at_c * w_c
+    masks = tl.load(weight + _TARGET).to(tl.pointer_type(tl.int8)) + at_c * a_c
+    sign: tl.constexpr = 2 ** (8 * BYTES - 1) - 1
+    none: tl.constexpr = 2 ** (31 if BYTES < 8 else 63) - 1
+    low, at, largest = cut * 0 + none, last * 0, cut * 0
+    kernels, weights = last * 0, last * 0
+    for block in range(start, stop, ROWS):
+        for row in tl.static_range(ROWS):
+            k = tl.minimum(block + row, stop - 1)
+            key, many = cut * 0 - 1, last * 0
+            if TAPS > 0:
+                for tap in tl.static_range(TAPS):
+                    at_w = (first + k) * w_k + (tap // 3 * w_r + tap % 3 * w_s)
+                    at_a = (first + k) * a_k + (tap // 3 * a_r + tap % 3 * a_s)
+                    bits, life = tl.load(numbers + at_w).to(wide) & sign, tl.load(masks + at_a)
+                    key = tl.maximum(key, tl.where(life == 1, bits, -1))
+                    if FRESH:
+                        largest = tl.maximum(largest, bits)
+                        many += life
+            else:
+                for tap in range(taps):
+                    at_w = (first + k) * w_k + (tap // S * w_r + tap % S * w_s)
+                    at_a = (first + k) * a_k + (tap // S * a_r + tap % S * a_s)
+                    bits, life = tl.load(numbers + at_w).to(wide) & sign, tl.load(masks + at_a)
+                    key = tl.maximum(key, tl.where(life == 1, bits, -1))
+                    if FRESH:
+                        largest = tl.maximum(largest, bits)
+                        many += life
+            if FRESH:
+                there = block + row < stop
+                kernels += (there & (key >= 0)).to(tl.int32)
+                weights += tl.where(there, many, 0)  # where there is a 2, nobody asks
+            low, at = _weaker(key, k, cut, last, low, at, FRESH)
+    return low, at, largest, kernels, weights
+
+
+@triton.jit
+def _put_fours(found, low, at, column):
+    """Keys and numbers as `_fours` returns them, to where the first channel's belong."""
+    for one in tl.static_range(4):
+        tl.store(low + column + one, found[one])
+        tl.store(at + column + one, found[4 + one])
+
+
+@triton.jit
+def _search_fours(
+    weight,
+    start,
+    stop,
+    first,
+    c,
+    inner,
+    more,
+    infinity,
+    count,
+    low,
+    at,
+    dead,
+    TAPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """What `weakest` does, four channels at once; the dead weights of the four are counted in the first."""
+    at_c, column, unused = tl.minimum(c, inner - 4), 4 * tl.arange(0, WIDE // 4), (c, c, c, c)
+    found = _fours(weight, start, stop, first, at_c, unused, unused, TAPS, ROWS, True)
+    _put_fours(found, low, at, column)
+    if tl.max(found[8], 0) >= infinity:
+        tl.store(count, _NAN)
+    here, kernels = tl.where(c < inner, stop - start, 0), tl.where(c < inner, found[9], 0)
+    tl.store(dead + column, here - (kernels & 0xFF))
+    tl.store(dead + column + 1, here - ((kernels >> 8) & 0xFF))
+    tl.store(dead + column + 2, here - ((kernels >> 16) & 0xFF))
+    tl.store(dead + column + 3, here - (kernels >> 24))
+    tl.store(dead + WIDE + column, 4 * TAPS * here - tl.where(c < inner, found[10], 0))
+    for other in tl.static_range(1, 4):
+        tl.store(dead + WIDE + column + other, c * 0)
+    cut0, cut1, cut2, cut3, last0, last1, last2, last3, _, _, _ = found
+    for time in range(1, more):
+        cuts, lasts = (cut0, cut1, cut2, cut3), (last0, last1, last2, last3)
+        found = _fours(weight, start, stop, first, at_c, cuts, lasts, TAPS, ROWS, False)
+        _put_fours(found, low + time * WIDE, at + time * WIDE, column)
+        cut0, cut1, cut2, cut3, last0, last1, last2, last3, _, _, _ = found
+
+
+@triton.jit
+def _search_ones(
     weight,
     start,
     stop,
@@ -158,132 +353,33 @@ def _next(
     inner,
     taps,
     S,
-    cut,
-    last,
-    BYTES: tl.constexpr,
+    more,
+    infinity,
+    count,
+    low,
+    at,
+    dead,
+    TAPS: tl.constexpr,
     ROWS: tl.constexpr,
-    FRESH: tl.constexpr,
+    WIDE: tl.constexpr,
+    BYTES: tl.constexpr,
 ):
-    """Of kernels `start` to `stop` of channels `c`, (1, WIDE), the weakest live one that comes after (`cut`, `last`).
-
-    Its key, the largest there is if there is none, and number. If `FRESH` any comes after; and then the largest |w|'s
-    bits, how many kernels live and how many weights. What is looked at together is a thread's own, and few operations a
-    weight are all that this takes: so the addresses are worked out here. What there is not is read elsewhere, see
-    `_kernels`.
-    """
-    alive = weight + _TARGET
-    w_k, w_c = tl.load(weight + _STRIDE).to(tl.int32), tl.load(weight + _STRIDE + 1).to(tl.int32)
-    w_r, w_s = tl.load(weight + _STRIDE + 2).to(tl.int32), tl.load(weight + _STRIDE + 3).to(tl.int32)
-    a_k, a_c = tl.load(alive + _STRIDE).to(tl.int32), tl.load(alive + _STRIDE + 1).to(tl.int32)
-    a_r, a_s = tl.load(alive + _STRIDE + 2).to(tl.int32), tl.load(alive + _STRIDE + 3).to(tl.int32)
-    whole = tl.int16 if BYTES == 2 else tl.int32 if BYTES == 4 else tl.int64
-    numbers, masks = tl.load(weight).to(tl.pointer_type(whole)), tl.load(alive).to(tl.pointer_type(tl.int8))
-    none: tl.constexpr = 2 ** (31 if BYTES < 8 else 63) - 1
-    unsigned: tl.constexpr = tl.uint64 if BYTES == 8 else tl.uint32
-    low, at = (cut * 0 - 1).to(unsigned, bitcast=True), last * 0
-    largest, kernels, weights = cut * 0, last * 0, last * 0
-    at_c, R = tl.minimum(c, inner - 1), taps // S
-    for block in range(start, stop, ROWS):
-        k = block + tl.arange(0, ROWS)[:, None]
-        there, k = k < stop, tl.minimum(k, stop - 1)
-        key = tl.full([ROWS, c.shape[1]], -1, cut.dtype)
-        for r in range(R):
-            for s in range(S):
-                at_w = (first + k) * w_k + (r * w_r + s * w_s) + at_c * w_c
-                at_a = (first + k) * a_k + (r * a_r + s * a_s) + at_c * a_c
-                bits, life = tl.load(numbers + at_w).to(cut.dtype) & (2 ** (8 * BYTES - 1) - 1), tl.load(masks + at_a)
-                key = tl.maximum(key, tl.where(life == 1, bits, -1))
-                if FRESH:
-                    largest = tl.maximum(largest, tl.max(bits, 0, keep_dims=True))
-                    weights += tl.sum(tl.where(there, life.to(tl.int32), 0), 0, keep_dims=True)  # 2 where nobody asks
-        if FRESH:
-            kernels += tl.sum((there & (key >= 0)).to(tl.int32), 0, keep_dims=True)
-        else:
-            key = tl.where((key > cut) | ((key == cut) & (k > last)), key, -1)
-        rank = key.to(unsigned, bitcast=True)  # what does not live comes last
-        lowest = tl.min(rank, 0, keep_dims=True)
-        at_lowest = tl.min(tl.where(rank == lowest, k, 0x7FFFFFFF), 0, keep_dims=True)
-        at = tl.where(lowest < low, at_lowest, at)  # of equals the first
-        low = tl.minimum(low, lowest)
-    key = low.to(cut.dtype, bitcast=True)
-    return tl.where(key < 0, none, key), at, largest, kernels, weights
-
-
-@triton.jit
-def _lowest(key, k, low, at):
-    """The smaller of `low` and the smallest of a column of live keys, and its number; of equals the first."""
-    rank = key.to(tl.uint32, bitcast=True)
-    lowest = tl.min(rank, 0, keep_dims=True)
-    at_lowest = tl.min(tl.where(rank == lowest, k, 0x7FFFFFFF), 0, keep_dims=True)
-    return tl.minimum(low, lowest), tl.where(lowest < low, at_lowest, at)
-
-
-@triton.jit
-def _first_of_four(
-    weight, start, stop, first, c, inner, taps, S, infinity, count, low_at, at_at, dead_at, ROWS: tl.constexpr
-):
-    """What `_next` finds if it is fresh, put where it belongs; for channels c to c + 3 of each column of `c`.
-
-    These lie side by side in memory, 32 bits each, and so do their masks. It takes a third of the operations: all that
-    is done with an address or with a mask is done once for the four. The dead weights of all are counted in the first.
-    """
-    alive = weight + _TARGET
-    w_k, w_r = tl.load(weight + _STRIDE).to(tl.int32), tl.load(weight + _STRIDE + 2).to(tl.int32)
-    a_k, a_r = tl.load(alive + _STRIDE).to(tl.int32), tl.load(alive + _STRIDE + 2).to(tl.int32)
-    w_s, a_s = tl.load(weight + _STRIDE + 3).to(tl.int32), tl.load(alive + _STRIDE + 3).to(tl.int32)
-    numbers, masks = tl.load(weight).to(tl.pointer_type(tl.int32)), tl.load(alive).to(tl.pointer_type(tl.int8))
-    low0 = (c * 0 - 1).to(tl.uint32, bitcast=True)
-    low1, low2, low3 = low0, low0, low0
-    at0, at1, at2, at3 = c * 0, c * 0, c * 0, c * 0
-    largest, kernels, weights = c * 0, c * 0, c * 0  # `kernels`: a byte for each of the four
-    at_c, R = tl.minimum(c, inner - 4), taps // S
-    for block in range(start, stop, ROWS):
-        k = block + tl.arange(0, ROWS)[:, None]
-        there, k = k < stop, tl.minimum(k, stop - 1)
-        key0 = tl.full([ROWS, c.shape[1]], -1, tl.int32)
-        key1, key2, key3 = key0, key0, key0
-        some, many = key0 * 0, key0 * 0  # a byte for each
-        for r in range(R):
-            for s in range(S):
-                two = (numbers + ((first + k) * w_k + (r * w_r + s * w_s) + at_c)).to(tl.pointer_type(tl.int64))
-                left, right = tl.load(two), tl.load(two + 1)
-                life = tl.load((masks + ((first + k) * a_k + (r * a_r + s * a_s) + at_c)).to(tl.pointer_type(tl.int32)))
-                bits0, bits1 = left.to(tl.int32) & 0x7FFFFFFF, (left >> 32).to(tl.int32) & 0x7FFFFFFF
-                bits2, bits3 = right.to(tl.int32) & 0x7FFFFFFF, (right >> 32).to(tl.int32) & 0x7FFFFFFF
-                key0 = tl.maximum(key0, tl.where((life & 0xFF) == 1, bits0, -1))
-                key1 = tl.maximum(key1, tl.where((life & 0xFF00) == 0x100, bits1, -1))
-                key2 = tl.maximum(key2, tl.where((life & 0xFF0000) == 0x10000, bits2, -1))
-                key3 = tl.maximum(key3, tl.where((life >> 24) == 1, bits3, -1))
-                both = tl.maximum(tl.maximum(bits0, bits1), tl.maximum(bits2, bits3))
-                largest = tl.maximum(largest, tl.max(both, 0, keep_dims=True))
-                some |= life & 0x01010101
-                many += life & 0x01010101
-        kernels += tl.sum(tl.where(there, some, 0), 0, keep_dims=True)
-        many = (many & 0x00FF00FF) + ((many >> 8) & 0x00FF00FF)
-        weights += tl.sum(tl.where(there, (many & 0xFFFF) + (many >> 16), 0), 0, keep_dims=True)
-        low0, at0 = _lowest(key0, k, low0, at0)
-        low1, at1 = _lowest(key1, k, low1, at1)
-        low2, at2 = _lowest(key2, k, low2, at2)
-        low3, at3 = _lowest(key3, k, low3, at3)
-    if tl.max(tl.max(largest, 1), 0) >= infinity:
+    """What `weakest` does, channel by channel."""
+    at_c, column = tl.minimum(c, inner - 1), tl.arange(0, WIDE)
+    cut, last = (c * 0).to(tl.int64 if BYTES == 8 else tl.int32), c * 0
+    cut, last, largest, kernels, weights = _ones(
+        weight, start, stop, first, at_c, taps, S, cut, last, TAPS, ROWS, True, BYTES
+    )
+    if tl.max(largest, 0) >= infinity:
         tl.store(count, _NAN)
-    WIDE: tl.constexpr = 4 * c.shape[1]
-    column = 4 * tl.arange(0, c.shape[1])[None, :]
-    _put(low_at, at_at, dead_at, column, low0, at0, tl.where(c < inner, stop - start - (kernels & 0xFF), 0))
-    _put(low_at, at_at, dead_at, column + 1, low1, at1, tl.where(c < inner, stop - start - ((kernels >> 8) & 0xFF), 0))
-    _put(low_at, at_at, dead_at, column + 2, low2, at2, tl.where(c < inner, stop - start - ((kernels >> 16) & 0xFF), 0))
-    _put(low_at, at_at, dead_at, column + 3, low3, at3, tl.where(c < inner, stop - start - (kernels >> 24), 0))
-    for other in range(4):
-        dead = tl.where((c < inner) & (other == 0), 4 * (stop - start) * taps - weights, 0)
-        tl.store(dead_at + WIDE + column + other, dead)
-
-
-@triton.jit
-def _put(low_at, at_at, dead_at, column, low, at, dead):
-    key = low.to(tl.int32, bitcast=True)
-    tl.store(low_at + column, tl.where(key < 0, 0x7FFFFFFF, key))
-    tl.store(at_at + column, at)
-    tl.store(dead_at + column, dead)
+    tl.store(dead + column, tl.where(c < inner, stop - start - kernels, 0))
+    tl.store(dead + WIDE + column, tl.where(c < inner, (stop - start) * taps - weights, 0))
+    tl.store(low + column, cut)
+    tl.store(at + column, last)
+    for time in range(1, more):
+        cut, last, _, _, _ = _ones(weight, start, stop, first, at_c, taps, S, cut, last, TAPS, ROWS, False, BYTES)
+        tl.store(low + time * WIDE + column, cut)
+        tl.store(at + time * WIDE + column, last)
 
 
 @triton.jit
@@ -300,17 +396,20 @@ def weakest(
     FEW: tl.constexpr,
     ROWS: tl.constexpr,
     WIDE: tl.constexpr,
+    FOURS: tl.constexpr,
 ):
     """Of some of the kernels that read an input channel: the weakest live ones, and how much is dead.
 
     A program has `WIDE` channels, and of the kernels of a group a chunk of `Row.HIGH`; the next program has the
     channels beside them in memory. It writes to its row of `lows` and `ats`, (chunks, FEW, WIDE), the keys in rising
     order and the kernels' numbers in their group, as many as `Due.MORE` says; and to `deads`, int32, (chunks, 2, WIDE),
-    how many kernels are dead and how many weights. A share's chunks have successive rows. Reads each weight once, and
-    again for each but the first that is due; looks for NaN and inf.
+    how many kernels are dead and, in all channels together, how many weights. A share's chunks have successive rows.
+    Reads each weight once, and again for each but the first that is due; looks for NaN and inf.
 
-    It is meant for one warp, whose threads need not know what the others have found. It is a short loop on purpose: a
-    long way without one costs more, since a GPU has to fetch each of its instructions from afar.
+    It is meant for one warp, whose threads need not know what the others have found. The loads of `ROWS` kernels, or of
+    all taps, are under way at the same time, and there are no longer ways than that without a loop: a GPU would have to
+    fetch each of their instructions from afar. Tensors have one dimension, so that neighbours in them are neighbours in
+    memory whatever layout Triton chooses; of two dimensions its versions do not agree.
     """
     number = tl.load(programs + 2 * tl.program_id(0))
     if _looked_at(due, number) & (tl.load(counts + number) >= 0):
@@ -318,38 +417,27 @@ def weakest(
         share, one = (part >> 32).to(tl.int32), part.to(tl.int32)
         inner, rivals = tl.load(row + _INNER).to(tl.int32), tl.load(row + _RIVALS).to(tl.int32)
         taps, S, high = tl.load(row + _TAPS).to(tl.int32), tl.load(row + _S).to(tl.int32), tl.load(row + _HIGH)
-        weight, more = targets + tl.load(row + _FIRST) * _TARGET, tl.load(due + number * _DUE + _MORE).to(tl.int32)
+        w, more = targets + tl.load(row + _FIRST) * _TARGET, tl.load(due + number * _DUE + _MORE).to(tl.int32)
         chunk = (tl.load(row + _CHUNK) + share * tl.load(row + _CHUNKS)).to(tl.int32) + one
         start = one * high.to(tl.int32)
-        stop, infinity = tl.minimum(start + high.to(tl.int32), rivals), tl.load(row + _INF)
-        c, first = _share(row, share, WIDE)
-        column = tl.arange(0, WIDE)[None, :]
-        low_at, at_at = lows + chunk * FEW * WIDE, ats + chunk * FEW * WIDE
-        dead_at, count = deads + 2 * chunk * WIDE, counts + number
-        cut, last = column.to(lows.dtype.element_ty) * 0, column * 0
-        if (BYTES == 4) & (tl.load(row + _SIDE_BY_SIDE) > 0):
-            to_a_group = tl.cdiv(inner, WIDE)
-            four = (share % to_a_group) * WIDE + 4 * tl.arange(0, WIDE // 4)[None, :]
-            _first_of_four(
-                weight, start, stop, first, four, inner, taps, S, infinity, count, low_at, at_at, dead_at, ROWS
-            )
+        stop, inf = tl.minimum(start + high.to(tl.int32), rivals), tl.load(row + _INF)
+        c0, first = _share(row, share, WIDE)
+        low, at, dead = lows + chunk * FEW * WIDE, ats + chunk * FEW * WIDE, deads + 2 * chunk * WIDE
+        n = counts + number
+        if FOURS:
+            c = c0 + 4 * tl.arange(0, WIDE // 4)
+            if taps == 1:
+                _search_fours(w, start, stop, first, c, inner, more, inf, n, low, at, dead, 1, ROWS, WIDE)
+            else:
+                _search_fours(w, start, stop, first, c, inner, more, inf, n, low, at, dead, 9, 1, WIDE)
         else:
-            key, k, largest, kernels, weights = _next(
-                weight, start, stop, first, c, inner, taps, S, cut, last, BYTES, ROWS, True
-            )
-            if tl.max(tl.max(largest, 1), 0) >= infinity:
-                tl.store(count, _NAN)
-            tl.store(dead_at + column, tl.where(c < inner, stop - start - kernels, 0))
-            tl.store(dead_at + WIDE + column, tl.where(c < inner, (stop - start) * taps - weights, 0))
-            tl.store(low_at + column, key)
-            tl.store(at_at + column, k)
-        if more > 1:
-            tl.debug_barrier()  # other threads may have found what this one goes on from
-            cut, last = tl.load(low_at + column), tl.load(at_at + column)
-            for time in range(1, more):
-                cut, last, _, _, _ = _next(weight, start, stop, first, c, inner, taps, S, cut, last, BYTES, ROWS, False)
-                tl.store(low_at + time * WIDE + column, cut)
-                tl.store(at_at + time * WIDE + column, last)
+            c = c0 + tl.arange(0, WIDE)
+            if taps == 1:
+                _search_ones(w, start, stop, first, c, inner, taps, S, more, inf, n, low, at, dead, 1, 4, WIDE, BYTES)
+            elif (taps == 9) & (S == 3):
+                _search_ones(w, start, stop, first, c, inner, taps, S, more, inf, n, low, at, dead, 9, 1, WIDE, BYTES)
+            else:
+                _search_ones(w, start, stop, first, c, inner, taps, S, more, inf, n, low, at, dead, 0, 1, WIDE, BYTES)
 
 
 @triton.jit
@@ -383,9 +471,10 @@ def take(
         what = due + number * _DUE
         count, more = tl.load(what + _COUNT).to(tl.int32), tl.load(what + _MORE).to(tl.int32)
         chunks = tl.load(row + _CHUNKS).to(tl.int32)
-        c, first = _share(row, share, WIDE)
+        c0, first = _share(row, share, WIDE)
         chunk = tl.load(row + _CHUNK).to(tl.int32) + share * chunks
         depth, column = tl.arange(0, DEPTH)[:, None], tl.arange(0, WIDE)[None, :]
+        c = c0 + column
         dead, weights = tl.zeros([DEPTH, WIDE], tl.int32), tl.zeros([DEPTH, WIDE], tl.int32)
         for start in range(0, chunks, DEPTH):
             one, exists = tl.minimum(start + depth, chunks - 1), start + depth < chunks
@@ -438,36 +527,36 @@ def channels(rows, targets, programs, due, counts, left, BYTES: tl.constexpr, HI
         taps, S = tl.load(row + _TAPS).to(tl.int32), tl.load(row + _S).to(tl.int32)
         begin, end = tl.load(row + _FIRST), tl.load(row + _END)
         weight = targets + begin * _TARGET
-        c, first = _share(row, tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32), WIDE)
+        c0, first = _share(row, tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32), WIDE)
         cut = tl.full([1, WIDE], -1, tl.int64 if BYTES == 8 else tl.int32)
         last = tl.full([1, WIDE], -1, tl.int32)
-        cut, last, dead = _weakest(weight, first, rivals, c, inner, taps, S, cut, last, BYTES, HIGH, WIDE)
-        missing = tl.where(c < inner, count - dead, 0)
+        cut, last, dead = _weakest(weight, first, rivals, c0, inner, taps, S, cut, last, BYTES, HIGH, WIDE)
+        missing = tl.where(c0 + tl.arange(0, WIDE)[None, :] < inner, count - dead, 0)
         most = tl.max(tl.max(missing, 0), 0)
         if most > _MANY:
             bits: tl.constexpr = 8 * BYTES - 1
-            cut = _bound(weight, first, rivals, c, inner, taps, S, cut, count - 1, bits, False, BYTES, HIGH, WIDE)
-            room = count - _smaller(weight, first, rivals, c, inner, taps, S, cut, cut, False, BYTES, HIGH, WIDE)
-            tied = _smaller(weight, first, rivals, c, inner, taps, S, cut, cut * 0 + rivals, True, BYTES, HIGH, WIDE)
+            cut = _bound(weight, first, rivals, c0, inner, taps, S, cut, count - 1, bits, False, BYTES, HIGH, WIDE)
+            room = count - _smaller(weight, first, rivals, c0, inner, taps, S, cut, cut, False, BYTES, HIGH, WIDE)
+            tied = _smaller(weight, first, rivals, c0, inner, taps, S, cut, cut * 0 + rivals, True, BYTES, HIGH, WIDE)
             last = tl.full([1, WIDE], 0, tl.int32) + rivals
             if tl.max(tl.max(tied - room, 0), 0) > 0:
-                last = _bound(weight, first, rivals, c, inner, taps, S, cut, room - 1, 31, True, BYTES, HIGH, WIDE).to(
+                last = _bound(weight, first, rivals, c0, inner, taps, S, cut, room - 1, 31, True, BYTES, HIGH, WIDE).to(
                     tl.int32
                 )
         else:
             for time in range(1, most):
-                low, at, _ = _weakest(weight, first, rivals, c, inner, taps, S, cut, last, BYTES, HIGH, WIDE)
+                low, at, _ = _weakest(weight, first, rivals, c0, inner, taps, S, cut, last, BYTES, HIGH, WIDE)
                 last = tl.where(missing > time, at, last)
                 cut = tl.where(missing > time, low, cut)
-        weights = tl.zeros([HIGH, WIDE], tl.int32)
+        weights = tl.zeros([HIGH * WIDE], tl.int32)
         for start in range(0, rivals, HIGH):
-            k = start + tl.arange(0, HIGH)[:, None]
-            key, _ = _kernels(weight, first, rivals, k, c, inner, taps, S, BYTES)
-            gone = (key >= 0) & (missing > 0) & ((key < cut) | ((key == cut) & (k <= last)))
-            k, c_goes = first + tl.minimum(k, rivals - 1), tl.minimum(c, inner - 1)
+            key, _, k = _kernels(weight, start, first, rivals, c0, inner, taps, S, BYTES, HIGH, WIDE)
+            goes = (key >= 0) & (missing > 0) & ((key < cut) | ((key == cut) & (k <= last)))
+            gone = tl.reshape(goes.to(tl.int32), [HIGH * WIDE]) > 0
+            k, c = _flat(start, first, rivals, c0, inner, HIGH, WIDE)
             for tap in range(taps):
-                life = _life(weight + _TARGET, k, c_goes, tap // S, tap % S)
+                life = _life(weight + _TARGET, k, c, tap // S, tap % S)
                 weights += (gone & (life != 0)).to(tl.int32)
-                _kill(targets, begin, end, k, c_goes, tap // S, tap % S, gone)
+                _kill(targets, begin, end, k, c, tap // S, tap % S, gone)
         if tl.load(due + number * _DUE + _IN_WINDOW) == 0:
-            tl.atomic_add(counts + number, tl.sum(tl.sum(weights, 0), 0).to(tl.int64), sem="relaxed")
+            tl.atomic_add(counts + number, tl.sum(weights, 0).to(tl.int64), sem="relaxed")

@@ -148,7 +148,8 @@ def finish(rows, targets, programs, due, counts, keys, states, ties, BYTES: tl.c
     row, number, i, there = _place(rows, programs, BLOCK)
     is_due = tl.load(due + number * _DUE + _IN_WINDOW) >= 0
     if is_due & (tl.load(counts + number) >= 0):  # `neurons` made it -1 for good; from now on it only grows
-        (k, c), first, end = _of_windows(row, i), tl.load(row + _FIRST), tl.load(row + _END)
+        k, c = _of_windows(row, i)
+        first, end = tl.load(row + _FIRST), tl.load(row + _END)
         key = tl.load(keys + tl.load(row + _KEYS) + i, mask=there, other=-1)
         gone = key < 0  # long since, or with its tile
         if tl.load(due + number * _DUE + _COUNT) > 0:

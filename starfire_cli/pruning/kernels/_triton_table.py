@@ -50,8 +50,7 @@ class Row(IntEnum):
     CHUNK = 9  # where the programs of `weakest` that look at it put what they find: the first one's number
     HIGH = 10  # how many kernels one of these programs looks at
     CHUNKS = 11  # how many of these a share has
-    SIDE_BY_SIDE = 12  # 1 where four channels' weights, of 32 bits, and their masks can be read at once
-    WIDTH = 14  # even: addresses stay multiples of 16
+    WIDTH = 12  # even: addresses stay multiples of 16
 
 
 class Due(IntEnum):
@@ -91,9 +90,9 @@ class Part:
         chunks: how many programs `weakest` has.
         programs: the programs of each launch, int64, (programs, 2): a row, and which part of it.
             "layers": one layer. "windows": `BLOCK` windows of convolutions that lose weights inside of them. "nine",
-            "inside": of windows of nine weights, and of others. "channels": `WIDE` input channels of a group; "chunks":
-            `Row.HIGH` of the kernels that read these. "neurons": one output neuron of a linear layer; "weights":
-            `BLOCK` weights; "tiles": `BLOCK` tiles.
+            "inside": of windows of nine weights, and of others. "channels": `WIDE` input channels of a group; "fours",
+            "ones": `Row.HIGH` of the kernels that read these, four channels lying side by side or not. "neurons": one
+            output neuron of a linear layer; "weights": `BLOCK` weights; "tiles": `BLOCK` tiles.
     """
 
     keys: int = 0
@@ -153,7 +152,7 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
     targets: list[list[int]] = []
     parts: dict[int, Part] = defaultdict(Part)
     launches: dict[tuple[int, str], list[tuple[int, int]]] = defaultdict(list)  # of (row, how many programs)
-    grids: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # of (row, shares, chunks of each)
+    grids: dict[tuple[int, str], list[tuple[int, int, int]]] = defaultdict(list)  # of (row, shares, chunks of each)
     for number, (job, budget) in enumerate(zip(jobs, budgets, strict=True)):
         layer, size = job.layer, job.weight.element_size()
         part = parts[size]
@@ -164,7 +163,7 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
             if isinstance(budget, LinearBudget) and (budget.tiles or budget.tile > 1):
                 row, tiles = len(jobs) + len(rows_of_tiles), math.prod(tiles_of(layer, budget.tile))
                 launches[size, "tiles"].append((row, _blocks(tiles)))
-                rows_of_tiles.append([tiles, 0, 0, 0, 0, part.tile_keys, *(0,) * 8])
+                rows_of_tiles.append([tiles, 0, 0, 0, 0, part.tile_keys, *(0,) * 6])
                 losing_tiles[number] = budget.tile
                 part.tiled.append(Tiled(number, row, budget.tile))
                 part.tile_keys += tiles
@@ -176,7 +175,7 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
             shares, high = layer.groups * _blocks(C, WIDE), max(ROWS, HIGH // layer.window)
             launches[size, "channels"].append((number, shares))
             chunk, chunks = part.chunks, _blocks(rivals, high)
-            grids[size].append((number, shares, chunks))
+            grids[size, "fours" if _side_by_side(job) else "ones"].append((number, shares, chunks))
             part.chunks += shares * chunks
             if layer.window > 1 or budget[0]:
                 losing_inside.add(number)
@@ -187,12 +186,10 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
         tensors = [_target(tensor) for tensor in (job.weight, job.alive, *job.others)]
         targets += tensors
         own = [len(targets) - len(tensors), len(targets), _INF[job.weight.dtype], chunk, high, chunks]
-        own += [_side_by_side(job), 0]
         rows.append([K * C, C, layer.window, (*layer.shape, 1, 1)[3], rivals, keys, *own])
     programs = [_programs(shares) for shares in launches.values()] + [_grid(shares) for shares in grids.values()]
     on_device = _upload([np.array(rows + rows_of_tiles), np.array(targets), *programs], jobs[0].weight.device)
-    names = [*launches, *((size, "chunks") for size in grids)]
-    for (size, name), tensor in zip(names, on_device[2:], strict=True):
+    for (size, name), tensor in zip([*launches, *grids], on_device[2:], strict=True):
         parts[size].programs[name] = tensor
     return Table(rows=on_device[0], targets=on_device[1], parts=dict(parts), tiles=losing_tiles, windows=losing_inside)
 
@@ -203,13 +200,12 @@ def _target(tensor: Tensor) -> list[int]:
 
 
 def _side_by_side(job: Job) -> bool:
-    """Whether channels 0 to 3, 4 to 7, ... lie next to one another, and where 16 bytes, or 4, can be read at once."""
-    tensors = (job.weight, job.alive)
-    sizes = job.layer.shape
+    """Whether channels 0 to 3, 4 to 7, ..., of 32 bits, of kernels of 1 or 3 x 3, lie next to one another, aligned."""
+    sizes, tensors = job.layer.shape, (job.weight, job.alive)
     rest = [stride for tensor in tensors for n, stride in enumerate(tensor.stride()) if n != 1 and sizes[n] > 1]
     fours = all(n % 4 == 0 for n in (sizes[1], *rest)) and all(t.stride(1) == 1 for t in tensors)
     aligned = job.weight.data_ptr() % 16 == 0 and job.alive.data_ptr() % 4 == 0
-    return fours and aligned and job.weight.element_size() == 4 and job.layer.window < 256
+    return fours and aligned and sizes[2:] in ((1, 1), (3, 3)) and job.weight.element_size() == 4
 
 
 def _blocks(n: int, block: int = BLOCK) -> int:

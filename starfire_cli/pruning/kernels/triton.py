@@ -170,7 +170,9 @@ class TritonStanding:
             lows = self._empty(part.chunks, FEW, WIDE, dtype=_KEYS[size])
             ats, dead = self._empty(part.chunks, FEW, WIDE), self._empty(part.chunks, 2, WIDE)
             left = self._empty(len(part.programs["channels"]))
-            launch(of_channels.weakest, "chunks", lows, ats, dead, FEW=FEW, ROWS=ROWS, WIDE=WIDE)
+            for name in ("fours", "ones"):
+                fours = name == "fours"
+                launch(of_channels.weakest, name, lows, ats, dead, FEW=FEW, ROWS=ROWS, WIDE=WIDE, FOURS=fours)
             launch(of_channels.take, "channels", lows, ats, dead, left, FEW=FEW, DEPTH=ROWS, WIDE=WIDE)
             launch(of_channels.channels, "channels", left, HIGH=2 * ROWS, WIDE=WIDE)
         if "inside" in needed:
