@@ -109,8 +109,13 @@ def theirs(
     return run
 
 
-def row(name: str, steps: int, turns: int, device: torch.device, workers: int) -> dict[str, dict[str, float]]:
-    """Medians of images a second of every contender, and how many times the fastest peer in the same precision."""
+def row(
+    name: str, steps: int, turns: int, device: torch.device, workers: int, kept: Results
+) -> dict[str, dict[str, float]]:
+    """Medians of images a second of every contender, and how many times the fastest peer in the same precision.
+
+    Each figure goes to `kept` as soon as it is there: a lent GPU may be taken away in the middle.
+    """
     model, size, batch, crop, sides = ROWS[name]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -131,10 +136,9 @@ def row(name: str, steps: int, turns: int, device: torch.device, workers: int) -
                         source, model, size, device, channels_last=channels_last, amp=amp, look=look
                     )
         rates: dict[str, list[float]] = {title: [] for title in contenders}
-        for _ in range(turns):
+        for turn in range(turns):
             for title, run in contenders.items():
-                rates[title].append(run())
-                print(f"  {title}: {rates[title][-1]:.0f}", flush=True)
+                rates[title].append(kept.step(f"{name}, turn {turn + 1}: {title}", lambda run=run: round(run(), 1)))
     found = {title: statistics.median(some) for title, some in rates.items()}
     best = {
         p: max((v for t, v in found.items() if t.startswith(p) and "starfire" not in t), default=0.0)
@@ -171,11 +175,13 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     results = Results(args.out, device)
+    kept = Results(args.out.with_suffix(".turns.json"), device)
     for name in args.rows.split(","):
         results.step(
             f"{name}: {ROWS[name][0]}, {ROWS[name][1]} px",
-            lambda name=name: row(name, args.steps, args.turns, device, args.workers),
+            lambda name=name: row(name, args.steps, args.turns, device, args.workers, kept),
         )
+    kept.path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

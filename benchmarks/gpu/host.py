@@ -1,9 +1,9 @@
-"""How long is Python busy with a refresh of all masks on a GPU? Runs anywhere: nothing goes to the device.
+"""How long is Python busy with masks and gradients at a step on a GPU? Runs anywhere: nothing goes to the device.
 
     python benchmarks/gpu/host.py --out docs/results/host.json
 
-ResNet50, an era of 1000 steps, its middle; medians of turns of a hundred steps, on one core. A launch of a CUDA graph
-and a copy of a kilobyte come on top of it, and at each step one call that masks the gradients.
+ResNet50, an era of 1000 steps, and after it; medians of turns of a hundred steps, on one core. A launch of a CUDA graph
+and a copy of a kilobyte come on top of it, and at each step the launch of a kernel.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from _common import Results
 from masks import ERA, in_training
 
 from starfire_cli.pruning import Pruner
+from starfire_cli.pruning.kernels import _triton_muting
 from starfire_cli.pruning.kernels.triton import TritonKernels, TritonStanding
 
 TURNS = 5
@@ -34,25 +35,35 @@ class Nothing:
         pass
 
 
-def microseconds(method: str) -> float:
-    """A step of the pruner with Triton's masks, nothing launched."""
+def microseconds(method: str, first: int) -> float:
+    """A step of the pruner from step `first` on, with Triton's masks, nothing launched."""
     optimizer, pruner = in_training("torch", method, "resnet50", torch.device("cpu"))
-    optimizer.zero_grad()
+    gradients = [(weight, weight.grad) for group in optimizer.param_groups for weight in group["params"]]
     pruner._kernels = TritonKernels()
-    step, taken = ERA // 4, []
+    step, taken = first, []
     zeros = PropertyMock(return_value={})
     standing = patch.multiple(TritonStanding, _launch=lambda *_: None, _captured=lambda *_: Nothing())
     eager = patch.object(torch.cuda, "is_current_stream_capturing", lambda: False)
-    with standing, eager, patch.object(Pruner, "zeros", zeros):
-        pruner.after_step(step)
+    quiet = patch.object(_triton_muting, "_mute", lambda launch: None)
+    with standing, eager, quiet, patch.object(Pruner, "zeros", zeros):
+        optimizer.zero_grad()
+        pruner.after_step(ERA // 4)
         assert pruner._standing is not None
         pruner._standing[1]._graphs = True  # type: ignore[attr-defined]
         for _ in range(1 + TURNS):
-            started = time.perf_counter()
+            spent = 0.0
             for _ in range(100):
                 step += 1
+                for weight, gradient in gradients:
+                    weight.grad = gradient
+                started = time.perf_counter()
+                pruner.after_backward()
+                spent += time.perf_counter() - started
+                optimizer.zero_grad()
+                started = time.perf_counter()
                 pruner.after_step(step)
-            taken.append((time.perf_counter() - started) / 100)
+                spent += time.perf_counter() - started
+            taken.append(spent / 100)
     return round(1e6 * statistics.median(taken[1:]), 1)
 
 
@@ -63,7 +74,9 @@ def main() -> None:
     torch.set_num_threads(1)
     results = Results(args.out, torch.device("cpu"))
     for method in ("window", "ck", "intra"):
-        results.step(f"resnet50, {method}, microseconds a step", lambda method=method: microseconds(method))
+        for name, first in (("in the era", ERA // 4), ("after it", ERA)):
+            title = f"resnet50, {method}, {name}, microseconds a step"
+            results.step(title, lambda method=method, first=first: microseconds(method, first))
 
 
 if __name__ == "__main__":

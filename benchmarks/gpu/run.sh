@@ -2,14 +2,16 @@
 # What is to be run where a GPU is at hand, in order of worth. Each step (but for the tests) is resumable, leaves out what
 # is done, and writes JSON. `tests` are skipped where there is no CUDA device.
 #
-#   benchmarks/gpu/run.sh correctness|tests|overhead|masks|train|memory|tiny-imagenet|cifar10 [more options of the step]
+#   benchmarks/gpu/run.sh correctness|tests|overhead|launches|masks|train|memory|tiny-imagenet|cifar10 [more options]
+#
+# On an H200 the first four take about a minute each, `masks` somewhat more, `train --rows large` more than two.
 #
 # DEVICE=cuda  OUT=docs/results  DATA=PATH (tiny-imagenet, cifar10)  JOBS=3 (trained at once)  LIMIT=580 (seconds, of any)
 # MPS=1 lets what is trained at once compute at once: NVIDIA's Multi-Process Service, for as long as the step takes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${DEVICE:=cuda}" "${OUT:=docs/results}" "${PYTHON:=python}" "${JOBS:=3}" "${LIMIT:=580}"
-steps="correctness, tests, overhead, masks, train, memory, tiny-imagenet, cifar10"
+steps="correctness, tests, overhead, launches, masks, train, memory, tiny-imagenet, cifar10"
 fail() { echo "$*" >&2; exit 2; }
 [ $# -gt 0 ] || fail "which step? there are $steps"
 step=$1; shift
@@ -30,7 +32,7 @@ sees_cuda() { "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_availa
 [[ ", $steps," == *", $step,"* ]] || fail "unknown step $step; there are $steps"
 [ "$DEVICE" != cuda ] || [ "$step" = tests ] || sees_cuda || fail "torch sees no CUDA device here; DEVICE=cpu TINY=1 tries a step on a CPU"
 case $step in
-    correctness | overhead) run "benchmarks/gpu/$step.py" --device "$DEVICE" --out "$OUT/gpu-$step.json" "${tiny[@]}" "$@" ;;
+    correctness | overhead | launches) run "benchmarks/gpu/$step.py" --device "$DEVICE" --out "$OUT/gpu-$step.json" "${tiny[@]}" "$@" ;;
     tests) run -m pytest -o addopts= -p no:cacheprovider tests/test_kernels_triton.py tests/test_graphed.py -k gpu "$@" ;;
     masks) run benchmarks/masks.py --device "$DEVICE" --batch 64 --size 224 --out "$OUT/gpu-masks.json" "$@" ;;
     train) run benchmarks/train.py --device "$DEVICE" --rows tiny,cifar,large --steps 100 --turns 1 --workers 14 --out "$OUT/gpu-train.json" "$@" ;;

@@ -32,6 +32,11 @@ WIDE, HIGH, ROWS = 128, 64, 8
 FEW = 8
 """So many kernels of a channel, due at once, are found by looking at each weight once or twice."""
 
+KINDS = ("inside", "channels", "weights", "tiles")
+"""What may be due: inside of windows, or whole kernels (or only to be counted); of linear layers weights, or tiles."""
+
+_COMBINATIONS = [frozenset(name for n, name in enumerate(KINDS) if bits >> n & 1) for bits in range(16)]
+_PASSED_OVER = (-1, 0, 0)
 _INF = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}
 
 
@@ -120,24 +125,42 @@ class Table:
     tiles: dict[int, int]
     windows: set[int]
 
-    def due(self, budgets: Sequence[Budget | None], more: Sequence[int]) -> list[int]:
-        """The rows of `Due`, flattened. Raises LookupError where a layer is to lose what no program looks at."""
+    def due(
+        self, budgets: Sequence[Budget | None], kernels: list[int], more: list[int]
+    ) -> tuple[list[int], frozenset[str]]:
+        """The rows of `Due`, flattened, and what of `KINDS` is due at all.
+
+        `kernels` and `more` are brought up to date: of each layer how many kernels are due of a channel, and how many
+        more these are than before. Raises LookupError where a layer is to lose what no program looks at.
+        """
         due: list[int] = []
-        for number, (budget, many) in enumerate(zip(budgets, more, strict=True)):
+        inside = channels = weights = 0
+        for number, budget in enumerate(budgets):  # as many times a step as there are layers: so one loop does it all
             if budget is None:
-                due += (-1, 0, 0)
+                due += _PASSED_OVER
             elif isinstance(budget, LinearBudget):
                 if budget.tiles and self.tiles.get(number) != budget.tile:
                     raise LookupError(number)
+                weights = 1
                 due += (0, budget.weights, 0)
             else:
-                if budget.in_window and number not in self.windows:
-                    raise LookupError(number)
-                due += (budget.in_window, budget.kernels, many if many <= FEW else 0)
+                in_window, many = budget
+                if in_window:
+                    if number not in self.windows:
+                        raise LookupError(number)
+                    inside = 1
+                if many or not in_window:
+                    channels = 1
+                if many != kernels[number]:
+                    more[number], kernels[number] = max(0, many - kernels[number]), many
+                due += (in_window, many, more[number] if more[number] <= FEW else 0)
+        tiles = 0
         for number in self.tiles:
             budget = budgets[number]
-            due += (0, budget.tiles, 0) if isinstance(budget, LinearBudget) else (-1, 0, 0)
-        return due
+            many = budget.tiles if isinstance(budget, LinearBudget) else -1
+            tiles |= many > 0
+            due += (0, many, 0) if many >= 0 else _PASSED_OVER
+        return due, _COMBINATIONS[inside + 2 * channels + 4 * weights + 8 * tiles]
 
 
 def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:

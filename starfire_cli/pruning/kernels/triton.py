@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.kernels import KERNELS, Budget, Job, installed
 from starfire_cli.pruning.kernels._triton_muting import Muting
-from starfire_cli.pruning.kernels._triton_table import BLOCK, FEW, NINE, ROWS, WIDE, Due, Part, Tiled, build
+from starfire_cli.pruning.kernels._triton_table import BLOCK, FEW, KINDS, NINE, ROWS, WIDE, Due, Part, Tiled, build
 from starfire_cli.pruning.linear._rules import _strongest, tiles_of
 
 WARPS = {"channels": 16, "weakest": 1, "take": 1}  # of a program; 4 of all others
 _KEYS = {2: torch.int32, 4: torch.int32, 8: torch.int64}  # what the keys of weights of so many bytes are kept in
-_ALL = frozenset({"inside", "channels", "weights", "tiles"})  # what may be due
+_ALL = frozenset(KINDS)
 
 
 @KERNELS.register("triton")
@@ -88,9 +87,8 @@ class TritonStanding:
 
     @torch.no_grad()
     def prune(self, budgets: Sequence[Budget | None]) -> Tensor:
-        needed = _needed(budgets)
         with torch.cuda.device(self._device if self._device.type == "cuda" else -1):  # where Triton launches
-            self._tell(budgets)
+            needed = self._tell(budgets)
             if not self._graphs or torch.cuda.is_current_stream_capturing():
                 self._launch(needed)
             elif not self._compiled:
@@ -107,22 +105,20 @@ class TritonStanding:
         self._table = build(self._jobs, self._known)
         self._due = torch.zeros(len(self._table.rows), Due.WIDTH, dtype=torch.int64, device=self._device)
 
-    def _tell(self, budgets: Sequence[Budget | None]) -> None:
-        for number, budget in enumerate(budgets):
-            if isinstance(budget, ConvBudget) and budget.kernels != self._kernels[number]:
-                self._more[number] = max(0, budget.kernels - self._kernels[number])
-                self._kernels[number] = budget.kernels
+    def _tell(self, budgets: Sequence[Budget | None]) -> frozenset[str]:
+        """Let the device know, and say what of `KINDS` is due."""
         try:
-            told = self._table.due(budgets, self._more)
+            told, needed = self._table.due(budgets, self._kernels, self._more)
         except LookupError:  # a first tile goes, or the like
             self._known = [new or old for new, old in zip(budgets, self._known, strict=True)]
             self._set_up()
-            told = self._table.due(budgets, self._more)
+            told, needed = self._table.due(budgets, self._kernels, self._more)
         if told != self._told:  # only from pinned memory does a copy not wait
             on_host = torch.empty(len(told), dtype=torch.int64, pin_memory=self._device.type == "cuda")
             on_host.numpy()[:] = told
             self._due.copy_(on_host.view_as(self._due), non_blocking=True)
             self._told = told
+        return needed
 
     def _captured(self, needed: frozenset[str]) -> torch.cuda.CUDAGraph:
         """Linear layers are a branch of their own: they are a chain of small launches, which others hide."""
@@ -228,19 +224,6 @@ class TritonStanding:
             gone_OI = gone_N.view_as(score_T).repeat_interleave(n, 0).repeat_interleave(n, 1)[:O, :I]
             goes_OI = gone_OI & job.alive & job.weight.isfinite().all() & is_due
             job.alive.view(torch.uint8).masked_fill_(goes_OI, 2)
-
-
-def _needed(budgets: Sequence[Budget | None]) -> frozenset[str]:
-    """What of `_ALL` any of these budgets asks for."""
-    linear = [budget for budget in budgets if isinstance(budget, LinearBudget)]
-    convolutions = [budget for budget in budgets if budget is not None and not isinstance(budget, LinearBudget)]
-    asked = {
-        "inside": any(budget.in_window for budget in convolutions),
-        "channels": any(budget.kernels or not budget.in_window for budget in convolutions),
-        "weights": bool(linear),
-        "tiles": any(budget.tiles for budget in linear),
-    }
-    return frozenset(name for name, some in asked.items() if some)
 
 
 def _launch(kernel: Any, programs: Tensor, *arguments: Any, **constants: Any) -> None:
