@@ -121,12 +121,20 @@ class TritonStanding:
         return needed
 
     def _captured(self, needed: frozenset[str]) -> torch.cuda.CUDAGraph:
-        """Linear layers are a branch of their own: they are a chain of small launches, which others hide."""
-        graph = torch.cuda.CUDAGraph()
-        stream, beside = (torch.cuda.Stream(self._device) for _ in range(2))  # type: ignore[no-untyped-call]
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # loaders go on in theirs
+        """Linear layers are a branch of their own: they are a chain of small launches, which others hide.
+
+        All graphs use the same memory: nothing in it outlives a replay. It is kept by stream, so these are the same.
+        """
+        graph, pool = torch.cuda.CUDAGraph(), next((other.pool() for other in self._captures.values()), None)
+        stream, beside = self._streams
+        # Only this thread is held to the rules of capturing: loaders go on in theirs.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self._launch(needed, beside)
         return graph
+
+    @cached_property
+    def _streams(self) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+        return torch.cuda.Stream(self._device), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def _launch(self, needed: frozenset[str], beside: torch.cuda.Stream | None = None) -> None:
         """All that is `needed`, linear layers on the stream `beside` if there is one."""
