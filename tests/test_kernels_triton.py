@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -606,13 +607,21 @@ def kernel_for_a_gpu(name: str, size: int, *, fours: bool = False) -> object:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from starfire_cli.pruning.kernels import _triton_channels, _triton_device, _triton_linear
+    from starfire_cli.pruning.kernels import _triton_channels, _triton_device, _triton_gradients, _triton_linear
 
-    kernel = next(getattr(m, name) for m in (_triton_channels, _triton_device, _triton_linear) if hasattr(m, name))
+    modules = (_triton_channels, _triton_device, _triton_gradients, _triton_linear)
+    kernel = next(getattr(module, name) for module in modules if hasattr(module, name))
     known = {"BYTES": size, "BLOCK": NINE if name == "nine" else BLOCK}
-    known |= {"FOURS": fours, "FEW": FEW, "WIDE": WIDE, "HIGH": 2 * ROWS, **dict.fromkeys(("ROWS", "DEPTH"), ROWS)}
+    known |= {
+        "TENSORS": 64,
+        "FOURS": fours,
+        "FEW": FEW,
+        "WIDE": WIDE,
+        "HIGH": 2 * ROWS,
+        **dict.fromkeys(("ROWS", "DEPTH"), ROWS),
+    }
     constants = {arg: known[arg] for arg in kernel.arg_names if arg in known}
-    types = {"keys": "*i64" if size == 8 else "*i32", "phase": "i32"}
+    types = {"keys": "*i64" if size == 8 else "*i32", "phase": "i32", "tensors": "i32"}
     types |= {"lows": types["keys"]} | dict.fromkeys(("histograms", "ties", "ats", "deads", "left"), "*i32")
     source = ASTSource(
         fn=kernel,
@@ -625,7 +634,15 @@ def kernel_for_a_gpu(name: str, size: int, *, fours: bool = False) -> object:
 
 ALL = ("begin", "scan", "nine", "inside", "weakest", "take", "channels", "neurons", "select", "finish", "apply")
 COMPILED = [*((name, 4) for name in ALL), *((name, size) for name in ("weakest", "take") for size in (2, 8))]
-COMPILED += [("channels", 8), ("channels", 2), ("neurons", 2), ("select", 8), ("scan", 8), ("scan", 2)]
+COMPILED += [
+    *(("mute", size) for size in (2, 4, 8)),
+    ("channels", 8),
+    ("channels", 2),
+    ("neurons", 2),
+    ("select", 8),
+    ("scan", 8),
+    ("scan", 2),
+]
 
 
 @pytest.mark.parametrize(("name", "size"), COMPILED)
@@ -634,3 +651,11 @@ def compiled_for_a_gpu(name: str, size: int, tmp_path: object, monkeypatch: pyte
     compiled = kernel_for_a_gpu(name, size, fours=size == 4)
     assert ".target sm_90" in compiled.asm["ptx"]
     assert compiled.asm["cubin"].startswith(b"\x7fELF")
+    # Threads side by side look at what lies side by side: Triton 3.6 lays two dimensions out across memory unless told.
+    orders = dict(re.findall(r"^(#\w+) = #ttg\.blocked<.*order = \[([\d, ]+)\]", compiled.asm["ttgir"], re.M))
+    moved = re.findall(r"tt\.(?:load|store) .*: tensor<((?:\d+x)+)!tt\.ptr<\w+>, (#\w+)>", compiled.asm["ttgir"])
+    assert moved or name == "begin"
+    for sizes, layout in moved:
+        dimensions = [int(size) for size in sizes.split("x")[:-1]]
+        if sum(size > 1 for size in dimensions) > 1:
+            assert orders[layout].startswith(str(len(dimensions) - 1)), (sizes, orders[layout])
