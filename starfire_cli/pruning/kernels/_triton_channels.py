@@ -239,6 +239,16 @@ def _fours(
 
 
 @triton.jit
+def _one(numbers, masks, key, largest, many, FRESH: tl.constexpr, BYTES: tl.constexpr):
+    """A weight more of some kernels: their keys, and if it is `FRESH` the largest |w|'s bits and the mask's sum."""
+    bits, life = tl.load(numbers).to(key.dtype) & (2 ** (8 * BYTES - 1) - 1), tl.load(masks)
+    if FRESH:
+        largest = tl.maximum(largest, bits)
+        many += life
+    return tl.maximum(key, tl.where(life == 1, bits, -1)), largest, many
+
+
+@triton.jit
 def _ones(
     weight,
     start,
@@ -255,13 +265,11 @@ def _ones(
     BYTES: tl.constexpr,
 ):
     """As `_fours`, of single channels wherever they lie, of any size. `TAPS`: 1, 9 (3 x 3) or, for any, 0."""
-    wide: tl.constexpr = tl.int64 if BYTES == 8 else tl.int32
     whole = tl.int16 if BYTES == 2 else tl.int32 if BYTES == 4 else tl.int64
     w_k, w_c, w_r, w_s = _strides(weight)
     a_k, a_c, a_r, a_s = _strides(weight + _TARGET)
     numbers = tl.load(weight).to(tl.pointer_type(whole)) + at_c * w_c
     masks = tl.load(weight + _TARGET).to(tl.pointer_type(tl.int8)) + at_c * a_c
-    sign: tl.constexpr = 2 ** (8 * BYTES - 1) - 1
     none: tl.constexpr = 2 ** (31 if BYTES < 8 else 63) - 1
     low, at, largest = cut * 0 + none, last * 0, cut * 0
     kernels, weights = last * 0, last * 0
@@ -273,20 +281,12 @@ def _ones(
                 for tap in tl.static_range(TAPS):
                     at_w = (first + k) * w_k + (tap // 3 * w_r + tap % 3 * w_s)
                     at_a = (first + k) * a_k + (tap // 3 * a_r + tap % 3 * a_s)
-                    bits, life = tl.load(numbers + at_w).to(wide) & sign, tl.load(masks + at_a)
-                    key = tl.maximum(key, tl.where(life == 1, bits, -1))
-                    if FRESH:
-                        largest = tl.maximum(largest, bits)
-                        many += life
+                    key, largest, many = _one(numbers + at_w, masks + at_a, key, largest, many, FRESH, BYTES)
             else:
                 for tap in range(taps):
                     at_w = (first + k) * w_k + (tap // S * w_r + tap % S * w_s)
                     at_a = (first + k) * a_k + (tap // S * a_r + tap % S * a_s)
-                    bits, life = tl.load(numbers + at_w).to(wide) & sign, tl.load(masks + at_a)
-                    key = tl.maximum(key, tl.where(life == 1, bits, -1))
-                    if FRESH:
-                        largest = tl.maximum(largest, bits)
-                        many += life
+                    key, largest, many = _one(numbers + at_w, masks + at_a, key, largest, many, FRESH, BYTES)
             if FRESH:
                 there = block + row < stop
                 kernels += (there & (key >= 0)).to(tl.int32)
