@@ -293,6 +293,18 @@ def gpu_a_graph_captures_what_a_call_does() -> None:
     assert all(torch.equal(a.alive.cpu(), b.alive) for a, b in zip(mine, reference, strict=True))
 
 
+def interpreted_what_is_captured_has_been_called_right_before() -> None:
+    """A copy to the device that a graph holds would read the host's memory again at each replay."""
+    standing = TritonKernels().standing(
+        copies([job((6, 5, 3, 3), ConvBudget(0, 2)), job((6, 5), LinearBudget(0, 9, 1))])
+    )
+    standing.prune([ConvBudget(0, 2), None])
+    assert standing._tell([ConvBudget(0, 2), None], capturing=True) == {"channels"}
+    for budgets in ([ConvBudget(0, 3), None], [None, LinearBudget(1, 9, 2)]):
+        with pytest.raises(RuntimeError, match="the same budgets right before"):
+            standing._tell(budgets, capturing=True)
+
+
 def gpu_ties_in_hundreds_of_programs() -> None:  # the interpreter takes ten seconds
     check([job((600, 900), LinearBudget(0, 530_000, 1), torch.full((600, 900), 0.5))])
 
@@ -574,6 +586,13 @@ def everywhere_gradients_of_the_dead_become_zero() -> None:
             assert torch.equal(bits(gradient), bits(wanted)), (gradient.shape, mask.stride())
 
 
+def interpreted_gradients_of_other_shapes_at_the_same_place() -> None:
+    kernels, memory, mask = TritonKernels(), torch.ones(30 * 20), torch.zeros(30 * 20, dtype=torch.bool)
+    for rows in (10, 30):
+        kernels.silence([memory[: rows * 20].view(rows, 20)], [mask[: rows * 20].view(rows, 20)])
+    assert not memory.any()
+
+
 def interpreted_places_of_gradients_are_told_once_and_no_more_than_eight_are_kept() -> None:
     kernels, mask = TritonKernels(), torch.rand(9, 5) < 0.5
     at = torch.randn(12, 48)[:, :45].view(12, 9, 5)
@@ -623,10 +642,12 @@ def kernel_for_a_gpu(name: str, size: int, *, fours: bool = False) -> object:
     constants = {arg: known[arg] for arg in kernel.arg_names if arg in known}
     types = {"keys": "*i64" if size == 8 else "*i32", "phase": "i32", "tensors": "i32"}
     types |= {"lows": types["keys"]} | dict.fromkeys(("histograms", "ties", "ats", "deads", "left"), "*i32")
+    pointers = [arg for arg in kernel.arg_names if arg not in constants and arg not in ("phase", "tensors")]
     source = ASTSource(
         fn=kernel,
         signature={arg: "constexpr" if arg in constants else types.get(arg, "*i64") for arg in kernel.arg_names},
         constexprs={(kernel.arg_names.index(arg),): value for arg, value in constants.items()},
+        attrs={(n,): [["tt.divisibility", 16]] for n, arg in enumerate(kernel.arg_names) if arg in pointers},
     )
     options = {"enable_fp_fusion": False, "num_warps": ours.WARPS.get(name, 4)}
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)

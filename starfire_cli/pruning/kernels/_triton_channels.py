@@ -507,6 +507,8 @@ def take(
             for tap in range(taps):
                 life = _life(targets + (begin + 1) * _TARGET, k, c_goes, tap // S, tap % S)
                 weights += (goes & (life != 0)).to(tl.int32)
+            tl.debug_barrier()  # with more warps than one others might look at a mask that this one has changed
+            for tap in range(taps):
                 _kill(targets, begin, end, k, c_goes, tap // S, tap % S, goes)
         if tl.load(due + number * _DUE + _IN_WINDOW) == 0:
             tl.atomic_add(counts + number, tl.sum(tl.sum(weights, 0), 0).to(tl.int64), sem="relaxed")

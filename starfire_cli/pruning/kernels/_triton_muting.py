@@ -39,8 +39,8 @@ class Muting:
                 launches, others = _prepared(gradients, masks, capturing=True)
                 self._captured.append(launches)
             else:
-                places = map(Tensor.data_ptr, (*gradients, *masks))
-                key = (*places, *map(Tensor.stride, gradients), *(g.dtype for g in gradients))
+                both = (*gradients, *masks)
+                key = (*map(Tensor.data_ptr, both), *map(Tensor.stride, both), *((g.shape, g.dtype) for g in gradients))
                 if key not in self._known:
                     if len(self._known) == _KEPT:
                         self._known.pop(next(iter(self._known)))
@@ -62,7 +62,8 @@ def _prepared(
     for number, (gradient, mask) in enumerate(zip(gradients, masks, strict=True)):
         size, elements = gradient.element_size(), gradient.numel()
         aligned = gradient.data_ptr() % 16 == 0 and mask.data_ptr() % 4 == 0
-        if gradient.stride() == mask.stride() and _without_gaps(mask) and aligned and elements < 1 << 31:
+        fits = size in (2, 4, 8) and elements < (1 << 31) - BLOCK
+        if gradient.stride() == mask.stride() and _without_gaps(mask) and aligned and fits:
             rows[size] += (gradient.data_ptr(), mask.data_ptr(), elements, programs[size])
             programs[size] += -(-elements // BLOCK)
         else:

@@ -218,7 +218,8 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
 
 
 def _target(tensor: Tensor) -> list[int]:
-    assert tensor.numel() < 1 << 31, "places inside of a tensor are counted in 32 bits"
+    extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    assert extent < 1 << 31, "places inside of a tensor are counted in 32 bits"
     return [tensor.data_ptr(), tensor.element_size(), *(*tensor.stride(), 0, 0)[:4]]
 
 

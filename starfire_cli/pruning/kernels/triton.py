@@ -67,9 +67,9 @@ class TritonKernels:
 class TritonStanding:
     """`Standing` on a GPU. From the second call on graphs are captured, for which the device is waited for.
 
-    There is one for each combination of what may be due. A call may be captured by others once a call with the same
-    budgets has been made. Their graph reads this object: it has to outlive the graph, and to be called with these
-    budgets only.
+    There is one for each combination of what may be due. A call may be captured by others if the call before had the
+    same budgets; RuntimeError otherwise. Their graph reads this object: it has to outlive the graph, and to be called
+    with these budgets only.
     """
 
     _captures: dict[frozenset[str], torch.cuda.CUDAGraph]  # by what is due
@@ -88,8 +88,9 @@ class TritonStanding:
     @torch.no_grad()
     def prune(self, budgets: Sequence[Budget | None]) -> Tensor:
         with torch.cuda.device(self._device if self._device.type == "cuda" else -1):  # where Triton launches
-            needed = self._tell(budgets)
-            if not self._graphs or torch.cuda.is_current_stream_capturing():
+            capturing = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+            needed = self._tell(budgets, capturing=capturing)
+            if not self._graphs or capturing:
                 self._launch(needed)
             elif not self._compiled:
                 self._launch(_ALL)
@@ -105,15 +106,21 @@ class TritonStanding:
         self._table = build(self._jobs, self._known)
         self._due = torch.zeros(len(self._table.rows), Due.WIDTH, dtype=torch.int64, device=self._device)
 
-    def _tell(self, budgets: Sequence[Budget | None]) -> frozenset[str]:
+    def _tell(self, budgets: Sequence[Budget | None], *, capturing: bool) -> frozenset[str]:
         """Let the device know, and say what of `KINDS` is due."""
+        news = "what is captured has to have been called with the same budgets right before"
         try:
             told, needed = self._table.due(budgets, self._kernels, self._more)
         except LookupError:  # a first tile goes, or the like
+            if capturing:
+                raise RuntimeError(news) from None
             self._known = [new or old for new, old in zip(budgets, self._known, strict=True)]
             self._set_up()
             told, needed = self._table.due(budgets, self._kernels, self._more)
-        if told != self._told:  # only from pinned memory does a copy not wait
+        if told != self._told:
+            if capturing:  # a graph would read the host's memory again at each replay
+                raise RuntimeError(news)
+            # Only from pinned memory does a copy not wait.
             on_host = torch.empty(len(told), dtype=torch.int64, pin_memory=self._device.type == "cuda")
             on_host.numpy()[:] = told
             self._due.copy_(on_host.view_as(self._due), non_blocking=True)
