@@ -169,6 +169,7 @@ class TritonStanding:
         """Bring those down whose weights have `size` bytes."""
         from starfire_cli.pruning.kernels import _triton_channels as of_channels
         from starfire_cli.pruning.kernels import _triton_device as device
+        from starfire_cli.pruning.kernels._triton_weakest import weakest
 
         def launch(kernel: Any, name: str, *more: Tensor, **constants: int) -> None:
             self._on(part, kernel, name, *more, BYTES=size, **constants)
@@ -183,7 +184,7 @@ class TritonStanding:
             left = self._empty(len(part.programs["channels"]))
             for name in ("fours", "ones"):
                 fours = name == "fours"
-                launch(of_channels.weakest, name, lows, ats, dead, FEW=FEW, ROWS=ROWS, WIDE=WIDE, FOURS=fours)
+                launch(weakest, name, lows, ats, dead, FEW=FEW, ROWS=ROWS, WIDE=WIDE, FOURS=fours)
             launch(of_channels.take, "channels", lows, ats, dead, left, FEW=FEW, DEPTH=ROWS, WIDE=WIDE)
             launch(of_channels.channels, "channels", left, HIGH=2 * ROWS, WIDE=WIDE)
         if "inside" in needed:
