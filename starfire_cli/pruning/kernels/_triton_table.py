@@ -30,7 +30,7 @@ WIDE, HIGH, ROWS = 128, 64, 8
 """input channels, and kernels of each, fewer if they are large, but not fewer than it looks at together."""
 
 FEW = 8
-"""So many kernels of a channel, due at once, are found by looking at each weight once or twice."""
+"""So many kernels of a channel, due at once, are found chunk by chunk, looking at each weight once for each."""
 
 KINDS = ("inside", "channels", "weights", "tiles")
 """What may be due: inside of windows, or whole kernels (or only to be counted); of linear layers weights, or tiles."""
