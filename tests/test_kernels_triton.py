@@ -593,6 +593,15 @@ def interpreted_gradients_of_other_shapes_at_the_same_place() -> None:
     assert not memory.any()
 
 
+def interpreted_gradients_of_another_dtype_or_other_strides_at_the_same_place() -> None:
+    kernels, memory, mask = TritonKernels(), torch.ones(30 * 20), torch.arange(600).view(30, 20) % 3 > 0
+    halves = memory.view(torch.bfloat16)[:600]
+    for gradient in (memory.view(30, 20), halves.view(30, 20), halves.as_strided((30, 20), (1, 30))):
+        gradient.fill_(1.0)
+        kernels.silence([gradient], [mask])
+        assert torch.equal(gradient, mask.to(gradient.dtype))
+
+
 def interpreted_places_of_gradients_are_told_once_and_no_more_than_eight_are_kept() -> None:
     kernels, mask = TritonKernels(), torch.rand(9, 5) < 0.5
     at = torch.randn(12, 48)[:, :45].view(12, 9, 5)

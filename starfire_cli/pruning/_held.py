@@ -23,12 +23,13 @@ class Held:
     ) -> None:
         self._states = list(optimizer.state.values()) if optimizer is not None else []
         mine = [optimizer.state[w] for w in weights if w in optimizer.state] if optimizer is not None else []
-        self._mine, self._lengths = mine, [len(state) for state in mine]
+        self._mine, self._lengths = mine, list(map(len, mine))
         found = [(weight, name) for weight in weights for name in state_of(weight, optimizer)]
-        self._where = [(optimizer.state[weight], name) for weight, name in found] if optimizer is not None else []
-        self._named = [state[name] for state, name in self._where]
+        self._holders = [optimizer.state[weight] for weight, _ in found] if optimizer is not None else []
+        self._names = [name for _, name in found]
+        self._named = [state[name] for state, name in zip(self._holders, self._names, strict=True)]
         self._tensors = [*weights, *others, *self._named]
-        self._lie = [tensor.data_ptr() for tensor in self._tensors]
+        self._lie = list(map(Tensor.data_ptr, self._tensors))
 
     def still(self, optimizer: torch.optim.Optimizer | None) -> bool:
         """Whether all of them are where they were, and no other came."""
@@ -36,9 +37,9 @@ class Held:
         return (
             len(states) == len(self._states)
             and all(map(is_, states, self._states))
-            and [len(state) for state in self._mine] == self._lengths
-            and all(map(is_, [state.get(name) for state, name in self._where], self._named))
-            and [tensor.data_ptr() for tensor in self._tensors] == self._lie
+            and list(map(len, self._mine)) == self._lengths
+            and all(map(is_, map(dict.get, self._holders, self._names), self._named))
+            and list(map(Tensor.data_ptr, self._tensors)) == self._lie
         )
 
 

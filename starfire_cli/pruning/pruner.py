@@ -79,6 +79,7 @@ class Pruner:
         # As the rules see the layers whose method follows them; asking a protocol takes longer than a kernel's launch.
         methods = {x: linear if x.kind == "linear" else conv for x in self.layers if self._budget(x, goal)}
         self._seen = {layer.key: m.seen(layer) for layer, m in methods.items() if isinstance(m, ByRules)}
+        self._others = [layer for layer in self.layers if layer.key not in self._seen]
         # Under rules, layers of one shape have one budget; they go by the shape's number.
         shapes = {x.key: replace(x, name="", key="") if x.key in self._seen else x for x in self.layers}
         self._shapes = list(dict.fromkeys(shapes.values()))
@@ -111,9 +112,7 @@ class Pruner:
     def after_backward(self) -> None:
         """Mask the gradients of dead weights: before clipping, weight decay, momentum and averages see them."""
         started = perf_counter()
-        pairs = [(g, gate) for key, gate in self._gates.items() if (g := self._weights[key].grad) is not None]
-        if pairs:
-            self._kernels.silence([g for g, _ in pairs], [gate for _, gate in pairs])
+        self._silence(self._gates)
         self.seconds += perf_counter() - started
 
     @torch.no_grad()
@@ -142,19 +141,18 @@ class Pruner:
         if not due:
             return False
         if not due.keys().isdisjoint(self._seen):
-            counts = self._made_ready().prune([due.get(key) for key in self._seen])
-            self._counted.update((key, (counts, place)) for place, key in enumerate(self._seen) if key in due)
-        for layer in self.layers:
-            if layer.key in due and layer.key not in self._seen:
+            counts = self._made_ready().prune(list(map(due.get, self._seen)))
+            self._counted.update({key: (counts, place) for place, key in enumerate(self._seen) if key in due})
+        for layer in self._others:
+            if layer.key in due:
                 self._counted[layer.key] = self._by_own_mask(self._job(layer, due[layer.key])), 0
         # Gradients come and go, so that they are in no job; training has let go of them by now, other loops have not.
-        gradients = {key: gradient for key in due if (gradient := self._weights[key].grad) is not None}
         if next(iter(self._weights.values())).device.type != "cpu":
-            if gradients:  # in one launch
-                self._kernels.silence(list(gradients.values()), [self._gates[key] for key in gradients])
+            self._silence(due)  # in one launch
             return True
-        for key, gradient in gradients.items():
-            write_dead(self.masks[key], [gradient])
+        for key in due:
+            if (gradient := self._weights[key].grad) is not None:
+                write_dead(self.masks[key], [gradient])
         before = dict(self._zeros)
         return self.zeros != before
 
@@ -269,6 +267,12 @@ class Pruner:
 
     def _budget(self, layer: Layer, goal: Goal) -> Budget | None:
         return self.linear.budget(layer, goal) if layer.kind == "linear" else self.conv.budget(layer, goal)
+
+    def _silence(self, keys: Iterable[str]) -> None:
+        """Mask the gradients that these layers have; they have gates."""
+        pairs = [(g, self._gates[key]) for key in keys if (g := self._weights[key].grad) is not None]
+        if pairs:
+            self._kernels.silence([g for g, _ in pairs], [gate for _, gate in pairs])
 
     def _gate(self, key: str) -> Tensor:
         """What silences the layer's gradient; from now on it is kept up to date."""
