@@ -135,20 +135,20 @@ def choose(name: str, device: torch.device, weights: int = _MANY) -> tuple[str, 
 
 
 def agrees(kernels: Kernels, device: torch.device) -> bool:
-    """Whether `kernels` run on `device` and give what `torch` gives there, on small layers full of ties.
+    """Whether `kernels` run on `device` and give what `torch` gives there, on seven small layers full of ties.
 
     They are pruned six times, so that what is captured for one combination of layers is also replayed with other
     budgets, and once more when another has been captured.
     """
-    shapes = ((20, 33, 3, 3), (64, 72, 1, 1), (12, 8, 3, 3), (6, 5, 1, 7), (13, 21), (9, 10))
+    shapes = ((20, 33, 3, 3), (64, 72, 1, 1), (12, 8, 3, 3), (6, 5, 1, 7), (13, 21), (9, 10), (70, 80))
     inside, whole, both, fine, tiles = ConvBudget(2, 0), ConvBudget(0, 3), ConvBudget(2, 1), 70, 3
     rounds: list[tuple[Budget | None, ...]] = [
-        (inside, whole, whole, both, LinearBudget(0, fine, 1), LinearBudget(2, 0, tiles)),
-        (None, ConvBudget(0, 4), None, None, LinearBudget(0, 71, 1), None),
-        (None, ConvBudget(0, 5), ConvBudget(0, 5), None, LinearBudget(0, 90, 1), None),
-        (ConvBudget(4, 3), None, None, ConvBudget(3, 2), LinearBudget(0, 150, 1), LinearBudget(5, 70, tiles)),
-        (ConvBudget(4, 9), ConvBudget(0, 50), ConvBudget(0, 6), None, None, None),
-        (None, ConvBudget(0, 51), ConvBudget(0, 7), None, LinearBudget(0, 151, 1), None),
+        (inside, whole, whole, both, LinearBudget(0, fine, 1), LinearBudget(2, 0, tiles), LinearBudget(0, 700, 1)),
+        (None, ConvBudget(0, 4), None, None, LinearBudget(0, 71, 1), None, LinearBudget(0, 750, 1)),
+        (None, ConvBudget(0, 5), ConvBudget(0, 5), None, LinearBudget(0, 90, 1), None, LinearBudget(0, 1500, 1)),
+        (ConvBudget(4, 3), None, None, ConvBudget(3, 2), LinearBudget(0, 150, 1), LinearBudget(5, 70, tiles), None),
+        (ConvBudget(4, 9), ConvBudget(0, 50), ConvBudget(0, 6), None, None, None, LinearBudget(0, 1501, 1)),
+        (None, ConvBudget(0, 51), ConvBudget(0, 7), None, LinearBudget(0, 151, 1), None, None),
     ]
     outcomes = []
     for implementation in (kernels, KERNELS.build("torch")):

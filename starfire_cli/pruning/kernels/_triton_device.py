@@ -7,9 +7,9 @@ inside of a window or with a tile, of which the other tensors do not know yet. A
 Each call begins with `begin`. Where convolutions lose weights inside of their windows, `scan` looks for NaN and inf,
 `nine` and `inside` mark what goes, and `apply`, the last to be called, writes the zeros. What whole kernels go is found
 by `weakest` (`_triton_weakest.py`), `take` and `channels` (`_triton_channels.py`), which look at all other convolutions
-that are due, too; linear layers have `neurons`, `select` and `finish` (`_triton_linear.py`). These write their zeros
-themselves. The count of a layer with NaN or inf is -1 once all its weights have been looked at, and whoever writes
-passes it over. The programs of a layer that is not due end at once.
+that are due, too; what weights of linear layers by `neurons` and `pick`, or else `spread`, `select` and `finish`
+(`_triton_linear.py`). These write their zeros themselves. The count of a layer with NaN or inf is -1 once all its
+weights have been looked at, and whoever writes passes it over. The programs of a layer that is not due end at once.
 
 Nothing that one program writes is read by another of the same launch: atomic additions need no order.
 
@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from starfire_cli.pruning.kernels import NAN
-from starfire_cli.pruning.kernels._triton_table import Due, Row, Target
+from starfire_cli.pruning.kernels._triton_table import Due, Row, Tally, Target
 
 _NAN = tl.constexpr(NAN)
 _WINDOWS = tl.constexpr(int(Row.WINDOWS))
@@ -39,6 +39,7 @@ _INF = tl.constexpr(int(Row.INF))
 _CHUNK = tl.constexpr(int(Row.CHUNK))
 _CHUNKS = tl.constexpr(int(Row.CHUNKS))
 _HIGH = tl.constexpr(int(Row.HIGH))
+_LIST = tl.constexpr(int(Row.LIST))
 _ROW = tl.constexpr(int(Row.WIDTH))
 _IN_WINDOW = tl.constexpr(int(Due.IN_WINDOW))
 _COUNT = tl.constexpr(int(Due.COUNT))
@@ -47,6 +48,11 @@ _DUE = tl.constexpr(int(Due.WIDTH))
 _SIZE = tl.constexpr(int(Target.SIZE))
 _STRIDE = tl.constexpr(int(Target.STRIDE))
 _TARGET = tl.constexpr(int(Target.WIDTH))
+_GUARDS = tl.constexpr(int(Tally.GUARDS))
+_DEAD = tl.constexpr(int(Tally.DEAD))
+_LISTED = tl.constexpr(int(Tally.LISTED))
+_DONE = tl.constexpr(int(Tally.DONE))
+_TALLY = tl.constexpr(int(Tally.WIDTH))
 
 
 @triton.jit
@@ -61,7 +67,11 @@ def _offsets(target, k, c, r, s):
 @triton.jit
 def _magnitude(weight, k, c, r, s, BYTES: tl.constexpr):
     """The bits of |w|."""
-    start, offsets = tl.load(weight), _offsets(weight, k, c, r, s)
+    return _magnitude_at(tl.load(weight), _offsets(weight, k, c, r, s), BYTES)
+
+
+@triton.jit
+def _magnitude_at(start, offsets, BYTES: tl.constexpr):
     if BYTES == 2:
         bits = tl.load(start.to(tl.pointer_type(tl.int16)) + offsets).to(tl.int32) & 0x7FFF
     elif BYTES == 4:
@@ -74,7 +84,12 @@ def _magnitude(weight, k, c, r, s, BYTES: tl.constexpr):
 @triton.jit
 def _life(alive, k, c, r, s):
     """What the mask says: 1, 0 or 2."""
-    return tl.load(tl.load(alive).to(tl.pointer_type(tl.int8)) + _offsets(alive, k, c, r, s))
+    return _life_at(tl.load(alive), _offsets(alive, k, c, r, s))
+
+
+@triton.jit
+def _life_at(start, offsets):
+    return tl.load(start.to(tl.pointer_type(tl.int8)) + offsets)
 
 
 @triton.jit
@@ -139,8 +154,8 @@ def begin(rows, programs, due, counts, tally, histograms, BYTES: tl.constexpr):
     number = tl.load(programs + 2 * tl.program_id(0))
     if tl.load(due + number * _DUE + _IN_WINDOW) >= 0:
         tl.store(counts + number, 0)
-        if tl.load(rows + number * _ROW + _KEYS) >= 0:
-            tl.store(tally + 2 * number + tl.arange(0, 2), tl.zeros([2], tl.int64))
+        if tl.load(rows + number * _ROW + _LIST) >= 0:
+            tl.store(tally + _TALLY * number + tl.arange(0, _TALLY), tl.zeros([_TALLY], tl.int64))
             for digit in range(BYTES):
                 here = histograms + (number * BYTES + digit) * 256 + tl.arange(0, 256)
                 tl.store(here, tl.zeros([256], tl.int32))

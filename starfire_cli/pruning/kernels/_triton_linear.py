@@ -1,4 +1,10 @@
-"""On the device: which single weights of a linear layer, or which of its tiles, go? See `_triton_device.py`."""
+"""On the device: which single weights of a linear layer, or which of its tiles, go? See `_triton_device.py`.
+
+Step by step few go, and these are smaller than what is a little above the cutoff of the call before. So `neurons` lists
+what is, reading each weight once, and `pick` takes the smallest of the list. Where the list is too long or too short it
+does nothing but let more or less be listed next time, and `spread`, `select` and `finish` search among all weights.
+What is listed decides how long it takes, never what goes. Layers of `LISTED` weights or fewer are listed as a whole.
+"""
 
 # Triton is a language of its own inside of Python; neither it nor the package has types.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, import-not-found"
@@ -9,60 +15,226 @@ import triton
 import triton.language as tl
 
 from starfire_cli.pruning.kernels._triton_device import (
+    _CHUNK,
     _COUNT,
+    _DEAD,
+    _DONE,
     _DUE,
     _END,
     _FIRST,
+    _GUARDS,
     _IN_WINDOW,
     _INF,
     _INNER,
     _KEYS,
+    _LIST,
+    _LISTED,
     _NAN,
     _ROW,
+    _SIZE,
+    _STRIDE,
+    _TALLY,
     _TARGET,
     _WINDOWS,
     _kill,
     _life,
+    _life_at,
     _magnitude,
+    _magnitude_at,
     _of_windows,
     _place,
 )
 
 
 @triton.jit
-def neurons(rows, targets, programs, due, counts, keys, tally, histograms, BYTES: tl.constexpr, BLOCK: tl.constexpr):
-    """Write the keys of an output neuron's weights; that of the strongest, of equals the last, is out of reach.
+def _room(row, number, due, tally):
+    """How many of a layer's live weights go, or tiles; below 0 where more are dead than have to be."""
+    guarded, dead = tl.load(tally + number * _TALLY + _GUARDS), tl.load(tally + number * _TALLY + _DEAD)
+    return tl.minimum(tl.load(due + number * _DUE + _COUNT), tl.load(row + _WINDOWS) - guarded) - dead
 
-    `tally`: int64, (rows, 2), of each layer how many are out of reach, how many dead. Counts -1 for layers with NaN or
-    inf, and the first digits of the keys as `select` does.
+
+@triton.jit
+def _line(target, o):
+    """Where the weights of an output neuron start, in bytes, and how far they lie apart, in elements."""
+    start, size, strides = tl.load(target), tl.load(target + _SIZE), target + _STRIDE
+    return start + o * tl.load(strides) * size, tl.load(strides + 1).to(tl.int32)
+
+
+@triton.jit
+def neurons(
+    rows,
+    targets,
+    programs,
+    due,
+    counts,
+    tally,
+    guards,
+    limits,
+    lows,
+    ats,
+    BYTES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LISTED: tl.constexpr,
+):
+    """List what of an output neuron's weights may go, and find the strongest, of equals the last, which stays.
+
+    `tally`: int64, (rows, Tally.WIDTH). `guards`: int32, by neuron, the strongest weight, or -1. `limits`: int64,
+    (rows, 2), below which key weights are listed; see `pick`. `lows`, `ats`: (lists, `LISTED`), keys, and which weights
+    have them; a key of -1 goes with its tile. Counts -1 for layers with NaN or inf.
     """
     number = tl.load(programs + 2 * tl.program_id(0))
     if tl.load(due + number * _DUE + _IN_WINDOW) >= 0:
         row, o = rows + number * _ROW, tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32)
         inner = tl.load(row + _INNER).to(tl.int32)
+        limit, mine = tl.load(limits + 2 * number), tl.load(row + _LIST) * LISTED
         weight = targets + tl.load(row + _FIRST) * _TARGET
-        best = tl.full([BLOCK], -1, keys.dtype.element_ty)
-        best_at = tl.zeros([BLOCK], tl.int32)
-        largest = tl.zeros([BLOCK], keys.dtype.element_ty)
-        dead = tl.zeros([BLOCK], tl.int32)
+        start, along = _line(weight, o)
+        mask, along_mask = _line(weight + _TARGET, o)
+        key_type: tl.constexpr = lows.dtype.element_ty
+        best, best_at = tl.full([BLOCK], -1, key_type), tl.zeros([BLOCK], tl.int32)
+        largest = tl.zeros([BLOCK], key_type)
+        dead, listed = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
         for first in range(0, inner, BLOCK):
             there, at = first + tl.arange(0, BLOCK) < inner, tl.minimum(first + tl.arange(0, BLOCK), inner - 1)
-            magnitude = _magnitude(weight, o, at, 0, 0, BYTES)
-            key = tl.where(_life(weight + _TARGET, o, at, 0, 0) == 1, magnitude, -1)
+            magnitude = _magnitude_at(start, at * along, BYTES)
+            life = _life_at(mask, at * along_mask)
+            key = tl.where(life == 1, magnitude, -1)
             largest = tl.maximum(largest, magnitude)
             best_at = tl.where(key >= best, at, best_at)
             best = tl.maximum(key, best)
             dead += ((key < 0) & there).to(tl.int32)
+            listed += (there & (life != 0) & (key < limit)).to(tl.int32)
         if tl.max(largest, 0) >= tl.load(row + _INF):
             tl.store(counts + number, _NAN)
         strongest = tl.max(best, 0)
         guard = tl.max(tl.where((best == strongest) & (strongest >= 0), best_at, -1), 0)
-        tl.atomic_add(tally + 2 * number, (guard >= 0).to(tl.int64), sem="relaxed")
-        tl.atomic_add(tally + 2 * number + 1, tl.sum(dead, 0).to(tl.int64), sem="relaxed")
+        tl.store(guards + tl.program_id(0), guard)
+        here = tally + number * _TALLY
+        tl.atomic_add(here + _GUARDS, (guard >= 0).to(tl.int64), sem="relaxed")
+        tl.atomic_add(here + _DEAD, tl.sum(dead, 0).to(tl.int64), sem="relaxed")
+        many = tl.sum(listed, 0)
+        if many > 0:  # once more, from the cache
+            place = tl.atomic_add(here + _LISTED, many.to(tl.int64), sem="relaxed").to(tl.int32)
+            place += tl.cumsum(listed, 0) - listed
+            for first in range(0, inner, BLOCK):
+                there, at = first + tl.arange(0, BLOCK) < inner, tl.minimum(first + tl.arange(0, BLOCK), inner - 1)
+                magnitude = _magnitude_at(start, at * along, BYTES)
+                life = _life_at(mask, at * along_mask)
+                key = tl.where(life == 1, magnitude, -1)
+                goes = there & (life != 0) & (key < limit)
+                keep = goes & (place < LISTED)
+                tl.store(lows + mine + place, key, mask=keep)
+                tl.store(ats + mine + place, o * inner + at, mask=keep)
+                place += goes.to(tl.int32)
+
+
+@triton.jit
+def _first_that_stays(value, among, room, BITS: tl.constexpr):
+    """Of the numbers `among` these the `room` + 1st smallest, int64, and how many equal to it are not to stay.
+
+    There have to be more than `room`, and they are below 2^`BITS`. Digits to the base 32, so that each warp can count
+    on its own what follows a digit.
+    """
+    cut, digits = room * 0, tl.arange(0, 32)
+    phases: tl.constexpr = (BITS + 4) // 5
+    for phase in range(phases):
+        rest = value >> 5 * (phases - 1 - phase)
+        many = tl.histogram((rest & 31).to(tl.int32), 32, mask=among & ((rest >> 5) == cut))
+        digit = tl.sum((tl.cumsum(many, 0) <= room).to(tl.int64), 0)
+        room -= tl.sum(tl.where(digits < digit, many, 0), 0)
+        cut = cut * 32 + digit
+    return cut, room
+
+
+@triton.jit
+def pick(
+    rows,
+    targets,
+    programs,
+    due,
+    counts,
+    tally,
+    guards,
+    limits,
+    lows,
+    ats,
+    BYTES: tl.constexpr,
+    LISTED: tl.constexpr,
+):
+    """Write +0.0 (and False) over the smallest of a linear layer's listed weights, and count all that is dead.
+
+    Where these are not all listed, nothing is written. `limits` is told below which key to list next time, the first of
+    its two, and how far that is above what stayed now, the second: twice as far where fewer were to spare than it takes
+    to be safe, half as far where many more. Small layers have no limit.
+    """
+    number = tl.load(programs + 2 * tl.program_id(0))
+    if tl.load(due + number * _DUE + _IN_WINDOW) >= 0:
+        row = rows + number * _ROW
+        inner, windows = tl.load(row + _INNER).to(tl.int32), tl.load(row + _WINDOWS)
+        dead, listed = tl.load(tally + number * _TALLY + _DEAD), tl.load(tally + number * _TALLY + _LISTED)
+        room = _room(row, number, due, tally)
+        mine = tl.load(row + _LIST) * LISTED
+        i = tl.max_contiguous(tl.arange(0, LISTED), 1)  # one weight a thread at a time, which is how others find theirs
+        there = i < listed
+        key = tl.load(lows + mine + i, mask=there, other=0)
+        at = tl.load(ats + mine + i, mask=there, other=0)
+        k, c = at // inner, at % inner
+        guard = tl.load(guards + tl.load(row + _CHUNK) + k, mask=there, other=0)
+        lives = there & (key >= 0) & (guard != c)
+        rivals = tl.sum(lives.to(tl.int32), 0).to(tl.int64)
+        is_done = (listed <= LISTED) & (room <= rivals)
+        tl.store(tally + number * _TALLY + _DONE, is_done.to(tl.int64))
+        limit, span = tl.load(limits + 2 * number), tl.load(limits + 2 * number + 1)
+        cut, last = limit, room * 0
+        if is_done & (room > 0) & (room < rivals):
+            cut, equals = _first_that_stays(key, lives, room, 8 * BYTES - 1)
+            if equals > 0:
+                last, equals = _first_that_stays(at, lives & (key == cut), equals, 31)
+        if is_done & (tl.load(counts + number) >= 0):
+            goes = lives & ((key < cut) | ((key == cut) & (at < last))) & (room > 0)
+            goes = goes | (there & (key < 0))
+            _kill(targets, tl.load(row + _FIRST), tl.load(row + _END), k, c, 0, 0, goes)
+            tl.store(counts + number, dead + tl.maximum(room, 0))
+        if (windows > LISTED) & (room > 0):
+            spare, wanted = rivals - room, room + 64
+            if listed > LISTED:
+                span = tl.maximum(span // 4, 1)
+            elif 2 * spare < wanted:
+                span = tl.minimum(span * 2, 1 << (8 * BYTES - 3))
+            elif spare > 2 * wanted:
+                span = tl.maximum(span // 2, 1)
+            tl.store(limits + 2 * number + 1, span)
+            if is_done:
+                tl.store(limits + 2 * number, cut + span)
+
+
+@triton.jit
+def spread(
+    rows,
+    targets,
+    programs,
+    due,
+    counts,
+    tally,
+    guards,
+    keys,
+    histograms,
+    BYTES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Write the keys of an output neuron's weights, that of its guard out of reach; count the first digits of the keys.
+
+    As the first phase of `select` would.
+    """
+    number = tl.load(programs + 2 * tl.program_id(0))
+    if (tl.load(due + number * _DUE + _IN_WINDOW) >= 0) & (tl.load(tally + number * _TALLY + _DONE) == 0):
+        row, o = rows + number * _ROW, tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32)
+        inner, weight = tl.load(row + _INNER).to(tl.int32), targets + tl.load(row + _FIRST) * _TARGET
+        guard = tl.load(guards + tl.load(row + _CHUNK) + o)
         none: tl.constexpr = 2 ** (8 * BYTES - 1) - 1
         start = keys + tl.load(row + _KEYS) + o * inner
         many = tl.zeros([256], tl.int32)
-        for first in range(0, inner, BLOCK):  # once more, from the cache
+        for first in range(0, inner, BLOCK):
             there, at = first + tl.arange(0, BLOCK) < inner, tl.minimum(first + tl.arange(0, BLOCK), inner - 1)
             magnitude = _magnitude(weight, o, at, 0, 0, BYTES)
             key = tl.where(_life(weight + _TARGET, o, at, 0, 0) == 1, magnitude, -1)
@@ -77,8 +249,7 @@ def neurons(rows, targets, programs, due, counts, keys, tally, histograms, BYTES
 @triton.jit
 def _cutoff(row, number, due, tally, histograms, states, phase, BYTES: tl.constexpr):
     """The first `phase` digits of the first key that stays, and how many of those go that begin with them."""
-    goal = tl.minimum(tl.load(due + number * _DUE + _COUNT), tl.load(row + _WINDOWS) - tl.load(tally + 2 * number))
-    room = goal - tl.load(tally + 2 * number + 1)  # how many of the live ones go
+    room = _room(row, number, due, tally)
     before = states + (number * (BYTES + 1) + phase - 1) * 2
     cut = tl.load(before, mask=phase > 1, other=0)
     room = tl.where(phase > 1, tl.load(before + 1, mask=phase > 1, other=0), room)
@@ -109,7 +280,7 @@ def _go(programs, number, key, states, ties, BYTES: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["phase"])
-def select(rows, programs, due, keys, tally, histograms, states, ties, phase, BYTES: tl.constexpr, BLOCK: tl.constexpr):
+def select(rows, programs, due, tally, keys, histograms, states, ties, phase, BYTES: tl.constexpr, BLOCK: tl.constexpr):
     """Which of all keys of a layer are the smallest, equals by index? A radix search, called for each of its phases.
 
     Keys are numbers of `BYTES` digits to the base 256. Phase d < `BYTES` counts how often each value of digit d follows
@@ -119,7 +290,7 @@ def select(rows, programs, due, keys, tally, histograms, states, ties, phase, BY
     kept in `states`, int64, (rows, BYTES + 1, 2).
     """
     row, number, i, there = _place(rows, programs, BLOCK)
-    if tl.load(due + number * _DUE + _COUNT) > 0:
+    if (tl.load(due + number * _DUE + _COUNT) > 0) & (tl.load(tally + number * _TALLY + _DONE) == 0):
         at = keys + tl.load(row + _KEYS) + i
         key = tl.load(at, mask=there, other=-1)
         if phase <= BYTES:
@@ -143,10 +314,26 @@ def select(rows, programs, due, keys, tally, histograms, states, ties, phase, BY
 
 
 @triton.jit
-def finish(rows, targets, programs, due, counts, keys, states, ties, BYTES: tl.constexpr, BLOCK: tl.constexpr):
-    """Write +0.0 (and False) over the weights of a linear layer that go; all that is dead is counted."""
+def finish(
+    rows,
+    targets,
+    programs,
+    due,
+    counts,
+    tally,
+    keys,
+    limits,
+    states,
+    ties,
+    BYTES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Write +0.0 (and False) over the weights of a linear layer that go; all that is dead is counted.
+
+    `limits` is told what to list next time.
+    """
     row, number, i, there = _place(rows, programs, BLOCK)
-    is_due = tl.load(due + number * _DUE + _IN_WINDOW) >= 0
+    is_due = (tl.load(due + number * _DUE + _IN_WINDOW) >= 0) & (tl.load(tally + number * _TALLY + _DONE) == 0)
     if is_due & (tl.load(counts + number) >= 0):  # `neurons` made it -1 for good; from now on it only grows
         k, c = _of_windows(row, i)
         first, end = tl.load(row + _FIRST), tl.load(row + _END)
@@ -154,6 +341,9 @@ def finish(rows, targets, programs, due, counts, keys, states, ties, BYTES: tl.c
         gone = key < 0  # long since, or with its tile
         if tl.load(due + number * _DUE + _COUNT) > 0:
             gone = gone | _go(programs, number, key, states, ties, BYTES)
+            if (tl.load(programs + 2 * tl.program_id(0) + 1) == 0) & (_room(row, number, due, tally) > 0):
+                cut = tl.load(states + (number * (BYTES + 1) + BYTES) * 2)
+                tl.store(limits + 2 * number, cut + tl.load(limits + 2 * number + 1))
         life = _life(targets + (first + 1) * _TARGET, k, c, 0, 0)
         dead = tl.sum((there & (gone | (life == 0))).to(tl.int32), 0)
         tl.atomic_add(counts + number, dead.to(tl.int64), sem="relaxed")

@@ -26,17 +26,24 @@ BLOCK = 1024
 NINE = 512
 """windows of nine weights, all of which it holds in registers,"""
 
+NEURON = 512
+"""weights of an output neuron that it holds in registers,"""
+
 WIDE, HIGH, ROWS = 128, 64, 8
 """input channels, and kernels of each, fewer if they are large, but not fewer than it looks at together."""
 
 FEW = 8
 """So many kernels of a channel, due at once, are found chunk by chunk, looking at each weight once for each."""
 
+LISTED = 4096
+"""So many weights of a linear layer are listed, and only these are looked at if they are enough."""
+
 KINDS = ("inside", "channels", "weights", "tiles")
 """What may be due: inside of windows, or whole kernels (or only to be counted); of linear layers weights, or tiles."""
 
 _COMBINATIONS = [frozenset(name for n, name in enumerate(KINDS) if bits >> n & 1) for bits in range(16)]
 _PASSED_OVER = (-1, 0, 0)
+_SPAN = {2: 1 << 2, 4: 1 << 18, 8: 1 << 47}  # some hundredths of a weight, at first
 _INF = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}
 
 
@@ -48,14 +55,15 @@ class Row(IntEnum):
     TAPS = 2  # R * S
     S = 3
     RIVALS = 4  # K / groups: how many kernels compete
-    KEYS = 5  # where its keys start, in elements; -1 where it needs none
+    KEYS = 5  # where its keys start, in elements; -1 where it needs none, or all its weights are listed
     FIRST = 6  # its tensors, rows of the other table: weight, alive, others
     END = 7
     INF = 8  # infinity's key
-    CHUNK = 9  # where the programs of `weakest` that look at it put what they find: the first one's number
+    CHUNK = 9  # where those programs of `weakest`, or `neurons`, put what they find: the first one's number
     HIGH = 10  # how many kernels one of these programs looks at
     CHUNKS = 11  # how many of these a share has
-    WIDTH = 12  # even: addresses stay multiples of 16
+    LIST = 12  # where its weights are listed, in lists; -1 where it is no linear layer
+    WIDTH = 14  # even: addresses stay multiples of 16
 
 
 class Due(IntEnum):
@@ -65,6 +73,16 @@ class Due(IntEnum):
     COUNT = 1  # kernels of each input channel; weights of a linear layer, or tiles
     MORE = 2  # of a convolution, how many kernels more than last time; 0 where these are not few
     WIDTH = 3
+
+
+class Tally(IntEnum):
+    """The columns of what is counted of a linear layer, or of its tiles, while a call goes on."""
+
+    GUARDS = 0  # how many stay in any case: one of each neuron that is alive
+    DEAD = 1
+    LISTED = 2  # weights, be there room for them or not
+    DONE = 3  # 1 where what is listed is enough, and all is done
+    WIDTH = 4
 
 
 class Target(IntEnum):
@@ -91,17 +109,22 @@ class Part:
     Args:
         keys: how many keys these need,
         tile_keys: and how many their tiles.
+        lists: how many linear layers there are,
+        neurons: and output neurons.
         tiled: those that lose tiles.
         chunks: how many programs `weakest` has.
         programs: the programs of each launch, int64, (programs, 2): a row, and which part of it.
             "layers": one layer. "windows": `BLOCK` windows of convolutions that lose weights inside of them. "nine",
             "inside": of windows of nine weights, and of others. "channels": `WIDE` input channels of a group; "fours",
-            "ones": `Row.HIGH` of the kernels that read these, four channels lying side by side or not. "neurons": one
-            output neuron of a linear layer; "weights": `BLOCK` weights; "tiles": `BLOCK` tiles.
+            "ones": `Row.HIGH` of the kernels that read these, four channels lying side by side or not. "lists": one
+            linear layer; "neurons": one output neuron of it; "tiles": `BLOCK` tiles. Of layers that are too large to be
+            listed as a whole "spread": one neuron; "weights": `BLOCK` weights.
     """
 
     keys: int = 0
     tile_keys: int = 0
+    lists: int = 0
+    neurons: int = 0
     chunks: int = 0
     tiled: list[Tiled] = field(default_factory=list)
     programs: dict[str, Tensor] = field(default_factory=dict)
@@ -114,6 +137,8 @@ class Table:
     Args:
         rows: (rows, Row.WIDTH), int64; the row of a job has the job's number.
         targets: (tensors, Target.WIDTH), int64.
+        limits: (rows, 2), int64, which calls change: of a linear layer below which key weights are listed, and how far
+            that is above the cutoff of the call before.
         parts: by the bytes of a weight: 2, 4 or 8.
         tiles: the jobs that may lose tiles, in the order of their second rows, with the side of a tile.
         windows: the jobs that may lose something inside of windows.
@@ -121,6 +146,7 @@ class Table:
 
     rows: Tensor
     targets: Tensor
+    limits: Tensor
     parts: dict[int, Part]
     tiles: dict[int, int]
     windows: set[int]
@@ -170,6 +196,7 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
     """
     rows: list[list[int]] = []
     rows_of_tiles: list[list[int]] = []
+    limits: list[list[int]] = []
     losing_tiles: dict[int, int] = {}
     losing_inside: set[int] = set()
     targets: list[list[int]] = []
@@ -181,19 +208,27 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
         part = parts[size]
         (K, C), rivals = layer.shape[:2], layer.shape[0] // layer.groups
         launches[size, "layers"].append((number, 1))
-        keys, chunk, high, chunks = -1, -1, 0, 0
+        limit = 0
+        keys, chunk, high, chunks, listed = -1, -1, 0, 0, -1
         if layer.kind == "linear":
             if isinstance(budget, LinearBudget) and (budget.tiles or budget.tile > 1):
                 row, tiles = len(jobs) + len(rows_of_tiles), math.prod(tiles_of(layer, budget.tile))
                 launches[size, "tiles"].append((row, _blocks(tiles)))
-                rows_of_tiles.append([tiles, 0, 0, 0, 0, part.tile_keys, *(0,) * 6])
+                rows_of_tiles.append([tiles, 0, 0, 0, 0, part.tile_keys, *(0,) * 6, -1, 0])
                 losing_tiles[number] = budget.tile
                 part.tiled.append(Tiled(number, row, budget.tile))
                 part.tile_keys += tiles
+            launches[size, "lists"].append((number, 1))
             launches[size, "neurons"].append((number, K))
-            launches[size, "weights"].append((number, _blocks(K * C)))
-            keys = part.keys
-            part.keys += K * C
+            chunk, listed = part.neurons, part.lists
+            part.neurons, part.lists = part.neurons + K, part.lists + 1
+            if K * C <= LISTED:
+                limit = (1 << 8 * size - 1) - 1
+            else:
+                launches[size, "spread"].append((number, K))
+                launches[size, "weights"].append((number, _blocks(K * C)))
+                keys = part.keys
+                part.keys += K * C
         else:
             shares, high = layer.groups * _blocks(C, WIDE), max(ROWS, HIGH // layer.window)
             launches[size, "channels"].append((number, shares))
@@ -206,15 +241,18 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
                 nine = layer.window == 9
                 share = (number, _blocks(K * C, NINE) if nine else _blocks(layer.weights))
                 launches[size, "nine" if nine else "inside"].append(share)
+        limits.append([limit, _SPAN[size]])
         tensors = [_target(tensor) for tensor in (job.weight, job.alive, *job.others)]
         targets += tensors
-        own = [len(targets) - len(tensors), len(targets), _INF[job.weight.dtype], chunk, high, chunks]
+        own = [len(targets) - len(tensors), len(targets), _INF[job.weight.dtype], chunk, high, chunks, listed, 0]
         rows.append([K * C, C, layer.window, (*layer.shape, 1, 1)[3], rivals, keys, *own])
     programs = [_programs(shares) for shares in launches.values()] + [_grid(shares) for shares in grids.values()]
-    on_device = _upload([np.array(rows + rows_of_tiles), np.array(targets), *programs], jobs[0].weight.device)
-    for (size, name), tensor in zip([*launches, *grids], on_device[2:], strict=True):
+    tables = [np.array(rows + rows_of_tiles), np.array(targets), np.array(limits), *programs]
+    on_device = _upload(tables, jobs[0].weight.device)
+    for (size, name), tensor in zip([*launches, *grids], on_device[3:], strict=True):
         parts[size].programs[name] = tensor
-    return Table(rows=on_device[0], targets=on_device[1], parts=dict(parts), tiles=losing_tiles, windows=losing_inside)
+    shared = dict(zip(("rows", "targets", "limits"), on_device, strict=False))
+    return Table(**shared, parts=dict(parts), tiles=losing_tiles, windows=losing_inside)
 
 
 def _target(tensor: Tensor) -> list[int]:

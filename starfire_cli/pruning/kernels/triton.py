@@ -19,10 +19,29 @@ from torch.nn.functional import pad
 
 from starfire_cli.pruning.kernels import KERNELS, Budget, Job, installed
 from starfire_cli.pruning.kernels._triton_muting import Muting
-from starfire_cli.pruning.kernels._triton_table import BLOCK, FEW, KINDS, NINE, ROWS, WIDE, Due, Part, Tiled, build
+from starfire_cli.pruning.kernels._triton_table import (
+    BLOCK,
+    FEW,
+    KINDS,
+    LISTED,
+    NEURON,
+    NINE,
+    ROWS,
+    WIDE,
+    Due,
+    Part,
+    Tally,
+    Tiled,
+    build,
+)
 from starfire_cli.pruning.linear._rules import _strongest, tiles_of
 
-WARPS = {"channels": 16, "weakest": 1, "take": 1}  # of a program; 4 of all others
+_OPTIONS: dict[str, dict[str, int]] = {  # 4 warps for all others
+    "channels": {"num_warps": 16},
+    "pick": {"num_warps": 16, "maxnreg": 64},  # more would take a multiprocessor for itself
+    "take": {"num_warps": 1},
+    "weakest": {"num_warps": 1},
+}
 _KEYS = {2: torch.int32, 4: torch.int32, 8: torch.int64}  # what the keys of weights of so many bytes are kept in
 _ALL = frozenset(KINDS)
 
@@ -128,7 +147,7 @@ class TritonStanding:
         return needed
 
     def _captured(self, needed: frozenset[str]) -> torch.cuda.CUDAGraph:
-        """Linear layers are a branch of their own: they are a chain of small launches, which others hide.
+        """Linear layers are a branch of their own, which goes first: a chain of small launches, which others hide.
 
         All graphs use the same memory: nothing in it outlives a replay. It is kept by stream, so these are the same.
         """
@@ -141,19 +160,21 @@ class TritonStanding:
 
     @cached_property
     def _streams(self) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-        return torch.cuda.Stream(self._device), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        first, beside = (torch.cuda.Stream(self._device, priority) for priority in (0, -1))  # type: ignore[no-untyped-call]
+        return first, beside
 
     def _launch(self, needed: frozenset[str], beside: torch.cuda.Stream | None = None) -> None:
         """All that is `needed`, linear layers on the stream `beside` if there is one."""
         for size, part in self._table.parts.items():
             kept = self._begin(size, part)
-            if "weights" in needed and part.keys:
+            linear = "weights" in needed and part.lists > 0
+            if linear:
                 if beside is not None:
                     beside.wait_stream(torch.cuda.current_stream(self._device))
                 with torch.cuda.stream(beside):
                     self._prune_linear(size, part, *kept, tiles="tiles" in needed)
             self._prune_convolutions(size, part, needed)
-            if "weights" in needed and part.keys and beside is not None:
+            if linear and beside is not None:
                 torch.cuda.current_stream(self._device).wait_stream(beside)
 
     def _begin(self, size: int, part: Part) -> tuple[Tensor, Tensor]:
@@ -161,7 +182,7 @@ class TritonStanding:
         from starfire_cli.pruning.kernels._triton_device import begin
 
         rows, on = self._table.rows, part.programs["layers"]
-        tally, histograms = self._empty(len(rows), 2, dtype=torch.int64), self._empty(len(rows), size, 256)
+        tally, histograms = self._empty(len(rows), Tally.WIDTH, dtype=torch.int64), self._empty(len(rows), size, 256)
         _launch(begin, on, rows, on, self._due, self._counts, tally, histograms, BYTES=size)
         return tally, histograms
 
@@ -196,14 +217,20 @@ class TritonStanding:
 
         if tiles and part.tiled:
             self._take_tiles(part)
-        rows, on = self._table.rows, part.programs["weights"]
-        keys, ties = self._empty(part.keys, dtype=_KEYS[size]), self._empty(len(on))
-        states = self._empty(len(rows), size + 1, 2, dtype=torch.int64)
-        self._on(part, linear.neurons, "neurons", keys, tally, histograms, BYTES=size, BLOCK=BLOCK)
-        for phase in range(1, size + 1):  # `neurons` has done the first
-            arguments = (rows, on, self._due, keys, tally, histograms, states, ties, phase)
-            _launch(linear.select, on, *arguments, BYTES=size, BLOCK=BLOCK)
-        self._on(part, linear.finish, "weights", keys, states, ties, BYTES=size, BLOCK=BLOCK)
+        block = {"BYTES": size, "BLOCK": BLOCK}
+        guards = self._empty(part.neurons)
+        lists = self._empty(part.lists, LISTED, dtype=_KEYS[size]), self._empty(part.lists, LISTED)
+        found = (tally, guards, self._table.limits, *lists)
+        self._on(part, linear.neurons, "neurons", *found, BYTES=size, BLOCK=NEURON, LISTED=LISTED)
+        self._on(part, linear.pick, "lists", *found, BYTES=size, LISTED=LISTED)
+        if part.keys:  # of these nobody has anything to do where what is listed is enough
+            rows, on = self._table.rows, part.programs["weights"]
+            keys, ties = self._empty(part.keys, dtype=_KEYS[size]), self._empty(len(on))
+            states = self._empty(len(rows), size + 1, 2, dtype=torch.int64)
+            self._on(part, linear.spread, "spread", tally, guards, keys, histograms, **block)
+            for phase in range(1, size + 1):  # `spread` has done the first
+                _launch(linear.select, on, rows, on, self._due, tally, keys, histograms, states, ties, phase, **block)
+            self._on(part, linear.finish, "weights", tally, keys, self._table.limits, states, ties, **block)
 
     def _on(self, part: Part, kernel: Any, name: str, *more: Tensor, **constants: int) -> None:
         """Launch what has these programs; nothing where there are none."""
@@ -219,19 +246,19 @@ class TritonStanding:
         from starfire_cli.pruning.kernels._triton_linear import select
 
         rows, programs = self._table.rows, part.programs["tiles"]
-        tally = torch.zeros(len(rows), 2, dtype=torch.int64, device=self._device)
+        tally = torch.zeros(len(rows), Tally.WIDTH, dtype=torch.int64, device=self._device)
         scores: list[Tensor] = []
         for tiled in part.tiled:
             score_T, alive_T, guard_T = _tile_scores(self._jobs[tiled.job], tiled)
-            tally[tiled.row, 0] = guard_T.sum()
-            tally[tiled.row, 1] = (~alive_T).sum()
+            tally[tiled.row, Tally.GUARDS] = guard_T.sum()
+            tally[tiled.row, Tally.DEAD] = (~alive_T).sum()
             scores.append(torch.where(guard_T, torch.inf, torch.where(alive_T, score_T, -1.0)))
         keys = torch.cat([score_T.flatten() for score_T in scores]).view(torch.int64)  # -1.0 is below 0 here, too
         histograms = torch.zeros(len(rows), 8, 256, dtype=torch.int32, device=self._device)
         states = torch.empty(len(rows), 9, 2, dtype=torch.int64, device=self._device)
         ties = torch.empty(len(programs), dtype=torch.int32, device=self._device)
         for phase in range(10):
-            arguments = (rows, programs, self._due, keys, tally, histograms, states, ties, phase)
+            arguments = (rows, programs, self._due, tally, keys, histograms, states, ties, phase)
             _launch(select, programs, *arguments, BYTES=8, BLOCK=BLOCK)
         gone = torch.split(keys < 0, [score_T.numel() for score_T in scores])
         for tiled, score_T, gone_N in zip(part.tiled, scores, gone, strict=True):
@@ -242,10 +269,14 @@ class TritonStanding:
             job.alive.view(torch.uint8).masked_fill_(goes_OI, 2)
 
 
+def options_of(kernel: str) -> dict[str, Any]:
+    """How a kernel is compiled."""
+    return {"num_warps": 4, "enable_fp_fusion": False} | _OPTIONS.get(kernel, {})
+
+
 def _launch(kernel: Any, programs: Tensor, *arguments: Any, **constants: Any) -> None:
     if len(programs):  # The kernels compute with whole numbers only; but Triton 3.9 warns unless told about fusion.
-        warps = WARPS.get(kernel.__name__, 4)
-        kernel[(len(programs),)](*arguments, **constants, num_warps=warps, enable_fp_fusion=False)
+        kernel[(len(programs),)](*arguments, **constants, **options_of(kernel.__name__))
 
 
 def _tile_scores(job: Job, tiled: Tiled) -> tuple[Tensor, Tensor, Tensor]:
