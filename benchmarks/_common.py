@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -10,12 +11,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 sys.path.append(str(Path(__file__).parent.parent))  # the checkout, installed or not
+from starfire_cli.pruning.kernels import installed
 
 
 def where(device: torch.device) -> dict[str, Any]:
@@ -28,7 +31,17 @@ def where(device: torch.device) -> dict[str, Any]:
         "gpu": gpu,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
+        "triton": version("triton") if gpu and installed("triton") else None,
     }
+
+
+def gpu_arguments(doc: str | None) -> argparse.Namespace:
+    """What the command line says: `device`, `tiny` (something that a CPU does in no time) and `out`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
 
 
 def seconds(run: Callable[[], object], *, device: torch.device, repeats: int, warmup: int = 2) -> list[float]:

@@ -6,7 +6,6 @@ python benchmarks/gpu/correctness.py --device cpu --tiny --out /tmp/c.json      
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-from _common import Results
+from _common import Results, gpu_arguments
 
 from starfire_cli.formats.checkpoint import Checkpoint, load
 from starfire_cli.formats.run import Run
@@ -134,11 +133,7 @@ def replayed(device: torch.device, options: dict[str, object]) -> dict[str, obje
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = gpu_arguments(__doc__)
     device = torch.device(args.device)
     results = Results(args.out, device)
     exact: dict[str, object] = {"limit_train": 700, "limit_val": 100, "deterministic": True}

@@ -10,7 +10,6 @@ the calls of CUDA that wait for the device ("waits"), and the host's time in the
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-from _common import Results, _wait
+from _common import Results, _wait, gpu_arguments
 from overhead import ERA, Network
 
 STEPS = 20
@@ -69,11 +68,7 @@ class Profile:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = gpu_arguments(__doc__)
     device = torch.device(args.device)
     results = Results(args.out, device)
     case = ("resnet20", 16, 16) if args.tiny else ("resnet50", 64, 224)

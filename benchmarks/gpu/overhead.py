@@ -11,7 +11,6 @@ steps are timed on the device as well, all of their launches waiting in its queu
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-from _common import Results, _wait
+from _common import Results, _wait, gpu_arguments
 
 from starfire_cli.models import build_model
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
@@ -113,11 +112,7 @@ def measure(pruned: Callable[[], Network], dense: Network, turns: int) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = gpu_arguments(__doc__)
     device = torch.device(args.device)
     results = Results(args.out, device)
     cases = [("resnet20", 16, 16, 2)] if args.tiny else [("resnet50", 64, 224, 9), ("resnet50", 256, 224, 3)]

@@ -164,8 +164,8 @@ def pick(
     """Write +0.0 (and False) over the smallest of a linear layer's listed weights, and count all that is dead.
 
     Where these are not all listed, nothing is written. `limits` is told below which key to list next time, the first of
-    its two, and how far that is above what stayed now, the second: twice as far where fewer were to spare than it takes
-    to be safe, half as far where many more. Small layers have no limit.
+    its two, and how far that is above the first that stayed now, the second: such that about twice as many should be
+    listed as now went, if there is room. Small layers have no limit.
     """
     number = tl.load(programs + 2 * tl.program_id(0))
     if tl.load(due + number * _DUE + _IN_WINDOW) >= 0:
@@ -173,6 +173,8 @@ def pick(
         inner, windows = tl.load(row + _INNER).to(tl.int32), tl.load(row + _WINDOWS)
         dead, listed = tl.load(tally + number * _TALLY + _DEAD), tl.load(tally + number * _TALLY + _LISTED)
         room = _room(row, number, due, tally)
+        # Before any sum: warps wait for one another there, and `limits` is written below.
+        limit, span = tl.load(limits + 2 * number), tl.load(limits + 2 * number + 1)
         mine = tl.load(row + _LIST) * LISTED
         i = tl.max_contiguous(tl.arange(0, LISTED), 1)  # one weight a thread at a time, which is how others find theirs
         there = i < listed
@@ -184,7 +186,6 @@ def pick(
         rivals = tl.sum(lives.to(tl.int32), 0).to(tl.int64)
         is_done = (listed <= LISTED) & (room <= rivals)
         tl.store(tally + number * _TALLY + _DONE, is_done.to(tl.int64))
-        limit, span = tl.load(limits + 2 * number), tl.load(limits + 2 * number + 1)
         cut, last = limit, room * 0
         if is_done & (room > 0) & (room < rivals):
             cut, equals = _first_that_stays(key, lives, room, 8 * BYTES - 1)
@@ -196,13 +197,10 @@ def pick(
             _kill(targets, tl.load(row + _FIRST), tl.load(row + _END), k, c, 0, 0, goes)
             tl.store(counts + number, dead + tl.maximum(room, 0))
         if (windows > LISTED) & (room > 0):
-            spare, wanted = rivals - room, room + 64
-            if listed > LISTED:
-                span = tl.maximum(span // 4, 1)
-            elif 2 * spare < wanted:
-                span = tl.minimum(span * 2, 1 << (8 * BYTES - 3))
-            elif spare > 2 * wanted:
-                span = tl.maximum(span // 2, 1)
+            wanted = tl.minimum(2 * room + 64, (LISTED + room) // 2)
+            span = span * wanted // tl.minimum(tl.maximum(listed, wanted // 4 + 1), 4 * wanted)
+            largest: tl.constexpr = 1 << (50 if BYTES == 8 else 8 * BYTES - 3)
+            span = tl.minimum(tl.maximum(span, 1), largest)
             tl.store(limits + 2 * number + 1, span)
             if is_done:
                 tl.store(limits + 2 * number, cut + span)
