@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.errors import Mismatch, StarfireError
+from starfire_cli.pruning._counts import Counts
 from starfire_cli.pruning._held import Held, state_of
 from starfire_cli.pruning.budget import Goal, LinearBudget
 from starfire_cli.pruning.era import Era
@@ -91,8 +92,7 @@ class Pruner:
         self.masks: Masks = {k: torch.ones_like(w, dtype=torch.bool) for k, w in self._weights.items()}
         self._gates: dict[str, Tensor] = {}  # what gradients are silenced with, for layers that may have lost something
         self._budgets: dict[int, Budget] = {}  # of each shape, what it last was
-        self._zeros: dict[str, int] = {layer.key: 0 for layer in self.layers}
-        self._counted: dict[str, tuple[Tensor, int]] = {}  # zeros not fetched from the device: where they stand
+        self._counts = Counts(self._weights)
         self._standing: tuple[Held, Standing] | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._shadow: dict[str, Tensor] = {}
@@ -142,10 +142,10 @@ class Pruner:
             return False
         if not due.keys().isdisjoint(self._seen):
             counts = self._made_ready().prune(list(map(due.get, self._seen)))
-            self._counted.update({key: (counts, place) for place, key in enumerate(self._seen) if key in due})
+            self._counts.expect(((place, key) for place, key in enumerate(self._seen) if key in due), counts)
         for layer in self._others:
             if layer.key in due:
-                self._counted[layer.key] = self._by_own_mask(self._job(layer, due[layer.key])), 0
+                self._counts.expect([(0, layer.key)], self._by_own_mask(self._job(layer, due[layer.key])))
         # Gradients come and go, so that they are in no job; training has let go of them by now, other loops have not.
         if next(iter(self._weights.values())).device.type != "cpu":
             self._silence(due)  # in one launch
@@ -153,7 +153,7 @@ class Pruner:
         for key in due:
             if (gradient := self._weights[key].grad) is not None:
                 write_dead(self.masks[key], [gradient])
-        before = dict(self._zeros)
+        before = dict(self._counts.known)
         return self.zeros != before
 
     @property
@@ -162,36 +162,17 @@ class Pruner:
 
         Raises StarfireError naming the first layer that held NaN or inf when its mask was due.
         """
-        fetched: dict[int, list[int]] = {}
-        bad = []
-        for key, (counts, place) in self._counted.items():
-            if id(counts) not in fetched:
-                fetched[id(counts)] = counts.tolist()
-            count = fetched[id(counts)][place]
-            if count == NAN:
-                bad.append(key)
-                self._budgets.pop(self._shape_of[key], None)
-            else:
-                self._zeros[key] = count
-        self._counted.clear()
+        bad = self._counts.fetch()
+        for key in bad:
+            self._budgets.pop(self._shape_of[key], None)
         if bad:
             raise StarfireError(f"{bad[0]} holds NaN or inf; its smallest weights cannot be told")
-        return self._zeros
+        return self._counts.known
 
     def counts(self) -> Tensor:
         """`zeros` as a tensor, int64, (layers,), on the weights' device, which is not waited for."""
         device = next((w.device for w in self._weights.values()), torch.device("cpu"))
-        counts = _sent(list(self._zeros.values()), device)
-        sources = {id(pending): pending for pending, _ in self._counted.values()}
-        for number, pending in sources.items():
-            pairs = [
-                (n, at[1])
-                for n, key in enumerate(self._zeros)
-                if (at := self._counted.get(key)) and id(at[0]) == number
-            ]
-            to, where = _sent(pairs, device).unbind(1)
-            counts[to] = pending.to(device)[where]
-        return counts
+        return self._counts.tensor(device)
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
@@ -216,10 +197,9 @@ class Pruner:
             if tuple(mask.shape) != layer.shape:
                 raise StarfireError(f"the mask of {layer.key} has shape {tuple(mask.shape)}, its weight {layer.shape}")
             self.masks[layer.key].copy_(mask)
-            self._zeros[layer.key] = layer.weights - int(mask.sum())
+            self._counts.set(layer.key, layer.weights - int(mask.sum()))
         self._budgets.clear()
-        self._counted.clear()
-        dead = [key for key, count in self._zeros.items() if count]
+        dead = [key for key, count in self._counts.known.items() if count]
         for key in dead:
             self._gate(key).copy_(self.masks[key])
         self._enforce(dead)
@@ -320,9 +300,3 @@ class Pruner:
         """What is kept from step to step and is zero where the weight is dead: the optimizer's state, the average."""
         shadow = self._shadow.get(key)
         return [*state_of(weight, self._optimizer).values(), *(() if shadow is None else (shadow,))]
-
-
-def _sent(numbers: Sequence[object], device: torch.device) -> Tensor:
-    """Whole numbers on `device`; only from pinned memory does a copy not wait for it."""
-    on_host = torch.tensor(numbers, dtype=torch.int64, pin_memory=device.type == "cuda")
-    return on_host.to(device, non_blocking=True)
