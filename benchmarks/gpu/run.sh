@@ -3,6 +3,7 @@
 # is done, and writes JSON. `tests` are skipped where there is no CUDA device.
 #
 #   benchmarks/gpu/run.sh correctness|tests|overhead|launches|masks|train|memory|tiny-imagenet|cifar10 [more options]
+#   benchmarks/gpu/run.sh tests,correctness,overhead  # one after the other, whatever becomes of each
 #
 # On an H200 the first four take about a minute each, `masks` somewhat more, `train --rows large` more than two.
 #
@@ -15,6 +16,12 @@ steps="correctness, tests, overhead, launches, masks, train, memory, tiny-imagen
 fail() { echo "$*" >&2; exit 2; }
 [ $# -gt 0 ] || fail "which step? there are $steps"
 step=$1; shift
+if [[ $step == *,* ]]; then
+    failed=()
+    for one in ${step//,/ }; do bash benchmarks/gpu/run.sh "$one" "$@" || failed+=("$one"); done
+    [ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}" >&2; exit 1; }
+    exit
+fi
 tiny=(); [ -z "${TINY:-}" ] || tiny=(--tiny)
 run() { timeout "$LIMIT" "$PYTHON" "$@"; }
 grid() {
