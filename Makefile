@@ -1,5 +1,6 @@
 # The developers' everyday commands; PYTHON=... picks the interpreter.
 PYTHON ?= python
+OUT ?= bench-results
 
 .PHONY: check format test slow docs bench
 check:  ## what CI checks beside the tests
@@ -23,5 +24,11 @@ docs:  ## the command reference from --help, then the site
 	$(PYTHON) docs/generate_cli.py
 	$(PYTHON) -m mkdocs build --strict --site-dir site
 
-bench:  ## every benchmark of speed, one after the other; evidence.py, which trains for hours, is called by itself
-	for script in $(filter-out %/evidence.py,$(wildcard benchmarks/[!_]*.py)); do echo "== $$script"; $(PYTHON) "$$script" || exit 1; done
+bench:  ## every benchmark of speed, into OUT; a file that is there is gone on with. evidence.py trains for hours, by itself
+	mkdir -p $(OUT)
+	failed=; for script in $(filter-out %/evidence.py %/ranks.py,$(wildcard benchmarks/[!_]*.py)); do \
+		echo "== $$script"; $(PYTHON) $$script --out $(OUT)/$$(basename $$script .py).json || failed="$$failed $$script"; \
+	done; echo "== benchmarks/ranks.py"; \
+	OMP_NUM_THREADS=1 $(PYTHON) -m torch.distributed.run --nproc-per-node 2 benchmarks/ranks.py --out $(OUT)/ranks.json \
+		|| failed="$$failed benchmarks/ranks.py"; \
+	[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }

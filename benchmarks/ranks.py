@@ -41,6 +41,8 @@ def main() -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     ranks = Ranks(runtime.world())
+    if ranks.count == 1:
+        parser.error("there is one process only; torchrun --nproc-per-node 2 benchmarks/ranks.py starts two")
     ranks.join()
     found = measured(ranks, device, asked.target, asked.repeat)
     ranks.leave()
