@@ -443,7 +443,7 @@ def everywhere_what_is_listed_of_large_linear_layers_is_nearly_always_enough(dty
         standing, theirs, tallies = TritonKernels(graphs=False).standing(mine), TorchKernels().standing(reference), []
         begin = standing._begin
         with patch.object(standing, "_begin", lambda *args: tallies.append(begin(*args)) or tallies[-1]):
-            for count in range(600, 1400, 40):
+            for count in range(600, 1080, 40):
                 budgets = [LinearBudget(0, count, 1)]
                 assert standing.prune(budgets).tolist() == theirs.prune(budgets).tolist()
                 assert torch.equal(mine[0].alive.cpu(), reference[0].alive), count
@@ -466,6 +466,24 @@ def everywhere_masks_that_others_changed() -> None:
             j.weight[:, ::3] = 1.0
             assert not j.others[0][~j.alive].any()
     assert all(torch.equal(a.alive.cpu(), b.alive) for a, b in zip(mine, reference, strict=True))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def everywhere_linear_layers_that_others_changed(dtype: torch.dtype) -> None:
+    """Down to the guards; then all grows back, and tiles go or fewer weights than before."""
+    weight = torch.randn(12, 20, dtype=dtype)
+    for after in (LinearBudget(9, 36, 2), LinearBudget(0, 90, 2), LinearBudget(9, 120, 2)):
+        drawn = [job((12, 20), LinearBudget(1, 240, 2), weight, dead=0.0)]
+        mine, reference = copies(drawn, DEVICE), copies(drawn)
+        with listing(8):
+            ours, theirs = TritonKernels().standing(mine), TorchKernels().standing(reference)
+            for budget in (LinearBudget(1, 240, 2), after, after._replace(weights=after.weights + 3)):
+                assert ours.prune([budget]).tolist() == theirs.prune([budget]).tolist()
+                a, b = mine[0], reference[0]
+                tensors = zip((a.weight, a.alive, *a.others), (b.weight, b.alive, *b.others), strict=True)
+                assert all(torch.equal(bits(x), bits(y)) for x, y in tensors)
+                for j in (a, b):
+                    j.weight.copy_(weight), j.alive.fill_(True), j.others[0].fill_(1.0)
 
 
 def everywhere_an_era_of_many_layers() -> None:

@@ -11,7 +11,8 @@ that are due, too; what weights of linear layers by `neurons` and `pick`, or els
 (`_triton_linear.py`). These write their zeros themselves. The count of a layer with NaN or inf is -1 once all its
 weights have been looked at, and whoever writes passes it over. The programs of a layer that is not due end at once.
 
-Nothing that one program writes is read by another of the same launch: atomic additions need no order.
+Nothing that one program writes is read by another of the same launch; atomic additions need no order, and that of what
+`neurons` lists changes nothing.
 
 The table is described in `_triton_table.py`; the order of the launches stands in `triton.py`.
 """

@@ -1,9 +1,9 @@
 """On the device: which single weights of a linear layer, or which of its tiles, go? See `_triton_device.py`.
 
 Step by step few go, and these are smaller than what is a little above the cutoff of the call before. So `neurons` lists
-what is, reading each weight once, and `pick` takes the smallest of the list. Where the list is too long or too short it
-does nothing but let more or less be listed next time, and `spread`, `select` and `finish` search among all weights.
-What is listed decides how long it takes, never what goes. Layers of `LISTED` weights or fewer are listed as a whole.
+what is, reading each weight once from memory, and `pick` takes the smallest of the list. Where the list is too long or
+too short it has more or less listed next time, and `spread`, `select` and `finish` search among all weights. What is
+listed decides how long it takes, never what goes. Layers of `LISTED` weights or fewer are listed as a whole.
 """
 
 # Triton is a language of its own inside of Python; neither it nor the package has types.
@@ -54,6 +54,12 @@ def _room(row, number, due, tally):
 
 
 @triton.jit
+def _limit(row, cut, span):
+    """Below which key to list next time; a guard may be what stayed first, and its key is the largest number."""
+    return tl.minimum(cut, tl.load(row + _INF)) + span
+
+
+@triton.jit
 def _line(target, o):
     """Where the weights of an output neuron start, in bytes, and how far they lie apart, in elements."""
     start, size, strides = tl.load(target), tl.load(target + _SIZE), target + _STRIDE
@@ -79,8 +85,8 @@ def neurons(
     """List what of an output neuron's weights may go, and find the strongest, of equals the last, which stays.
 
     `tally`: int64, (rows, Tally.WIDTH). `guards`: int32, by neuron, the strongest weight, or -1. `limits`: int64,
-    (rows, 2), below which key weights are listed; see `pick`. `lows`, `ats`: (lists, `LISTED`), keys, and which weights
-    have them; a key of -1 goes with its tile. Counts -1 for layers with NaN or inf.
+    (layers, 2), below which key weights are listed; see `pick`. `lows`, `ats`: (lists, `LISTED`), keys, and which
+    weights have them; a key of -1 goes with its tile. Counts -1 for layers with NaN or inf.
     """
     number = tl.load(programs + 2 * tl.program_id(0))
     if tl.load(due + number * _DUE + _IN_WINDOW) >= 0:
@@ -163,9 +169,9 @@ def pick(
 ):
     """Write +0.0 (and False) over the smallest of a linear layer's listed weights, and count all that is dead.
 
-    Where these are not all listed, nothing is written. `limits` is told below which key to list next time, the first of
-    its two, and how far that is above the first that stayed now, the second: such that about twice as many should be
-    listed as now went, if there is room. Small layers have no limit.
+    Where not all of these are listed, it leaves them to others. `limits` is told below which key to list next time, the
+    first of its two (or `finish` does), and how far that is above the smallest that stayed, the second: such that about
+    twice as many should be listed as now went, if there is room. Small layers have no limit.
     """
     number = tl.load(programs + 2 * tl.program_id(0))
     if tl.load(due + number * _DUE + _IN_WINDOW) >= 0:
@@ -176,7 +182,7 @@ def pick(
         # Before any sum: warps wait for one another there, and `limits` is written below.
         limit, span = tl.load(limits + 2 * number), tl.load(limits + 2 * number + 1)
         mine = tl.load(row + _LIST) * LISTED
-        i = tl.max_contiguous(tl.arange(0, LISTED), 1)  # one weight a thread at a time, which is how others find theirs
+        i = tl.max_contiguous(tl.arange(0, LISTED), 1)  # else loads of four a thread, and all is laid out twice
         there = i < listed
         key = tl.load(lows + mine + i, mask=there, other=0)
         at = tl.load(ats + mine + i, mask=there, other=0)
@@ -197,13 +203,14 @@ def pick(
             _kill(targets, tl.load(row + _FIRST), tl.load(row + _END), k, c, 0, 0, goes)
             tl.store(counts + number, dead + tl.maximum(room, 0))
         if (windows > LISTED) & (room > 0):
-            wanted = tl.minimum(2 * room + 64, (LISTED + room) // 2)
-            span = span * wanted // tl.minimum(tl.maximum(listed, wanted // 4 + 1), 4 * wanted)
-            largest: tl.constexpr = 1 << (50 if BYTES == 8 else 8 * BYTES - 3)
-            span = tl.minimum(tl.maximum(span, 1), largest)
+            if limit > 0:  # else nothing could be listed
+                wanted = tl.minimum(2 * room + 64, (LISTED + tl.minimum(room, LISTED)) // 2)
+                span = span * wanted // tl.minimum(tl.maximum(listed, wanted // 4 + 1), 4 * wanted)
+                largest: tl.constexpr = 1 << (50 if BYTES == 8 else 8 * BYTES - 3)
+                span = tl.minimum(tl.maximum(span, 1), largest)
             tl.store(limits + 2 * number + 1, span)
             if is_done:
-                tl.store(limits + 2 * number, cut + span)
+                tl.store(limits + 2 * number, _limit(row, cut, span))
 
 
 @triton.jit
@@ -341,7 +348,7 @@ def finish(
             gone = gone | _go(programs, number, key, states, ties, BYTES)
             if (tl.load(programs + 2 * tl.program_id(0) + 1) == 0) & (_room(row, number, due, tally) > 0):
                 cut = tl.load(states + (number * (BYTES + 1) + BYTES) * 2)
-                tl.store(limits + 2 * number, cut + tl.load(limits + 2 * number + 1))
+                tl.store(limits + 2 * number, _limit(row, cut, tl.load(limits + 2 * number + 1)))
         life = _life(targets + (first + 1) * _TARGET, k, c, 0, 0)
         dead = tl.sum((there & (gone | (life == 0))).to(tl.int32), 0)
         tl.atomic_add(counts + number, dead.to(tl.int64), sem="relaxed")

@@ -59,7 +59,7 @@ class Row(IntEnum):
     FIRST = 6  # its tensors, rows of the other table: weight, alive, others
     END = 7
     INF = 8  # infinity's key
-    CHUNK = 9  # where those programs of `weakest`, or `neurons`, put what they find: the first one's number
+    CHUNK = 9  # where its programs of `weakest`, or `neurons`, put what they find: the first one's number
     HIGH = 10  # how many kernels one of these programs looks at
     CHUNKS = 11  # how many of these a share has
     LIST = 12  # where its weights are listed, in lists; -1 where it is no linear layer
@@ -137,8 +137,8 @@ class Table:
     Args:
         rows: (rows, Row.WIDTH), int64; the row of a job has the job's number.
         targets: (tensors, Target.WIDTH), int64.
-        limits: (rows, 2), int64, which calls change: of a linear layer below which key weights are listed, and how far
-            that is above the cutoff of the call before.
+        limits: (layers, 2), int64, which calls change: of a linear layer below which key weights are listed, and how
+            far that is above the cutoff of the call before.
         parts: by the bytes of a weight: 2, 4 or 8.
         tiles: the jobs that may lose tiles, in the order of their second rows, with the side of a tile.
         windows: the jobs that may lose something inside of windows.

@@ -271,7 +271,10 @@ class TritonStanding:
 
 def options_of(kernel: str) -> dict[str, Any]:
     """How a kernel is compiled."""
-    return {"num_warps": 4, "enable_fp_fusion": False} | _OPTIONS.get(kernel, {})
+    options = {"num_warps": 4, "enable_fp_fusion": False} | _OPTIONS.get(kernel, {})
+    if torch.version.hip:  # AMD's compiler does not know it
+        options.pop("maxnreg", None)
+    return options
 
 
 def _launch(kernel: Any, programs: Tensor, *arguments: Any, **constants: Any) -> None:
