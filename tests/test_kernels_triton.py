@@ -689,10 +689,16 @@ def kernel_for_a_gpu(name: str, size: int, *, fours: bool = False) -> object:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from starfire_cli.pruning.kernels import _triton_channels, _triton_device, _triton_gradients, _triton_linear
+    from starfire_cli.pruning.kernels import (
+        _triton_channels,
+        _triton_device,
+        _triton_gradients,
+        _triton_linear,
+        _triton_listed,
+    )
     from starfire_cli.pruning.kernels._triton_weakest import weakest
 
-    modules = (_triton_channels, _triton_device, _triton_gradients, _triton_linear)
+    modules = (_triton_channels, _triton_device, _triton_gradients, _triton_listed, _triton_linear)
     kernel = (
         next(getattr(module, name) for module in modules if hasattr(module, name)) if name != "weakest" else weakest
     )

@@ -214,6 +214,7 @@ class TritonStanding:
     def _prune_linear(self, size: int, part: Part, tally: Tensor, histograms: Tensor, *, tiles: bool) -> None:
         """Bring those down whose weights have `size` bytes."""
         from starfire_cli.pruning.kernels import _triton_linear as linear
+        from starfire_cli.pruning.kernels import _triton_listed as listed
 
         if tiles and part.tiled:
             self._take_tiles(part)
@@ -221,8 +222,8 @@ class TritonStanding:
         guards = self._empty(part.neurons)
         lists = self._empty(part.lists, LISTED, dtype=_KEYS[size]), self._empty(part.lists, LISTED)
         found = (tally, guards, self._table.limits, *lists)
-        self._on(part, linear.neurons, "neurons", *found, BYTES=size, BLOCK=NEURON, LISTED=LISTED)
-        self._on(part, linear.pick, "lists", *found, BYTES=size, LISTED=LISTED)
+        self._on(part, listed.neurons, "neurons", *found, BYTES=size, BLOCK=NEURON, LISTED=LISTED)
+        self._on(part, listed.pick, "lists", *found, BYTES=size, LISTED=LISTED)
         if part.keys:  # of these nobody has anything to do where what is listed is enough
             rows, on = self._table.rows, part.programs["weights"]
             keys, ties = self._empty(part.keys, dtype=_KEYS[size]), self._empty(len(on))
