@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,23 @@ def test_a_shard_that_gets_its_name_just_then(packed: Path, cached: Path, monkey
     with served(packed) as (url, _):
         assert same(list(opened(packed).train.batches(0)), list(opened(url, workers=0).train.batches(0)))
     assert not gone
+
+
+def test_a_problem_is_whole_when_it_is_read(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("webdataset")
+
+    def slowly(path: Path, text: str) -> int:
+        path.touch()
+        time.sleep(0.2)
+        return path.write_bytes(text.encode())
+
+    shutil.copytree(packed, tmp_path / "copy")
+    (tmp_path / "copy" / "train-000005.tar").unlink()
+    with served(tmp_path / "copy") as (url, _):
+        data = opened(url, workers=0)
+        monkeypatch.setattr(Path, "write_text", slowly)
+        with pytest.raises(StarfireError, match="HTTP 404"):
+            list(data.train.batches(0))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

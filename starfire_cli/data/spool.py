@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
+from threading import Event, get_ident
 
 from starfire_cli.data import remote
 from starfire_cli.errors import StarfireError
@@ -74,8 +74,10 @@ class Spool:
                         self._bring(shard, file.fileno(), ended)
         except (StarfireError, OSError) as error:
             if not ended.is_set():
-                with contextlib.suppress(OSError):
-                    problem.write_text(str(error))
+                written = _beside(problem, f".{os.getpid()}-{get_ident()}")
+                with contextlib.suppress(OSError):  # under its name once it is whole: `wait` reads what it finds
+                    written.write_text(str(error))
+                    os.replace(written, problem)
 
     def make_room(self, needed: set[int]) -> None:
         """Remove whole shards that are not needed, the oldest first, until the rest and the needed ones fit."""
