@@ -248,11 +248,17 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
         rows.append([K * C, C, layer.window, (*layer.shape, 1, 1)[3], rivals, keys, *own])
     programs = [_programs(shares) for shares in launches.values()] + [_grid(shares) for shares in grids.values()]
     tables = [np.array(rows + rows_of_tiles), np.array(targets), np.array(limits), *programs]
-    on_device = _upload(tables, jobs[0].weight.device)
-    for (size, name), tensor in zip([*launches, *grids], on_device[3:], strict=True):
+    rows_there, targets_there, limits_there, *work = _upload(tables, jobs[0].weight.device)
+    for (size, name), tensor in zip([*launches, *grids], work, strict=True):
         parts[size].programs[name] = tensor
-    shared = dict(zip(("rows", "targets", "limits"), on_device, strict=False))
-    return Table(**shared, parts=dict(parts), tiles=losing_tiles, windows=losing_inside)
+    return Table(
+        rows=rows_there,
+        targets=targets_there,
+        limits=limits_there,
+        parts=dict(parts),
+        tiles=losing_tiles,
+        windows=losing_inside,
+    )
 
 
 def _target(tensor: Tensor) -> list[int]:
