@@ -161,8 +161,7 @@ def silence(name: str, model: str, device: torch.device) -> Callable[[int], None
     """Ours: what stays to be done at each step once the era is over."""
     held, kernels = Weights.of(model, device, ["window", "pointwise", "linear"]), KERNELS.build(name)
     alive = [torch.rand_like(w) > 0.6 for w in held.weights]
-    gates = [a.to(w.dtype) for a, w in zip(alive, held.weights, strict=True)] if kernels.float_gates else alive
-    return lambda number: kernels.silence(held.momenta, gates)
+    return lambda number: kernels.silence(held.momenta, alive)
 
 
 def reparametrised(model: str, device: torch.device) -> Callable[[int], None]:

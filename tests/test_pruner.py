@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
 from starfire_cli.errors import Mismatch, StarfireError
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
@@ -215,3 +216,44 @@ def test_zeros_at_birth_are_positive_even_of_inf() -> None:
     assert model.weight.tolist() == [[0.0, 0.0, 3.0, -4.0]]
     assert not model.weight.detach()[0, :2].signbit().any()
     assert model.weight.grad.tolist() == [[0.0, 0.0, 1.0, 1.0]]
+
+
+def storages() -> dict[int, int]:
+    """The bytes of all tensors that Python knows of, by where they lie."""
+    tensors = [x for x in gc.get_objects() if type(x) in (Tensor, nn.Parameter)]
+    return {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+
+
+@pytest.mark.parametrize("kernels", ["torch", "numba"])
+def test_masks_take_a_byte_a_weight(kernels: str) -> None:
+    """In the era and after it, gradients' silence included."""
+    model = nn.Sequential(nn.Conv2d(16, 64, 3), nn.Flatten(), nn.Linear(64 * 9, 200))
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(torch.ones(2, 16, 5, 5)).sum().backward()
+
+    step()
+    optimizer.step()
+    before = storages()
+    layers, _ = layers_of_model(model)
+    pruner = Pruner(
+        model,
+        layers,
+        conv=CONV_METHODS.build("window"),
+        linear=LINEAR_METHODS.build("fine"),
+        target=0.5,
+        era=Era(first_step=0, last_step=4),
+        kernels=kernels,
+    )
+    pruner.attach(optimizer)
+    for number in range(1, 6):
+        step()
+        pruner.after_backward()
+        optimizer.step()
+        pruner.after_step(number)
+        mine = before.keys() | {p.grad.untyped_storage().data_ptr() for p in model.parameters() if p.grad is not None}
+        added = sum(size for place, size in storages().items() if place not in mine)
+        weights = sum(layer.weights for layer in layers)
+        assert weights <= added <= 1.02 * weights

@@ -90,7 +90,7 @@ class Pruner:
         self.kernels, self._kernels = choose(kernels, device, sum(layer.weights for layer in self.layers))
         # Masks have their weight's strides, so that no elementwise pass has to jump about in memory.
         self.masks: Masks = {k: torch.ones_like(w, dtype=torch.bool) for k, w in self._weights.items()}
-        self._gates: dict[str, Tensor] = {}  # what gradients are silenced with, for layers that may have lost something
+        self._touched: dict[str, None] = {}  # layers that may have lost something, in the order of their first time
         self._budgets: dict[int, Budget] = {}  # of each shape, what it last was
         self._counts = Counts(self._weights)
         self._standing: tuple[Held, Standing] | None = None
@@ -106,13 +106,13 @@ class Pruner:
         assert ema is None or shadow.keys() >= self.masks.keys(), "the moving average's keys are not the model's"
         self._shadow = {key: shadow[key] for key in self.masks if key in shadow}
         self._standing = None
-        self._enforce(self._gates)
+        self._enforce(self._touched)
 
     @torch.no_grad()
     def after_backward(self) -> None:
         """Mask the gradients of dead weights: before clipping, weight decay, momentum and averages see them."""
         started = perf_counter()
-        self._silence(self._gates)
+        self._silence(self._touched)
         self.seconds += perf_counter() - started
 
     @torch.no_grad()
@@ -120,7 +120,7 @@ class Pruner:
         """After optimizer step number `step` (from 1): evaluate the masks if the era says so. True if any changed."""
         started = perf_counter()
         if self._optimizer is not None and type(self._optimizer) not in ELEMENTWISE:
-            self._enforce(self._gates)
+            self._enforce(self._touched)
         changed = self.era.evaluates_at(step) and self.refresh(self.era.progress(step))
         if step >= self.era.last_step:
             self._standing = None  # and what it holds on to
@@ -147,12 +147,9 @@ class Pruner:
             if layer.key in due:
                 self._counts.expect([(0, layer.key)], self._by_own_mask(self._job(layer, due[layer.key])))
         # Gradients come and go, so that they are in no job; training has let go of them by now, other loops have not.
+        self._silence(due)
         if next(iter(self._weights.values())).device.type != "cpu":
-            self._silence(due)  # in one launch
             return True
-        for key in due:
-            if (gradient := self._weights[key].grad) is not None:
-                write_dead(self.masks[key], [gradient])
         before = dict(self._counts.known)
         return self.zeros != before
 
@@ -182,7 +179,7 @@ class Pruner:
     @property
     def gated(self) -> int:
         """Of how many layers `after_backward` masks the gradients; it only grows."""
-        return len(self._gates)
+        return len(self._touched)
 
     def threshold(self, step: int) -> float:
         """The sparsity threshold t after `step` steps."""
@@ -200,8 +197,7 @@ class Pruner:
             self._counts.set(layer.key, layer.weights - int(mask.sum()))
         self._budgets.clear()
         dead = [key for key, count in self._counts.known.items() if count]
-        for key in dead:
-            self._gate(key).copy_(self.masks[key])
+        self._touched.update(dict.fromkeys(dead))
         self._enforce(dead)
 
     def digest(self) -> str:
@@ -249,17 +245,10 @@ class Pruner:
         return self.linear.budget(layer, goal) if layer.kind == "linear" else self.conv.budget(layer, goal)
 
     def _silence(self, keys: Iterable[str]) -> None:
-        """Mask the gradients that these layers have; they have gates."""
-        pairs = [(g, self._gates[key]) for key in keys if (g := self._weights[key].grad) is not None]
+        """Mask the gradients that these layers have."""
+        pairs = [(g, self.masks[key]) for key in keys if (g := self._weights[key].grad) is not None]
         if pairs:
-            self._kernels.silence([g for g, _ in pairs], [gate for _, gate in pairs])
-
-    def _gate(self, key: str) -> Tensor:
-        """What silences the layer's gradient; from now on it is kept up to date."""
-        if key not in self._gates:
-            mask = self.masks[key]
-            self._gates[key] = mask.to(self._weights[key].dtype) if self._kernels.float_gates else mask
-        return self._gates[key]
+            self._kernels.silence([g for g, _ in pairs], [mask for _, mask in pairs])
 
     def _made_ready(self) -> Standing:
         """All layers that follow rules; anew where a tensor was replaced since."""
@@ -272,9 +261,10 @@ class Pruner:
 
     def _job(self, layer: Layer, budget: Budget) -> Job:
         seen = self._seen.get(layer.key, layer)
-        weight, gate = self._weights[layer.key], self._gate(layer.key)
-        others = (*self._kept(weight, layer.key), *((gate,) if self._kernels.float_gates else ()))
-        return Job(layer=seen, weight=weight.detach(), alive=self.masks[layer.key], budget=budget, others=others)
+        weight, mask = self._weights[layer.key], self.masks[layer.key]
+        self._touched[layer.key] = None
+        others = tuple(self._kept(weight, layer.key))
+        return Job(layer=seen, weight=weight.detach(), alive=mask, budget=budget, others=others)
 
     def _by_own_mask(self, job: Job) -> Tensor:
         """As `Kernels.prune`, for a method that has a mask of its own; its layer's count, (1,)."""

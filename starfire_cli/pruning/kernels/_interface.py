@@ -11,7 +11,7 @@ import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -63,9 +63,6 @@ class Standing(Protocol):
 class Kernels(Protocol):
     """An implementation. None of its calls waits for the device, but for one that captures a CUDA graph."""
 
-    float_gates: ClassVar[bool]
-    """Whether `silence` wants gates of the gradient's dtype (1 alive, 0 dead) in place of bool ones."""
-
     def prune(self, jobs: Sequence[Job]) -> Tensor:
         """Bring every job's layer down to its budget: `alive` in place, +0.0 written over what dies in all tensors.
 
@@ -78,8 +75,8 @@ class Kernels(Protocol):
         """The jobs' layers, made ready; nothing is pruned yet, and their budgets only tell what is likely to come."""
         ...
 
-    def silence(self, gradients: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
-        """Make the gradients of dead weights zero (of either sign), in place; no bit of the others changes."""
+    def silence(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+        """Write +0.0 over the gradients of dead weights, in place; no bit of the others changes. Masks are bool."""
         ...
 
 
@@ -168,8 +165,8 @@ def agrees(kernels: Kernels, device: torch.device) -> bool:
                 counts = standing.prune(budgets).tolist()
                 outcomes.append([n for n, budget in zip(counts, budgets, strict=True) if budget is not None])
             outcomes.append([t.tolist() for job in jobs for t in (job.weight, job.alive, *job.others)])
-            gradients, masks = [torch.ones_like(job.weight) for job in jobs], [job.alive for job in jobs]
-            implementation.silence(gradients, [m.float() for m in masks] if implementation.float_gates else masks)
+            gradients = [torch.ones_like(job.weight) for job in jobs]
+            implementation.silence(gradients, [job.alive for job in jobs])
             outcomes.append([gradient.tolist() for gradient in gradients])
         except Exception:  # noqa: BLE001 - whatever a compiler or a driver may raise
             return False

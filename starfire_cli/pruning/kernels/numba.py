@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +25,6 @@ _PIECE = 1 << 20  # gradients of one layer that a thread takes at a time
 class NumbaKernels:
     """Float32 weights in contiguous or channels_last memory; all others go the way of `torch`."""
 
-    float_gates: ClassVar[bool] = False
-
     @classmethod
     def why_not(cls, device: torch.device) -> str | None:
         if device.type != "cpu":
@@ -39,14 +37,14 @@ class NumbaKernels:
     def standing(self, jobs: Sequence[Job]) -> OneByOne:
         return OneByOne(self, jobs)
 
-    def silence(self, gradients: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
+    def silence(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         clear = _loops().clear
         tasks: list[tuple[int, Callable[[], object]]] = []
-        for gradient, gate in zip(gradients, gates, strict=True):
-            if gradient.dtype != torch.float32 or gradient.stride() != gate.stride() or not _dense(gradient):
-                write_dead(gate, [gradient])
+        for gradient, mask in zip(gradients, masks, strict=True):
+            if gradient.dtype != torch.float32 or gradient.stride() != mask.stride() or not _dense(gradient):
+                write_dead(mask, [gradient])
                 continue
-            bits, alive = _flat(gradient).view(np.int32), _flat(gate).view(np.uint8)
+            bits, alive = _flat(gradient).view(np.int32), _flat(mask).view(np.uint8)
             for start in range(0, bits.size, _PIECE):
                 piece = slice(start, start + _PIECE)
                 tasks.append((bits[piece].size, partial(clear, alive[piece], bits[piece])))

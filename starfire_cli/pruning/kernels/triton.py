@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +55,6 @@ class TritonKernels:
         graphs: replay what comes again and again as a CUDA graph.
     """
 
-    float_gates: ClassVar[bool] = False
     graphs: bool = True
 
     @classmethod
@@ -75,8 +74,8 @@ class TritonKernels:
     def standing(self, jobs: Sequence[Job]) -> TritonStanding:
         return TritonStanding(jobs, graphs=self.graphs)
 
-    def silence(self, gradients: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
-        self._muting(gradients, gates)
+    def silence(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+        self._muting(gradients, masks)
 
     @cached_property
     def _muting(self) -> Muting:
