@@ -225,7 +225,7 @@ def test_what_cannot_be_compared_is_left_alone(name: str, bad: float) -> None:
     assert all(same_bits(x, y) for x, y in zip(tensors(mine[0]), tensors(job), strict=True))
 
 
-@pytest.mark.parametrize("shape", [(30, 9, 3, 3), (300, 9, 1, 1), (30, 70)])
+@pytest.mark.parametrize("shape", [(30, 9, 3, 3), (300, 9, 1, 1), (30, 70), (300, 1000)])
 def test_a_nan_at_the_very_end_is_seen_before_anything_is_written(shape: tuple[int, ...]) -> None:
     weight = values("normal", shape, 0)
     weight[(-1,) * len(shape)] = torch.nan

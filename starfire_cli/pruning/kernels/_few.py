@@ -39,6 +39,12 @@ def prune_few(job: Job) -> int | None:
     return alive.size - int(np.count_nonzero(alive)) if done else None
 
 
+def integers(tensor: Tensor) -> Tensor:
+    """The bits of its numbers in place, as signed integers of as many bytes."""
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.view(kinds[tensor.element_size()])
+
+
 def cost(job: Job) -> int:
     """How long it takes: the weights are read, and each kernel ranked; a weight of a linear layer is one."""
     shape = job.weight.shape
@@ -126,8 +132,7 @@ def _finite(weight: Array) -> bool:
 
 
 def _bits(tensor: Tensor) -> Array:
-    """The numbers' bits in place, as signed integers; of a convolution as (K, R, S, C)."""
-    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    bits = tensor.detach().view(kinds[tensor.element_size()])
+    """`integers`; of a convolution as (K, R, S, C)."""
+    bits = integers(tensor.detach())
     numbers: Array = (bits if bits.ndim == 2 else bits.permute(0, 2, 3, 1)).numpy()
     return numbers

@@ -14,10 +14,12 @@ from typing import Any
 import numba
 import numpy as np
 
+GLANCE = 32
+"""Weights of a neuron in a group."""
+
 _WIDE = 512  # channels whose kernels are worked on together: long rows are read faster than scores leave the cache
 _SPARE = 4  # groups for each one wanted: the more, the fewer lie below the bound in vain
 _SMALL = 4  # kernels; of smaller groups so many are wanted that to look through all scores is faster (from a 16th on)
-_GLANCE = 32  # weights of a neuron in a group
 _NEVER = np.int32(-1)  # below every magnitude
 _GONE = np.int32(0x7FFFFFFF)  # what the dead count as: above every finite magnitude
 _INF = np.int32(0x7F800000)
@@ -333,12 +335,37 @@ def _strongest(key_I):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _group_minima(key_I, low_G):  # type: ignore[no-untyped-def]
-    """The smallest of each `_GLANCE` keys."""
+    """The smallest of each `GLANCE` keys."""
     for g in range(len(low_G)):
-        own, low = key_I[g * _GLANCE : (g + 1) * _GLANCE], _GONE
+        own, low = key_I[g * GLANCE : (g + 1) * GLANCE], _GONE
         for i in range(len(own)):
             low = min(low, own[i])
         low_G[g] = low
+
+
+@_compiled
+def weigh(bits_OI, alive_OI, low_OG, strongest_O):  # type: ignore[no-untyped-def]
+    """Of some neurons of a linear layer what `lightest` has to know. Returns how many of their weights live.
+
+    -1 where one of them is NaN or inf.
+
+    Args:
+        bits_OI: magnitudes and signs, contiguous.
+        alive_OI: likewise.
+        low_OG: becomes the smallest live magnitude of each `GLANCE` weights that is no neuron's strongest.
+        strongest_O: becomes the place of each neuron's strongest live weight, of equals the last; -1 where all is dead.
+    """
+    key_I = np.full(low_OG.shape[1] * GLANCE, _GONE)
+    living = 0
+    for o in range(len(bits_OI)):
+        if not finite(bits_OI[o]):
+            return -1
+        living += _keys(bits_OI[o], alive_OI[o], key_I)
+        strongest_O[o] = _strongest(key_I)
+        if strongest_O[o] >= 0:
+            key_I[strongest_O[o]] = _GONE  # does not compete
+        _group_minima(key_I, low_OG[o])
+    return living
 
 
 @_compiled
@@ -364,13 +391,13 @@ def _competing_weights(bits_OI, alive_OI, low_OG, strongest_O, bound):  # type: 
     O, I = bits_OI.shape
     most = 0
     for low in low_OG.reshape(-1):
-        most += _GLANCE * (low <= bound)
+        most += GLANCE * (low <= bound)
     chosen, at = np.empty(most, np.int32), np.empty(most, np.int64)
     found = 0
     for o in range(O):
         for g in range(low_OG.shape[1]):
             if low_OG[o, g] <= bound:
-                for i in range(g * _GLANCE, min(I, (g + 1) * _GLANCE)):
+                for i in range(g * GLANCE, min(I, (g + 1) * GLANCE)):
                     own = bits_OI[o, i] & _MAGNITUDE if alive_OI[o, i] else _GONE
                     if own <= bound and i != strongest_O[o]:
                         chosen[found], at[found] = own, o * I + i
@@ -379,33 +406,19 @@ def _competing_weights(bits_OI, alive_OI, low_OG, strongest_O, bound):  # type: 
 
 
 @_compiled
-def fine(bits_OI, alive_OI, count, others):  # type: ignore[no-untyped-def]
-    """Of all weights of a linear layer the `count` smallest die, the dead first, of equals the lower index first.
+def lightest(bits_OI, alive_OI, low_OG, strongest_O, missing, others):  # type: ignore[no-untyped-def]
+    """Of all weights of a linear layer the `missing` smallest die, of equals the lower index first.
 
-    But every neuron's strongest live weight, of equals the last, stays; the next smallest elsewhere goes in its place.
-    What may be among them is told by the minima of groups, as in `_competitors`. Returns how many live.
+    But every neuron's strongest stays. What may be among them is told by the minima of groups, as in `_competitors`.
 
     Args:
-        bits_OI: magnitudes and signs, contiguous; changed in place, like all others.
+        bits_OI: magnitudes and signs, contiguous; changed in place, like the next and the others.
         alive_OI: likewise.
-        count: how many are to be gone.
+        low_OG: see `weigh`.
+        strongest_O: see `weigh`.
+        missing: how many die; so many live beside the strongest.
         others: a tuple of one or more arrays like `bits_OI`, zeroed where a weight dies.
     """
-    O, I = bits_OI.shape
-    groups = -(-I // _GLANCE)
-    key_I = np.full(groups * _GLANCE, _GONE)
-    low_OG, strongest_O = np.empty((O, groups), np.int32), np.empty(O, np.int32)
-    living, guarded = 0, 0
-    for o in range(O):
-        living += _keys(bits_OI[o], alive_OI[o], key_I)
-        strongest_O[o] = _strongest(key_I)
-        if strongest_O[o] >= 0:
-            guarded += 1
-            key_I[strongest_O[o]] = _GONE  # does not compete
-        _group_minima(key_I, low_OG[o])
-    missing = min(count, O * I - guarded) - (O * I - living)
-    if missing <= 0:
-        return living
     bound, _ = _cutoff(low_OG.reshape(-1), missing, _GONE - _ONE)
     chosen, at = _competing_weights(bits_OI, alive_OI, low_OG, strongest_O, bound)
     cutoff, room = _cutoff(chosen, missing, bound)
@@ -421,4 +434,3 @@ def fine(bits_OI, alive_OI, count, others):  # type: ignore[no-untyped-def]
         bits[at[n]] = 0
         for other in others:
             other.reshape(-1)[at[n]] = 0
-    return living - missing

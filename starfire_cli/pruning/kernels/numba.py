@@ -1,4 +1,4 @@
-"""CPU: loops compiled by numba for the processor at hand (the extra `fast`), each layer in one thread."""
+"""CPU: loops compiled by numba for the processor at hand (the extra `fast`)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from starfire_cli.pruning.kernels import KERNELS, NAN, Job, OneByOne, installed
 from starfire_cli.pruning.kernels.torch import TorchKernels, write_dead
 
 _PIECE = 1 << 20  # gradients of one layer that a thread takes at a time
+_NEURONS = 1 << 18  # weights of a linear layer, likewise, in whole neurons
 
 
 @KERNELS.register("numba")
@@ -32,7 +33,9 @@ class NumbaKernels:
         return None if installed("numba") else 'numba is not installed (pip install "starfire-cli[fast]")'
 
     def prune(self, jobs: Sequence[Job]) -> Tensor:
-        return torch.tensor(in_threads([(job.weight.numel(), partial(_prune, job)) for job in jobs]))
+        layers = [(_Linear if _of_single_weights(job) else _Whole)(job) for job in jobs]
+        in_threads([task for layer in layers for task in layer.tasks()])
+        return torch.tensor(in_threads([(layer.rest, layer.finish) for layer in layers]))
 
     def standing(self, jobs: Sequence[Job]) -> OneByOne:
         return OneByOne(self, jobs)
@@ -51,29 +54,93 @@ class NumbaKernels:
         in_threads(tasks)
 
 
-def _prune(job: Job) -> int:
-    weight, alive, budget = job.weight.detach(), job.alive, job.budget
-    loops = _loops()
-    fits = weight.dtype == torch.float32 and _dense(weight) and alive.stride() == weight.stride()
-    if not fits or (isinstance(budget, LinearBudget) and (budget.tiles or not weight.is_contiguous())):
-        return int(TorchKernels().prune([job]))
-    if not loops.finite(_flat(weight).view(np.int32)):
-        return NAN
-    like = [x.detach() for x in job.others if x.dtype == torch.float32 and x.stride() == weight.stride()]
-    if isinstance(budget, LinearBudget):
-        bits_OI = weight.numpy().view(np.int32)
-        others = tuple(other.numpy().view(np.int32) for other in like) or (bits_OI,)
-        living = int(loops.fine(bits_OI, alive.numpy().view(np.uint8), budget.weights, others))
-    else:
-        living = _prune_convolution(job, budget, weight, like)
-    write_dead(alive, [x for x in job.others if x.dtype != torch.float32 or x.stride() != weight.stride()])
-    return weight.numel() - living
+class _Whole:
+    """A layer that one thread brings down."""
+
+    rest = 0
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._count = job, 0
+
+    def tasks(self) -> list[tuple[int, Callable[[], None]]]:
+        return [(self._job.weight.numel(), self._prune)]
+
+    def finish(self) -> int:
+        """How many of its weights are dead, or `NAN`; once all `tasks` are done."""
+        return self._count
+
+    def _prune(self) -> None:
+        job = self._job
+        if isinstance(job.budget, LinearBudget) or not _fits(job):
+            self._count = int(TorchKernels().prune([job]))
+        elif not _loops().finite(_flat(job.weight.detach()).view(np.int32)):
+            self._count = NAN
+        else:
+            like, unlike = _others(job)
+            self._count = job.weight.numel() - _prune_convolution(job, job.budget, like)
+            write_dead(job.alive, unlike)
 
 
-def _prune_convolution(job: Job, budget: ConvBudget, weight: Tensor, like: Sequence[Tensor]) -> int:
+class _Linear:
+    """A linear layer that loses single weights; as `_Whole`, but all threads look for what goes.
+
+    Args:
+        rest: what there is to do in `finish`.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._bits_OI, self._alive_OI = job.weight.detach().numpy().view(np.int32), job.alive.numpy().view(np.uint8)
+        O, I = self._bits_OI.shape
+        self._low_OG, self._strongest_O = np.empty((O, -(-I // _loops().GLANCE)), np.int32), np.empty(O, np.int32)
+        self._living: list[int] = []
+        self.rest = self._low_OG.size
+
+    def tasks(self) -> list[tuple[int, Callable[[], None]]]:
+        O, I = self._bits_OI.shape
+        step = max(1, _NEURONS // max(1, I))
+        return [(step * I, partial(self._weigh, slice(first, first + step))) for first in range(0, O, step)]
+
+    def finish(self) -> int:
+        if -1 in self._living:
+            return NAN
+        assert isinstance(self._job.budget, LinearBudget)
+        size, living, guarded = self._bits_OI.size, sum(self._living), int(np.count_nonzero(self._strongest_O >= 0))
+        missing = max(0, min(self._job.budget.weights, size - guarded) - (size - living))
+        if missing:
+            like, unlike = _others(self._job)
+            others = tuple(other.numpy().view(np.int32) for other in like) or (self._bits_OI,)
+            _loops().lightest(self._bits_OI, self._alive_OI, self._low_OG, self._strongest_O, missing, others)
+            write_dead(self._job.alive, unlike)
+        return size - living + missing
+
+    def _weigh(self, piece: slice) -> None:
+        arrays = (self._bits_OI, self._alive_OI, self._low_OG, self._strongest_O)
+        self._living.append(_loops().weigh(*(array[piece] for array in arrays)))
+
+
+def _of_single_weights(job: Job) -> bool:
+    """Whether it is a job for `_Linear`."""
+    return isinstance(job.budget, LinearBudget) and not job.budget.tiles and _fits(job) and job.weight.is_contiguous()
+
+
+def _fits(job: Job) -> bool:
+    """Whether the loops are made for a layer; all others go the way of `torch`."""
+    weight = job.weight
+    return weight.dtype == torch.float32 and _dense(weight) and job.alive.stride() == weight.stride()
+
+
+def _others(job: Job) -> tuple[list[Tensor], list[Tensor]]:
+    """What lies in memory as the weight does, and what does not."""
+    fits = [x.dtype == torch.float32 and x.stride() == job.weight.stride() for x in job.others]
+    pairs = list(zip(fits, job.others, strict=True))
+    return [x.detach() for like, x in pairs if like], [x for like, x in pairs if not like]
+
+
+def _prune_convolution(job: Job, budget: ConvBudget, like: Sequence[Tensor]) -> int:
     """How many weights live once it is done."""
     loops, groups = _loops(), job.layer.groups
-    places = [_as_KWC(x) for x in (job.alive, weight, *like)]
+    places = [_as_KWC(x) for x in (job.alive, job.weight.detach(), *like)]
     arrays = [np.ascontiguousarray(x) for x in places]  # copies only where they are not in channels_last memory
     alive_KWC, (bits_KWC, *others) = arrays[0].view(np.uint8), (x.view(np.int32) for x in arrays[1:])
     beside = tuple(others) or (bits_KWC,)

@@ -14,10 +14,8 @@ from starfire_cli.pruning._threads import in_threads
 from starfire_cli.pruning.budget import LinearBudget
 from starfire_cli.pruning.conv._rules import conv_mask
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job, OneByOne
-from starfire_cli.pruning.kernels._few import cost, prune_few
+from starfire_cli.pruning.kernels._few import cost, integers, prune_few
 from starfire_cli.pruning.linear._rules import linear_mask
-
-_WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # numbers of so many bytes
 
 
 @KERNELS.register("torch")
@@ -40,7 +38,7 @@ class TorchKernels:
         return OneByOne(self, jobs)
 
     def silence(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
-        torch._foreach_mul_(list(map(_bits, gradients)), list(masks))
+        torch._foreach_mul_(list(map(integers, gradients)), list(masks))
 
 
 def _by_rules(job: Job) -> Tensor:
@@ -72,9 +70,4 @@ def is_finite(weight: Tensor) -> bool:
 def write_dead(mask: Tensor, tensors: Sequence[Tensor]) -> None:
     """Write +0.0 where the mask is dead; no bit of the rest changes, be it NaN or -0.0."""
     for tensor in tensors:
-        _bits(tensor).mul_(mask)
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """The tensor's bits as whole numbers; times a bool they become +0.0 or stay, several times as fast as a fill."""
-    return tensor.view(_WHOLE[tensor.dtype.itemsize])
+        integers(tensor).mul_(mask)  # several times as fast as masked_fill_
