@@ -364,7 +364,7 @@ def interpreted_as_many_launches_for_many_layers_as_for_one(monkeypatch: pytest.
     assert of(job((6, 5, 3, 3), ConvBudget(0, 2)), intra) == of(intra)
     assert of(fine, fine) == ["begin", "neurons", "pick"]
     with listing(8):
-        assert of(fine, fine) == ["begin", "neurons", "pick", "spread", *["select"] * 4, "finish"]
+        assert of(fine, fine) == ["begin", "neurons", "pick", *["select"] * 5, "finish"]
 
 
 def rounds(drawn: Sequence[Job], count: int, seed: int) -> list[list[Budget | None]]:
@@ -683,7 +683,7 @@ def gpu_a_graph_captures_the_muting_of_its_own_gradients() -> None:
     assert torch.equal(weight, torch.where(mask, 144.0, 1.0))
 
 
-def kernel_for_a_gpu(name: str, size: int, *, fours: bool = False) -> object:
+def kernel_for_a_gpu(name: str, size: int, *, fours: bool = False, tiles: bool = False) -> object:
     """A kernel as it is compiled for an H100 or H200, for weights of `size` bytes."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -707,6 +707,7 @@ def kernel_for_a_gpu(name: str, size: int, *, fours: bool = False) -> object:
         "TENSORS": 64,
         "LISTED": LISTED,
         "FOURS": fours,
+        "TILES": tiles,
         "FEW": FEW,
         "WIDE": WIDE,
         "HIGH": 2 * ROWS,
@@ -715,6 +716,7 @@ def kernel_for_a_gpu(name: str, size: int, *, fours: bool = False) -> object:
     constants = {arg: known[arg] for arg in kernel.arg_names if arg in known}
     types = {"keys": "*i64" if size == 8 else "*i32", "phase": "i32", "tensors": "i32"}
     types |= {"lows": types["keys"]} | dict.fromkeys(("histograms", "ties", "ats", "deads", "left", "guards"), "*i32")
+    types |= {"found": "*i64" if tiles else "*i32"}
     pointers = [arg for arg in kernel.arg_names if arg not in constants and arg not in ("phase", "tensors")]
     source = ASTSource(
         fn=kernel,
@@ -735,7 +737,6 @@ ALL = (
     "channels",
     "neurons",
     "pick",
-    "spread",
     "select",
     "finish",
     "apply",
@@ -749,8 +750,9 @@ COMPILED += [
     ("neurons", 8),
     ("pick", 2),
     ("pick", 8),
-    ("spread", 2),
+    ("select", 2),
     ("select", 8),
+    ("tiles", 8),
     ("scan", 8),
     ("scan", 2),
 ]
@@ -759,7 +761,7 @@ COMPILED += [
 @pytest.mark.parametrize(("name", "size"), COMPILED)
 def compiled_for_a_gpu(name: str, size: int, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    compiled = kernel_for_a_gpu(name, size, fours=size == 4)
+    compiled = kernel_for_a_gpu({"tiles": "select"}.get(name, name), size, fours=size == 4, tiles=name == "tiles")
     assert ".target sm_90" in compiled.asm["ptx"]
     assert compiled.asm["cubin"].startswith(b"\x7fELF")
     # Threads side by side look at what lies side by side: Triton 3.6 lays two dimensions out across memory unless told.

@@ -7,7 +7,7 @@ inside of a window or with a tile, of which the other tensors do not know yet. A
 Each call begins with `begin`. Where convolutions lose weights inside of their windows, `scan` looks for NaN and inf,
 `nine` and `inside` mark what goes, and `apply`, the last to be called, writes the zeros. What whole kernels go is found
 by `weakest` (`_triton_weakest.py`), `take` and `channels` (`_triton_channels.py`), which look at all other convolutions
-that are due, too; what weights of linear layers by `neurons` and `pick` (`_triton_listed.py`), or else `spread`,
+that are due, too; what weights of linear layers by `neurons` and `pick` (`_triton_listed.py`), or else by
 `select` and `finish` (`_triton_linear.py`). These write their zeros themselves. The count of a layer with NaN or inf is
 -1 once all its weights have been looked at, and whoever writes passes it over. The programs of a layer that is not due
 end at once.

@@ -22,9 +22,7 @@ from starfire_cli.pruning.kernels._triton_device import (
     _GUARDS,
     _IN_WINDOW,
     _INF,
-    _INNER,
     _KEYS,
-    _ROW,
     _TALLY,
     _TARGET,
     _WINDOWS,
@@ -50,41 +48,14 @@ def _limit(row, cut, span):
 
 
 @triton.jit
-def spread(
-    rows,
-    targets,
-    programs,
-    due,
-    counts,
-    tally,
-    guards,
-    keys,
-    histograms,
-    BYTES: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Write the keys of an output neuron's weights, that of its guard out of reach; count the first digits of the keys.
-
-    As the first phase of `select` would.
-    """
-    number = tl.load(programs + 2 * tl.program_id(0))
-    if (tl.load(due + number * _DUE + _IN_WINDOW) >= 0) & (tl.load(tally + number * _TALLY + _DONE) == 0):
-        row, o = rows + number * _ROW, tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32)
-        inner, weight = tl.load(row + _INNER).to(tl.int32), targets + tl.load(row + _FIRST) * _TARGET
-        guard = tl.load(guards + tl.load(row + _CHUNK) + o)
-        none: tl.constexpr = 2 ** (8 * BYTES - 1) - 1
-        start = keys + tl.load(row + _KEYS) + o * inner
-        many = tl.zeros([256], tl.int32)
-        for first in range(0, inner, BLOCK):
-            there, at = first + tl.arange(0, BLOCK) < inner, tl.minimum(first + tl.arange(0, BLOCK), inner - 1)
-            magnitude = _magnitude(weight, o, at, 0, 0, BYTES)
-            key = tl.where(_life(weight + _TARGET, o, at, 0, 0) == 1, magnitude, -1)
-            key = tl.where(at == guard, none, key)
-            tl.store(start + at, key)  # where there is none, once more what the last one has
-            digit = (key >> 8 * (BYTES - 1)).to(tl.int32) & 255
-            many += tl.histogram(digit, 256, mask=(key >= 0) & there)
-        digits = histograms + number * BYTES * 256 + tl.arange(0, 256)
-        tl.atomic_add(digits, many, mask=many > 0, sem="relaxed")
+def _key_of(row, targets, guards, i, there, BYTES: tl.constexpr):
+    """A linear layer's weights, that of a neuron's guard out of reach; -1 where dead, or where there is none."""
+    k, c = _of_windows(row, i)
+    weight = targets + tl.load(row + _FIRST) * _TARGET
+    key = tl.where(_life(weight + _TARGET, k, c, 0, 0) == 1, _magnitude(weight, k, c, 0, 0, BYTES), -1)
+    none: tl.constexpr = 2 ** (8 * BYTES - 1) - 1
+    key = tl.where(tl.load(guards + tl.load(row + _CHUNK) + k) == c, none, key)
+    return tl.where(there, key, -1)
 
 
 @triton.jit
@@ -121,19 +92,36 @@ def _go(programs, number, key, states, ties, BYTES: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["phase"])
-def select(rows, programs, due, tally, keys, histograms, states, ties, phase, BYTES: tl.constexpr, BLOCK: tl.constexpr):
+def select(
+    rows,
+    targets,
+    programs,
+    due,
+    tally,
+    found,
+    histograms,
+    states,
+    ties,
+    phase,
+    BYTES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILES: tl.constexpr,
+):
     """Which of all keys of a layer are the smallest, equals by index? A radix search, called for each of its phases.
 
-    Keys are numbers of `BYTES` digits to the base 256. Phase d < `BYTES` counts how often each value of digit d follows
-    the digits that the phases before it have settled, into `histograms`, int32, (rows, BYTES, 256), zeros at first.
-    Phase `BYTES` counts for each program the keys that equal the cutoff, into `ties`, int32, (programs,), where only
-    some of them go; then `_go` knows which go. The phase after it makes those -1. What is settled before a phase is
+    `found` are the keys of its `TILES`, or else the guards of its neurons: each phase reads the weights anew. Keys are
+    numbers of `BYTES` digits to the base 256. Phase d < `BYTES` counts how often each value of digit d follows the
+    digits that the phases before it have settled, into `histograms`, int32, (rows, BYTES, 256), zeros at first. Phase
+    `BYTES` counts for each program the keys that equal the cutoff, into `ties`, int32, (programs,), where only some of
+    them go; then `_go` knows which go. The phase after it makes those of tiles -1. What is settled before a phase is
     kept in `states`, int64, (rows, BYTES + 1, 2).
     """
     row, number, i, there = _place(rows, programs, BLOCK)
     if (tl.load(due + number * _DUE + _COUNT) > 0) & (tl.load(tally + number * _TALLY + _DONE) == 0):
-        at = keys + tl.load(row + _KEYS) + i
-        key = tl.load(at, mask=there, other=-1)
+        if TILES:
+            key = tl.load(found + tl.load(row + _KEYS) + i, mask=there, other=-1)
+        else:
+            key = _key_of(row, targets, found, i, there, BYTES)
         if phase <= BYTES:
             cut, room = _cutoff(row, number, due, tally, histograms, states, phase, BYTES)
             if tl.load(programs + 2 * tl.program_id(0) + 1) == 0:
@@ -149,9 +137,9 @@ def select(rows, programs, due, tally, keys, histograms, states, ties, phase, BY
                 tl.atomic_add(digits, many, mask=many > 0)
             elif room > 0:
                 tl.store(ties + tl.program_id(0), tl.sum((key == cut).to(tl.int32), 0))
-        else:
+        elif TILES:
             gone = _go(programs, number, key, states, ties, BYTES)
-            tl.store(at, tl.full([BLOCK], -1, keys.dtype.element_ty), mask=gone)
+            tl.store(found + tl.load(row + _KEYS) + i, tl.full([BLOCK], -1, tl.int64), mask=gone)
 
 
 @triton.jit
@@ -162,7 +150,7 @@ def finish(
     due,
     counts,
     tally,
-    keys,
+    guards,
     limits,
     states,
     ties,
@@ -178,7 +166,7 @@ def finish(
     if is_due & (tl.load(counts + number) >= 0):  # `neurons` made it -1 for good; from now on it only grows
         k, c = _of_windows(row, i)
         first, end = tl.load(row + _FIRST), tl.load(row + _END)
-        key = tl.load(keys + tl.load(row + _KEYS) + i, mask=there, other=-1)
+        key = _key_of(row, targets, guards, i, there, BYTES)
         gone = key < 0  # long since, or with its tile
         if tl.load(due + number * _DUE + _COUNT) > 0:
             gone = gone | _go(programs, number, key, states, ties, BYTES)

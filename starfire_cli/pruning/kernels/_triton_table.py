@@ -55,7 +55,7 @@ class Row(IntEnum):
     TAPS = 2  # R * S
     S = 3
     RIVALS = 4  # K / groups: how many kernels compete
-    KEYS = 5  # where its keys start, in elements; -1 where it needs none, or all its weights are listed
+    KEYS = 5  # of tiles, where their keys start, in elements
     FIRST = 6  # its tensors, rows of the other table: weight, alive, others
     END = 7
     INF = 8  # infinity's key
@@ -107,8 +107,7 @@ class Part:
     """The layers whose weights have the same size; all but always that is every layer of a call.
 
     Args:
-        keys: how many keys these need,
-        tile_keys: and how many their tiles.
+        keys: how many keys their tiles need.
         lists: how many linear layers there are,
         neurons: and output neurons.
         tiled: those that lose tiles.
@@ -118,11 +117,10 @@ class Part:
             "inside": of windows of nine weights, and of others. "channels": `WIDE` input channels of a group; "fours",
             "ones": `Row.HIGH` of the kernels that read these, four channels lying side by side or not. "lists": one
             linear layer; "neurons": one output neuron of it; "tiles": `BLOCK` tiles. Of layers that are too large to be
-            listed as a whole "spread": one neuron; "weights": `BLOCK` weights.
+            listed as a whole "weights": `BLOCK` weights.
     """
 
     keys: int = 0
-    tile_keys: int = 0
     lists: int = 0
     neurons: int = 0
     chunks: int = 0
@@ -209,15 +207,15 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
         (K, C), rivals = layer.shape[:2], layer.shape[0] // layer.groups
         launches[size, "layers"].append((number, 1))
         limit = 0
-        keys, chunk, high, chunks, listed = -1, -1, 0, 0, -1
+        chunk, high, chunks, listed = -1, 0, 0, -1
         if layer.kind == "linear":
             if isinstance(budget, LinearBudget) and (budget.tiles or budget.tile > 1):
                 row, tiles = len(jobs) + len(rows_of_tiles), math.prod(tiles_of(layer, budget.tile))
                 launches[size, "tiles"].append((row, _blocks(tiles)))
-                rows_of_tiles.append([tiles, 0, 0, 0, 0, part.tile_keys, *(0,) * 6, -1, 0])
+                rows_of_tiles.append([tiles, 0, 0, 0, 0, part.keys, *(0,) * 6, -1, 0])
                 losing_tiles[number] = budget.tile
                 part.tiled.append(Tiled(number, row, budget.tile))
-                part.tile_keys += tiles
+                part.keys += tiles
             launches[size, "lists"].append((number, 1))
             launches[size, "neurons"].append((number, K))
             chunk, listed = part.neurons, part.lists
@@ -225,10 +223,7 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
             if K * C <= LISTED:
                 limit = (1 << 8 * size - 1) - 1
             else:
-                launches[size, "spread"].append((number, K))
                 launches[size, "weights"].append((number, _blocks(K * C)))
-                keys = part.keys
-                part.keys += K * C
         else:
             shares, high = layer.groups * _blocks(C, WIDE), max(ROWS, HIGH // layer.window)
             launches[size, "channels"].append((number, shares))
@@ -245,7 +240,7 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
         tensors = [_target(tensor) for tensor in (job.weight, job.alive, *job.others)]
         targets += tensors
         own = [len(targets) - len(tensors), len(targets), _INF[job.weight.dtype], chunk, high, chunks, listed, 0]
-        rows.append([K * C, C, layer.window, (*layer.shape, 1, 1)[3], rivals, keys, *own])
+        rows.append([K * C, C, layer.window, (*layer.shape, 1, 1)[3], rivals, -1, *own])
     programs = [_programs(shares) for shares in launches.values()] + [_grid(shares) for shares in grids.values()]
     tables = [np.array(rows + rows_of_tiles), np.array(targets), np.array(limits), *programs]
     rows_there, targets_there, limits_there, *work = _upload(tables, jobs[0].weight.device)

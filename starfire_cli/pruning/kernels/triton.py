@@ -223,14 +223,13 @@ class TritonStanding:
         found = (tally, guards, self._table.limits, *lists)
         self._on(part, listed.neurons, "neurons", *found, BYTES=size, BLOCK=NEURON, LISTED=LISTED)
         self._on(part, listed.pick, "lists", *found, BYTES=size, LISTED=LISTED)
-        if part.keys:  # of these nobody has anything to do where what is listed is enough
-            rows, on = self._table.rows, part.programs["weights"]
-            keys, ties = self._empty(part.keys, dtype=_KEYS[size]), self._empty(len(on))
-            states = self._empty(len(rows), size + 1, 2, dtype=torch.int64)
-            self._on(part, linear.spread, "spread", tally, guards, keys, histograms, **block)
-            for phase in range(1, size + 1):  # `spread` has done the first
-                _launch(linear.select, on, rows, on, self._due, tally, keys, histograms, states, ties, phase, **block)
-            self._on(part, linear.finish, "weights", tally, keys, self._table.limits, states, ties, **block)
+        if "weights" in part.programs:  # of these nobody has anything to do where what is listed is enough
+            table, on = self._table, part.programs["weights"]
+            states, ties = self._empty(len(table.rows), size + 1, 2, dtype=torch.int64), self._empty(len(on))
+            arguments = (table.rows, table.targets, on, self._due, tally, guards, histograms, states, ties)
+            for phase in range(size + 1):
+                _launch(linear.select, on, *arguments, phase, **block, TILES=False)
+            self._on(part, linear.finish, "weights", tally, guards, table.limits, states, ties, **block)
 
     def _on(self, part: Part, kernel: Any, name: str, *more: Tensor, **constants: int) -> None:
         """Launch what has these programs; nothing where there are none."""
@@ -258,8 +257,8 @@ class TritonStanding:
         states = torch.empty(len(rows), 9, 2, dtype=torch.int64, device=self._device)
         ties = torch.empty(len(programs), dtype=torch.int32, device=self._device)
         for phase in range(10):
-            arguments = (rows, programs, self._due, tally, keys, histograms, states, ties, phase)
-            _launch(select, programs, *arguments, BYTES=8, BLOCK=BLOCK)
+            arguments = (rows, self._table.targets, programs, self._due, tally, keys, histograms, states, ties, phase)
+            _launch(select, programs, *arguments, BYTES=8, BLOCK=BLOCK, TILES=True)
         gone = torch.split(keys < 0, [score_T.numel() for score_T in scores])
         for tiled, score_T, gone_N in zip(part.tiled, scores, gone, strict=True):
             job, n = self._jobs[tiled.job], tiled.tile
