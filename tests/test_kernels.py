@@ -241,7 +241,7 @@ def test_a_nan_at_the_very_end_is_seen_before_anything_is_written(shape: tuple[i
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_gradients_of_the_dead_are_silent(name: str, dtype: torch.dtype) -> None:
     kernels = KERNELS.build(name)
-    shapes = [(5, 7), (4, 3, 3, 3), (4, 3, 3, 3), (1100, 1000)]
+    shapes = [(5, 7), (4, 3, 3, 3), (4, 3, 3, 3), (2200, 1000)]
     gradients = [values("normal", shape, 0).to(dtype) for shape in shapes]
     gradients[0][:, :3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
     gradients[1] = gradients[1].to(memory_format=torch.channels_last)

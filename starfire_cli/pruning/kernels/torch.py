@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,9 @@ from starfire_cli.pruning.conv._rules import conv_mask
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job, OneByOne
 from starfire_cli.pruning.kernels._few import cost, integers, prune_few
 from starfire_cli.pruning.linear._rules import linear_mask
+
+_MANY = 1 << 21  # gradients on a CPU that are worth all threads
+_PIECE = 1 << 18  # gradients that one takes at a time: torch makes factors of their masks, in memory of its own
 
 
 @KERNELS.register("torch")
@@ -38,7 +41,19 @@ class TorchKernels:
         return OneByOne(self, jobs)
 
     def silence(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
-        torch._foreach_mul_(list(map(integers, gradients)), list(masks))
+        if gradients[0].device.type != "cpu" or sum(map(Tensor.numel, gradients)) < _MANY:
+            torch._foreach_mul_(list(map(integers, gradients)), list(masks))  # see `write_dead`
+            return
+        pieces = [piece for pair in zip(gradients, masks, strict=True) for piece in _pieces(*pair)]
+        in_threads([(mask.numel(), partial(write_dead, mask, [gradient])) for gradient, mask in pieces])
+
+
+def _pieces(gradient: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both in the same pieces, of `_PIECE` numbers or whole outputs."""
+    if gradient.numel() <= _PIECE:
+        return iter([(gradient, mask)])
+    outputs = max(1, _PIECE * len(gradient) // gradient.numel())
+    return zip(torch.split(gradient, outputs), torch.split(mask, outputs), strict=True)
 
 
 def _by_rules(job: Job) -> Tensor:
