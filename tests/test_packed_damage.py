@@ -64,6 +64,8 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
     """Flipped bits, changed, lost, doubled and moved bytes, a cut, two files spliced."""
     raw = bytearray(data)
     for _ in range(int(rng.integers(1, 4))):
+        if not raw:  # all lost
+            break
         at, other = (int(i) for i in rng.integers(0, len(raw), 2))
         length = int(rng.integers(1, 64))
         match int(rng.integers(0, 8)):
