@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 import traceback
@@ -32,7 +33,17 @@ def where(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "triton": version("triton") if gpu and installed("triton") else None,
+        "commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    """What is measured, "-dirty" if something of it is not committed; None outside of a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def gpu_arguments(doc: str | None) -> argparse.Namespace:

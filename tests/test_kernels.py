@@ -343,3 +343,23 @@ def test_code_for_older_processors(cpu: str, vectors: str, tmp_path) -> None:  #
     done = subprocess.run([sys.executable, "-c", SAME], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == vectors
+
+
+DELAY = """
+import torch
+from starfire_cli.pruning.kernels import KERNELS
+kernels = KERNELS.build("numba")
+print(kernels.delay())
+kernels.silence([torch.ones(3, 3)], [torch.ones(3, 3, dtype=torch.bool)])
+print(kernels.delay())
+"""
+
+
+def test_the_first_compilation_is_announced_once(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", DELAY]
+    runs = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(2)]
+    lines = [run.stdout for run in runs]
+    assert lines[0].startswith("numba compiles the loops for masks") and lines[0].endswith("\nNone\n")
+    assert lines[1] == "None\nNone\n"
+    assert KERNELS.build("torch").delay() is None

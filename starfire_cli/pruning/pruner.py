@@ -177,6 +177,11 @@ class Pruner:
         return dict(self._weights)
 
     @property
+    def delay(self) -> str | None:
+        """What takes seconds when masks are first evaluated, as a line for the user; None if nothing."""
+        return self._kernels.delay() if self._seen else None
+
+    @property
     def gated(self) -> int:
         """Of how many layers `after_backward` masks the gradients; it only grows."""
         return len(self._touched)

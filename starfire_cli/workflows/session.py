@@ -127,6 +127,10 @@ class Session:
         if request.cuda_graphs:
             refuse(request, self.device, self.ranks.count)
         self.pruner.attach(self.optimizer, self.averaged)
+        if self.pruner.delay is not None:
+            self.notes.append(self.pruner.delay)
+        if request.compile:
+            self.notes.append("the first step waits for torch.compile, half a minute or more if nothing is cached")
         self.replica: Replica | None = None
         self.agreement = Agreement(self.ranks, self.pruner)
         self.compact: CompactState | None = None

@@ -79,6 +79,10 @@ class Kernels(Protocol):
         """Write +0.0 over the gradients of dead weights, in place; no bit of the others changes. Masks are bool."""
         ...
 
+    def delay(self) -> str | None:
+        """What the first calls do that takes seconds, as a line for the user; None if nothing."""
+        ...
+
 
 class OneByOne:
     """`Standing` for kernels that need nothing made ready."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -52,6 +53,13 @@ class NumbaKernels:
                 piece = slice(start, start + _PIECE)
                 tasks.append((bits[piece].size, partial(clear, alive[piece], bits[piece])))
         in_threads(tasks)
+
+    def delay(self) -> str | None:
+        clear = _loops().clear  # of all loops the one that is always needed
+        place, kept = clear.stats.cache_path, f"*.clear-{clear.py_func.__code__.co_firstlineno}.*.nbi"
+        if clear.signatures or (place and any(Path(place).glob(kept))):
+            return None
+        return "numba compiles the loops for masks when the era begins: some ten seconds, once"
 
 
 class _Whole:

@@ -47,6 +47,9 @@ class TorchKernels:
         pieces = [piece for pair in zip(gradients, masks, strict=True) for piece in _pieces(*pair)]
         in_threads([(mask.numel(), partial(write_dead, mask, [gradient])) for gradient, mask in pieces])
 
+    def delay(self) -> str | None:
+        return None
+
 
 def _pieces(gradient: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Both in the same pieces, of `_PIECE` numbers or whole outputs."""
