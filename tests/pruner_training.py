@@ -47,12 +47,18 @@ def batches(steps: int, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def make_pruner(model: nn.Module, conv: str = "window", fc: str = "fine", target: float = 0.6, **era: int) -> Pruner:
+def make_pruner(
+    model: nn.Module,
+    conv: str = "window",
+    fc: str = "fine",
+    target: float = 0.6,
+    kernels: str = "auto",
+    **era: int,
+) -> Pruner:
     layers, _ = layers_of_model(model)
     when = Era(**{"first_step": FIRST, "last_step": LAST, **era})  # type: ignore[arg-type]
-    return Pruner(
-        model, layers, conv=CONV_METHODS.build(conv), linear=LINEAR_METHODS.build(fc), target=target, era=when
-    )
+    rule, other = CONV_METHODS.build(conv), LINEAR_METHODS.build(fc)
+    return Pruner(model, layers, conv=rule, linear=other, target=target, era=when, kernels=kernels)
 
 
 @dataclass(kw_only=True)

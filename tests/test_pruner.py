@@ -237,16 +237,7 @@ def test_masks_take_a_byte_a_weight(kernels: str) -> None:
     step()
     optimizer.step()
     before = storages()
-    layers, _ = layers_of_model(model)
-    pruner = Pruner(
-        model,
-        layers,
-        conv=CONV_METHODS.build("window"),
-        linear=LINEAR_METHODS.build("fine"),
-        target=0.5,
-        era=Era(first_step=0, last_step=4),
-        kernels=kernels,
-    )
+    pruner = make_pruner(model, target=0.5, kernels=kernels, first_step=0, last_step=4)
     pruner.attach(optimizer)
     for number in range(1, 6):
         step()
@@ -255,5 +246,5 @@ def test_masks_take_a_byte_a_weight(kernels: str) -> None:
         pruner.after_step(number)
         mine = before.keys() | {p.grad.untyped_storage().data_ptr() for p in model.parameters() if p.grad is not None}
         added = sum(size for place, size in storages().items() if place not in mine)
-        weights = sum(layer.weights for layer in layers)
+        weights = sum(layer.weights for layer in pruner.layers)
         assert weights <= added <= 1.02 * weights
