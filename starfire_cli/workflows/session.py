@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -127,10 +127,6 @@ class Session:
         if request.cuda_graphs:
             refuse(request, self.device, self.ranks.count)
         self.pruner.attach(self.optimizer, self.averaged)
-        if self.pruner.delay is not None:
-            self.notes.append(self.pruner.delay)
-        if request.compile:
-            self.notes.append("the first step waits for torch.compile, half a minute or more if nothing is cached")
         self.replica: Replica | None = None
         self.agreement = Agreement(self.ranks, self.pruner)
         self.compact: CompactState | None = None
@@ -158,6 +154,13 @@ class Session:
             self.notes.append(f"{count} processes: {batch} images a step in all, {each} each")
         if self.at.step >= self.pruner.era.last_step:
             self.masks_are_fixed()
+
+    def delays(self) -> Iterator[str]:
+        """What will be compiled on the way, as lines for the user."""
+        if delay := self.pruner.delay:
+            yield delay
+        if self.request.compile:
+            yield "the first step waits for torch.compile, half a minute or more if nothing is cached"
 
     def masks_are_fixed(self) -> None:
         """From now on no mask changes: nothing of dead weights is sent, nor kept where `--compact-state` asks so."""

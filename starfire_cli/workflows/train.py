@@ -72,7 +72,7 @@ def _trained(session: Session) -> Iterator[Record]:
         steps=session.steps,
         steps_per_epoch=session.steps_per_epoch,
         resumed=session.resumed,
-        notes=(*session.notes, *session.data.info.notes),
+        notes=(*session.notes, *session.delays(), *session.data.info.notes),
     )
     try:
         with Signals() as signals, session.ranks.explaining(lambda: last_good(run)):
