@@ -7,10 +7,13 @@ be read though the code that made it is lost. A pickle that wants to *call* some
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
+
+from starfire_cli.damage import Damaged
 
 # Called while unpickling by what is only data. Even so nothing of these is run: the value becomes a stand-in.
 _DATA = {
@@ -39,6 +42,10 @@ _DATA = {
 }
 
 
+_FILLED = "collections.defaultdict"
+_MOST_MODULES = 100_000  # names of modules in one file: more than any model has
+
+
 class Called(Exception):
     """A pickle wants to call something; its text is the name."""
 
@@ -62,9 +69,14 @@ class Inert:
         self.state = state
 
 
+def is_data(name: str) -> bool:
+    """Whether what the foreign `name` makes when it is called is only data."""
+    return name in _DATA or name == _FILLED
+
+
 def stand_in(name: str) -> Callable[..., Any]:
     """What stands in for the foreign class `name`; a defaultdict comes back as a plain dict, to be filled."""
-    return _empty_dict if name == "collections.defaultdict" else type("Inert", (Inert,), {"name": name})
+    return _empty_dict if name == _FILLED else type("Inert", (Inert,), {"name": name})
 
 
 def _empty_dict(*_: Any) -> dict[Any, Any]:
@@ -86,17 +98,23 @@ def module_state(module: Any) -> dict[str, Tensor]:
     if isinstance(module, dict):
         parts = ((name, part) for name, part in module.items() if isinstance(name, str) and isinstance(part, dict))
         return {key: value for name, part in parts for key, value in _own(part, f"{name}." if name else "")}
-    return dict(_walk(module, "", frozenset()))
+    return dict(_walk(module, "", frozenset(), itertools.count()))
 
 
-def _walk(module: Any, prefix: str, above: frozenset[int]) -> Iterator[tuple[str, Tensor]]:
+def _walk(module: Any, prefix: str, above: frozenset[int], visits: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
+    """Of a module and those in it; one that is in several comes under each name, as torch has it.
+
+    So few modules may be had under names without number: raises Damaged where these get too many.
+    """
     if not is_module(module) or id(module) in above or len(above) > 100:
         return
+    if next(visits) > _MOST_MODULES:
+        raise Damaged(f"its modules hold one another under more than {_MOST_MODULES} names")
     state = module.state
     yield from _own(state, prefix)
     children = state["_modules"]
     for key, child in children.items() if isinstance(children, dict) else ():
-        yield from _walk(child, f"{prefix}{key}.", above | {id(module)})
+        yield from _walk(child, f"{prefix}{key}.", above | {id(module)}, visits)
 
 
 def _own(state: dict[str, Any], prefix: str) -> Iterator[tuple[str, Tensor]]:

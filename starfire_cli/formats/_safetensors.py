@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
+from starfire_cli.damage import reading
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats import _torch_file, _unwrap
 from starfire_cli.text import by_number
@@ -21,10 +22,8 @@ def load(path: Path, kind: str) -> dict[str, Tensor]:
     """
     if kind == "safetensors":
         return _load_one(path)
-    try:
+    with reading(path):
         weight_map = json.loads(path.read_bytes())["weight_map"]
-    except (OSError, ValueError) as error:
-        raise StarfireError(f"{path} is no index of shards: {error}") from None
     if not isinstance(weight_map, dict) or not weight_map:
         raise StarfireError(f"{path}: its weight_map is not a map of tensor names to files")
     shards: dict[str, dict[str, Tensor]] = {}
@@ -52,9 +51,5 @@ def _load_shard(index: Path, name: str) -> dict[str, Tensor]:
 
 
 def _load_one(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in sorted(file.keys(), key=by_number)}
-    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, OSError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise StarfireError(f"{path} is a damaged safetensors file: {text}") from None
+    with reading(path), safe_open(str(path), framework="pt") as file:
+        return {key: file.get_tensor(key) for key in sorted(file.keys(), key=by_number)}

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import re
 import stat
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.serialization import safe_globals
 
+from starfire_cli.damage import reading
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats import _zip_check
 from starfire_cli.formats._inert import Called, stand_in
+from starfire_cli.formats._pickle_check import Checker, NoCheckpoint, check_legacy
 
 _ADVICE = "loading never runs code; where it was made, torch.save(model.state_dict(), ...) writes a file that loads"
 _MOST_CLASSES = 200  # different foreign classes in one file: more than any model has
+_LONGEST_INDEX = 1 << 27  # bytes; one line a tensor
 
 
 def sniff(path: Path) -> str:
@@ -62,33 +65,36 @@ def load(path: Path, kind: str) -> Any:
 
     Raises StarfireError if the file is damaged, declares more than it holds, or needs code to be run.
     """
-    if kind == "torch":
-        _zip_check.verify(path)
-    stand_ins: dict[str, Callable[..., Any]] = {}
-    while True:
+    with reading(path):
+        foreign = _foreign_names(path, kind)
+        stand_ins = [(stand_in(name), name) for name in foreign]
         try:
-            with warnings.catch_warnings(), safe_globals([(cls, name) for name, cls in stand_ins.items()]):
+            with warnings.catch_warnings(), safe_globals(stand_ins):
                 warnings.simplefilter("ignore")  # of torch's own about old formats
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "torch")
         except Called as error:
-            raise StarfireError(f"{path}: refused: it wants to call {error}; {_ADVICE}") from None
+            raise StarfireError(f"{path}: refused: it wants to call {error}; {_ADVICE}") from error
         except pickle.UnpicklingError as error:
-            name = _foreign_class(str(error))
-            if name is None or name in stand_ins or len(stand_ins) >= _MOST_CLASSES:
-                raise StarfireError(f"{path}: {_refused(str(error))}") from None
-            stand_ins[name] = stand_in(name)
-        except Exception as error:  # noqa: BLE001 (whatever the bytes provoke in the reader, the file is what is wrong)
-            text = " ".join(str(error).split())[:200]
-            raise StarfireError(f"{path} is damaged or no PyTorch checkpoint: {type(error).__name__}: {text}") from None
+            raise StarfireError(f"{path}: {_refused(str(error))}") from error
 
 
-def _foreign_class(text: str) -> str | None:
-    """The name that torch's refusal says it does not know; None if the refusal is about something else."""
-    found = re.search(r"Unsupported global: GLOBAL (\S+) was not", text)
-    if found is None:
-        return None
-    # torch leaves "builtins." out of its message, and no other module's name is without a dot
-    return found[1] if "." in found[1] else f"builtins.{found[1]}"
+def _foreign_names(path: Path, kind: str) -> set[str]:
+    """The classes in it that torch does not know, once nothing in it asks for more than the file holds."""
+    try:
+        if kind == "torch":
+            contents = _zip_check.verify(path)
+            checker = Checker(path.stat().st_size, contents.storages)
+            checker.run(io.BytesIO(contents.pickle))
+            foreign = checker.foreign
+        else:
+            foreign = check_legacy(path)
+    except Called as error:
+        raise StarfireError(f"{path}: refused: it wants to call {error}; {_ADVICE}") from error
+    except NoCheckpoint as error:
+        raise StarfireError(f"{path}: damaged or no PyTorch checkpoint: {error}") from error
+    if len(foreign) > _MOST_CLASSES:
+        raise StarfireError(f"{path}: refused: it asks for {len(foreign)} classes that torch does not know; {_ADVICE}")
+    return foreign
 
 
 def _refused(text: str) -> str:
@@ -113,8 +119,8 @@ def _is_packed(path: Path) -> bool:
 
 def _is_index(path: Path) -> bool:
     try:
-        return "weight_map" in json.loads(path.read_bytes())
-    except (ValueError, OSError):
+        return path.stat().st_size <= _LONGEST_INDEX and "weight_map" in json.loads(path.read_bytes())
+    except Exception:  # noqa: BLE001 (whatever it is, it is no index)
         return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats._inert import is_module, module_state
+from starfire_cli.formats._pickle_calls import MOST_AXES, SMALL
 
 # In this order: what a training script resumes from comes before its averages.
 WRAPPERS = (
@@ -28,7 +30,6 @@ WRAPPERS = (
     "ema",
 )
 _PREFIXES = ("module.", "_orig_mod.")
-_SMALL = 1 << 24  # bytes; below this nothing a file claims can hurt
 
 
 def unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -52,18 +53,22 @@ def plain_state(found: dict[Any, Any], path: Path) -> dict[str, Tensor]:
             continue
         if tensor.is_meta:
             raise StarfireError(f"{path}: {key} is a tensor without data (device meta)")
-        bytes_here = tensor.numel() * tensor.element_size()
+        if tensor.is_nested or tensor.ndim > MOST_AXES:
+            raise StarfireError(f"{path}: {key} is a tensor of {tensor.ndim} axes or of tensors; no network has these")
+        # An axis of 0 leaves nothing to hold, but whoever counts along another one would count to what that says.
+        bytes_here = math.prod(size for size in tensor.shape if size) * tensor.element_size()
         claimed += bytes_here
         backing = _backing(tensor)
         stored.update(backing)
         # A view may repeat what it shows (expand); a few bytes then claim terabytes as soon as anything counts them.
         share = sum(backing.values()) if tensor.layout == torch.strided else 1000 * sum(backing.values())
-        if bytes_here > max(share, _SMALL):
+        if bytes_here > max(share, SMALL):
             raise StarfireError(f"{path}: {key} claims shape {tuple(tensor.shape)}, far more than the file holds")
         if tensor.layout != torch.strided:
             tensor = tensor.to_dense()
-        state[key] = (tensor.dequantize() if tensor.is_quantized else tensor).detach()
-    if claimed > 1000 * sum(stored.values()) + _SMALL:
+        tensor = (tensor.dequantize() if tensor.is_quantized else tensor).detach()
+        state[key] = tensor.resolve_conj().resolve_neg()
+    if claimed > 1000 * sum(stored.values()) + SMALL:
         raise StarfireError(f"{path}: its tensors claim {claimed} bytes, far more than the file holds")
     return state
 

@@ -7,31 +7,41 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
+
+from starfire_cli.damage import Damaged, DamagedFile, reading
 from starfire_cli.errors import StarfireError
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 
 
-def verify(path: Path) -> None:
+class Contents(NamedTuple):
+    """What torch will find: its pickle, and how many bytes there are for each storage."""
+
+    pickle: bytes
+    storages: dict[str, int]
+
+
+def verify(path: Path) -> Contents:
     """Raises StarfireError naming the record that is damaged, or what else keeps this from being torch's zip.
 
     Reads each byte once, through a memory map; nothing is allocated by declared sizes.
     """
-    try:
-        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-            records = archive.infolist()
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                _verify(path, records, data)
-    except zipfile.BadZipFile as error:
-        missing = "not a zip file" in str(error)  # for it begins like one
-        reason = "the list of records at its end is missing" if missing else error
-        raise StarfireError(f"{path} is cut short or damaged: {reason}") from None
-    except (OSError, ValueError, EOFError, UnicodeDecodeError, NotImplementedError, struct.error) as error:
-        raise StarfireError(f"{path} is a damaged zip file: {error}") from None
+    with reading(path):
+        try:
+            with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+                records = archive.infolist()
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                    return _verify(path, records, data)
+        except zipfile.BadZipFile as error:
+            missing = "not a zip file" in str(error)  # for it begins like one
+            reason = "the list of records at its end is missing" if missing else error
+            raise DamagedFile(f"{path} is cut short or damaged: {reason}") from error
 
 
-def _verify(path: Path, records: list[zipfile.ZipInfo], data: mmap.mmap) -> None:
+def _verify(path: Path, records: list[zipfile.ZipInfo], data: mmap.mmap) -> Contents:
     size = len(data)
     names = {record.filename.rpartition("/")[2] for record in records}
     if "constants.pkl" in names:
@@ -46,6 +56,9 @@ def _verify(path: Path, records: list[zipfile.ZipInfo], data: mmap.mmap) -> None
         raise StarfireError(f"{path} declares {declared} bytes of content in a file of {size}; refused as a zip bomb")
     if len({record.filename for record in records}) != len(records):
         raise StarfireError(f"{path} holds two records of one name; refused")
+    torch_finds = torch._C.PyTorchFileReader(str(path))
+    folder = records[0].filename.partition("/")[0] + "/"
+    found: dict[str, tuple[int, int]] = {}
     view = memoryview(data)
     try:
         for record in records:
@@ -55,9 +68,17 @@ def _verify(path: Path, records: list[zipfile.ZipInfo], data: mmap.mmap) -> None
             if start + record.file_size > size:
                 raise StarfireError(f"{path}: record {record.filename} reaches beyond the end of the file")
             if zlib.crc32(view[start : start + record.file_size]) != record.CRC:
-                raise StarfireError(f"{path} is damaged: record {record.filename} does not match its CRC")
+                raise DamagedFile(f"{path} is damaged: record {record.filename} does not match its CRC")
+            name = record.filename.removeprefix(folder)
+            if name != record.filename:
+                if torch_finds.get_record_offset(name) != start:
+                    raise Damaged(f"record {record.filename} is in two places")
+                found[name] = (start, record.file_size)
     finally:
         view.release()
+    start, length = found["data.pkl"]
+    storages = {name.removeprefix("data/"): held for name, (_, held) in found.items() if name.startswith("data/")}
+    return Contents(data[start : start + length], storages)
 
 
 def _data_offset(path: Path, record: zipfile.ZipInfo, data: mmap.mmap) -> int:
@@ -67,5 +88,5 @@ def _data_offset(path: Path, record: zipfile.ZipInfo, data: mmap.mmap) -> int:
     name_length, extra_length = int(header[9]), int(header[10])
     name = data[offset + _LOCAL.size : offset + _LOCAL.size + name_length]
     if header[0] != b"PK\x03\x04" or name != record.orig_filename.encode():
-        raise StarfireError(f"{path} is damaged: the header of record {record.filename} is not where it should be")
+        raise DamagedFile(f"{path} is damaged: the header of record {record.filename} is not where it should be")
     return offset + _LOCAL.size + name_length + extra_length

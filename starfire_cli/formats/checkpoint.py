@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from starfire_cli.damage import Damaged, reading
 from starfire_cli.errors import Mismatch, StarfireError
 from starfire_cli.formats import _fold, _safetensors, _torch_file, _unwrap
+from starfire_cli.formats._plain import check_plain
 from starfire_cli.formats.atomic import atomic_write
+from starfire_cli.formats.container import checked_shape
 from starfire_cli.pruning.masks import Masks, digest, disagreements, pack_bits, unpack_bits
-from starfire_cli.text import printable
+from starfire_cli.text import printable, shape_text
 
 FORMAT = "starfire"
 VERSION = 1
@@ -95,13 +98,16 @@ def load(path: Path, *, training: bool = False, strict: bool = True) -> Checkpoi
         Mismatch: `strict`, and masks contradict weights or their digest.
     """
     try:
-        found = _load(path, training=training, strict=strict)
-        for part in ("model", "data", "pruning", "metrics"):
-            if not isinstance(found.meta.get(part) or {}, dict):
-                raise StarfireError(f"{path}: its metadata are damaged: {part} is no set of names and values")
-        return found
+        with reading(path):
+            found = _load(path, training=training, strict=strict)
+            check_plain(found.meta, "metadata")
+            check_plain(found.training or {}, "training state", tensors=True)
+            for part in ("model", "data", "pruning", "metrics"):
+                if not isinstance(found.meta.get(part) or {}, dict):
+                    raise Damaged(f"its metadata: {part} is no set of names and values")
+            return found
     except StarfireError as error:
-        raise type(error)(printable(str(error))) from None  # names in the file may hold anything
+        raise type(error)(printable(str(error))) from error  # names in the file may hold anything
 
 
 def _load(path: Path, *, training: bool, strict: bool) -> Checkpoint:
@@ -111,7 +117,7 @@ def _load(path: Path, *, training: bool, strict: bool) -> Checkpoint:
 
         return packed.load(path)
     content: Any = (_safetensors if kind in ("safetensors", "sharded") else _torch_file).load(path, kind)
-    if isinstance(content, dict) and content.get("format") == FORMAT:
+    if isinstance(content, dict) and _is_text(content.get("format"), FORMAT):
         return _load_own(path, content, training=training, strict=strict)
     state, notes = _unwrap.unwrap(content, path)
     state, masks, folded = _fold.fold(state)
@@ -120,22 +126,23 @@ def _load(path: Path, *, training: bool, strict: bool) -> Checkpoint:
 
 def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bool) -> Checkpoint:
     """Check the parts of our own format against one another."""
-    if content.get("version") != VERSION:
-        raise StarfireError(f"{path} has format version {content.get('version')!r}; this starfire reads {VERSION}")
+    version = content.get("version")
+    if type(version) is not int or version != VERSION:
+        given = repr(version) if type(version) in (int, float, str) else f"a {type(version).__name__}"
+        raise StarfireError(f"{path} has format version {given}; this starfire reads {VERSION}")
     state, packed_masks, meta = content.get("model"), content.get("masks"), content.get("meta")
     if not isinstance(state, dict) or not isinstance(packed_masks, dict) or not isinstance(meta, dict):
         raise StarfireError(f"{path} calls itself a starfire checkpoint but lacks model, masks or meta")
     state = _unwrap.plain_state(state, path)
     masks: Masks = {}
     for key, entry in packed_masks.items():
-        try:
-            masks[key] = unpack_bits(entry["bits"], tuple(entry["shape"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise StarfireError(f"{path}: the mask of {key} cannot be read: {error}") from None
-        if key not in state or state[key].shape != masks[key].shape:
-            raise StarfireError(f"{path}: the mask of {key} has no weight of its shape {tuple(masks[key].shape)}")
+        with reading(path, f"the mask of {key!r:.80}"):
+            shape = checked_shape(entry["shape"])
+            if key not in state or tuple(state[key].shape) != shape:  # before its size is believed
+                raise Damaged(f"there is no weight of its shape {shape_text(shape)}")
+            masks[key] = unpack_bits(entry["bits"], shape)
     notes = []
-    if digest(masks) != content.get("masks_digest"):
+    if not _is_text(content.get("masks_digest"), digest(masks)):
         problem = "the masks do not match the digest written with them"
         if strict:
             raise Mismatch(f"{path}: {problem}")
@@ -148,6 +155,10 @@ def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bo
     return Checkpoint(
         path=path, format=FORMAT, state=state, masks=masks or None, meta=meta, training=rest, notes=tuple(notes)
     )
+
+
+def _is_text(value: Any, text: str) -> bool:
+    return isinstance(value, str) and value == text  # a tensor would compare itself element by element
 
 
 def _own_memory(tensor: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from starfire_cli.damage import Damaged, reading
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.dtypes import BY_NAME
-from starfire_cli.formats.streams import Damaged
 
 MARK = "starfire-packed"
 VERSION = "1"
@@ -95,14 +95,11 @@ class Container:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with open(path, "rb") as file:
-                self.size = os.fstat(file.fileno()).st_size
-                if self.size < 8:
-                    raise Damaged("the file is cut short")
-                self._bytes = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except OSError as error:
-            raise StarfireError(f"cannot read {path}: {error.strerror or error}") from None
+        with reading(path), open(path, "rb") as file:
+            self.size = os.fstat(file.fileno()).st_size
+            if self.size < 8:
+                raise Damaged("the file is cut short")
+            self._bytes = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         count = int.from_bytes(self._bytes[:8], "little")
         if count > min(self.size - 8, _LONGEST_HEADER):
             raise Damaged(f"its header is announced with {count} bytes, the file has {self.size}")
@@ -121,12 +118,10 @@ class Container:
         found = _CRC.findall(head)
         if len(found) != 1 or int(found[0], 16) != zlib.crc32(_CRC.sub(_ZEROS, head)):
             raise Damaged("the header does not match its checksum")
-        try:
+        with reading(self.path, "the header cannot be read"):
             header = json.loads(head[8:], object_pairs_hook=_no_twins)
             metadata = header.pop("__metadata__")
             pieces = {name: _piece(name, entry) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise Damaged(f"the header cannot be read: {type(error).__name__}: {error}") from None
         if metadata.get("format") != MARK or metadata.get("version") != VERSION:
             raise Damaged(f"the header does not say {MARK}, version {VERSION}")
         if not all(isinstance(value, str) for value in metadata.values()):
@@ -150,9 +145,9 @@ def _piece(name: str, entry: Any) -> Piece:
 
 
 def checked_shape(shape: Any) -> tuple[int, ...]:
-    """A JSON value as a shape. Raises ValueError."""
+    """A value from a file as a shape. Raises Damaged."""
     if not isinstance(shape, list) or len(shape) > 32 or not all(type(s) is int and s >= 0 for s in shape):
-        raise ValueError(f"{str(shape)[:60]} is no shape")
+        raise Damaged("what it gives for its shape is no shape")
     return tuple(shape)
 
 

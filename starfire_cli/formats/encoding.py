@@ -12,8 +12,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from starfire_cli.damage import Damaged
 from starfire_cli.errors import BadOption
-from starfire_cli.formats.streams import Bits, Damaged, Reader, Writer
+from starfire_cli.formats.streams import Bits, Reader, Writer
 from starfire_cli.registry import Family
 
 

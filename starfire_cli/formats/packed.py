@@ -21,13 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from starfire_cli.damage import Damaged, reading
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats import encoding
+from starfire_cli.formats._plain import check_plain
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.formats.container import Container, Piece, checked_shape, is_marked
 from starfire_cli.formats.dtypes import BY_NAME, NOT_IN_SAFETENSORS, Dtype, tensor_of
 from starfire_cli.formats.encoding import Alive
-from starfire_cli.formats.streams import Damaged, Reader
+from starfire_cli.formats.streams import Reader
 from starfire_cli.formats.values import Values, Words
 from starfire_cli.pruning.masks import digest
 from starfire_cli.text import size_text
@@ -102,14 +104,13 @@ class PackedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        with reading(path):
             self._container = Container(path)
             self.layers: dict[str, PackedLayer] = self._table()
             self.meta: dict[str, Any] = self._json("meta")
+            check_plain(self.meta, "metadata")
             self.masks_digest = self._container.metadata.get("masks_digest", "")
             self._crc32 = self._plain_checksums()
-        except Damaged as error:
-            raise StarfireError(f"{path} is damaged: {error}") from None
 
     @property
     def keys(self) -> list[str]:
@@ -126,12 +127,10 @@ class PackedFile:
 
     def read(self, key: str, *, mask: bool) -> tuple[Tensor, Tensor | None]:
         """A tensor and, if asked for and if it has one, its mask; may be called from several threads."""
-        try:
+        with reading(self.path, key):
             if key in self.layers:
                 return self._layer(self.layers[key], mask)
             return self._plain(self._container.pieces[key]), None
-        except Damaged as error:
-            raise StarfireError(f"{self.path} is damaged: {key}: {error}") from None
 
     def _plain(self, piece: Piece) -> Tensor:
         data, dtype = self._container.read(piece), BY_NAME[piece.dtype]
@@ -162,18 +161,18 @@ class PackedFile:
     def _table(self) -> dict[str, PackedLayer]:
         pieces = self._container.pieces
         layers = {}
-        try:
+        with reading(self.path, "its layer table"):
             for key, entry in self._json("layers").items():
                 piece = pieces[key + SUFFIX]
                 if piece.dtype != "U8" or piece.shape != (piece.stop - piece.start,):
-                    raise ValueError(f"{piece.name} is not a string of its bytes")
+                    raise Damaged(f"{piece.name} is not a string of its bytes")
                 layers[key] = PackedLayer(
                     key=key,
                     dtype=BY_NAME[entry["dtype"]],
                     stored=BY_NAME[entry.get("stored", entry["dtype"])],
                     shape=checked_shape(entry["shape"]),
                     encoding=str(entry["encoding"]),
-                    live=int(entry["live"]),
+                    live=entry["live"],
                     masked=entry.get("masked", True) is True,
                     crc32=str(entry["crc32"]),
                     size=piece.stop - piece.start,
@@ -182,9 +181,8 @@ class PackedFile:
             for name, piece in pieces.items():
                 size = prod(piece.shape) * BY_NAME[piece.dtype].itemsize
                 if piece.stop - piece.start != size or piece.dtype in NOT_IN_SAFETENSORS:
-                    raise ValueError(f"{name} has not the bytes of its shape")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Damaged(f"its layer table: {type(error).__name__}: {error}") from None
+                    raise Damaged(f"{name} has not the bytes of its shape")
+                _check_axes(name, piece.shape, piece.dtype, piece.stop - piece.start)
         total = sum(layer.dense_bytes for layer in layers.values())
         memory = _memory()
         if memory is not None and total > memory:
@@ -199,10 +197,8 @@ class PackedFile:
         return {name: text[8 * i : 8 * i + 8] for i, name in enumerate(names)}
 
     def _json(self, name: str) -> dict[str, Any]:
-        try:
+        with reading(self.path, f"its {name} cannot be read"):
             value = json.loads(self._container.metadata[name])
-        except (KeyError, ValueError, RecursionError) as error:
-            raise Damaged(f"its {name} cannot be read: {type(error).__name__}: {error}") from None
         if not isinstance(value, dict):
             raise Damaged(f"its {name} is no object")
         return value
@@ -235,8 +231,16 @@ def _check_crc(data: memoryview, expected: str) -> None:
 
 
 def _check_size(layer: PackedLayer) -> None:
-    if layer.dense_bytes > MOST_PER_BYTE * layer.size + FREE_BYTES:
-        raise ValueError(f"{layer.key} would unpack to {size_text(layer.dense_bytes)} from {layer.size} bytes")
+    if type(layer.live) is not int or not 0 <= layer.live <= prod(layer.shape):
+        raise Damaged(f"{layer.key} has {layer.live} live weights")
+    _check_axes(layer.key, layer.shape, layer.dtype.name, layer.size)
+
+
+def _check_axes(name: str, shape: tuple[int, ...], dtype: str, size: int) -> None:
+    """An axis of 0 counts as 1: it leaves nothing to hold, but the others are still counted along."""
+    dense = prod(s for s in shape if s) * BY_NAME[dtype].itemsize
+    if dense > MOST_PER_BYTE * size + FREE_BYTES:
+        raise Damaged(f"{name} would unpack to {size_text(dense)} from {size} bytes")
 
 
 def _sane(words: Any, dtype: Dtype) -> Any:

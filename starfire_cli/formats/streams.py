@@ -13,6 +13,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from starfire_cli.damage import Damaged
 from starfire_cli.formats.small import Bytes, pack, unpack, width
 
 Bits = NDArray[np.bool_]
@@ -21,10 +22,6 @@ RAW, ZSTD = 0, 1
 NONE_SET, ALL_SET, BITMAP, GAPS = 0, 1, 2, 3
 EFFORTS = ("fast", "normal", "best")
 _GAPS_AT_ONCE = 1 << 18  # so that their positions, of 8 bytes each, stay small
-
-
-class Damaged(ValueError):
-    """The bytes contradict what the format allows; the text says where."""
 
 
 class Writer:

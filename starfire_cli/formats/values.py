@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from starfire_cli.damage import Damaged
 from starfire_cli.formats.dtypes import Dtype
 from starfire_cli.formats.information import entropy_bits
-from starfire_cli.formats.streams import Damaged, Reader, Writer
+from starfire_cli.formats.streams import Reader, Writer
 
 Words = NDArray[np.unsignedinteger[Any]]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from starfire_cli.damage import Damaged
 from starfire_cli.formats.encoding import ENCODINGS, Alive
 from starfire_cli.formats.information import log2_choose
-from starfire_cli.formats.streams import Bits, Damaged, Reader, Writer
+from starfire_cli.formats.streams import Bits, Reader, Writer
 
 SIDES = (8, 4, 3, 2)
 
@@ -63,10 +65,16 @@ def _tiles(mask_OI: Bits, side: int) -> Bits:
 
 def _weights_in(alive: Bits, side: int, shape: tuple[int, ...]) -> int:
     """How many weights the live tiles have."""
-    heights, widths = (np.minimum(side, end - np.arange(0, end, side)) for end in shape)
+    heights, widths = _extents(side, shape)
     return int(heights @ alive @ widths)
 
 
 def _spread(alive: Bits, side: int, shape: tuple[int, ...]) -> Bits:
-    """Tiles back to weights."""
-    return alive.repeat(side, 0).repeat(side, 1)[: shape[0], : shape[1]]
+    """Tiles back to weights; no tile is made larger than what the edges leave of it."""
+    heights, widths = _extents(side, shape)
+    return alive.repeat(heights, 0).repeat(widths, 1)
+
+
+def _extents(side: int, shape: tuple[int, ...]) -> tuple[NDArray[np.intp], ...]:
+    """How many rows the tiles of each row have, and how many columns those of each column."""
+    return tuple(np.minimum(side, end - np.arange(0, end, side)) for end in shape)

@@ -13,12 +13,14 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from starfire_cli.damage import Damaged
 from starfire_cli.formats.encoding import ENCODINGS, Alive
 from starfire_cli.formats.information import counts_bits, log2_choose
 from starfire_cli.formats.small import Bytes
-from starfire_cli.formats.streams import Bits, Damaged, Reader, Writer
+from starfire_cli.formats.streams import Bits, Reader, Writer
 
 LARGEST = 62  # C(62, 31) is the last middle binomial below 2^63
+_AT_ONCE = 1 << 18  # windows, so that their numbers, of 8 bytes each, stay small
 _TABLED = 12  # windows up to this size are looked up among all their patterns
 
 
@@ -45,6 +47,8 @@ class Window:
         if not 2 <= n <= LARGEST:
             raise Damaged(f"windows of {n} weights")
         index, present = data.symbols(K * C, n + 1)
+        if present.tolist() in ([0], [n]):
+            return Alive(np.full(K * C, present[0] == n), n)
         kept_M = present.astype(np.uint8)[index]
         some_M = (kept_M > 0) & (kept_M < n)
         some = int(some_M.sum())
@@ -53,9 +57,19 @@ class Window:
             number |= data.small(some, limit).astype(np.uint64) << np.uint64(shift)
         if (number >= _choose(n)[n][kept_M[some_M]]).any():
             raise Damaged("a pattern number is out of range")
-        number_M = np.zeros(K * C, np.uint64)
-        number_M[some_M] = number
-        return Alive(_unrank(number_M, kept_M, n).reshape(-1))
+        mask_Mn = np.empty((K * C, n), np.bool_)
+        done = 0
+        for start in range(0, K * C, _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            if not kept_M[part].any():
+                mask_Mn[part] = False
+                continue
+            number_M = np.zeros(len(kept_M[part]), np.uint64)
+            here = int(some_M[part].sum())
+            number_M[some_M[part]] = number[done : done + here]
+            mask_Mn[part] = _unrank(number_M, kept_M[part], n)
+            done += here
+        return Alive(mask_Mn.reshape(-1))
 
 
 def _planes(present: list[int], n: int) -> list[tuple[int, int]]:
