@@ -26,6 +26,8 @@ def plan_of(session: Session) -> Plan:
         ]
     timeline += [(drop, f"learning rate falls to {rate.at(round(drop * per_epoch)):g}") for drop in lr_drops(session)]
     settings = {k: v for k, v in dataclasses.asdict(session.request).items() if k not in _UNTOLD and v is not None}
+    if session.request.init is None:
+        del settings["init_zeros"]
     settings |= {
         "data": session.data.info.spec,
         "image_size": session.data.info.image_size,
