@@ -101,7 +101,9 @@ def test_zeros_that_are_let_free(tmp_path: Path) -> None:
 def test_free_zeros_stay_free_when_the_run_is_resumed(tmp_path: Path) -> None:
     net, _ = pruned_net()
     path = write("state-dict", net, tmp_path)
-    run, _ = run_of(tmp_path, init=path, method="dense", init_zeros="free", max_steps=1)
+    run = Run(tmp_path / "a")
+    free = TINY | {"init": path, "method": "dense", "init_zeros": "free", "epochs": 1, "name": "a", "out": tmp_path}
+    list(training.train(TrainRequest(**free, max_steps=1)))
     state = load(run.last, training=True)
     assert state.meta["request"]["init_zeros"] == "free" and not state.masks
     path.unlink()  # what a run began with is not asked for again
@@ -193,7 +195,8 @@ def right_by_hand(net: nn.Module, images: Path, mean: list[float], std: list[flo
     right = 0
     for label, folder in enumerate(sorted((images / "val").iterdir())):
         for file in sorted(folder.iterdir()):
-            pixels = torch.tensor(list(Image.open(file).getdata()), dtype=torch.float64).view(28, 28, 3) / 255
+            with Image.open(file) as image:
+                pixels = torch.tensor(list(image.tobytes()), dtype=torch.float64).view(28, 28, 3) / 255
             seen = ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1)[None].float()
             with torch.no_grad():
                 right += int(net.eval()(seen).argmax(1).item() == label)
@@ -308,7 +311,7 @@ def test_options_go_before_what_the_file_says(tmp_path: Path, capsys: Capture) -
 
 def test_what_nothing_names_is_said_to_be_a_default(tmp_path: Path) -> None:
     path = write("state-dict", Net(10), tmp_path)
-    _, records = run_of(tmp_path, init=path, method="dense", dry_run=True)
+    records = list(training.train(TrainRequest(**TINY, epochs=1, init=path, method="dense", dry_run=True)))
     assert "from the default, since nothing names them: data digits (10 classes)" in notes_of(records)
 
 

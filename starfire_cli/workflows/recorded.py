@@ -119,9 +119,7 @@ class Defaults:
         classes = self.record.classes
         if "data" in self.filled and classes is not None and info.classes != classes:
             problem = differences(classes, info.classes, "the checkpoint", "the data")
-            raise StarfireError(
-                f"the data that {path} names are others by now: {problem}; --data {info.spec} takes them"
-            )
+            raise StarfireError(f"the data that {path} names have changed: {problem}; --data {info.spec} takes them")
         shown = {
             "model": f"model {printable(request.model or '', 80)}",
             "data": f"data {printable(info.spec, 200)} ({len(info.classes)} classes)",
