@@ -26,6 +26,8 @@ from starfire_cli.text import command_text
 from starfire_cli.workflows import train as training
 from starfire_cli.workflows.dead_weights import find_dead_weights
 from starfire_cli.workflows.evaluate import evaluate
+from starfire_cli.workflows.network import title_of
+from starfire_cli.workflows.plot_files import read_run
 from starfire_cli.workflows.recorded import read_record
 from starfire_cli.workflows.request import TrainRequest
 from tests.tiny import Net
@@ -84,6 +86,19 @@ def test_what_is_zero_stays_zero(tmp_path: Path, road: str, method: str) -> None
         assert not torch.equal(left, came), "the others train"
         assert after.masks is not None and not after.masks[f"{name}.weight"][came == 0].any()
     assert f"{zeros:,} weights in 4 layers are dead and stay zero" in notes_of(records)
+
+
+def test_a_pruned_network_is_not_called_dense(tmp_path: Path) -> None:
+    net, zeros = pruned_net()
+    run, _ = run_of(tmp_path / "a", init=write("to-safetensors", net, tmp_path), method="dense")
+    share = zeros / sum(getattr(net, name).weight.numel() for name in LAYERS)
+    assert title_of(load(run.last)) == f"pruned {share:.4g}"
+    assert main(["compress", str(run.last), "-o", str(tmp_path / "packed.safetensors")]) == 0
+    assert title_of(load(tmp_path / "packed.safetensors")) == f"pruned {share:.4g}"
+    assert (read_run(run.path).method, read_run(run.path).target) == ("pruned", round(share, 4))
+    dense, _ = run_of(tmp_path / "b", method="dense")
+    assert title_of(load(dense.last)) == "dense" and read_run(dense.path).dense
+    assert title_of(load(run_of(tmp_path / "c", method="ck", target=0.5)[0].last)) == "ck 0.5"
 
 
 def test_zeros_that_are_let_free(tmp_path: Path) -> None:

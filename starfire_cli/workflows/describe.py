@@ -87,6 +87,7 @@ def config_of(session: Session) -> dict[str, Any]:
     """What config.json holds."""
     meta = meta_of(session, {})
     del meta["metrics"]
+    came_in = 0.0 if session.pruning.target else session.sparsity()[0]
     return {
         "format": "starfire-run",
         "version": 1,
@@ -95,6 +96,7 @@ def config_of(session: Session) -> dict[str, Any]:
         "epochs": session.epochs,
         "kernels": session.pruner.kernels,  # that `auto` has chosen
         "lr_drops": lr_drops(session),
+        **({"inherited_sparsity": came_in} if came_in else {}),
     }
 
 
