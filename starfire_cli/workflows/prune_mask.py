@@ -15,6 +15,7 @@ from starfire_cli import runtime
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
+from starfire_cli.formats.overwriting import files_of, refuse_overwriting
 from starfire_cli.pruned import Progress, Pruned, SweepPoint
 from starfire_cli.pruning.elimination import EliminationReport, eliminate
 from starfire_cli.pruning.recipe import compose_recipes
@@ -114,6 +115,7 @@ def _out_path(request: PruneRequest, source: Path, pruning: Pruning) -> Path:
         out = out / name
     if not out.parent.is_dir():
         raise StarfireError(f"cannot write {out}: there is no folder {out.parent}")
+    refuse_overwriting(out, files_of(source))
     return out
 
 
