@@ -128,3 +128,21 @@ def test_a_file_that_says_nothing(tmp_path: Path, capsys: Capture, pixels: Tenso
     assert "notes" not in found
     assert main(["inspect", str(a), str(b), "--mean", "0.5"]) == 2
     assert "--mean and --std are for --evaluate" in capsys.readouterr().err
+
+
+def test_an_attack_does_not_force_the_numbers_of_one_network_on_the_other(
+    tmp_path: Path, capsys: Capture, pixels: Tensor
+) -> None:
+    """`--mean` and `--std` are for the second, whose file is silent; the first keeps its own."""
+    net = network(0)
+    a = written(tmp_path / "a.pt", net, tmp_path / "images", mean=ONE[0], std=ONE[1])
+    b = written(tmp_path / "b.pt", net, None)
+    arguments = ["attack", str(a), "--against", str(b), "--eps", "0", "--json", "--no-control", *OPTIONS]
+    given = ["--mean", ",".join(map(str, TWO[0])), "--std", ",".join(map(str, TWO[1]))]
+    assert main([*arguments, *given]) == 0
+    found = json.loads(capsys.readouterr().out)
+    labels = torch.arange(COUNT) * 3 // COUNT
+    one, two = (float((says(net, pixels, *numbers) == labels).double().mean()) for numbers in (ONE, TWO))
+    assert one != two
+    assert found["points"][0]["top1"] == pytest.approx(one)
+    assert found["against"]["points"][0]["top1"] == pytest.approx(two)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -30,6 +31,7 @@ from starfire_cli.workflows.network import title_of
 from starfire_cli.workflows.plot_files import read_run
 from starfire_cli.workflows.recorded import read_record
 from starfire_cli.workflows.request import TrainRequest
+from starfire_cli.workflows.resuming import open_session
 from tests.tiny import Net
 
 Capture = pytest.CaptureFixture[str]
@@ -271,6 +273,36 @@ def test_the_printed_command_begins_where_the_evaluation_stood(
     assert config["data"]["mean"] == mean and config["data"]["std"] == std
     assert config["data"]["spec"] == f"folder:{images.resolve()}" and config["data"]["image_size"] == 28
     assert "from it's pruned $HOME.pt: data" in text and "from the options: model tests.tiny:net" in text
+
+
+def test_images_are_scaled_for_validation_as_they_were(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, first_evaluation: list[tuple[float, Any]]
+) -> None:
+    """Training that cuts boxes would scale them otherwise: shorter side to 46 px, of which the middle 40 are seen."""
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    for part, label, number in itertools.product(("train", "val"), "ab", range(12)):
+        file = tmp_path / "images" / part / f"class-{label}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = torch.full((64, 64, 3), 30 + 4 * number)
+        pixels[:8] = pixels[-8:] = 120  # what a crop leaves out
+        pixels += (torch.rand(64, 64, 3, generator=generator) * 30).to(pixels.dtype)
+        Image.fromarray(pixels.to(torch.uint8).numpy()).save(file)
+    torch.manual_seed(1)
+    torch.save(Net(2).state_dict(), "theirs.pth")
+    argv = ["prune-mask", "theirs.pth", "--model", "tests.tiny:net", "--data", "images", "--image-size", "40"]
+    assert main([*argv, "--target", "0.5", "-o", "b.pt", "--device", "cpu", "--json"]) == 0
+    loss = json.loads(capsys.readouterr().out)["accuracy_after"]["loss"]
+    argv = ["train", "--init", "b.pt", "--method", "dense", "--model", "tests.tiny:net", "--batch-size", "24"]
+    assert main([*argv, "--name", "a", "--max-steps", "1"]) == 0
+    _, session = first_evaluation[0]
+    assert session.data.info.augment.startswith("rrc-flip") and session.data.info.resize is None
+    again = open_session(TrainRequest(resume=tmp_path / "runs" / "a", model="tests.tiny:net"), frozenset({"model"}))
+    assert again.data.info.resize is None, "also when the run is resumed"
+    request = TrainRequest(init=tmp_path / "b.pt", model="tests.tiny:net", method="dense", batch_size=24)
+    fresh = open_session(request, frozenset())
+    found = evaluate(fresh.evaluated, fresh.data.val)
+    assert found is not None and found.loss == pytest.approx(loss, rel=1e-6)
 
 
 def test_the_printed_command_of_our_own_file(

@@ -182,8 +182,17 @@ def _open(request: AttackRequest) -> _Setting:
         limit_seed=request.seed,
     )
     info, split = open_val(known, request.data, options)
+    silent = second is not None and not second.meta.get("data")
     networks = [
-        build_network(first, info, device, model=request.model, mean=request.mean, std=request.std),
+        build_network(
+            first,
+            info,
+            device,
+            model=request.model,
+            # What was given for a second network that says nothing is not forced on a first one that does.
+            mean=None if silent and "mean" in known else request.mean,
+            std=None if silent and "std" in known else request.std,
+        ),
         *([_second(request, second, info, device)] if second is not None else []),
     ]
     chunk = loaded

@@ -147,6 +147,20 @@ class Defaults:
         return lines
 
 
+def known_data(checkpoint: Checkpoint, spec: str | None) -> DataInfo | None:
+    """What a checkpoint records about the data `spec`; None where that is of other data, or makes no sense."""
+    data = checkpoint.meta.get("data") or {}
+    resize = data.get("resize")
+    if data.get("spec") != spec or read_record(checkpoint.meta, None).unusable:
+        return None
+    try:
+        if resize is not None:
+            _size(resize)
+        return DataInfo.from_meta(data)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
 def fill_from(checkpoint: Checkpoint, request: TrainRequest, given: frozenset[str]) -> Defaults:
     """Fill the gaps of a request with what the checkpoint of its `--init` records.
 

@@ -27,7 +27,7 @@ from starfire_cli.workflows.graphed import StepGraph, refuse
 from starfire_cli.workflows.optim import LearningRate, build_optimizer
 from starfire_cli.workflows.ranks import Ranks
 from starfire_cli.workflows.rebuild import recipe_of
-from starfire_cli.workflows.recorded import Defaults, fill_from
+from starfire_cli.workflows.recorded import Defaults, fill_from, known_data
 from starfire_cli.workflows.request import TrainRequest, era_steps, fill, pruning_of
 from starfire_cli.workflows.start import take_weights
 
@@ -91,7 +91,9 @@ class Session:
         faster = self.device.type in ("cpu", "cuda")
         self.channels_last = faster if request.channels_last is None else request.channels_last
         self.forward: Callable[[Tensor], Tensor]
-        self.data = open_data(request.data or "digits", self._data_options(decoding))
+        # A run that goes on from a checkpoint is validated as that was.
+        known = known_data(initial, request.data) if initial is not None and request.init is not None else None
+        self.data = open_data(request.data or "digits", self._data_options(decoding), known=known)
         if request.mean is not None or request.std is not None:
             own = self.data.info
             own = dataclasses.replace(own, mean=request.mean or own.mean, std=request.std or own.std)
