@@ -157,7 +157,11 @@ class LayerDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What two networks say to the same validation images; accuracies are fractions."""
+    """What two networks say to the same validation images; accuracies are fractions.
+
+    Args:
+        notes: what had to be assumed, a sentence each.
+    """
 
     data: str
     images: int
@@ -166,6 +170,7 @@ class Predictions:
     top1_b: float
     right_only_in_a: int
     right_only_in_b: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,9 +26,10 @@ class RunHistory:
 
     Args:
         path: the run folder.
-        method, fc: specs of the pruning methods ("window:max_nonzero=2").
-        target: final threshold; 0 is a dense run.
-        era: (first, last) epoch of the pruning era; None for a dense run.
+        method, fc: specs of the pruning methods ("window:max_nonzero=2"); "pruned" or "shrunk" where a run pruned
+            nothing itself and its network was not dense.
+        target: final threshold, or what is dead of a network that came in pruned; 0 is a dense run.
+        era: (first, last) epoch of the pruning era; None for a run that prunes nothing.
         model, data: their specs.
         epochs: how many were asked for.
         lr_drops: epochs after which the learning rate falls.

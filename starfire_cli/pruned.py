@@ -74,6 +74,8 @@ class Pruned:
         did: what else was done, a sentence each.
         eliminated: linear weights that died by elimination; None if not asked for.
         before, after: accuracies; None without data.
+        fine_tuning: the words of the command that trains on from here, on what the file records.
+        lacking: options which that command needs besides, since the file does not say.
     """
 
     out: Path
@@ -85,6 +87,8 @@ class Pruned:
     shrunk: Shrunk | None = None
     before: Measured | None = None
     after: Measured | None = None
+    fine_tuning: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

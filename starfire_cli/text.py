@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections.abc import Iterable
 
 
@@ -40,3 +42,17 @@ def by_number(key: str) -> list[tuple[bool, int, str]]:
 def reason(error: BaseException, limit: int = 160) -> str:
     """What an error of other people's code says, on one line."""
     return printable(" ".join(str(error).split()) or type(error).__name__, limit)
+
+
+def command_text(words: Iterable[str]) -> str:
+    """A command as a shell takes it, on one line and safe for a terminal, whatever the words hold."""
+    return " ".join(shlex.quote(word) if word.isprintable() else _ansi_quoted(word) for word in words)
+
+
+def _ansi_quoted(word: str) -> str:
+    r"""`$'a\x0ab'`: bytes that cannot be shown are written by their numbers, as bash, zsh and ksh read them."""
+    return "$'" + "".join(_byte_text(byte) for byte in os.fsencode(word)) + "'"
+
+
+def _byte_text(byte: int) -> str:
+    return chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}"

@@ -20,7 +20,7 @@ FLOORS = [
     {"commands", "api"},
     {"workflows", "report"},
     {"histories", "pruned"},  # plain values that workflows make and report shows
-    {"records", "findings", "timings"},
+    {"records", "findings", "timings", "labels"},
     {"formats", "models", "data", "attacks", "sparse"},
     {"pruning"},
     {"registry", "runtime"},

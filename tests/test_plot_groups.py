@@ -9,7 +9,7 @@ from typing import Any
 from starfire_cli.histories import Material, RunHistory
 from starfire_cli.report.groups import entitled, group_runs, pretty_title, row_names, told_apart
 from starfire_cli.workflows.plot_files import read_curves, read_run
-from tests.plot_runs import config_of, network, write_attack, write_run
+from tests.plot_runs import config_of, network, rows_of, write_attack, write_run
 
 
 def run(folder: Path, *args: Any, **settings: Any) -> RunHistory:
@@ -49,6 +49,26 @@ def test_names_say_no_more_than_they_must(tmp_path: Path) -> None:
     assert sorted(labels([ck, dense, other])) == ["CK 60 %, resnet20", "CK 60 %, resnet56", "Dense, resnet20"]
     capped = run(tmp_path, "window:max_nonzero=2", 0.6)
     assert labels([capped]) == ["Window, max_nonzero=2 60 %"]
+
+
+def pruned_before(folder: Path, sparsity: float, **settings: Any) -> RunHistory:
+    """A run of `--method dense` that began with a pruned network."""
+    config = config_of("dense", init="pruned.pt", **settings)
+    rows = [row | {"sparsity_prunable": sparsity, "sparsity_total": sparsity} for row in rows_of(config)]
+    return read_run(write_run(folder / f"run{len(list(folder.iterdir()))}", config, rows))
+
+
+def test_a_network_that_came_in_pruned_is_not_called_dense(tmp_path: Path) -> None:
+    dense, pruned, ck = run(tmp_path, "dense"), pruned_before(tmp_path, 0.59864), run(tmp_path, "ck", 0.6)
+    assert labels([pruned, ck, dense]) == ["Dense", "CK 60 %", "Pruned 59.86 %"]
+    assert [r.dense for r in (dense, pruned, ck)] == [True, False, False]
+    again = pruned_before(tmp_path, 0.59864, seed=1)
+    assert labels([pruned, again]) == ["Pruned 59.86 %"]
+    config = config_of("dense", init="pruned.pt") | {"inherited_sparsity": 0.25}
+    assert labels([read_run(write_run(tmp_path / "begun", config, []))]) == ["Pruned 25 %"]
+    config = config_of("dense", init="small.pt")
+    config["model"]["shrink"] = {"conv1": {"outputs": [0]}}
+    assert labels([read_run(write_run(tmp_path / "small", config)), dense]) == ["Dense", "Shrunk"]
 
 
 def test_runs_that_say_nothing_stand_alone_under_their_folders_names(tmp_path: Path) -> None:

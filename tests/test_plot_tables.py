@@ -147,6 +147,22 @@ def test_a_run_is_held_against_the_dense_run_that_was_trained_like_it(tmp_path: 
     assert "no dense run" in paper_tables(1, runs[2:])[0].notes[0]
 
 
+def test_a_network_that_came_in_pruned_is_no_baseline(tmp_path: Path) -> None:
+    def fine_tuned(top1: float) -> RunHistory:
+        config = config_of("dense", epochs=100, init="pruned.pt")
+        rows = [row | {"sparsity_prunable": 0.5, "val_top1": top1} for row in rows_of(config)]
+        return read_run(write_run(tmp_path / f"run{len(list(tmp_path.iterdir()))}", config, rows))
+
+    runs = [fine_tuned(0.65), made(tmp_path, {100: 70.0}, "dense"), made(tmp_path, {100: 69.0})]
+    assert cells(runs, 1) == {
+        "Dense (70.00)": ["-", "-"],
+        "CK": ["-", "69.00 (-1.00)"],
+        "Pruned": ["65.00 (-5.00)", "-"],
+    }
+    assert "no dense run" in paper_tables(1, [runs[0], runs[2]])[0].notes[0]
+    assert [row.name for row in paper_tables(2, runs)[0].rows] == ["Dense", "CK 60 %", "Pruned 50 %"]
+
+
 def test_unlike_set_ups_have_tables_of_their_own(tmp_path: Path) -> None:
     runs = [
         made(tmp_path, {100: 70.0}),

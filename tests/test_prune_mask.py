@@ -144,14 +144,16 @@ def test_zeros_of_a_file_without_masks_stay_dead(tmp_path: Path, capsys: Capture
     half = torch.rand(state["layer1.0.conv1.weight"].shape) > 0.5
     state["layer1.0.conv1.weight"] *= half
     state["layer1.1.conv1.weight"][0, 0, 0, 0] = 0  # one zero is chance
-    state["layer1.2.conv1.weight"].zero_()  # and one such layer was never trained
+    state["layer1.2.conv1.weight"].zero_()  # such a layer was pruned away, as others are pruned, too
+    state["linear.weight"].zero_()  # and a classifier like that was never trained
     torch.save(state, tmp_path / "a.pt")
     out = run(capsys, tmp_path / "a.pt", "--method", "window", "--target", 0.3, "-o", tmp_path / "b.pt")
     masks = load(tmp_path / "b.pt").masks
     assert masks is not None
     assert not masks["layer1.0.conv1.weight"][~half].any()
     assert set((~masks["layer1.1.conv1.weight"]).flatten(2).sum(-1).flatten().tolist()) == {3}
-    assert masks["layer1.2.conv1.weight"].any()
+    assert not masks["layer1.2.conv1.weight"].any()
+    assert masks["linear.weight"].any()
     assert "weights that were zero already count as pruned" in out
 
 

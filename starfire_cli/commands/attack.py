@@ -126,7 +126,7 @@ def attack(
             norm=report.norm,
         )
         picture = report.results[0].file.with_suffix(".png")
-        save_figures({"robustness": figure}, picture)
+        save_figures({"robustness": figure}, picture, read=[r.path for r in report.results])
         if not quiet:
             typer.echo(f"written {picture}", err=as_json)
     if as_json:

@@ -18,6 +18,8 @@ from starfire_cli.commands.options import (
     DataSpec,
     Device,
     Json,
+    Mean,
+    Std,
     Workers,
 )
 from starfire_cli.errors import BadOption, Mismatch
@@ -86,6 +88,8 @@ def inspect(
         ),
     ] = False,
     data: DataSpec = None,
+    mean: Mean = None,
+    std: Std = None,
     batch_size: BatchSize = 256,
     workers: Workers = 2,
     device: Device = "auto",
@@ -105,6 +109,8 @@ def inspect(
         raise BadOption("--json and --csv both print on stdout; choose one")
     if other is None and (evaluate or data is not None):
         raise BadOption("--evaluate and --data are for two checkpoints; starfire attack measures a single one")
+    if not evaluate and data is None and (mean is not None or std is not None):
+        raise BadOption("--mean and --std are for --evaluate, which shows images to two networks")
     size = parse_input(image)
     first = open_checkpoint(checkpoint)
     found = [examine(first, model=model, image=size)]
@@ -113,13 +119,22 @@ def inspect(
         _show_one(found[0], _sorted(found[0].layers, names, sort), as_json, as_csv)
     else:
         from starfire_cli.workflows.compare import compare, predictions
+        from starfire_cli.workflows.network import parse_channels
 
         second = open_checkpoint(other)
         found.append(examine(second, model=model, image=size))
         compared = compare(first, second, *found)
         if evaluate or data is not None:
             flips = predictions(
-                first, second, data=data, model=model, batch_size=batch_size, device=device, workers=workers
+                first,
+                second,
+                data=data,
+                model=model,
+                batch_size=batch_size,
+                device=device,
+                workers=workers,
+                mean=parse_channels(mean, "--mean"),
+                std=parse_channels(std, "--std"),
             )
             compared = replace(compared, predictions=flips)
         names = _listed(found[0], layers)

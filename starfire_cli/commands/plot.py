@@ -123,6 +123,7 @@ def plot(
             raise BadOption(f"{option} {text} is for tables; add --table 1")
     _check(out, html)
     sources = gather(paths or [])
+    _keep(sources, out=out, html=html)
     _draw(sources, kinds, axis=x, layer=layer, width=width, dpi=dpi, out=out, html=html, quiet=quiet)
 
 
@@ -162,7 +163,7 @@ def _draw(
     for note in notes:
         typer.echo(note, err=True)
     if out is not None or html is None:
-        for path in save_figures(figures, out or _beside(sources), dpi=dpi, several=out is None):
+        for path in save_figures(figures, out or _beside(sources), dpi=dpi, several=out is None, read=sources.files()):
             if not quiet:
                 typer.echo(f"written {path}")
     if html is not None:
@@ -219,6 +220,7 @@ def _table(paths: list[Path], number: int, at: str | None, form: str | None, out
     name = format_name(form or (_FORMATS[out.suffix.lower()] if out else "terminal"))
     epochs = _epochs(at)
     sources = gather(paths)
+    _keep(sources, out=out)
     tables = paper_tables(number, sources.runs, at=epochs)
     for note in sources.notes:
         typer.echo(note, err=True)
@@ -249,6 +251,16 @@ def _check(out: Path | None, html: Path | None) -> None:
         check_target(out)
     if html is not None and not html.parent.is_dir():
         raise BadOption(f"--html {html}: there is no folder {html.parent}")
+
+
+def _keep(sources: Sources, *, out: Path | None = None, html: Path | None = None) -> None:
+    """Raises BadOption if what is shown would be written over."""
+    from starfire_cli.formats.overwriting import refuse_overwriting
+    from starfire_cli.report.saving import SHOWN
+
+    for option, path in (("--out", out), ("--html", html)):
+        if path is not None:
+            refuse_overwriting(path, sources.files(), option=option, noun=SHOWN)
 
 
 def _beside(sources: Sources) -> Path:

@@ -16,10 +16,12 @@ from starfire_cli.commands.options import (
     Json,
     KeepDense,
     MaxNonzero,
+    Mean,
     MethodSpec,
     Only,
     Seed,
     SkipCorrupt,
+    Std,
     Target,
     Workers,
 )
@@ -46,6 +48,7 @@ from starfire_cli.commands.train_options import (
     EvalBatchSize,
     ImageSize,
     Init,
+    InitZeros,
     Kernels,
     LabelSmoothing,
     LimitTrain,
@@ -94,6 +97,8 @@ def train(
     eliminate: Eliminate = False,
     data: Data = None,
     image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
     augment: Augment = None,
     val_fraction: ValFraction = 0.2,
     split_seed: SplitSeed = 0,
@@ -104,6 +109,7 @@ def train(
     model: Model = None,
     recipe: Recipe = None,
     init: Init = None,
+    init_zeros: InitZeros = "dead",
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     batch_size_per_device: BatchSizePerDevice = None,
@@ -150,6 +156,7 @@ def train(
     from starfire_cli import runtime
     from starfire_cli.report.progress import decoding_display, display
     from starfire_cli.workflows.logging import logged
+    from starfire_cli.workflows.network import parse_channels
     from starfire_cli.workflows.request import TrainRequest
     from starfire_cli.workflows.train import train as run_training
 
@@ -161,6 +168,8 @@ def train(
         "only": tuple(only or ()),
         "lr_drops": _numbers("--lr-drops", lr_drops),
         "betas": _pair("--betas", betas),
+        "mean": parse_channels(mean, "--mean"),
+        "std": parse_channels(std, "--std"),
     }
     given = frozenset(k for k in values if _was_given(context, k))
     request = TrainRequest(**values, command=shlex.join(["starfire", *sys.argv[1:]]))

@@ -109,7 +109,20 @@ Recipe = Annotated[
 ]
 Init = Annotated[
     Path | None,
-    _opt("--init", metavar="CKPT", panel=MODEL_PANEL, help="Start from these weights; what is dead there stays dead."),
+    _opt(
+        "--init",
+        metavar="CKPT",
+        panel=MODEL_PANEL,
+        help="Start from these weights, on the data they were trained on; what is dead there stays dead.",
+    ),
+]
+InitZeros = Annotated[
+    str,
+    typer.Option(
+        "--init-zeros",
+        help="Weights of --init that are zero and have no mask: dead, as pruned ones, or free to train.",
+        rich_help_panel=MODEL_PANEL,
+    ),
 ]
 Epochs = Annotated[
     int | None,

@@ -25,12 +25,13 @@ STATS_SAMPLE = 512  # large images that are decoded for mean and std
 WORTH_IMPORTING = 30_000  # small images; decoding so many with Pillow takes longer than importing torchvision
 
 
-def open_data(spec: str, options: DataOptions) -> Data:
+def open_data(spec: str, options: DataOptions, *, known: DataInfo | None = None) -> Data:
     """Open a data set for training.
 
     Args:
         spec: a name (`digits`), `name:PATH`, or a path that is recognised from its layout.
         options: how it is read and delivered.
+        known: what a checkpoint records about the same data; validation images of the same size are scaled as there.
 
     Raises:
         BadOption, StarfireError: one line that says what was given, what was seen and what works.
@@ -47,7 +48,8 @@ def open_data(spec: str, options: DataOptions) -> Data:
     augment = AUGMENTATIONS.build(road.auto_augment(source, train, way) if auto else options.augment)
     way = road.with_resize(way, augment)
     train_split, train_notes = _split(train, way, options, augment)
-    val_split, val_notes = _split(val, way, options, None)
+    val_way = way if known is None or known.image_size != way.out else dataclasses.replace(way, resize=known.resize)
+    val_split, val_notes = _split(val, val_way, options, None)
     mean, std = source.stats or _measured(train, train_split, way, options)
     info = DataInfo(
         name=source.name,
@@ -61,7 +63,7 @@ def open_data(spec: str, options: DataOptions) -> Data:
         augment=AUGMENTATIONS.spec(augment),
         val_fraction=options.val_fraction if source.val is None else None,
         split_seed=options.split_seed,
-        resize=way.resize,
+        resize=val_way.resize,
         stored=way.stored,
         notes=(*source.notes, *train_notes, *val_notes),
     )

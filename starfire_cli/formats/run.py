@@ -25,6 +25,11 @@ class Run:
         self.best = path / "best.pt"
         self.eliminated = path / "eliminated.pt"
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that `train` writes, whether it is there or not."""
+        return self.config_path, self.metrics_path, self.last, self.best, self.eliminated
+
     @classmethod
     def create(cls, root: Path, name: str | None, default: str) -> Run:
         """A new folder `root/name`; without a name, `root/default`, or the first free of `default-2`, `default-3` ...

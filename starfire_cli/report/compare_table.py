@@ -57,6 +57,8 @@ def show_comparison(console: Console, found: Comparison, layers: Sequence[LayerD
     say("all tensors are equal" if found.same_weights else "the weights differ")
     flips = found.predictions
     if flips is not None:
+        for note in flips.notes:
+            say(note)
         say(
             f"{flips.flipped:,} of {flips.images:,} predictions differ on {flips.data}: top-1 {flips.top1_a:.2%} (A), "
             f"{flips.top1_b:.2%} (B); right only in A {flips.right_only_in_a:,}, only in B {flips.right_only_in_b:,}"

@@ -86,7 +86,7 @@ def comparison_json(found: Comparison, layers: Sequence[LayerDifference]) -> dic
         },
         "layers": [_difference(layer) for layer in layers],
         "unmatched": [{"name": name, "reason": reason} for name, reason in found.unmatched],
-        "predictions": asdict(flips) if flips else None,
+        "predictions": {k: v for k, v in asdict(flips).items() if k != "notes" or v} if flips else None,
     }
 
 

@@ -194,8 +194,10 @@ def _other_drops(setup: Setup) -> PaperTable:
 
 def _bare_name(group: Group) -> str:
     run = group.first
-    if run.dense or run.era is None or run.target is None:
+    if run.dense:
         return "Dense"
+    if run.era is None or run.target is None:
+        return group.label
     return f"{pretty_method(run.method)} {percent_text(run.target)}, start {run.era[0]:.4g}"
 
 

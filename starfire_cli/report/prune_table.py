@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +16,7 @@ from starfire_cli.report.bars import bar
 from starfire_cli.report.console import open_console
 from starfire_cli.report.inspect_json import inspection_json, to_text
 from starfire_cli.report.inspect_table import show_inspection, show_table
-from starfire_cli.text import printable, shape_text
+from starfire_cli.text import command_text, printable, shape_text
 
 _POINT = ("layer", "target", "sparsity", "top1", "top5", "loss", "images")
 
@@ -70,8 +69,11 @@ def _show_pruned(console: Console, pruned: Pruned) -> None:
             f"on {two.images:,} images of {two.data}"
         )
     say(f"wrote {pruned.out}")
-    path = shlex.quote(str(pruned.out))
-    say(f"to fine-tune it: starfire train --init {path} --method dense")
+    command = command_text(pruned.fine_tuning)
+    if pruned.lacking:
+        say(f"to fine-tune it, add {' and '.join(pruned.lacking)}, which the file does not say, to: {command}")
+    else:  # never wrapped, so that it can be copied
+        console.print(Text(f"to fine-tune it: {command}"), soft_wrap=True)
 
 
 def _shrunk_lines(small: Shrunk | None) -> list[str]:

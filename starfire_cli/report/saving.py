@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starfire_cli.errors import BadOption
 from starfire_cli.formats.atomic import atomic_write
+from starfire_cli.formats.overwriting import refuse_overwriting
 from starfire_cli.report import style
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 ENDINGS = (".png", ".svg", ".pdf")
 DPI = 200
+SHOWN = "what is shown"
+"""What files that are drawn are called where they would be written over."""
 
 
 def check_target(out: Path) -> None:
@@ -28,7 +31,9 @@ def check_target(out: Path) -> None:
         raise BadOption(f"--out {out}: there is no folder {out.parent}")
 
 
-def save_figures(figures: Mapping[str, Figure], out: Path, *, dpi: int = DPI, several: bool = False) -> list[Path]:
+def save_figures(
+    figures: Mapping[str, Figure], out: Path, *, dpi: int = DPI, several: bool = False, read: Sequence[Path] = ()
+) -> list[Path]:
     """Write them and return the files: one PDF with a page each; PNG and SVG one file each, `out-NAME.png`.
 
     Args:
@@ -36,6 +41,7 @@ def save_figures(figures: Mapping[str, Figure], out: Path, *, dpi: int = DPI, se
         out: with a known ending.
         dpi: of PNG, and of masks in the others.
         several: name files by their kind in any case.
+        read: files that are shown, which are not written over.
 
     Raises:
         BadOption, StarfireError: nothing can be written there.
@@ -43,14 +49,16 @@ def save_figures(figures: Mapping[str, Figure], out: Path, *, dpi: int = DPI, se
     check_target(out)
     ending = out.suffix.lower()
     if ending == ".pdf":
+        refuse_overwriting(out, read, noun=SHOWN)
         _write(out, _pdf(list(figures.values()), dpi))
         return [out]
-    written = []
-    for name, figure in figures.items():
-        path = out if len(figures) == 1 and not several else out.with_name(f"{out.stem}-{name}{out.suffix}")
+    alone = len(figures) == 1 and not several
+    paths = [out if alone else out.with_name(f"{out.stem}-{name}{out.suffix}") for name in figures]
+    for path in paths:
+        refuse_overwriting(path, read, noun=SHOWN)
+    for path, figure in zip(paths, figures.values(), strict=True):
         _write(path, render(figure, ending[1:], dpi=dpi))
-        written.append(path)
-    return written
+    return paths
 
 
 def render(figure: Figure, kind: str, *, dpi: int = DPI, paper: str | None = style.PAPER) -> bytes:

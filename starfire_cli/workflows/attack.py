@@ -26,6 +26,7 @@ from starfire_cli.data import DataInfo, DataOptions, Split, open_val
 from starfire_cli.errors import BadOption
 from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
+from starfire_cli.formats.overwriting import files_of, refuse_overwriting
 from starfire_cli.formats.png import check_folder
 from starfire_cli.formats.robustness import robustness_path
 from starfire_cli.formats.run import find_checkpoint
@@ -181,8 +182,17 @@ def _open(request: AttackRequest) -> _Setting:
         limit_seed=request.seed,
     )
     info, split = open_val(known, request.data, options)
+    silent = second is not None and not second.meta.get("data")
     networks = [
-        build_network(first, info, device, model=request.model, mean=request.mean, std=request.std),
+        build_network(
+            first,
+            info,
+            device,
+            model=request.model,
+            # What was given for a second network that says nothing is not forced on a first one that does.
+            mean=None if silent and "mean" in known else request.mean,
+            std=None if silent and "std" in known else request.std,
+        ),
         *([_second(request, second, info, device)] if second is not None else []),
     ]
     chunk = loaded
@@ -219,6 +229,8 @@ def _plans(request: AttackRequest, setting: _Setting, chosen: Attack, sizes: tup
                 raise BadOption(f"--out {request.out} is for the result, which is JSON; --plot draws beside it")
             path = paths[0] if paths else request.out
         paths.append(path.with_name(f"{path.stem}.against{path.suffix}") if path in paths else path)
+    for path in paths:
+        refuse_overwriting(path, [file for network in setting.networks for file in files_of(network.path)])
     settings = {
         "data": setting.info.spec,
         "image_size": setting.info.image_size,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from starfire_cli import runtime
-from starfire_cli.data import DataInfo, DataOptions, open_val
+from starfire_cli.data import DataInfo, DataOptions, Split, open_val
 from starfire_cli.findings import Comparison, Inspection, LayerDifference, LayerFinding, Predictions
 from starfire_cli.formats.checkpoint import Checkpoint
-from starfire_cli.workflows.network import build_network
+from starfire_cli.workflows.network import Channels, build_network
+from starfire_cli.workflows.recorded import read_record
 
 
 def compare(a: Checkpoint, b: Checkpoint, found_a: Inspection, found_b: Inspection) -> Comparison:
@@ -32,40 +35,101 @@ def compare(a: Checkpoint, b: Checkpoint, found_a: Inspection, found_b: Inspecti
 
 
 def predictions(
-    a: Checkpoint, b: Checkpoint, *, data: str | None, model: str | None, batch_size: int, device: str, workers: int
+    a: Checkpoint,
+    b: Checkpoint,
+    *,
+    data: str | None,
+    model: str | None,
+    batch_size: int,
+    device: str,
+    workers: int,
+    mean: Channels | None = None,
+    std: Channels | None = None,
 ) -> Predictions:
-    """Run both networks over the same validation images.
+    """Run both networks over the same validation images, each as it was trained to see them.
 
-    Raises BadOption, StarfireError where data, model or normalisation are not known.
+    Args:
+        a: the first network; its record says which images these are, where it has one.
+        b: the second.
+        data: other data, or where they are now.
+        model: spec of the networks, where the files do not say.
+        batch_size: images at a time.
+        device: where the networks run.
+        workers: processes that decode images.
+        mean: with which a network normalises whose file does not say.
+        std: likewise.
+
+    Raises BadOption, StarfireError where data or model are not known, or the classes are not the networks'.
     """
     place = runtime.pick_device(device)
     options = DataOptions(batch_size=batch_size, eval_batch_size=batch_size, device=place, workers=workers)
-    meta = a.meta if a.meta.get("data") else b.meta
-    info, split = open_val(meta.get("data") or {}, data, options)
-    one, two = (build_network(c, info, place, model=model, mean=info.mean, std=info.std).model.eval() for c in (a, b))
+    shared = a.meta.get("data") or b.meta.get("data") or {}
+    scaled = ("image_size",) if data is not None else _SCALED
+    notes: list[str] = []
+    networks, parts = [], []
+    for name, checkpoint in (("A", a), ("B", b)):
+        own = {key: value for key, value in (checkpoint.meta.get("data") or {}).items() if key in scaled}
+        if not parts or {**parts[0][0], **own} != parts[0][0]:
+            parts.append(({**shared, **own}, *open_val({**shared, **own}, data, options)))
+        _, info, _ = parts[-1]
+        networks.append(_network(name, checkpoint, info, place, model, (mean, std), notes))
+    sizes = [info.image_size for _, info, _ in parts]
+    if len(set(sizes)) > 1:
+        notes.append(f"each sees the images in its own size: A {sizes[0]} px, B {sizes[1]} px")
+    split_a, split_b = parts[0][2], parts[-1][2]
     counts = torch.zeros(5, dtype=torch.int64)
     with torch.no_grad():
-        for images, labels in split.batches(0):
-            said_a, said_b = (net(images).argmax(1) for net in (one, two))
+        for (images, labels), for_b in _in_step(split_a, split_b):
+            said_a, said_b = networks[0](images).argmax(1), networks[1](for_b).argmax(1)
             right_a, right_b = said_a == labels, said_b == labels
-            parts = (said_a != said_b, right_a, right_b, right_a & ~right_b, right_b & ~right_a)
-            counts += torch.stack([part.sum() for part in parts]).cpu()
+            both = (said_a != said_b, right_a, right_b, right_a & ~right_b, right_b & ~right_a)
+            counts += torch.stack([part.sum() for part in both]).cpu()
     flipped, right_a_all, right_b_all, only_a, only_b = counts.tolist()
-    images_seen = len(split)
+    images_seen = len(split_a)
     return Predictions(
-        data=info.spec,
+        data=parts[0][1].spec,
         images=images_seen,
         flipped=flipped,
         top1_a=right_a_all / images_seen,
         top1_b=right_b_all / images_seen,
         right_only_in_a=only_a,
         right_only_in_b=only_b,
+        notes=tuple(notes),
     )
 
 
-def _network(checkpoint: Checkpoint, info: DataInfo, device: torch.device, model: str | None) -> nn.Module:
-    """The network, normalising as its metadata say, or by the data's own mean where they say nothing."""
-    mean, std = (None, None) if checkpoint.meta.get("data") else (info.mean, info.std)
+# Of a checkpoint's record, how images are scaled for its network; which images these are must be the same for both.
+_SCALED = ("image_size", "resize", "stored")
+
+
+def _in_step(a: Split, b: Split) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
+    """((images, labels) of `a`, images of `b`), batch by batch; decoded once where both are one."""
+    if a is b:
+        yield from ((batch, batch[0]) for batch in a.batches(0))
+        return
+    for batch, (images, labels) in zip(a.batches(0), b.batches(0), strict=True):
+        assert torch.equal(batch[1], labels), "one list of images, scaled in two ways"
+        yield batch, images
+
+
+def _network(
+    name: str,
+    checkpoint: Checkpoint,
+    info: DataInfo,
+    device: torch.device,
+    model: str | None,
+    given: tuple[Channels | None, Channels | None],
+    notes: list[str],
+) -> nn.Module:
+    """The network, normalising as its own file says; where that is silent, as was given, else by the data's numbers."""
+    record = read_record(checkpoint.meta, None)
+    mean, std = record.mean or given[0] or info.mean, record.std or given[1] or info.std
+    if (record.mean is None and given[0] is None) or (record.std is None and given[1] is None):
+        shown = ",".join(f"{v:.3g}" for v in mean), ",".join(f"{v:.3g}" for v in std)
+        notes.append(
+            f"{name} does not say how it normalises images: mean {shown[0]} and std {shown[1]} are the data's "
+            "(--mean and --std give others)"
+        )
     return build_network(checkpoint, info, device, model=model, mean=mean, std=std).model.eval()
 
 

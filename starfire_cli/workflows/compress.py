@@ -12,6 +12,7 @@ from starfire_cli.errors import BadOption, Mismatch, StarfireError, unknown
 from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.formats.outcomes import AccuracyChange, Compressed, Note, Outcome, Written
+from starfire_cli.formats.overwriting import files_of, refuse_overwriting
 from starfire_cli.formats.packed import is_packed
 from starfire_cli.formats.packing import pack
 from starfire_cli.formats.rounding import ROUNDED, round_state
@@ -153,8 +154,7 @@ def target(path: Path, out: Path | None, suffix: str, other: str) -> Path:
         alike = _TORCH if ending in _TORCH else (ending,)
         if output.suffix in (*_TORCH, ".safetensors", ".onnx") and output.suffix not in alike:
             raise BadOption(f"--out {output}: a {ending} file is written; give it that ending")
-    if output.exists() and os.path.samefile(output, path):
-        raise BadOption(f"--out {output} is the checkpoint itself; give another name")
+    refuse_overwriting(output, files_of(path))
     return output
 
 

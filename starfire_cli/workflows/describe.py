@@ -26,6 +26,8 @@ def plan_of(session: Session) -> Plan:
         ]
     timeline += [(drop, f"learning rate falls to {rate.at(round(drop * per_epoch)):g}") for drop in lr_drops(session)]
     settings = {k: v for k, v in dataclasses.asdict(session.request).items() if k not in _UNTOLD and v is not None}
+    if session.request.init is None:
+        del settings["init_zeros"]
     settings |= {
         "data": session.data.info.spec,
         "image_size": session.data.info.image_size,
@@ -85,6 +87,7 @@ def config_of(session: Session) -> dict[str, Any]:
     """What config.json holds."""
     meta = meta_of(session, {})
     del meta["metrics"]
+    came_in = 0.0 if session.pruning.target else session.sparsity()[0]
     return {
         "format": "starfire-run",
         "version": 1,
@@ -93,6 +96,7 @@ def config_of(session: Session) -> dict[str, Any]:
         "epochs": session.epochs,
         "kernels": session.pruner.kernels,  # that `auto` has chosen
         "lr_drops": lr_drops(session),
+        **({"inherited_sparsity": came_in} if came_in else {}),
     }
 
 

@@ -20,6 +20,7 @@ from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masks import digest
 from starfire_cli.pruning.stats import layer_stats
 from starfire_cli.pruning.structure import structure_of
+from starfire_cli.workflows.dead_weights import nonzero
 from starfire_cli.workflows.prunable import distinct, prunable
 from starfire_cli.workflows.rebuild import Rebuilt, fresh
 
@@ -79,14 +80,14 @@ def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[in
 
 
 def _finding(layer: Layer, weight: Tensor, masks: Mapping[str, Tensor]) -> LayerFinding:
-    nonzero = (weight if weight.dtype.itemsize > 1 else weight.float()) != 0
+    live = nonzero(weight)
     mask = masks.get(layer.key)
-    alive = nonzero if mask is None else mask
+    alive = live if mask is None else mask
     stats = layer_stats(layer, alive)
     revived = idle = 0
     if mask is not None:
-        both = int(torch.count_nonzero(nonzero & mask))
-        revived = int(torch.count_nonzero(nonzero)) - both
+        both = int(torch.count_nonzero(live & mask))
+        revived = int(torch.count_nonzero(live)) - both
         idle = layer.weights - stats.zeros - both
     bound, nonfinite = estimate(layer, weight, alive)
     return LayerFinding(

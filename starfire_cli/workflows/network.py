@@ -6,7 +6,6 @@ import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from starfire_cli.data import DataInfo
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
+from starfire_cli.labels import method_and_share, title
 from starfire_cli.models import Normalized, build_model
 from starfire_cli.pruning.recipe import apply_shrink
 from starfire_cli.workflows.rebuild import recipe_of, said_of_model, spec_of
@@ -78,7 +78,7 @@ def build_network(
     _load(net, checkpoint, spec, info)
     return Network(
         path=path,
-        title=title_of(path, checkpoint.meta),
+        title=title_of(checkpoint),
         digest=digest_of(checkpoint.state),
         model=Normalized(net.float(), mean, std).to(device).eval(),
         mean=mean,
@@ -87,13 +87,27 @@ def build_network(
     )
 
 
-def title_of(path: Path, meta: dict[str, Any]) -> str:
+def title_of(checkpoint: Checkpoint) -> str:
     """`window 0.6`, `dense`, or the name of the file where nothing is known."""
-    pruning = meta.get("pruning") or {}
-    if "method" not in pruning:
-        return path.name
-    dense = not pruning.get("target") or pruning["method"] == pruning.get("fc") == "dense"
-    return "dense" if dense else f"{pruning['method']} {pruning['target']:g}"
+    named = method_of(checkpoint)
+    return checkpoint.path.name if named is None else title(*named)
+
+
+def method_of(checkpoint: Checkpoint) -> tuple[str, float | None] | None:
+    """Method and share by which a network is called (see `method_and_share`); None where nothing is known."""
+    pruning = checkpoint.meta.get("pruning") or {}
+    method, target = pruning.get("method"), pruning.get("target")
+    if not isinstance(method, str):
+        return None
+    masks = (checkpoint.masks or {}).values()
+    dead = sum(mask.numel() - int(mask.sum()) for mask in masks)
+    return method_and_share(
+        method,
+        str(pruning.get("fc")),
+        target if isinstance(target, int | float) else None,
+        sparsity=dead / max(1, sum(mask.numel() for mask in masks)),
+        shrunk=bool(said_of_model(checkpoint).get("shrink")),
+    )
 
 
 def digest_of(state: dict[str, Tensor]) -> str:

@@ -12,11 +12,10 @@ from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.pruning import Layer, Masks, Pruner
 from starfire_cli.pruning.budget import ConvBudget, Goal
 from starfire_cli.pruning.era import Era
+from starfire_cli.workflows.dead_weights import DeadWeights
 from starfire_cli.workflows.plan import plan_layers
 from starfire_cli.workflows.prunable import maybe_grouped
 from starfire_cli.workflows.request import Pruning
-
-_BY_CHANCE = 0.01  # of a layer's weights; trained weights are hardly ever exactly zero
 
 
 class _Weights(nn.Module):
@@ -33,17 +32,23 @@ class _Weights(nn.Module):
 
 
 def prune_once(
-    checkpoint: Checkpoint, layers: Sequence[Layer], pruning: Pruning
+    checkpoint: Checkpoint, layers: Sequence[Layer], pruning: Pruning, dead: DeadWeights
 ) -> tuple[dict[str, Tensor], Masks, list[tuple[str, str]]]:
     """(state with zeros, masks, layers that the methods leave alone and why). What is dead already stays dead.
 
     The checkpoint's own tensors are not changed; masks of layers that are not among `layers` are kept.
 
+    Args:
+        checkpoint: whose weights these are.
+        layers: which of them to prune.
+        pruning: how.
+        dead: what is dead already, in all layers.
+
     Raises:
         BadOption: a layer would lose everything.
         StarfireError: a layer holds NaN or inf.
     """
-    known = dict(checkpoint.masks or {}) if checkpoint.masks else masks_of_zeros(checkpoint, layers)
+    known = {**(checkpoint.masks or {}), **dead.masks}
     emptied = {key for key, mask in known.items() if not mask.any()}
     chosen = [layer for layer in layers if layer.key not in emptied]  # of which there is nothing left to prune
     weights = _Weights({layer.key: checkpoint.state[layer.key] for layer in chosen})
@@ -64,20 +69,6 @@ def prune_once(
     alone = [(layer.name, reason) for layer in pruner.left_alone]
     alone += [(layer.name, "all of it was dead already") for layer in layers if layer.key in emptied]
     return state, {**known, **pruner.masks}, alone
-
-
-def masks_of_zeros(checkpoint: Checkpoint, layers: Sequence[Layer]) -> Masks:
-    """What a file without masks shows to be pruned: the zeros of each layer that has more than a few by chance.
-
-    A layer of nothing but zeros is one that was never trained, and gets no mask.
-    """
-    masks = {}
-    for layer in layers:
-        alive = checkpoint.state[layer.key] != 0
-        dead = layer.weights - int(alive.sum())
-        if layer.weights > dead >= _BY_CHANCE * layer.weights:
-            masks[layer.key] = alive
-    return masks
 
 
 def refuse_ambiguous(layers: Sequence[Layer], pruning: Pruning) -> None:

@@ -27,7 +27,9 @@ def plan_layers(pruner: Pruner, pruning: Pruning, macs: Mapping[str, int]) -> tu
                 macs=macs.get(layer.name, 0),
             )
         )
-    if emptied := [row.name for row in rows if not row.left]:
+    # What came in without a live weight has nothing to lose.
+    masks = [pruner.masks[layer.key] for layer in pruner.layers]
+    if emptied := [row.name for row, mask in zip(rows, masks, strict=True) if not row.left and mask.any()]:
         raise BadOption(_too_sparse(pruner.layers, pruning, emptied))
     return tuple(rows)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.formats.run import RUNS, find_checkpoint, newest_run
+from starfire_cli.formats.overwriting import files_of
+from starfire_cli.formats.run import RUNS, Run, find_checkpoint, newest_run
 from starfire_cli.histories import Material, NetworkPicture, RobustCurve, RunHistory
 from starfire_cli.workflows.plot_files import attacks_beside, is_run, read_curves, read_json, read_run, read_sizes
 
@@ -25,6 +26,7 @@ class Sources:
         curves: of the results of attacks, given or lying beside what was given.
         packed: (file, bytes) by the checkpoint's real path, from results of `compress --json`.
         notes: what was left out and why.
+        given: the files that were named.
     """
 
     runs: list[RunHistory] = field(default_factory=list)
@@ -32,6 +34,14 @@ class Sources:
     curves: list[RobustCurve] = field(default_factory=list)
     packed: dict[str, tuple[Path, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    given: list[Path] = field(default_factory=list)
+
+    def files(self) -> list[Path]:
+        """All files that are read for these sources, which nothing may be written over."""
+        of_runs = [file for run in self.runs for file in Run(run.path).files]
+        of_checkpoints = [file for path in self.checkpoints for file in files_of(path)]
+        packed = [path for path, _ in self.packed.values()]
+        return [*self.given, *of_runs, *of_checkpoints, *(curve.file for curve in self.curves), *packed]
 
 
 def gather(paths: Sequence[Path], root: Path = RUNS) -> Sources:
@@ -44,7 +54,7 @@ def gather(paths: Sequence[Path], root: Path = RUNS) -> Sources:
     Raises:
         StarfireError: none of them can be used; where only some cannot, they become notes.
     """
-    sources = Sources()
+    sources = Sources(given=[path for path in paths if path.is_file()])
     problems: list[StarfireError] = []
     for path in list(dict.fromkeys(paths)) or [newest_run(root).path]:
         try:

@@ -12,6 +12,7 @@ from starfire_cli.formats import robustness
 from starfire_cli.formats.robustness import read_robustness
 from starfire_cli.formats.run import Run
 from starfire_cli.histories import CurvePoint, RobustCurve, RunHistory
+from starfire_cli.labels import method_and_share
 from starfire_cli.text import printable
 
 # Of a request, what says where and how fast a run runs, not what comes out.
@@ -58,21 +59,28 @@ def read_run(folder: Path) -> RunHistory:
     method, fc = _text(pruning.get("method")), _text(pruning.get("fc"))
     if method == fc == "dense":
         target = 0.0
+    asked = target != 0
     era = [x for x in map(_number, _list(pruning.get("era"))) if x is not None]
     settings = {k: v for k, v in request.items() if k not in _INDIFFERENT and k not in _PRUNING}
     settings |= {"model": _text(model.get("spec")), "data": _text(data.get("name") or data.get("spec"))}
     if data.get("image_size") is not None:
         settings["image_size"] = data["image_size"]
-    if target != 0:
+    if asked:
         settings |= {k: pruning.get(k) for k in ("method", "fc", "target", "era", "ramp", "keep_dense", "only")}
         settings["mask_every"] = request.get("mask_every", 1)
+    if target is not None and method != "?":
+        dead = [_number(config.get("inherited_sparsity")), *(row.get("sparsity_prunable") for row in rows)]
+        called, share = method_and_share(
+            method, fc, target, sparsity=max((x for x in dead if x), default=0.0), shrunk=bool(model.get("shrink"))
+        )
+        method, target = called if share != 0 else method, share
     epochs, seed = _number(config.get("epochs")), _number(config.get("seed"))
     return RunHistory(
         path=folder,
         method=method,
         fc=fc,
         target=target,
-        era=(era[0], era[1]) if len(era) == 2 and target != 0 else None,
+        era=(era[0], era[1]) if len(era) == 2 and asked else None,
         model=_text(model.get("spec")),
         data=_text(data.get("name") or data.get("spec")),
         epochs=None if epochs is None else round(epochs),

@@ -16,7 +16,7 @@ from starfire_cli.histories import MaskPicture, NetworkPicture
 from starfire_cli.pruning.layers import Kind, Layer
 from starfire_cli.pruning.stats import kept_in_kernels
 from starfire_cli.workflows.inspect import inspect, open_checkpoint
-from starfire_cli.workflows.network import title_of
+from starfire_cli.workflows.network import method_of, title_of
 from starfire_cli.workflows.plot import Sources, real
 from starfire_cli.workflows.plot_files import is_run
 
@@ -62,12 +62,11 @@ def look_into(
 def _look(path: Path, masks: bool, glob: str | None) -> NetworkPicture:
     checkpoint = open_checkpoint(path)
     inspection = inspect(checkpoint)
-    pruning = checkpoint.meta.get("pruning")
-    method = pruning.get("method") if isinstance(pruning, dict) else None
+    named = method_of(checkpoint)
     layers = _chosen(inspection.layers, glob, path) if masks else ()
     return NetworkPicture(
-        title=title_of(path, checkpoint.meta),
-        method=method if isinstance(method, str) else "?",
+        title=title_of(checkpoint),
+        method=named[0] if named is not None else "?",
         inspection=inspection,
         run=path.parent if is_run(path.parent) else None,
         masks=tuple(_mask_of(checkpoint, layer) for layer in layers),

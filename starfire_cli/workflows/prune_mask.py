@@ -15,15 +15,17 @@ from starfire_cli import runtime
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
+from starfire_cli.formats.overwriting import files_of, refuse_overwriting
 from starfire_cli.pruned import Progress, Pruned, SweepPoint
-from starfire_cli.pruning import Masks
 from starfire_cli.pruning.elimination import EliminationReport, eliminate
 from starfire_cli.pruning.recipe import compose_recipes
+from starfire_cli.text import counted
 from starfire_cli.workflows.inspect import inspect
 from starfire_cli.workflows.oneshot import prune_once, refuse_ambiguous
 from starfire_cli.workflows.prune_request import Job, PruneRequest, open_job, sparsity_of
 from starfire_cli.workflows.prune_sweep import sweep
 from starfire_cli.workflows.rebuild import recipe_of
+from starfire_cli.workflows.recorded import fine_tuning
 from starfire_cli.workflows.request import Pruning
 from starfire_cli.workflows.shrinking import shrink_network
 from starfire_cli.workflows.trial import Trial
@@ -50,10 +52,10 @@ def _prune(job: Job) -> Iterator[Progress | Pruned]:
     out = _out_path(request, checkpoint.path, pruning)
     if job.found.network is None:
         refuse_ambiguous(job.layers, pruning)
-    state, masks, alone = prune_once(checkpoint, job.layers, pruning)
+    state, masks, alone = prune_once(checkpoint, job.layers, pruning, job.dead)
     meta = _meta(job, pruning)
-    did = _zeros_taken(checkpoint, masks)
-    before = after = shrunk = report = None
+    did = _zeros_taken(job)
+    trial = before = after = shrunk = report = None
     if request.network_options:
         rebuilt = job.network(state)
         net, side = rebuilt.net, rebuilt.image_size
@@ -84,6 +86,12 @@ def _prune(job: Job) -> Iterator[Progress | Pruned]:
         meta["metrics"] |= {"val_top1": after.top1, "val_top5": after.top5, "val_loss": after.loss}
     files.save(out, state=state, masks=masks, meta=meta)
     written = files.load(out)  # also proves that what is dead is zero, as it lies on disk
+    command, lacking = fine_tuning(
+        written,
+        spec=job.found.network.spec if job.found.network is not None else None,
+        url=request.trial.data is not None,
+        batch_size=trial.fitting_batch() if trial is not None else None,
+    )
     yield Pruned(
         out=out,
         result=replace(draft, meta=written.meta, bytes_file=out.stat().st_size),
@@ -94,6 +102,8 @@ def _prune(job: Job) -> Iterator[Progress | Pruned]:
         shrunk=shrunk,
         before=before,
         after=after,
+        fine_tuning=tuple(command),
+        lacking=tuple(lacking),
     )
 
 
@@ -105,6 +115,7 @@ def _out_path(request: PruneRequest, source: Path, pruning: Pruning) -> Path:
         out = out / name
     if not out.parent.is_dir():
         raise StarfireError(f"cannot write {out}: there is no folder {out.parent}")
+    refuse_overwriting(out, files_of(source))
     return out
 
 
@@ -150,12 +161,13 @@ def _eliminated(report: EliminationReport) -> list[str]:
     return said
 
 
-def _zeros_taken(checkpoint: Checkpoint, masks: Masks) -> list[str]:
+def _zeros_taken(job: Job) -> list[str]:
     """What was concluded from zeros, where the file held no masks."""
-    if checkpoint.masks is not None:
+    zeros = sum(job.dead.by_zeros.values())
+    if not zeros:
         return []
-    zeros = sum(int((checkpoint.state[key][~mask] == 0).sum()) for key, mask in masks.items())
-    return [f"the file had no masks; {zeros:,} weights that were zero already count as pruned"] if zeros else []
+    lacking = "no masks" if not job.checkpoint.masks else f"no mask of {counted(len(job.dead.by_zeros), 'layer')}"
+    return [f"the file had {lacking}; {zeros:,} weights that were zero already count as pruned"]
 
 
 def _as_stored(state: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:

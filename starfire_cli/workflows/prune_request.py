@@ -14,6 +14,7 @@ from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.pruning import Layer, Masks, select
+from starfire_cli.workflows.dead_weights import DeadWeights, find_dead_weights
 from starfire_cli.workflows.oneshot import recalibrate
 from starfire_cli.workflows.prunable import Prunable, prunable
 from starfire_cli.workflows.rebuild import Rebuilt, revive, said_of_model
@@ -92,6 +93,7 @@ class Job:
     Args:
         found: everything that could be pruned; `layers` is what the options leave of it.
         left_out: (layer, why it is not pruned).
+        dead: what is dead already, in all layers that were found.
     """
 
     request: PruneRequest
@@ -99,6 +101,7 @@ class Job:
     found: Prunable
     layers: list[Layer]
     left_out: list[tuple[str, str]]
+    dead: DeadWeights
 
     def pruning(self, target: float) -> Pruning:
         """The methods at one target. Raises BadOption."""
@@ -131,7 +134,8 @@ def open_job(request: PruneRequest) -> Job:
             f"{checkpoint.path} has no prunable layer: no convolution (4 axes) or linear weight (2 axes)"
         )
     layers, exempt = select(found.layers, only=request.only, keep_dense=request.keep_dense)
-    return Job(request, checkpoint, found, layers, [*found.left_out, *exempt])
+    dead = find_dead_weights(checkpoint.state, checkpoint.masks, found.layers)
+    return Job(request, checkpoint, found, layers, [*found.left_out, *exempt], dead)
 
 
 def sparsity_of(checkpoint: Checkpoint, layers: Sequence[Layer]) -> float:

@@ -25,7 +25,7 @@ def sweep(job: Job, targets: tuple[float, ...]) -> Iterator[Progress | SweepPoin
         name = layers[0].name if job.request.per_layer else None
         for target in targets:
             try:
-                state, masks, _ = prune_once(job.checkpoint, layers, job.pruning(target))
+                state, masks, _ = prune_once(job.checkpoint, layers, job.pruning(target), job.dead)
             except BadOption as error:
                 yield Progress(text=f"skipped: {error}")
                 continue

@@ -6,13 +6,16 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starfire_cli.errors import BadOption, StarfireError, unknown
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, ConvMethod, LinearMethod
 from starfire_cli.pruning.era import RAMPS, parse_era
 from starfire_cli.workflows.optim import OPTIMIZERS, SCHEDULES
 from starfire_cli.workflows.recipes import recipe_for
+
+if TYPE_CHECKING:
+    from starfire_cli.workflows.network import Channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,9 @@ class TrainRequest:
     name: str | None = None
     resume: Path | None = None
     init: Path | None = None
+    init_zeros: str = "dead"
+    mean: Channels | None = None
+    std: Channels | None = None
     save_every: int | None = None
     max_steps: int | None = None
     dry_run: bool = False
@@ -86,6 +92,9 @@ class TrainRequest:
         plain = dataclasses.asdict(self)
         for key in ("resume", "max_steps", "dry_run", "command", "batch_size_per_device"):
             del plain[key]
+        for key in ("init_zeros", "mean", "std"):  # where they mean nothing, runs are described as they always were
+            if plain[key] == getattr(TrainRequest, key):
+                del plain[key]
         return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
     @classmethod
@@ -201,10 +210,13 @@ def check(request: TrainRequest) -> None:
         ("--lr-schedule", request.lr_schedule, SCHEDULES),
         ("--ramp", request.ramp, tuple(RAMPS)),
         ("--amp-dtype", request.amp_dtype, ("bf16", "fp16")),
+        ("--init-zeros", request.init_zeros, ("dead", "free")),
     )
     for noun, text, names in choices:
         if text not in names:
             raise unknown(noun, str(text), names)
+    if request.init is None and request.init_zeros != TrainRequest.init_zeros:
+        raise BadOption(f"--init-zeros {request.init_zeros} is about the weights of --init FILE, which is not given")
     for drop in request.lr_drops or ():
         if not drop > 0:
             raise BadOption(f"--lr-drops {drop:g}: a drop comes after an epoch, such as 30,60")

@@ -132,7 +132,7 @@ def _opened(
     request: TrainRequest, given: frozenset[str], path: Path | None, decoding: Decoding, ranks: Ranks
 ) -> Session:
     if path is None:
-        session = Session(request, decoding=decoding, ranks=ranks)
+        session = Session(request, given=given, decoding=decoding, ranks=ranks)
         if request.resume is not None:
             session.notes.append(f"--resume auto: nothing to go on with under {request.out}/, so this run is a new one")
         return session

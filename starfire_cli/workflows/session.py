@@ -27,6 +27,7 @@ from starfire_cli.workflows.graphed import StepGraph, refuse
 from starfire_cli.workflows.optim import LearningRate, build_optimizer
 from starfire_cli.workflows.ranks import Ranks
 from starfire_cli.workflows.rebuild import recipe_of
+from starfire_cli.workflows.recorded import Defaults, fill_from, known_data
 from starfire_cli.workflows.request import TrainRequest, era_steps, fill, pruning_of
 from starfire_cli.workflows.start import take_weights
 
@@ -58,6 +59,7 @@ class Session:
     Args:
         request: what was asked for; with `resume`, the resumed run's own request.
         resume: the checkpoint whose weights and masks to go on with (see `resuming.take_up`).
+        given: which fields of the request the user gave explicitly; a checkpoint's record does not replace them.
         decoding: told (what, done, all) while small images are decoded once.
         ranks: this process among those that train together; none of them is waited for before `spread`.
 
@@ -69,30 +71,43 @@ class Session:
         request: TrainRequest,
         *,
         resume: Checkpoint | None = None,
+        given: frozenset[str] = frozenset(),
         decoding: Decoding = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.ranks = ranks or Ranks()
         self.device = runtime.pick_device(request.device, self.ranks.world)
         runtime.seed_everything(request.seed, deterministic=request.deterministic)
+        initial, defaults = resume, None
         if resume is None:
-            request = fill(request, *recognise(request.data or "digits"))
+            if request.init is not None:
+                initial = load(find_checkpoint(request.init))
+                defaults = fill_from(initial, request, given)
+                request = defaults.request
+            request = fill(request, *_recognised(request, defaults))
         self.request = request
         self.pruning = pruning_of(request)
         # Faster on both by a quarter and more; other devices are left as they are.
         faster = self.device.type in ("cpu", "cuda")
         self.channels_last = faster if request.channels_last is None else request.channels_last
         self.forward: Callable[[Tensor], Tensor]
-        self.data = open_data(request.data or "digits", self._data_options(decoding))
+        # A run that goes on from a checkpoint is validated as that was.
+        known = known_data(initial, request.data) if initial is not None and request.init is not None else None
+        self.data = open_data(request.data or "digits", self._data_options(decoding), known=known)
+        if request.mean is not None or request.std is not None:
+            own = self.data.info
+            own = dataclasses.replace(own, mean=request.mean or own.mean, std=request.std or own.std)
+            self.data = dataclasses.replace(self.data, info=own)
         info = self.data.info
         chosen = "" if request.data else "; choose others with --data PATH or --data NAME (docs/data.md)"
         self.notes = [
             f"data: {info.name}, {info.train_images:,} training and {info.val_images:,} validation images of "
             f"{info.image_size} px in {len(info.classes)} classes{chosen}"
         ]
+        if defaults is not None:
+            self.notes += defaults.describe(request, info)
         assert request.model is not None and request.epochs is not None
         self.net = build_model(request.model, num_classes=len(info.classes), image_size=info.image_size)
-        initial = load(find_checkpoint(request.init)) if resume is None and request.init is not None else resume
         # What prune-mask --shrink made smaller stays so.
         self.shrink = recipe_of(initial) if initial is not None else {}
         apply_shrink(self.net, self.shrink)
@@ -294,3 +309,16 @@ class Session:
         request, compiled = self.request, torch.compile(self.model, dynamic=False)
         usual = -(-min(request.batch_size or 1, len(self.data.train)) // request.accumulate)
         return lambda pixels: compiled(pixels) if len(pixels) == usual else self.model(pixels)
+
+
+def _recognised(request: TrainRequest, defaults: Defaults | None) -> tuple[str, int | None]:
+    """Name and side of the request's data (see `recognise`)."""
+    try:
+        return recognise(request.data or "digits")
+    except StarfireError as error:
+        if defaults is None or "data" not in defaults.filled:
+            raise
+        raise StarfireError(
+            f"the data that {defaults.checkpoint.path} names cannot be opened ({error}); --data PATH says where they "
+            "are now"
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.pruning import Layer, Masks, layers_of_model, select
+from starfire_cli.text import counted
+from starfire_cli.workflows.dead_weights import DeadWeights, find_dead_weights
 from starfire_cli.workflows.request import TrainRequest
 
 
@@ -40,6 +43,7 @@ def take_weights(
     layers, exempt = select(found, only=request.only, keep_dense=request.keep_dense)
     start = Start(layers=layers, left_out=left_out + exempt)
     checkpoint = resume or initial
+    head: list[str] = []
     if checkpoint is None:
         return start
     if resume is not None:
@@ -48,11 +52,47 @@ def take_weights(
         head = _load(net, checkpoint.state, request.model, classes)
         if head:
             start.notes.append(f"{', '.join(head)} start fresh: the checkpoint was trained on other classes")
-    masks = checkpoint.masks or {}
-    start.masks = {layer.key: masks[layer.key] for layer in found if layer.key in masks}
+    if resume is not None:
+        masks = checkpoint.masks or {}
+        start.masks = {layer.key: masks[layer.key] for layer in found if layer.key in masks}
+    else:
+        dead = find_dead_weights(
+            {key: weight.detach() for key, weight in net.named_parameters()},
+            checkpoint.masks,
+            found,
+            zeros=request.init_zeros == "dead",
+            fresh=head,
+        )
+        start.masks = dead.masks
+        start.notes += _dead_in_words(checkpoint, found, dead)
     # What came in dead stays dead, also in layers that this run's method does not touch.
     start.layers = [layer for layer in found if layer in layers or layer.key in start.masks]
     return start
+
+
+def _dead_in_words(checkpoint: Checkpoint, layers: list[Layer], dead: DeadWeights) -> Iterator[str]:
+    """What of the weights that were loaded counts as pruned, and why, as lines for the user."""
+    by_mask, by_zeros = sum(dead.by_mask.values()), sum(dead.by_zeros.values())
+    if by_mask or by_zeros:
+        why = {
+            "by its masks": by_mask,
+            "because they are zero (--init-zeros free lets these train)": by_zeros,
+        }
+        reasons = [f"{count:,} {text}" if by_mask and by_zeros else text for text, count in why.items() if count]
+        count = counted(len(dead.by_mask) + len(dead.by_zeros), "layer")
+        yield (
+            f"{checkpoint.path}: {by_mask + by_zeros:,} weights in {count} are dead and stay zero, "
+            f"{' and '.join(reasons)}"
+        )
+    if dead.untrained:
+        yield f"zero as a whole, so taken for never trained and free to train: {_listed(dead.untrained)}"
+    keys = {layer.key for layer in layers}
+    if lost := [key for key, mask in (checkpoint.masks or {}).items() if key not in keys and not mask.all()]:
+        yield f"masks of what is no prunable layer here are not kept: {_listed(lost)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _load(net: nn.Module, state: dict[str, Tensor], model: str | None, classes: int | None = None) -> list[str]:

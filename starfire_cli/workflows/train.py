@@ -14,7 +14,8 @@ from starfire_cli import runtime
 from starfire_cli.data import DataOptions
 from starfire_cli.data.reader import worker_failure
 from starfire_cli.errors import StarfireError
-from starfire_cli.formats.run import Run
+from starfire_cli.formats.overwriting import files_of, refuse_overwriting
+from starfire_cli.formats.run import Run, find_checkpoint
 from starfire_cli.records import EpochRecord, Record, Started, Stopped
 from starfire_cli.workflows import statistics
 from starfire_cli.workflows.closing import finished
@@ -207,6 +208,10 @@ def _open_run(session: Session) -> Run:
         named = request.out / (request.name or default)
         # With `--resume auto` a run that was ended before its first checkpoint begins again where it was.
         session.run = Run(named) if again and named.is_dir() else Run.create(request.out, request.name, default)
+    if request.init is not None and not session.resumed:
+        read = files_of(find_checkpoint(request.init))
+        for path in session.run.files:
+            refuse_overwriting(path, read, option="--name")
     session.run.write_config(config_of(session))
     session.run.truncate_metrics(session.at.epoch)
     return session.run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,13 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli import runtime
-from starfire_cli.data import DataInfo, DataOptions, Split, open_data, open_val
+from starfire_cli.data import DataInfo, DataOptions, Split, open_data, open_val, recognise
+from starfire_cli.data.finding import find
+from starfire_cli.data.splitting import parts
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.models import Normalized
 from starfire_cli.pruned import Measured
 from starfire_cli.workflows.evaluate import evaluate
 from starfire_cli.workflows.network import Channels
+from starfire_cli.workflows.recipes import recipe_for
+
+_FEW = 2000  # validation images, from which on a set has more training images than any batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +101,16 @@ class Trial:
             split_seed=self.info.split_seed,
         )
         return open_data(self.info.spec, options).train
+
+    def fitting_batch(self) -> int | None:
+        """The number of training images where it is less than a batch of the usual size; None where that fits."""
+        if len(self.val) > _FEW:
+            return None
+        name, side = recognise(self.info.spec)
+        usual = recipe_for(None, name, side)[1].batch_size
+        options = replace(self._options, val_fraction=self.info.val_fraction or self._options.val_fraction)
+        images = len(parts(find(self.info.spec, self.info.image_size), options)[0])
+        return images if images < usual else None
 
     @torch.no_grad()
     def _check_classes(self, net: nn.Module) -> None:
