@@ -27,7 +27,7 @@ SETTLED = 2.0  # seconds; what changed so recently may change again and keep its
 def class_files(root: Path, folders: Sequence[str]) -> Files:
     """The images of class folders, as `scan.class_files` finds them; remembered where there are many."""
     place = cache.folder()
-    file = None if place is None else place / f"{root.parent.name}-{root.name}-{_digest(root)}.listing.safetensors"
+    file = None if place is None else place / cache.named(_title(root), _digest(root), listing=True)
     remembered = load(file, root, folders)
     if remembered is not None:
         return remembered
@@ -48,9 +48,10 @@ def load(file: Path | None, root: Path, folders: Sequence[str]) -> Files | None:
         names, labels = kept["names"].view(f"S{kept['names'].shape[1]}")[:, 0], kept["labels"].astype(np.int64)
         visited = kept["visited"].tobytes().split(b"\0")
         same = kept["folders"].tobytes() == _joined(folders) and np.array_equal(kept["times"], _times(root, visited))
-    except (KeyError, ValueError, IndexError, OSError):  # another version's, or a folder is gone
+        fits = len(names) == len(labels) and bool(((labels >= 0) & (labels < len(folders))).all())
+    except Exception:  # noqa: BLE001 - another version's, or a folder is gone: whatever it is, folders are listed anew
         return None
-    if not same or len(names) != len(labels):
+    if not same or not fits:
         return None
     return Files(root=root, names=names, labels=labels)
 
@@ -74,6 +75,10 @@ def save(file: Path, files: Files, folders: Sequence[str], visited: Sequence[byt
         "times": times,
     }
     cache.write(file, {name: torch.tensor(array) for name, array in arrays.items()})
+
+
+def _title(root: Path) -> str:
+    return f"{root.parent.name}-{root.name}"
 
 
 def _digest(root: Path) -> str:

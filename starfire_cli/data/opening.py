@@ -10,7 +10,7 @@ import numpy as np
 from starfire_cli.data import decode, once, road, statistics
 from starfire_cli.data.augment import AUGMENTATIONS, Augment
 from starfire_cli.data.draws import Draws
-from starfire_cli.data.finding import find
+from starfire_cli.data.finding import find, refuse_url
 from starfire_cli.data.options import Data, DataInfo, DataOptions, Split
 from starfire_cli.data.reader import Reader
 from starfire_cli.data.resident import ResidentSplit
@@ -91,7 +91,9 @@ def open_val(meta: dict[str, Any], spec: str | None, options: DataOptions) -> tu
             val_fraction=known.val_fraction or options.val_fraction,
             split_seed=known.split_seed,
         )
-        source = find(spec, options.image_size) if spec else _found_again(known, options)
+        if spec is None:
+            refuse_url(known.spec, "the checkpoint")
+        source = _found_again(known, options) if spec is None else find(spec, options.image_size)
         same_classes(known.classes, source.classes, spec or known.spec)
     # A checkpoint that held out no share means a single folder of classes as it stands.
     whole = source.val is None and known is not None and known.val_fraction is None

@@ -76,14 +76,14 @@ class Session:
         self.device = runtime.pick_device(request.device, self.ranks.world)
         runtime.seed_everything(request.seed, deterministic=request.deterministic)
         if resume is None:
-            request = fill(request, *recognise(request.data or "digits"))
+            request = fill(request, *recognise("digits" if request.data is None else request.data))
         self.request = request
         self.pruning = pruning_of(request)
         # Faster on both by a quarter and more; other devices are left as they are.
         faster = self.device.type in ("cpu", "cuda")
         self.channels_last = faster if request.channels_last is None else request.channels_last
         self.forward: Callable[[Tensor], Tensor]
-        self.data = open_data(request.data or "digits", self._data_options(decoding))
+        self.data = open_data("digits" if request.data is None else request.data, self._data_options(decoding))
         info = self.data.info
         chosen = "" if request.data else "; choose others with --data PATH or --data NAME (docs/data.md)"
         self.notes = [
@@ -216,7 +216,7 @@ class Session:
             batch_size=request.batch_size,
             eval_batch_size=request.eval_batch_size,
             image_size=request.image_size,
-            augment=request.augment or "auto",
+            augment="auto" if request.augment is None else request.augment,
             seed=request.seed,
             device=self.device,
             workers=request.workers,
