@@ -57,7 +57,7 @@ def located(spec: str) -> tuple[str, Path | None]:
     known = [n for n in SETS.names() if SETS.build(n).recognises(path)]
     if len(known) > 1:
         choices = " or ".join(f"--data {n}:{spec}" for n in known)
-        raise StarfireError(f"--data {spec}: several data sets lie there; say which: {choices}")
+        raise StarfireError(f"--data {spec}: several data sets look like what lies there; say which: {choices}")
     return (known or ["folder"])[0], path
 
 

@@ -17,7 +17,7 @@ from starfire_cli.data.resident import ResidentSplit
 from starfire_cli.data.road import Road
 from starfire_cli.data.shards import Shards
 from starfire_cli.data.source import Part, Pixels, Source, Stats
-from starfire_cli.data.splitting import limited, parts, same_classes, validation
+from starfire_cli.data.splitting import limited, parts, passed_over, same_classes, validation
 from starfire_cli.data.stream import StreamSplit
 from starfire_cli.errors import BadOption, StarfireError
 
@@ -63,7 +63,7 @@ def open_data(spec: str, options: DataOptions) -> Data:
         split_seed=options.split_seed,
         resize=way.resize,
         stored=way.stored,
-        notes=(*source.notes, *train_notes, *val_notes),
+        notes=(*source.notes, *passed_over(source.train, source.val), *train_notes, *val_notes),
     )
     return Data(info=info, train=train_split, val=val_split)
 
@@ -115,7 +115,7 @@ def open_val(meta: dict[str, Any], spec: str | None, options: DataOptions) -> tu
         split_seed=options.split_seed,
         resize=way.resize,
         stored=way.stored,
-        notes=(*source.notes, *notes),
+        notes=(*source.notes, *passed_over(val), *notes),
     )
     return info, split
 

@@ -29,7 +29,7 @@ from starfire_cli.data.finding import find
 from starfire_cli.data.road import spread_out
 from starfire_cli.data.shards import Shards
 from starfire_cli.data.source import Encoded, Pixels, Source
-from starfire_cli.data.splitting import limited
+from starfire_cli.data.splitting import limited, passed_over
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.atomic import atomic_write, write_text
 from starfire_cli.records import PackedData, PackingPart, PackingStarted
@@ -101,7 +101,7 @@ def pack(request: PackRequest) -> Iterator[PackingStarted | PackingPart | Packed
         images={name: len(files) for name, files in parts.items()},
         shards=len(tasks),
         there=len(tasks) - len(missing),
-        notes=source.notes,
+        notes=(*source.notes, *passed_over(source.train, source.val)),
     )
     there = done = sum(len(task.positions) for task in tasks) - sum(len(task.positions) for task in missing)
     began = perf_counter()

@@ -44,7 +44,7 @@ class TinyImageNet:
             name="tiny-imagenet",
             path=path,
             classes=class_names(path / "words.txt", wnids),
-            list_train=partial(folder.read_classes, path / "train", wnids),
+            list_train=partial(folder.read_classes, path / "train", wnids, expected=(".txt",)),
             val=val,
             augment="rrc-flip",
             stats=STATS,
