@@ -33,7 +33,7 @@ from starfire_cli.data.splitting import limited, passed_over
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.atomic import atomic_write, write_text
 from starfire_cli.records import PackedData, PackingPart, PackingStarted
-from starfire_cli.workflows.pack_shards import Task, is_done, written
+from starfire_cli.workflows.pack_shards import Task, is_done, record_of, written
 
 PROGRESS = ".packing"  # a folder in OUT that goes when the set is whole
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -178,7 +178,7 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
     text = json.dumps(plan, sort_keys=True)
     file = out / PROGRESS / "plan.json"
     if file.is_file():
-        if file.read_text() != text:
+        if file.read_bytes() != text.encode():
             raise StarfireError(
                 f"{out} holds an interrupted packing of other data or with other options; "
                 "repeat those, or remove the folder"
@@ -211,7 +211,7 @@ def _finish(
     for name in parts:
         shards, members = [], []
         for task in (t for t in tasks if t.path.name.startswith(f"{name}-")):
-            record = json.loads(task.record.read_text())
+            record = record_of(task)
             skipped += record["skipped"]
             members += [tuple(row) for row in record["members"]]
             shards.append(

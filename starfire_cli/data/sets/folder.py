@@ -89,8 +89,8 @@ def read_classes(folder: Path, names: Sequence[str], *, expected: Sequence[str] 
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
     if empty:
         raise StarfireError(
-            f"--data {folder}: no image in class folder {listed(empty)}{_passed(files.others)}; add some or remove the folder "
-            f"(images end in {' '.join(scan.EXTENSIONS)})"
+            f"--data {folder}: no image in class folder {listed(empty)}{_passed(files.others)}; add some or remove the "
+            f"folder (images end in {' '.join(scan.EXTENSIONS)})"
         )
     return replace(files, others={ending: count for ending, count in files.others.items() if ending not in expected})
 
