@@ -128,6 +128,8 @@ def explain(error: Exception) -> tuple[str, int]:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "starfire"
         text = error.format_message()
+        if not text and context is not None and context.parent is not None:  # a group alone; its help was printed
+            text = f"{where}: which command?"
         return (f"{text} ({where} --help lists what there is)" if text else ""), error.exit_code
     if isinstance(error, typer.Abort):
         return "aborted", 1

@@ -13,7 +13,7 @@ def printable(text: str, limit: int = 400) -> str:
 
 
 def escaped(text: str) -> str:
-    """`text` with everything that is no character to look at shown as `\\x1b`, `\\n`, `\\u202e`."""
+    r"""`text` with everything that is no character to look at shown as `\x1b`, `\n`, `\u202e`."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

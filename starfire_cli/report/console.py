@@ -1,7 +1,7 @@
-"""Where commands print: a terminal is used as it is, a pipe gets plain lines that are never wrapped.
+r"""Where commands print: a terminal is used as it is, a pipe gets plain lines that are never wrapped.
 
 Names come from files, and may hold what a terminal takes for a command: escape codes, line ends, bells. Whatever is
-printed here shows them as `\\x1b` and the like.
+printed here shows them as `\x1b` and the like.
 """
 
 from __future__ import annotations
