@@ -16,6 +16,7 @@ import typer
 import starfire_cli
 from starfire_cli import runtime
 from starfire_cli.errors import BadOption, LostRank, Mismatch, StarfireError
+from starfire_cli.text import printable
 
 COMMANDS = ("train", "prune-mask", "inspect", "attack", "compress", "bench", "plot", "data pack")
 """In the order in which `--help` shows them. Each is a function of the same name in a module of the same name; of two
@@ -24,6 +25,7 @@ words the first is the module, and a group of commands.
 
 GROUPS = {"data": "Prepare data sets for training."}
 
+_LONGEST = 4000  # characters of an error
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -69,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as stop:
         code = stop.code
         if isinstance(code, str):
-            print(code, file=sys.stderr)
+            print(printable(code, _LONGEST), file=sys.stderr)
             code = 1
     except BrokenPipeError:
         # Whoever read our output has gone; without this, python would complain when it flushes stdout at its end.
@@ -84,7 +86,11 @@ def main(arguments: list[str] | None = None) -> int:
         text, code = explain(error)
         rank, ranks = _place()
         if text and (rank == 0 or not _same_everywhere(error)):
-            print(f"error: {f'rank {rank} of {ranks}: ' if ranks > 1 else ''}{text}", file=sys.stderr, flush=True)
+            print(
+                f"error: {f'rank {rank} of {ranks}: ' if ranks > 1 else ''}{printable(text, _LONGEST)}",
+                file=sys.stderr,
+                flush=True,
+            )
         if isinstance(error, LostRank):
             time.sleep(2)  # so that whoever ended first is also seen first, and taken for the cause
     return code if isinstance(code, int) else 0
@@ -122,6 +128,8 @@ def explain(error: Exception) -> tuple[str, int]:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "starfire"
         text = error.format_message()
+        if not text and context is not None and context.parent is not None:  # a group alone; its help was printed
+            text = f"{where}: which command?"
         return (f"{text} ({where} --help lists what there is)" if text else ""), error.exit_code
     if isinstance(error, typer.Abort):
         return "aborted", 1

@@ -10,8 +10,13 @@ from collections.abc import Iterable
 
 def printable(text: str, limit: int = 400) -> str:
     """`text` on one line and safe for a terminal: what a file brings along may hold line ends and escape codes."""
-    safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: 2 * limit])
+    safe = escaped(text[: 2 * limit])
     return safe if len(safe) <= limit else f"{safe[: limit - 3]}..."
+
+
+def escaped(text: str) -> str:
+    r"""`text` with everything that is no character to look at shown as `\x1b`, `\n`, `\u202e`."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def size_text(count: float) -> str:

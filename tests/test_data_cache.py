@@ -10,6 +10,7 @@ from starfire_cli.data import cache, once, open_data
 from starfire_cli.data.finding import find
 from starfire_cli.data.reader import Reader
 from starfire_cli.data.source import Files
+from starfire_cli.errors import BadOption
 from tests.data_layouts import class_folders, options, picture
 
 
@@ -17,7 +18,7 @@ from tests.data_layouts import class_folders, options, picture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("STARFIRE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "WORTH_KEEPING", 10)
-    return tmp_path / "cache"
+    return tmp_path / "cache" / cache.OWN
 
 
 @pytest.fixture
@@ -79,14 +80,14 @@ def test_a_damaged_file_is_made_anew(files: Files, decodings: list[int], place: 
 
 
 def test_a_place_that_cannot_be_written_is_a_note(files: Files, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place.write_text("a file where the folder should be")
+    place.parent.write_text("a file where the folder should be")
     pixels, _, notes = once.decoded(files, 20, options())
     assert len(pixels) == 16 and "not kept" in notes[0] and "STARFIRE_CACHE" in notes[0]
 
 
 def test_a_full_disk_leaves_nothing_behind(files: Files, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
+        Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
@@ -98,7 +99,7 @@ def test_a_full_disk_leaves_nothing_behind(files: Files, place: Path, monkeypatc
 def test_the_cache_can_be_switched_off(files: Files, place: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("STARFIRE_CACHE", value)
     monkeypatch.chdir(files.root)
-    assert once.decoded(files, 20, options())[2] == () and not place.exists()
+    assert once.decoded(files, 20, options())[2] == () and not place.parent.exists()
     assert sorted(p.name for p in files.root.iterdir()) == ["a", "b"]
 
 
@@ -138,3 +139,91 @@ def test_opening_uses_the_cache(files: Files, decodings: list[int]) -> None:
         data = open_data(str(files.root), options(val_fraction=0.25))
         assert len(data.train) == 12
     assert decodings == [12, 4, 4]  # the four held out are too few to be kept
+
+
+def theirs(folder: Path, size: int = 5000) -> dict[Path, bytes]:
+    """Files that nobody may touch: older than any of ours, some with names that look like ours."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ["resnet50.safetensors", "model-00001-of-00002.safetensors", "a-16x20-0123456789abcdef01234567.pt"]
+    names += ["a-16x20-0123456789ABCDEF01234567.safetensors", "x.listing.safetensors", "thesis.tex", ".hidden"]
+    names += ["a-16x20-0123456789abcdef01234567.safetensors.partial", "\x1b[31m-0123456789abcdef01234567.safetensors"]
+    for age, name in enumerate(names):
+        (folder / name).write_bytes(bytes([age]) * size)
+        os.utime(folder / name, (age, age))
+    return {folder / name: bytes([age]) * size for age, name in enumerate(names)}
+
+
+def test_files_of_the_user_are_never_removed(files: Files, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "LIMIT", 1)
+    ours_by_name = "a-16x20-0123456789abcdef01234567.safetensors"
+    outside = theirs(place.parent) | {place.parent / ours_by_name: b"from before there was a folder of our own"}
+    (place.parent / ours_by_name).write_bytes(outside[place.parent / ours_by_name])
+    inside = theirs(place)
+    (place / ours_by_name).symlink_to(place.parent / "resnet50.safetensors")  # what a link leads to is not ours
+    (place / "b-16x20-0123456789abcdef01234567.safetensors").mkdir()
+    for side in (16, 17):
+        once.decoded(files, side, options())
+    assert {file: file.read_bytes() for file in outside | inside} == outside | inside
+    assert (place / ours_by_name).is_symlink() and (place / "b-16x20-0123456789abcdef01234567.safetensors").is_dir()
+    first, second = cache.key(files, 16), cache.key(files, 17)
+    assert first is not None and second is not None and not first.exists() and second.exists()  # ours do go
+
+
+def test_files_of_another_user_stay(files: Files, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    once.decoded(files, 16, options())
+    monkeypatch.setattr(cache, "LIMIT", 1)
+    monkeypatch.setattr("os.getuid", lambda: os.stat(place).st_uid + 1)
+    once.decoded(files, 17, options())
+    assert len(list(place.iterdir())) == 2
+
+
+def test_two_that_make_room_at_once(files: Files, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for side in (16, 17):
+        once.decoded(files, side, options())
+    monkeypatch.setattr(cache, "LIMIT", 1)
+    unlink = Path.unlink
+
+    def raced(self: Path, missing_ok: bool = False) -> None:
+        unlink(self)
+        unlink(self, missing_ok)  # the other one was faster
+
+    monkeypatch.setattr(Path, "unlink", raced)
+    assert once.decoded(files, 18, options())[2] == ()
+    assert [file.name for file in place.iterdir()] == [key.name for key in [cache.key(files, 18)] if key]
+
+
+@pytest.mark.parametrize("title", ["a" * 300, "\x1b[31m\n", "../up", "caf\xe9", "\udcff"])
+def test_names_of_folders_do_not_matter(title: str, place: Path) -> None:
+    file = place / cache.named(title, "0" * 24)
+    assert file.parent == place and file.name.isascii() and file.name.isprintable() and len(file.name) < 200
+    assert cache.write(file, {"a": torch.arange(3)}) is None
+    assert list(place.iterdir()) == [file]
+    found = cache.read(file)
+    assert found is not None and found["a"].tolist() == [0, 1, 2]
+
+
+def test_a_home_that_is_not_there(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STARFIRE_CACHE", "~nobody-of-that-name/cache")
+    with pytest.raises(
+        BadOption, match=r"STARFIRE_CACHE=~nobody-of-that-name/cache: there is no home folder ~nobody-of-that-name"
+    ):
+        cache.folder()
+    monkeypatch.delenv("STARFIRE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.expanduser", lambda self: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert cache.folder() is None
+
+
+def test_a_cache_that_may_not_be_read_is_not_removed(
+    files: Files, place: Path, monkeypatch: pytest.MonkeyPatch, decodings: list[int]
+) -> None:
+    once.decoded(files, 20, options())
+    before = list(place.iterdir())
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("safetensors.safe_open", refused)
+    monkeypatch.setattr(cache, "write", lambda file, tensors: None)
+    once.decoded(files, 20, options())
+    assert decodings == [16, 16] and list(place.iterdir()) == before

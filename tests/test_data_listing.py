@@ -20,7 +20,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("STARFIRE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(listing, "WORTH_KEEPING", 4)
     monkeypatch.setattr(listing, "SETTLED", -3600.0)  # the files here are seconds old
-    return tmp_path / "cache"
+    return tmp_path / "cache" / cache.OWN
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_nothing_is_kept_where_that_is_off_or_too_little(
 
 
 def test_a_place_that_cannot_be_written_stops_nothing(root: Path, place: Path) -> None:
-    place.write_text("a file where the folder should be")
+    place.parent.write_text("a file where the folder should be")
     listed(root)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from starfire_cli.data import Data, ahead, decode, open_data, open_val, opening, recognise, road, shards, spool
+from starfire_cli.data import Data, ahead, cache, decode, open_data, open_val, opening, recognise, road, shards, spool
 from starfire_cli.errors import BadOption, StarfireError
 from tests import shard_sets
 from tests.data_layouts import class_folders, options
@@ -27,7 +27,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("STARFIRE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(road, "SAMPLE", 3)
     monkeypatch.setattr(opening, "STATS_SAMPLE", 3)
-    return tmp_path / "cache"
+    return tmp_path / "cache" / cache.OWN
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def edited(packed: Path, tmp_path: Path, **changes: Any) -> Path:
         ({"parts__train__sha256": "0" * 64}, "damaged"),
         ({"parts__train__shards__0__images": 4}, "does not fit"),
         ({"classes": ["cat"]}, "does not fit"),
-        ({"classes": None}, "damaged, or not ours"),
+        ({"classes": None}, "damaged: classes"),
         ({"parts": {}}, "no training part"),
     ],
 )
@@ -227,7 +227,7 @@ def test_others_shards_that_cannot_be_used(tmp_path: Path, packed: Path) -> None
             opened(f"webdataset:{tmp_path / 'theirs'}")
     file = tar(tmp_path / "theirs" / "x.tar", {"a.jpg": image, "a.cls": b"1"})
     file.write_bytes(file.read_bytes()[:1500])
-    with pytest.raises(StarfireError, match=r"x.tar is damaged or cut off"):
+    with pytest.raises(StarfireError, match=r"x.tar is damaged: .*cut off"):
         opened(f"webdataset:{tmp_path / 'theirs'}")
     (tmp_path / "empty").mkdir()
     with pytest.raises(StarfireError, match=r"no \.tar files"):

@@ -76,6 +76,7 @@ def attack(
     """Measure how robust a network is against attacks of its input, and whether another one is more so."""
     from starfire_cli.errors import BadOption
     from starfire_cli.report.attack_table import display, names
+    from starfire_cli.report.console import say
     from starfire_cli.workflows.attack import AttackRequest
     from starfire_cli.workflows.attack import attack as run_attack
     from starfire_cli.workflows.network import parse_channels
@@ -128,6 +129,6 @@ def attack(
         picture = report.results[0].file.with_suffix(".png")
         save_figures({"robustness": figure}, picture, read=[r.path for r in report.results])
         if not quiet:
-            typer.echo(f"written {picture}", err=as_json)
+            say(f"written {picture}", err=as_json)
     if as_json:
         typer.echo(json.dumps(report.document))

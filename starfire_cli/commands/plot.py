@@ -13,6 +13,7 @@ import typer
 
 from starfire_cli.commands.options import OUTPUT_PANEL
 from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.report.console import say
 from starfire_cli.report.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -161,11 +162,11 @@ def _draw(
     said = [f"left out: {problem}" for problem in problems] if asked else []
     notes = (*said, *material.notes, *left_out(list(figures), material, groups, sources.checkpoints))
     for note in notes:
-        typer.echo(note, err=True)
+        say(note, err=True)
     if out is not None or html is None:
         for path in save_figures(figures, out or _beside(sources), dpi=dpi, several=out is None, read=sources.files()):
             if not quiet:
-                typer.echo(f"written {path}")
+                say(f"written {path}")
     if html is not None:
         from starfire_cli.formats.atomic import write_text
         from starfire_cli.report.html import html_page
@@ -179,7 +180,7 @@ def _draw(
             html_page(replace(material, notes=notes), groups, drawn, command=shlex.join(["starfire", *sys.argv[1:]])),
         )
         if not quiet:
-            typer.echo(f"written {html}")
+            say(f"written {html}")
 
 
 def _open(sources: Sources, kinds: list[str], groups: list[Group], layer: str | None, quiet: bool) -> Material:
@@ -223,11 +224,11 @@ def _table(paths: list[Path], number: int, at: str | None, form: str | None, out
     _keep(sources, out=out)
     tables = paper_tables(number, sources.runs, at=epochs)
     for note in sources.notes:
-        typer.echo(note, err=True)
+        say(note, err=True)
     if out is not None:
         write_text(out, write(tables, name))
         if not quiet:
-            typer.echo(f"written {out}")
+            say(f"written {out}")
     elif name == "terminal":
         show(open_console(), tables)
     else:

@@ -1,9 +1,20 @@
 """Data sets: found, read, decoded and delivered as batches on the device."""
 
 from starfire_cli.data.augment import AUGMENTATIONS
-from starfire_cli.data.finding import recognise
+from starfire_cli.data.finding import recognise, refuse_url
 from starfire_cli.data.opening import open_data, open_val
 from starfire_cli.data.options import Data, DataInfo, DataOptions, Split
 from starfire_cli.data.sets import SETS
 
-__all__ = ["AUGMENTATIONS", "SETS", "Data", "DataInfo", "DataOptions", "Split", "open_data", "open_val", "recognise"]
+__all__ = [
+    "AUGMENTATIONS",
+    "SETS",
+    "Data",
+    "DataInfo",
+    "DataOptions",
+    "Split",
+    "open_data",
+    "open_val",
+    "recognise",
+    "refuse_url",
+]

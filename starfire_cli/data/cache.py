@@ -1,7 +1,8 @@
 """Where are decoded images, and lists of files, kept between runs? In one file a set, in the user's cache folder.
 
 The name of a file of images is a digest of every image's name, size and time of change, so that a changed set is a new
-file; its content is checked, so that a damaged one is made anew. Nothing here ever stops a run.
+file; its content is checked, so that a damaged one is made anew. Only what this module wrote is ever removed: files
+whose names are of its pattern, in a folder of its own. But for a STARFIRE_CACHE without meaning, nothing stops a run.
 """
 
 from __future__ import annotations
@@ -9,30 +10,54 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
+import stat
 import sys
+import time
 import zlib
 from pathlib import Path
+from threading import get_ident
 
 import torch
 from torch import Tensor
 
+from starfire_cli.data.places import expanded
 from starfire_cli.data.source import Encoded
 
 VERSION = 1
+OWN = "starfire-cache"  # the folder in STARFIRE_CACHE that holds nothing but what is written here
 WORTH_KEEPING = 5000  # images; fewer are decoded again in about a second
 LIMIT = 20 * 2**30  # bytes in all; the files not used for longest go first
 
 
+_NAME = re.compile(r"[A-Za-z0-9._-]+-[0-9a-f]{24}(\.listing)?\.safetensors")
+_PARTIAL = re.compile(_NAME.pattern + r"\.[0-9]+-[0-9]+\.partial")
+_DAY = 86_400
+
+
 def folder() -> Path | None:
-    """STARFIRE_CACHE, else the platform's cache folder; None where STARFIRE_CACHE is `off` or empty."""
+    """A folder of our own in STARFIRE_CACHE, else the platform's cache folder; None for `off`, empty, or no home.
+
+    Raises StarfireError where STARFIRE_CACHE names the home of a user who is not there.
+    """
     given = os.environ.get("STARFIRE_CACHE")
     if given is not None:
-        return Path(given).expanduser() if given and given != "off" else None
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", "~\\AppData\\Local")).expanduser() / "starfire" / "Cache"
-    if sys.platform == "darwin":
-        return Path("~/Library/Caches/starfire").expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "starfire"
+        return expanded(given, f"STARFIRE_CACHE={given}") / OWN if given and given != "off" else None
+    try:
+        if sys.platform == "win32":
+            return Path(os.environ.get("LOCALAPPDATA", "~\\AppData\\Local")).expanduser() / "starfire" / "Cache"
+        if sys.platform == "darwin":
+            return Path("~/Library/Caches/starfire").expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "starfire"
+    except RuntimeError:  # a user without a home, as in some containers
+        return None
+
+
+def named(title: str, digest: str, *, listing: bool = False) -> str:
+    """The name of a file of ours: what it is about, for people, and the digest (24 hex digits) that identifies it."""
+    name = f"{re.sub(r'[^A-Za-z0-9._-]+', '_', title)[:100]}-{digest}{'.listing' if listing else ''}.safetensors"
+    assert _NAME.fullmatch(name), name
+    return name
 
 
 def key(files: Encoded, side: int) -> Path | None:
@@ -46,7 +71,7 @@ def key(files: Encoded, side: int) -> Path | None:
             digest.update(stamp)
     except OSError:  # a link into nowhere; decoding will name it
         return None
-    return where / f"{files.title}-{len(files)}x{side}-{digest.hexdigest()}.safetensors"
+    return where / named(f"{files.title}-{len(files)}x{side}", digest.hexdigest())
 
 
 def load(file: Path | None, count: int, side: int) -> Tensor | None:
@@ -56,8 +81,7 @@ def load(file: Path | None, count: int, side: int) -> Tensor | None:
         return None
     if images.dtype == torch.uint8 and images.shape == (count, 3, side, side):
         return images
-    with contextlib.suppress(OSError):
-        file.unlink()
+    _remove(file)
     return None
 
 
@@ -71,21 +95,22 @@ def save(file: Path | None, images: Tensor) -> list[str]:
 
 def read(file: Path | None) -> dict[str, Tensor] | None:
     """The tensors in a file of ours, or None where there is no such file or it is damaged (it is then removed)."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    if file is None or not file.is_file():
-        return None
     try:
+        if file is None or not stat.S_ISREG(os.stat(file).st_mode):
+            return None
         with safe_open(file, framework="pt") as content:
             tensors = {name: content.get_tensor(name).clone() for name in sorted(content.keys())}
-            checked = content.metadata()["crc32"] == _crc(tensors)
-        if checked:
-            os.utime(file)
-            return tensors
-    except (SafetensorError, OSError, KeyError, TypeError):
+            if content.metadata()["crc32"] == _crc(tensors):
+                with contextlib.suppress(OSError):  # another user's, or on a read-only disk
+                    os.utime(file)
+                return tensors
+    except OSError:  # not there, or it may not be read, or the disk has gone
+        return None
+    except Exception:  # noqa: BLE001 - whatever a damaged file provokes, it is made anew
         pass
-    with contextlib.suppress(OSError):
-        file.unlink()
+    _remove(file)
     return None
 
 
@@ -93,10 +118,15 @@ def write(file: Path, tensors: dict[str, Tensor]) -> Exception | None:
     """Keep tensors in a file that is there whole or not at all; what is in the way, where something is."""
     from safetensors.torch import save_file
 
-    partial = file.with_suffix(f".{os.getpid()}.partial")
+    partial = file.with_name(f"{file.name}.{os.getpid()}-{get_ident()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         _make_room(file.parent, sum(tensor.nbytes for tensor in tensors.values()))
+        with open(partial, "xb"):  # nobody's link or file is written into
+            pass
+    except OSError as error:
+        return error
+    try:
         save_file(tensors, partial, metadata={"crc32": _crc(tensors)})
         os.replace(partial, file)
     except Exception as error:  # noqa: BLE001 - safetensors has its own error for a full disk; the run needs no cache
@@ -114,10 +144,45 @@ def _crc(tensors: dict[str, Tensor]) -> str:
 
 
 def _make_room(where: Path, needed: int) -> None:
-    kept = [(f.stat().st_mtime, f.stat().st_size, f) for f in where.glob("*.safetensors")]
+    """Remove our files that were not used for longest until `needed` bytes more fit. What another process removes
+    meanwhile is gone, too.
+    """
+    kept = []
+    for file, status in _own(where):
+        if not file.name.endswith(".partial"):
+            kept.append((status.st_mtime, status.st_size, file))
+        elif status.st_mtime < time.time() - _DAY:  # its process was killed
+            _remove(file)
+    kept.sort()
     total = needed + sum(size for _, size, _ in kept)
-    for _, size, file in sorted(kept):
+    for _, size, file in kept:
         if total <= LIMIT:
             return
-        file.unlink()
+        _remove(file)
         total -= size
+
+
+def _own(where: Path) -> list[tuple[Path, os.stat_result]]:
+    """The files in our folder that this user's runs wrote, by name, kind and owner."""
+    with contextlib.suppress(OSError), os.scandir(where) as entries:
+        files = [Path(entry.path) for entry in entries]
+        return [(file, status) for file in files if (status := _status(file))]
+    return []
+
+
+def _status(file: Path) -> os.stat_result | None:
+    """What the disk says of a file that is ours to remove; None for any other."""
+    if not (_NAME.fullmatch(file.name) or _PARTIAL.fullmatch(file.name)):
+        return None
+    try:
+        status = os.lstat(file)
+    except OSError:
+        return None
+    foreign = hasattr(os, "getuid") and status.st_uid != os.getuid()
+    return None if foreign or not stat.S_ISREG(status.st_mode) else status
+
+
+def _remove(file: Path) -> None:
+    if _status(file):
+        with contextlib.suppress(OSError):
+            file.unlink()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 
 from starfire_cli.data import decode, remote, scan
+from starfire_cli.data.places import expanded
 from starfire_cli.data.sets import SETS
 from starfire_cli.data.sets.webdataset import WebDataset
 from starfire_cli.data.source import Source
-from starfire_cli.errors import StarfireError, unknown
+from starfire_cli.errors import BadOption, StarfireError, unknown
 
 
 def find(spec: str, image_size: int | None = None) -> Source:
@@ -26,25 +29,42 @@ def url_of(spec: str) -> str | None:
     return text if remote.is_url(text) else None
 
 
+def refuse_url(spec: str, by: str) -> None:
+    """Raise BadOption where a file names data behind a URL: only a user who names it, too, has it opened.
+
+    Args:
+        spec: what the file says.
+        by: which file.
+    """
+    if (url := url_of(spec)) is not None:
+        if url.startswith("pipe:"):
+            remote.checked(url)
+        raise BadOption(
+            f"{by} names the data {spec}, and no URL is opened unasked; --data {shlex.quote(spec)} opens it"
+        )
+
+
 def located(spec: str) -> tuple[str, Path | None]:
     """Name and folder: of `digits`, `cifar10:PATH`, or a path that is recognised. Raises BadOption or StarfireError."""
+    if not spec.strip():
+        raise BadOption(f"--data {spec!r} is empty; give a path, or a name: {', '.join(SETS.names())}")
     name, colon, rest = spec.partition(":")
     if name in SETS.names():
         return name, existing(rest, spec) if colon else None
-    if not Path(spec).expanduser().exists() and not any(c in spec for c in "/\\.~"):
+    if not os.path.exists(expanded(spec, f"--data {spec}")) and not any(c in spec for c in "/\\.~"):
         raise unknown("data set", name, SETS.names())
     path = existing(spec, spec)
     known = [n for n in SETS.names() if SETS.build(n).recognises(path)]
     if len(known) > 1:
         choices = " or ".join(f"--data {n}:{spec}" for n in known)
-        raise StarfireError(f"--data {spec}: several data sets lie there; say which: {choices}")
+        raise StarfireError(f"--data {spec}: several data sets look like what lies there; say which: {choices}")
     return (known or ["folder"])[0], path
 
 
 def existing(text: str, spec: str) -> Path:
     """The folder that `text` names. Raises StarfireError where there is none."""
-    path = Path(text).expanduser()
-    if not text or not path.exists():
+    path = expanded(text, f"--data {spec}")
+    if not text or not os.path.exists(path):
         raise StarfireError(f"--data {spec}: there is no {text or 'path after the colon'} (looked in {Path.cwd()})")
     if not path.is_dir():
         raise StarfireError(f"--data {spec}: {path} is a file; unpack it and give the folder")

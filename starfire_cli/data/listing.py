@@ -8,6 +8,7 @@ a run.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from starfire_cli.data import cache, scan
 from starfire_cli.data.source import Files
 
-VERSION = 1
+VERSION = 2
 WORTH_KEEPING = 20_000  # images; fewer are listed again in a tenth of a second on a local disk
 SETTLED = 2.0  # seconds; what changed so recently may change again and keep its time of change
 
@@ -27,7 +28,7 @@ SETTLED = 2.0  # seconds; what changed so recently may change again and keep its
 def class_files(root: Path, folders: Sequence[str]) -> Files:
     """The images of class folders, as `scan.class_files` finds them; remembered where there are many."""
     place = cache.folder()
-    file = None if place is None else place / f"{root.parent.name}-{root.name}-{_digest(root)}.listing.safetensors"
+    file = None if place is None else place / cache.named(_title(root), _digest(root), listing=True)
     remembered = load(file, root, folders)
     if remembered is not None:
         return remembered
@@ -48,11 +49,13 @@ def load(file: Path | None, root: Path, folders: Sequence[str]) -> Files | None:
         names, labels = kept["names"].view(f"S{kept['names'].shape[1]}")[:, 0], kept["labels"].astype(np.int64)
         visited = kept["visited"].tobytes().split(b"\0")
         same = kept["folders"].tobytes() == _joined(folders) and np.array_equal(kept["times"], _times(root, visited))
-    except (KeyError, ValueError, IndexError, OSError):  # another version's, or a folder is gone
+        others = {str(ending): int(count) for ending, count in json.loads(kept["others"].tobytes()).items()}
+        fits = len(names) == len(labels) and bool(((labels >= 0) & (labels < len(folders))).all())
+    except Exception:  # noqa: BLE001 - another version's, or a folder is gone: whatever it is, folders are listed anew
         return None
-    if not same or len(names) != len(labels):
+    if not same or not fits:
         return None
-    return Files(root=root, names=names, labels=labels)
+    return Files(root=root, names=names, labels=labels, others=others)
 
 
 def save(file: Path, files: Files, folders: Sequence[str], visited: Sequence[bytes], started: float) -> None:
@@ -72,8 +75,13 @@ def save(file: Path, files: Files, folders: Sequence[str], visited: Sequence[byt
         "folders": np.frombuffer(_joined(folders), dtype=np.uint8),
         "visited": np.frombuffer(b"\0".join(visited), dtype=np.uint8),
         "times": times,
+        "others": np.frombuffer(json.dumps(dict(files.others)).encode(), dtype=np.uint8),
     }
     cache.write(file, {name: torch.tensor(array) for name, array in arrays.items()})
+
+
+def _title(root: Path) -> str:
+    return f"{root.parent.name}-{root.name}"
 
 
 def _digest(root: Path) -> str:

@@ -10,14 +10,14 @@ import numpy as np
 from starfire_cli.data import decode, once, road, statistics
 from starfire_cli.data.augment import AUGMENTATIONS, Augment
 from starfire_cli.data.draws import Draws
-from starfire_cli.data.finding import find
+from starfire_cli.data.finding import find, refuse_url
 from starfire_cli.data.options import Data, DataInfo, DataOptions, Split
 from starfire_cli.data.reader import Reader
 from starfire_cli.data.resident import ResidentSplit
 from starfire_cli.data.road import Road
 from starfire_cli.data.shards import Shards
 from starfire_cli.data.source import Part, Pixels, Source, Stats
-from starfire_cli.data.splitting import limited, parts, same_classes, validation
+from starfire_cli.data.splitting import limited, parts, passed_over, same_classes, validation
 from starfire_cli.data.stream import StreamSplit
 from starfire_cli.errors import BadOption, StarfireError
 
@@ -65,7 +65,7 @@ def open_data(spec: str, options: DataOptions, *, known: DataInfo | None = None)
         split_seed=options.split_seed,
         resize=val_way.resize,
         stored=way.stored,
-        notes=(*source.notes, *train_notes, *val_notes),
+        notes=(*source.notes, *passed_over(source.train, source.val), *train_notes, *val_notes),
     )
     return Data(info=info, train=train_split, val=val_split)
 
@@ -93,7 +93,9 @@ def open_val(meta: dict[str, Any], spec: str | None, options: DataOptions) -> tu
             val_fraction=known.val_fraction or options.val_fraction,
             split_seed=known.split_seed,
         )
-        source = find(spec, options.image_size) if spec else _found_again(known, options)
+        if spec is None:
+            refuse_url(known.spec, "the checkpoint")
+        source = _found_again(known, options) if spec is None else find(spec, options.image_size)
         same_classes(known.classes, source.classes, spec or known.spec)
     # A checkpoint that held out no share means a single folder of classes as it stands.
     whole = source.val is None and known is not None and known.val_fraction is None
@@ -115,7 +117,7 @@ def open_val(meta: dict[str, Any], spec: str | None, options: DataOptions) -> tu
         split_seed=options.split_seed,
         resize=way.resize,
         stored=way.stored,
-        notes=(*source.notes, *notes),
+        notes=(*source.notes, *passed_over(val), *notes),
     )
     return info, split
 

@@ -6,24 +6,35 @@ are plain file names, numbers fit the files.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import json
+import math
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from starfire_cli import damage
+from starfire_cli.damage import Damaged
 from starfire_cli.data import cache, remote
+from starfire_cli.data.augment import AUGMENTATIONS
+from starfire_cli.data.draws import Ints
+from starfire_cli.data.members import BLOCK
 from starfire_cli.data.shards import Shards
 from starfire_cli.data.source import Source, Stats
 from starfire_cli.data.spool import Spool
-from starfire_cli.errors import StarfireError
+from starfire_cli.errors import BadOption, StarfireError
 
 INDEX, FORMAT, VERSION = "index.json", "starfire-shards", 1
 MEMBER = np.dtype([("offset", "<i8"), ("size", "<i8"), ("label", "<i4"), ("key", "<i4")])
+LONGEST_INDEX = 2**28  # bytes that are taken from a server for an index
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.(tar|members\.npy)")
 
 
@@ -71,38 +82,62 @@ class Index:
 def is_packed(path: Path) -> bool:
     """Whether a folder has an index of ours. Looks at its beginning only."""
     try:
+        if not (path / INDEX).is_file():
+            return False
         with open(path / INDEX, "rb") as file:
             return FORMAT.encode() in file.read(200)
     except OSError:
         return False
 
 
+def index_of(base: Path | str) -> Index:
+    """The index in a folder, or behind the URL of one. Raises StarfireError, DamagedFile for what is something else."""
+    content = remote.content(f"{base}/{INDEX}", LONGEST_INDEX) if isinstance(base, str) else None
+    with damage.reading(f"--data {base}: {INDEX}"):
+        return parsed(json.loads((Path(base) / INDEX).read_bytes() if content is None else content))
+
+
 def parsed(content: Any) -> Index:
-    """The index in `content`. Raises ValueError, KeyError or TypeError where it is something else."""
+    """The index in `content`. Raises Damaged or another exception where it is something else: see `damage.reading`."""
     if content["format"] != FORMAT:
-        raise ValueError(f"format {content['format']!r}")
+        raise Damaged(f"format {content['format']!r}")
     if content["version"] != VERSION:
-        raise ValueError(f"version {content['version']}; this starfire reads version {VERSION}")
-    parts = {}
-    for name in ("train", "val"):
-        if name in content["parts"]:
-            part = content["parts"][name]
-            shards = tuple(
-                Shard(name=_plain(s["name"]), images=int(s["images"]), bytes=int(s["bytes"]), sha256=_hex(s["sha256"]))
-                for s in part["shards"]
-            )
-            parts[name] = PackedPart(members=_plain(part["members"]), sha256=_hex(part["sha256"]), shards=shards)
+        raise Damaged(f"version {content['version']!r}; this starfire reads version {VERSION}")
+    parts = {name: _part(content["parts"][name]) for name in ("train", "val") if name in content["parts"]}
     if "train" not in parts or not parts["train"].images:
-        raise ValueError("no training part")
+        raise Damaged("no training part")
+    if not isinstance(content["classes"], list) or not all(isinstance(name, str) for name in content["classes"]):
+        raise Damaged("classes must be a list of names")
+    augment = content.get("augment")
+    if augment is not None:
+        try:
+            AUGMENTATIONS.build(augment)
+        except BadOption as error:
+            raise Damaged(str(error)) from None
     stats = content.get("stats")
     return Index(
         name=str(content["name"]),
-        side=int(content["side"]),
-        classes=tuple(str(name) for name in content["classes"]),
-        augment=None if content.get("augment") is None else str(content["augment"]),
-        stats=None if stats is None else (_three(stats[0]), _three(stats[1])),
+        side=_whole(content["side"]),
+        classes=tuple(content["classes"]),
+        augment=augment,
+        stats=None if stats is None else _stats(stats),
         parts=parts,
     )
+
+
+def _part(part: Any) -> PackedPart:
+    shards = []
+    for given in part["shards"]:
+        shard = Shard(
+            name=_plain(given["name"]),
+            images=_whole(given["images"]),
+            bytes=_whole(given["bytes"]),
+            sha256=_hex(given["sha256"]),
+        )
+        if shard.images * 2 * BLOCK > shard.bytes:  # an image and its class have a header each
+            raise Damaged(f"{shard.images} images in the {shard.bytes} bytes of {shard.name}")
+        shards.append(shard)
+    return PackedPart(members=_plain(part["members"]), sha256=_hex(part["sha256"]), shards=tuple(shards))
 
 
 def source(base: Path | str, index: Index) -> Source:
@@ -121,20 +156,21 @@ def source(base: Path | str, index: Index) -> Source:
 
 
 def _shards(base: Path | str, part: PackedPart, classes: int) -> Shards:
+    if isinstance(base, Path):
+        for shard in part.shards:
+            _same_length(base / shard.name, shard)
     content = _members(base, part)
-    members = np.load(io.BytesIO(content), allow_pickle=False)
+    with damage.reading(f"--data {base}: {part.members}"):
+        members = records(content, part.images)
     counts, lengths = ([getattr(shard, key) for shard in part.shards] for key in ("images", "bytes"))
     number, bytes_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts), np.array(lengths, dtype=np.int64)
-    whole = members.dtype == MEMBER and len(members) == part.images
-    if not whole or (members["label"] < 0).any() or (members["label"] >= classes).any():
+    if (members["label"] < 0).any() or (members["label"] >= classes).any():
         raise StarfireError(f"--data {base}: {part.members} does not fit {INDEX}; pack the set again")
     offset, size = members["offset"].copy(), members["size"].copy()
-    if (offset < 512).any() or (size < 0).any() or (offset + size > bytes_of[number]).any():
+    if not inside(offset, size, bytes_of[number]):
         raise StarfireError(f"--data {base}: {part.members} names bytes outside its shards; pack the set again")
     if isinstance(base, Path):
         places = tuple(str(base / shard.name) for shard in part.shards)
-        for place, shard in zip(places, part.shards, strict=True):
-            _same_length(Path(place), shard)
         spool = None
     else:
         places = tuple(f"{base}/{shard.name}" for shard in part.shards)
@@ -150,6 +186,25 @@ def _shards(base: Path | str, part: PackedPart, classes: int) -> Shards:
     )
 
 
+def records(content: bytes, images: int) -> npt.NDArray[np.void]:
+    """(images,) what a members' file holds, of dtype MEMBER; nothing is allocated but what is there.
+
+    Raises Damaged or another exception where it holds something else: see `damage.reading`.
+    """
+    file = io.BytesIO(content)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise Damaged("not the version of NumPy's format that was written")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype != MEMBER or shape != (images,) or len(content) - file.tell() != images * MEMBER.itemsize:
+        raise Damaged(f"it does not fit {INDEX}, which names {images} images; pack the set again")
+    return np.ndarray(shape, MEMBER, content, file.tell())
+
+
+def inside(offset: Ints, size: Ints, length: Ints) -> bool:
+    """(N,) each: whether all members lie behind a header and inside their shards, whose lengths are given."""
+    return bool(((offset >= BLOCK) & (offset <= length) & (size >= 0) & (size <= length - offset)).all())
+
+
 def spool_for(urls: tuple[str, ...], lengths: list[int], checksums: list[str]) -> Spool:
     """Where those shards come to lie on this machine."""
     import tempfile
@@ -162,9 +217,11 @@ def spool_for(urls: tuple[str, ...], lengths: list[int], checksums: list[str]) -
 
 def _members(base: Path | str, part: PackedPart) -> bytes:
     if isinstance(base, str):
-        content = remote.content(f"{base}/{part.members}")
+        content = remote.content(f"{base}/{part.members}", part.images * MEMBER.itemsize + 2**16)
     else:
         try:
+            if not (base / part.members).is_file():
+                raise FileNotFoundError(errno.ENOENT, "no such file")
             content = (base / part.members).read_bytes()
         except OSError as error:
             raise StarfireError(f"--data {base}: {part.members} cannot be read ({error.strerror})") from None
@@ -187,16 +244,24 @@ def _same_length(path: Path, shard: Shard) -> None:
 
 def _plain(name: Any) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of a shard")
+        raise Damaged(f"{reprlib.repr(name)} is no name of a shard")
     return name
 
 
 def _hex(text: Any) -> str:
     if not isinstance(text, str) or not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise ValueError(f"{text!r} is no SHA-256")
+        raise Damaged(f"{reprlib.repr(text)} is no SHA-256")
     return text
 
 
-def _three(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(v) for v in values)
-    return red, green, blue
+def _whole(number: Any) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**62:
+        raise Damaged(f"{reprlib.repr(number)} is no number of images, bytes or pixels")
+    return number
+
+
+def _stats(given: Any) -> Stats:
+    mean, std = ((float(red), float(green), float(blue)) for red, green, blue in given)
+    if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+        raise Damaged(f"mean {mean} and standard deviation {std} cannot be")
+    return mean, std

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import IO, Any
 
+from starfire_cli.damage import Damaged
 from starfire_cli.errors import BadOption, StarfireError
 
 SCHEMES = ("http", "https", "s3", "gs")
@@ -55,20 +56,31 @@ def opened(url: str) -> Iterator[IO[bytes]]:
             stream = library.gopen(url, "rb")
         try:
             yield stream
-        finally:
-            stream.close()
+        except Damaged:
+            # Who stops in the middle breaks the pipe, which is not the cause; at the end the transfer's own status is.
+            with contextlib.suppress(OSError) if stream.read(1) else contextlib.nullcontext():
+                stream.close()
+            raise
+        except BaseException:
+            with contextlib.suppress(OSError):
+                stream.close()
+            raise
+        stream.close()
     except FileNotFoundError as error:
         raise StarfireError(f"{url}: {error.filename} is not installed, which opens it") from None
     except OSError as error:
         raise StarfireError(f"{url} cannot be read: {_reason(url, str(error))}") from None
 
 
-def content(url: str) -> bytes:
-    """All bytes behind a URL. Raises as `opened`."""
+def content(url: str, most: int) -> bytes:
+    """All bytes behind a URL, `most` at most. Raises as `opened`."""
     with opened(url) as stream:
-        parts = []
+        parts, length = [], 0
         while part := stream.read(2**20):
             parts.append(part)
+            length += len(part)
+            if length > most:
+                raise StarfireError(f"{url} is longer than the {most:,} bytes that may be there; it is something else")
     return b"".join(parts)
 
 

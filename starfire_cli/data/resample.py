@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+LONGEST = 256  # times the shorter side: what lies beyond, no centre crop shows
+
 
 def _weights(first: Tensor, length: Tensor, size: int, out: int, mirror: Tensor | None) -> tuple[Tensor, Tensor]:
     """Integer weights (B, out, size), and what they sum to (B, 1, 1): output pixel i is a mean of the input pixels
@@ -98,9 +100,18 @@ def scale(image: Tensor, height: int, width: int) -> Tensor:
 def scale_short(image: Tensor, side: int) -> Tensor:
     """uint8 (3, H, W) scaled until its shorter side is `side`; the other is rounded down, as torchvision does."""
     height, width = image.shape[1:]
+    if max(height, width) > LONGEST * min(height, width):  # a line of pixels would become gigabytes
+        image = centre_crop_to(image, LONGEST * min(height, width))
+        height, width = image.shape[1:]
     if height <= width:
         return scale(image, side, max(side, int(side * width / height)))
     return scale(image, max(side, int(side * height / width)), side)
+
+
+def centre_crop_to(image: Tensor, longest: int) -> Tensor:
+    """(3, H, W) without what lies further from the centre than `longest` / 2."""
+    top, left = (max(0, (length - longest) // 2) for length in image.shape[1:])
+    return image[:, top : top + longest, left : left + longest]
 
 
 def centre_crop(images: Tensor, side: int) -> Tensor:

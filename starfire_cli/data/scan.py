@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -15,6 +15,9 @@ from starfire_cli.errors import StarfireError
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 
+_LEFT_BEHIND = ("Thumbs.db", "desktop.ini")
+
+
 def is_image(name: str) -> bool:
     """Whether a file name says image; hidden files (and macOS's `._photo.jpg`) do not count."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
@@ -24,6 +27,25 @@ def subfolders(folder: Path) -> list[str]:
     """Names of the visible folders in `folder`, sorted as ImageFolder sorts classes."""
     with _entries(folder) as entries:
         return sorted(e.name for e in entries if e.is_dir() and not _ignored(e.name))
+
+
+def passed_over(folder: Path) -> dict[str, int]:
+    """How many files in `folder` itself are no images, by their extensions."""
+    others: dict[str, int] = {}
+    with _entries(folder) as entries:
+        for entry in entries:
+            if entry.is_file() and not is_image(entry.name):
+                _count(entry.name, others)
+    return others
+
+
+def passed_text(others: Mapping[str, int], most: int = 5) -> str:
+    """`passed over: 12 .heic, 3 .txt`; empty where there were none."""
+    ordered = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = [f"{count:,} {ending or 'without extension'}" for ending, count in ordered[:most]]
+    if len(ordered) > most:
+        shown.append(f"{sum(count for _, count in ordered[most:]):,} others")
+    return f"passed over: {', '.join(shown)}" if shown else ""
 
 
 def loose_images(folder: Path) -> int:
@@ -39,21 +61,22 @@ def images_below(folder: Path) -> list[str]:
 
 def walk(folder: Path) -> Iterator[str]:
     """As `images_below`, in the order the disk has them."""
-    return _walk(*_start(folder), [])
+    return _walk(*_start(folder), [], {})
 
 
 def class_files(root: Path, folders: Sequence[str]) -> tuple[Files, list[bytes]]:
     """The images of class folders; class number c is `folders[c]`. And every folder that was read, from `root` on."""
     names: list[bytes] = []
     counts, visited = [], []
+    others: dict[str, int] = {}
     for folder in folders:
         before = len(names)
         below: list[str] = []
-        names += sorted(os.fsencode(f"{folder}/{name}") for name in _walk(*_start(root / folder), below))
+        names += sorted(os.fsencode(f"{folder}/{name}") for name in _walk(*_start(root / folder), below, others))
         counts.append(len(names) - before)
         visited += [os.fsencode(f"{folder}/{inner}" if inner else folder) for inner in below]
     labels = np.repeat(np.arange(len(folders)), counts)
-    return Files(root=root, names=np.array(names, dtype=np.bytes_), labels=labels), visited
+    return Files(root=root, names=np.array(names, dtype=np.bytes_), labels=labels, others=others), visited
 
 
 def _entries(folder: Path | str) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
@@ -67,11 +90,23 @@ def _ignored(name: str) -> bool:
     return name.startswith(".") or name in ("__MACOSX", "__pycache__", "@eaDir")
 
 
+def _count(name: str, others: dict[str, int]) -> None:
+    """Count a file that is no image; hidden ones and what systems leave behind are nobody's images."""
+    if not name.startswith(".") and name not in _LEFT_BEHIND:
+        ending = os.path.splitext(name)[1].lower()
+        others[ending] = others.get(ending, 0) + 1
+
+
+def _readable(entry: os.DirEntry[str]) -> bool:
+    """Whether reading it ends: not a pipe or a device. A link into nowhere counts, and is named when it is read."""
+    return entry.is_file() or not os.path.exists(entry.path)
+
+
 def _start(folder: Path) -> tuple[str, str, tuple[str, ...]]:
     return str(folder), "", (os.path.realpath(folder),)
 
 
-def _walk(root: str, below: str, above: tuple[str, ...], visited: list[str]) -> Iterator[str]:
+def _walk(root: str, below: str, above: tuple[str, ...], visited: list[str], others: dict[str, int]) -> Iterator[str]:
     visited.append(below)
     with _entries(os.path.join(root, below)) as entries:
         for entry in entries:
@@ -80,6 +115,8 @@ def _walk(root: str, below: str, above: tuple[str, ...], visited: list[str]) -> 
                 real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
                 loops = real in above or above[0].startswith(real + os.sep)
                 if not loops and not _ignored(entry.name):
-                    yield from _walk(root, name, (*above, real), visited)
-            elif is_image(entry.name):
+                    yield from _walk(root, name, (*above, real), visited, others)
+            elif is_image(entry.name) and _readable(entry):
                 yield name
+            else:
+                _count(entry.name, others)

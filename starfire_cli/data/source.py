@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -49,11 +49,13 @@ class Files:
         names: (N,) UTF-8 names, `class/image.jpg`, as an array of bytes: a million of them stay small, and forked
             workers share them.
         labels: (N,) class numbers.
+        others: how many files that are no images lie beside them, by extension.
     """
 
     root: Path
     names: npt.NDArray[np.bytes_]
     labels: Ints
+    others: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,7 +91,7 @@ class Files:
 
     def take(self, chosen: Chosen) -> Files:
         """Some of the images: a mask (N,) or positions."""
-        return Files(root=self.root, names=self.names[chosen], labels=self.labels[chosen])
+        return Files(root=self.root, names=self.names[chosen], labels=self.labels[chosen], others=self.others)
 
 
 Encoded = Files | Shards  # images that are yet to be decoded

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
+from starfire_cli.data import scan
 from starfire_cli.data.draws import choose, spread
 from starfire_cli.data.options import DataOptions
 from starfire_cli.data.sets.folder import differences
-from starfire_cli.data.source import Part, Source
+from starfire_cli.data.source import Files, Part, Source
 from starfire_cli.errors import BadOption, StarfireError
 
 
@@ -24,6 +27,15 @@ def validation(source: Source, options: DataOptions) -> Part:
     """The validation part that `parts` gives, whatever becomes of the training part."""
     val = source.val if source.val is not None else held_out(source.train, source.classes, options)[1]
     return limited(val, options.limit_val, "--limit-val", options.limit_seed)
+
+
+def passed_over(*parts: Part | None) -> tuple[str, ...]:
+    """A note on the files beside the images that were passed over; none where there were none."""
+    others: Counter[str] = Counter()
+    for part in parts:
+        others.update(part.others if isinstance(part, Files) else {})
+    text = scan.passed_text(others)
+    return (f"{text} (images end in {' '.join(scan.EXTENSIONS)})",) if text else ()
 
 
 def same_classes(known: tuple[str, ...], found: tuple[str, ...], spec: str) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
+import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from starfire_cli.errors import StarfireError
 
 PATIENCE = 120.0  # seconds without a byte
 LIMIT = 20.0  # GB kept, where STARFIRE_SPOOL does not say
+_WHOLE = re.compile(r"[0-9]{6}-[0-9a-f]{16}\.tar")  # the names that `file` gives; nothing else is removed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,12 @@ class Spool:
         """Remove whole shards that are not needed, the oldest first, until the rest and the needed ones fit."""
         keep = {self.file(shard) for shard in needed}
         total = float(sum(self.lengths[shard] for shard in needed))
-        others = [(f.stat().st_mtime, f.stat().st_size, f) for f in self.folder.glob("*.tar") if f not in keep]
+        others = []
+        for file in self.folder.glob("*.tar"):
+            with contextlib.suppress(OSError):  # another process was faster
+                status = os.lstat(file)
+                if file not in keep and _WHOLE.fullmatch(file.name) and stat.S_ISREG(status.st_mode):
+                    others.append((status.st_mtime, status.st_size, file))
         total += sum(size for _, size, _ in others)
         for _, size, file in sorted(others):
             if total <= limit():
@@ -137,9 +145,12 @@ def limit() -> float:
     """Bytes that spooled shards may take on the disk. Raises StarfireError."""
     given = os.environ.get("STARFIRE_SPOOL")
     try:
-        return 1e9 * (float(given) if given else LIMIT)
+        gigabytes = float(given) if given else LIMIT
     except ValueError:
-        raise StarfireError(f"STARFIRE_SPOOL={given!r} must be a number of GB") from None
+        gigabytes = -1.0
+    if not gigabytes >= 0:
+        raise StarfireError(f"STARFIRE_SPOOL={given!r} must be a number of GB, 0 or more")
+    return 1e9 * gigabytes
 
 
 def _beside(file: Path, ending: str) -> Path:

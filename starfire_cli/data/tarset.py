@@ -8,15 +8,16 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from starfire_cli.data import cache, packed, remote, scan
+from starfire_cli import damage
+from starfire_cli.data import cache, members, packed, remote, scan
 from starfire_cli.data.shards import Shards
 from starfire_cli.data.source import Source
 from starfire_cli.errors import StarfireError
@@ -85,9 +86,9 @@ def _shards(places: Sequence[str], far: bool) -> Shards:
     stamp = "" if far else "\n".join(f"{os.stat(p).st_size} {os.stat(p).st_mtime_ns}" for p in places)
     key = hashlib.blake2b(f"{VERSION} {stamp}\n{chr(10).join(places)}".encode(), digest_size=12).hexdigest()
     folder = cache.folder()
-    file = None if folder is None else folder / f"shards-{len(places)}-{key}.listing.safetensors"
+    file = None if folder is None else folder / cache.named(f"shards-{len(places)}", key, listing=True)
     kept = cache.read(file)
-    if kept is None:
+    if kept is None or not _fits(kept, len(places)):
         with ThreadPoolExecutor(_CONNECTIONS if far else 1) as pool:
             listed = list(pool.map(_remote if far else _local, places))
         rows = np.array([row for one in listed for row in one.rows], dtype=np.int64).reshape(-1, 3)
@@ -116,50 +117,64 @@ def _shards(places: Sequence[str], far: bool) -> Shards:
     )
 
 
-def _local(place: str) -> Listed:
+def _fits(kept: dict[str, Tensor], places: int) -> bool:
+    """Whether what was kept is a listing of so many shards that names no bytes outside them."""
     try:
-        with open(place, "rb") as file:
-            return Listed(_rows(place, file, "r:"), os.path.getsize(place), "")
-    except OSError as error:
-        raise StarfireError(f"--data: shard {place} cannot be read ({error.strerror or error})") from None
+        rows, counts, lengths, sums = (kept[name].numpy() for name in ("rows", "counts", "lengths", "sums"))
+        each = counts.shape == lengths.shape == (places,) and sums.shape == (places, 32) and counts.sum() == len(rows)
+        return (
+            each and packed.inside(rows[:, 0], rows[:, 1], np.repeat(lengths, counts)) and bool((rows[:, 2] >= 0).all())
+        )
+    except Exception:  # noqa: BLE001 - another version's: the shards are read again
+        return False
+
+
+def _local(place: str) -> Listed:
+    with damage.reading(_called(place)), open(place, "rb") as file:
+        length = os.fstat(file.fileno()).st_size
+        return Listed(_rows(place, file, length), length, "")
 
 
 def _remote(url: str) -> Listed:
-    with remote.opened(url) as stream:
+    with damage.reading(_called(url)), remote.opened(url) as stream:
         summed = _Summed(stream)
-        rows = _rows(url, summed, "r|")
+        rows = _rows(url, summed, None)
         while summed.read(2**18):
             pass
     return Listed(rows, summed.length, summed.digest.hexdigest())
 
 
-def _rows(place: str, file: Any, mode: Literal["r:", "r|"]) -> list[tuple[int, int, int]]:
-    found: dict[str, list[tuple[int, int]]] = {}
+def _called(place: str) -> str:
+    return f"--data: shard {place}"
+
+
+def _rows(place: str, file: members.Readable, length: int | None) -> list[tuple[int, int, int]]:
+    """Offset, size and label of each image. Raises Damaged for no tar file, StarfireError for one of something else."""
+    found: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
-    try:
-        with tarfile.open(None, mode, file) as archive:
-            for member in archive:
-                head, tail = os.path.split(member.name)
-                key, _, ending = tail.partition(".")
-                key = f"{head}/{key}"
-                if not member.isreg() or member.issparse():
-                    continue
-                if ending.lower() == _LABEL:
-                    content = archive.extractfile(member)
-                    labels[key] = int(content.read(32) if content else b"")
-                elif scan.is_image(f"x.{ending}"):
-                    found.setdefault(key, []).append((member.offset_data, member.size))
-    except (tarfile.TarError, EOFError) as error:
-        raise StarfireError(f"--data: shard {place} is damaged or cut off ({error})") from None
-    except ValueError:
-        raise StarfireError(f"--data: shard {place}: {key}.{_LABEL} is no whole number") from None
+    for member in members.members(file, length):
+        head, tail = os.path.split(member.name)
+        key, _, ending = tail.partition(".")
+        key = f"{head}/{key}"
+        if ending.lower() == _LABEL:
+            labels[key] = _label(place, key, member)
+        elif scan.is_image(f"x.{ending}"):
+            found.setdefault(key, (member.offset, member.size))
     without = next((key for key in found if key not in labels), None)
     if without is not None:
-        raise StarfireError(f"--data: shard {place}: {without.strip('/')} has no .{_LABEL} with its class number")
-    strange = next((number for number in labels.values() if not 0 <= number < _CLASSES), None)
-    if strange is not None:
-        raise StarfireError(f"--data: shard {place}: class number {strange} is not in 0 ... {_CLASSES - 1}")
-    return [(*images[0], labels[key]) for key, images in found.items()]
+        raise StarfireError(f"{_called(place)}: {without.strip('/')} has no .{_LABEL} with its class number")
+    return [(*where, labels[key]) for key, where in found.items()]
+
+
+def _label(place: str, key: str, member: members.Member) -> int:
+    text = member.start[:32]
+    try:
+        number = int(text)
+    except ValueError:
+        raise StarfireError(f"{_called(place)}: {key.strip('/')}.{_LABEL} is no whole number") from None
+    if not 0 <= number < _CLASSES:
+        raise StarfireError(f"{_called(place)}: class number {number} is not in 0 ... {_CLASSES - 1}")
+    return number
 
 
 class _Summed:

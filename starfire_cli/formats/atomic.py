@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 import shutil
 import socket
 import time
@@ -19,6 +20,7 @@ from starfire_cli.text import size_text as size_text  # others know it from here
 _counter = itertools.count()
 _mine: set[Path] = set()
 _DAY = 86_400
+_TEMPORARY = re.compile(r"([A-Za-z0-9]{1,32})-([0-9]{1,9})-[0-9]+\.tmp")  # host, process: nothing else is removed
 
 
 @contextlib.contextmanager
@@ -90,11 +92,12 @@ def _explain(error: BaseException, path: Path, folder: Path, need: int | None) -
 def _remove_stale(target: Path) -> None:
     """Temporary files for `target` whose process, on this host, is gone; from other hosts, those a day old."""
     for left in target.parent.glob(f".{_escape(target.name)}.*.tmp"):
-        host, _, tail = left.name[len(target.name) + 2 : -len(".tmp")].rpartition("-")[0].rpartition("-")
-        if left in _mine or not tail.isdigit():
+        ours = _TEMPORARY.fullmatch(left.name[len(target.name) + 2 :])
+        if left in _mine or ours is None or not left.is_file() or left.is_symlink():
             continue
+        host, pid = ours.groups()
         with contextlib.suppress(OSError):
-            dead = not _alive(int(tail)) if host == _host() else left.stat().st_mtime < time.time() - _DAY
+            dead = not _alive(int(pid)) if host == _host() else left.stat().st_mtime < time.time() - _DAY
             if dead:
                 left.unlink()
 

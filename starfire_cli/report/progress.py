@@ -153,10 +153,8 @@ class _Screen:
     def stopped(self, r: Stopped) -> End:
         self.close()
         name = {2: "interrupted (Ctrl-C)", 15: "terminated (SIGTERM)"}.get(r.signal, "stopped as asked")
-        self._console.print(
-            f"{name} after step {r.step} of {r.steps}; saved. To go on:\n{shlex.join(r.command)}",
-            markup=False,
-        )
+        self._console.print(f"{name} after step {r.step} of {r.steps}; saved. To go on:", markup=False)
+        self._console.print(shlex.join(r.command), markup=False)
         return End(exit_code=128 + r.signal if r.signal else 0)
 
     def finished(self, r: Finished) -> End:

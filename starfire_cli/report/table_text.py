@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from starfire_cli.errors import unknown
 from starfire_cli.report.table_cells import Cell, PaperTable, Row
@@ -39,7 +39,7 @@ def show(console: Console, tables: Sequence[PaperTable]) -> None:
         for place, column in enumerate(_columns(table)):
             drawn.add_column(column, justify="right" if place else "left", overflow="fold")
         for row in table.rows:
-            drawn.add_row(escape(_named(row)), *map(_text, row.cells))
+            drawn.add_row(Text(_named(row)), *map(_text, row.cells))
         console.print(drawn)
         for note in table.notes:
             console.print(note, markup=False)

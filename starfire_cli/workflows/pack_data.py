@@ -29,11 +29,11 @@ from starfire_cli.data.finding import find
 from starfire_cli.data.road import spread_out
 from starfire_cli.data.shards import Shards
 from starfire_cli.data.source import Encoded, Pixels, Source
-from starfire_cli.data.splitting import limited
+from starfire_cli.data.splitting import limited, passed_over
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.atomic import atomic_write, write_text
 from starfire_cli.records import PackedData, PackingPart, PackingStarted
-from starfire_cli.workflows.pack_shards import Task, is_done, written
+from starfire_cli.workflows.pack_shards import Task, is_done, record_of, written
 
 PROGRESS = ".packing"  # a folder in OUT that goes when the set is whole
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -101,7 +101,7 @@ def pack(request: PackRequest) -> Iterator[PackingStarted | PackingPart | Packed
         images={name: len(files) for name, files in parts.items()},
         shards=len(tasks),
         there=len(tasks) - len(missing),
-        notes=source.notes,
+        notes=(*source.notes, *passed_over(source.train, source.val)),
     )
     there = done = sum(len(task.positions) for task in tasks) - sum(len(task.positions) for task in missing)
     began = perf_counter()
@@ -178,7 +178,7 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
     text = json.dumps(plan, sort_keys=True)
     file = out / PROGRESS / "plan.json"
     if file.is_file():
-        if file.read_text() != text:
+        if file.read_bytes() != text.encode():
             raise StarfireError(
                 f"{out} holds an interrupted packing of other data or with other options; "
                 "repeat those, or remove the folder"
@@ -211,7 +211,7 @@ def _finish(
     for name in parts:
         shards, members = [], []
         for task in (t for t in tasks if t.path.name.startswith(f"{name}-")):
-            record = json.loads(task.record.read_text())
+            record = record_of(task)
             skipped += record["skipped"]
             members += [tuple(row) for row in record["members"]]
             shards.append(

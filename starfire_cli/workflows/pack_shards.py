@@ -13,8 +13,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from starfire_cli.data import decode
+import numpy as np
+
+from starfire_cli.damage import Damaged, DamagedFile, reading
+from starfire_cli.data import decode, packed
 from starfire_cli.data.draws import Ints
 from starfire_cli.data.encode import smaller
 from starfire_cli.data.source import Encoded
@@ -37,11 +41,22 @@ class Task:
 
 
 def is_done(task: Task) -> bool:
-    """Whether the shard is on the disk as its record says."""
+    """Whether the shard is on the disk as its record says; a damaged record is one of nothing."""
     try:
-        return task.path.stat().st_size == int(json.loads(task.record.read_text())["bytes"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return task.path.stat().st_size == record_of(task)["bytes"]
+    except (OSError, DamagedFile):
         return False
+
+
+def record_of(task: Task) -> dict[str, Any]:
+    """What was written of a shard. Raises OSError, DamagedFile."""
+    content = task.record.read_bytes()
+    with reading(task.record):
+        record: dict[str, Any] = json.loads(content)
+        np.array([tuple(row) for row in record["members"]], dtype=packed.MEMBER)
+        if not all(isinstance(text, str) for text in (record["sha256"], *record["skipped"])):
+            raise Damaged("names are expected")
+        return record
 
 
 def written(tasks: list[Task], workers: int) -> Iterator[Task]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from starfire_cli.data import refuse_url
 from starfire_cli.errors import BadOption, Mismatch, StarfireError
 from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
@@ -142,6 +143,8 @@ def _opened(
     own = TrainRequest.from_config(checkpoint.meta["request"])
     if own.model is not None and runs_code(own.model) and "model" not in given:
         raise BadOption(untrusted(checkpoint, own.model))
+    if own.data is not None and "data" not in given:
+        refuse_url(own.data, str(path))
     for field in sorted(given - CHANGEABLE - OF_THE_CALL):
         if getattr(request, field) != getattr(own, field):
             raise BadOption(

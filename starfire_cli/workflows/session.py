@@ -93,7 +93,7 @@ class Session:
         self.forward: Callable[[Tensor], Tensor]
         # A run that goes on from a checkpoint is validated as that was.
         known = known_data(initial, request.data) if initial is not None and request.init is not None else None
-        self.data = open_data(request.data or "digits", self._data_options(decoding), known=known)
+        self.data = open_data("digits" if request.data is None else request.data, self._data_options(decoding), known=known)
         if request.mean is not None or request.std is not None:
             own = self.data.info
             own = dataclasses.replace(own, mean=request.mean or own.mean, std=request.std or own.std)
@@ -231,7 +231,7 @@ class Session:
             batch_size=request.batch_size,
             eval_batch_size=request.eval_batch_size,
             image_size=request.image_size,
-            augment=request.augment or "auto",
+            augment="auto" if request.augment is None else request.augment,
             seed=request.seed,
             device=self.device,
             workers=request.workers,
@@ -314,7 +314,7 @@ class Session:
 def _recognised(request: TrainRequest, defaults: Defaults | None) -> tuple[str, int | None]:
     """Name and side of the request's data (see `recognise`)."""
     try:
-        return recognise(request.data or "digits")
+        return recognise("digits" if request.data is None else request.data)
     except StarfireError as error:
         if defaults is None or "data" not in defaults.filled:
             raise

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from starfire_cli import runtime
 from starfire_cli.data import DataOptions
+from starfire_cli.data.finding import url_of
 from starfire_cli.data.reader import worker_failure
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.overwriting import files_of, refuse_overwriting
@@ -225,11 +226,15 @@ def _metrics_so_far(session: Session) -> dict[str, object]:
 
 def _stopped(session: Session, run: Run, signals: Signals) -> Stopped:
     at = session.at
-    model = session.request.model or ""
+    model, data = session.request.model or "", session.request.data
+    unasked = (
+        ("--model", model) if runs_code(model) else ()
+    )  # what a file may not have done unless the user says so, too
+    unasked += ("--data", data) if data is not None and url_of(data) else ()
     return Stopped(
         signal=signals.agreed,
         checkpoint=run.last,
-        command=("starfire", "train", "--resume", str(run.last), *(("--model", model) if runs_code(model) else ())),
+        command=("starfire", "train", "--resume", str(run.last), *unasked),
         epoch=at.epoch,
         step=at.step,
         steps=session.steps,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from starfire_cli.data import places
 from starfire_cli.errors import StarfireError
 
 
@@ -12,7 +13,9 @@ def given(name: str, path: Path | None, content: str) -> Path:
     """`path`, else STARFIRE_DATA/NAME, else datasets/NAME. Raises StarfireError that says what to put there."""
     if path is not None:
         return path
-    root = Path(os.environ.get("STARFIRE_DATA") or "datasets").expanduser()
+    root = places.expanded(
+        os.environ.get("STARFIRE_DATA") or "datasets", f"STARFIRE_DATA={os.environ.get('STARFIRE_DATA')}"
+    )
     if (root / name).is_dir():
         return root / name
     raise StarfireError(

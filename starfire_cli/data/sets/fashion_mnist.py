@@ -17,8 +17,8 @@ class FashionMnist:
     """The four idx files, unpacked, where torchvision puts them or in one folder."""
 
     def recognises(self, path: Path) -> bool:
-        """The folder FashionMNIST or its parent."""
-        return (path.name == "FashionMNIST" and (path / "raw").is_dir()) or (path / "FashionMNIST" / "raw").is_dir()
+        """The folder FashionMNIST, its parent, or a folder of idx files, packed or not, that says nothing else."""
+        return _torchvision.holds_idx("FashionMNIST", path)
 
     def read(self, path: Path | None, image_size: int | None) -> Source:
         """The t10k images are the validation part. Raises StarfireError where the files are not found."""

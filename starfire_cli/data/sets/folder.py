@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -64,25 +64,35 @@ def class_names(folder: Path) -> tuple[str, ...]:
     if not names:
         loose = scan.loose_images(folder)
         seen = f"{loose} images but no class folders" if loose else "no class folders and no images"
+        seen += _passed(scan.passed_over(folder))
         raise StarfireError(f"--data {folder}: {seen}; {LAYOUTS}")
     if len(names) == 1:
         raise StarfireError(f"--data {folder}: only one class folder ({names[0]}), two or more are needed; {LAYOUTS}")
     return tuple(names)
 
 
-def read_classes(folder: Path, names: Sequence[str]) -> Files:
-    """The images in those class folders. Raises StarfireError that names the classes without images."""
+def _passed(others: Mapping[str, int]) -> str:
+    text = scan.passed_text(others)
+    return f" ({text})" if text else ""
+
+
+def read_classes(folder: Path, names: Sequence[str], *, expected: Sequence[str] = ()) -> Files:
+    """The images in those class folders. Raises StarfireError that names the classes without images.
+
+    Other files are counted, but for those with `expected` extensions.
+    """
     files = listing.class_files(folder, names)
     if not len(files):
-        raise StarfireError(f"--data {folder}: no image in any of its folders ({listed(names)}); {LAYOUTS}")
+        seen = f"no image in any of its folders ({listed(names)}){_passed(files.others)}"
+        raise StarfireError(f"--data {folder}: {seen}; {LAYOUTS}")
     counts = np.bincount(files.labels, minlength=len(names))
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
     if empty:
         raise StarfireError(
-            f"--data {folder}: no image in class folder {listed(empty)}; add some or remove the folder "
-            f"(images end in {' '.join(scan.EXTENSIONS)})"
+            f"--data {folder}: no image in class folder {listed(empty)}{_passed(files.others)}; add some or remove the "
+            f"folder (images end in {' '.join(scan.EXTENSIONS)})"
         )
-    return files
+    return replace(files, others={ending: count for ending, count in files.others.items() if ending not in expected})
 
 
 def read_matching(folder: Path, classes: tuple[str, ...], train: Path) -> Files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from starfire_cli import damage
 from starfire_cli.data import scan
 from starfire_cli.data.sets import SETS, _places, folder
-from starfire_cli.data.sets.tiny_imagenet import class_names
+from starfire_cli.data.sets.tiny_imagenet import class_names, told_apart
 from starfire_cli.data.source import Files, Source
 from starfire_cli.data.statistics import IMAGENET
 from starfire_cli.errors import StarfireError
@@ -71,7 +73,7 @@ def _seen(path: Path) -> str:
 def solved(table: Path, val: Path, wnids: Sequence[str]) -> Files:
     """Kaggle's flat val/ with the labels of its csv file. Raises StarfireError where those disagree."""
     number = {wnid: c for c, wnid in enumerate(wnids)}
-    with table.open(newline="", encoding="utf-8", errors="replace") as file:
+    with damage.reading(table), table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         try:
             label = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
         except (KeyError, IndexError, AttributeError):
@@ -82,11 +84,13 @@ def solved(table: Path, val: Path, wnids: Sequence[str]) -> Files:
         problem = f"classes not in train/: {folder.listed(strangers)}" if strangers else f"{len(names)} images"
         raise StarfireError(f"{table}: {len(label)} labels do not fit {val}: {problem}")
     labels = np.array([number[label[n.rpartition(".")[0]]] for n in names], dtype=np.int64)
-    return Files(root=val, names=np.array([n.encode() for n in names], dtype=np.bytes_), labels=labels)
+    return Files(root=val, names=np.array([os.fsencode(n) for n in names], dtype=np.bytes_), labels=labels)
 
 
 def mapped(table: Path, wnids: Sequence[str]) -> tuple[str, ...]:
     """Class names from Kaggle's `n01440764 tench, Tinca tinca`."""
-    words = dict(line.split(" ", 1) for line in table.read_text("utf-8", errors="replace").splitlines() if " " in line)
+    with damage.reading(table):
+        lines = table.read_text("utf-8", errors="replace").splitlines()
+    words = dict(line.split(" ", 1) for line in lines if " " in line)
     names = [words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids]
-    return tuple(n if names.count(n) == 1 else f"{n} ({wnid})" for n, wnid in zip(names, wnids, strict=True))
+    return told_apart(names, wnids)

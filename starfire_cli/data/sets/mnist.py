@@ -17,8 +17,8 @@ class Mnist:
     """The four idx files, unpacked, where torchvision puts them or in one folder."""
 
     def recognises(self, path: Path) -> bool:
-        """The folder MNIST or its parent."""
-        return (path.name == "MNIST" and (path / "raw").is_dir()) or (path / "MNIST" / "raw").is_dir()
+        """The folder MNIST, its parent, or a folder of idx files, packed or not, that says nothing else."""
+        return _torchvision.holds_idx("MNIST", path)
 
     def read(self, path: Path | None, image_size: int | None) -> Source:
         """The t10k images are the validation part. Raises StarfireError where the files are not found."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from starfire_cli import damage
 from starfire_cli.data import scan
 from starfire_cli.data.sets import SETS, _places, folder
 from starfire_cli.data.source import Files, Source, Stats
@@ -44,7 +47,7 @@ class TinyImageNet:
             name="tiny-imagenet",
             path=path,
             classes=class_names(path / "words.txt", wnids),
-            list_train=partial(folder.read_classes, path / "train", wnids),
+            list_train=partial(folder.read_classes, path / "train", wnids, expected=(".txt",)),
             val=val,
             augment="rrc-flip",
             stats=STATS,
@@ -55,7 +58,9 @@ def annotated(val: Path, wnids: Sequence[str]) -> Files:
     """The validation images and the labels in val_annotations.txt. Raises StarfireError where those disagree."""
     number = {wnid: c for c, wnid in enumerate(wnids)}
     table = val / "val_annotations.txt"
-    rows = [line.split("\t")[:2] for line in table.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+    with damage.reading(table):
+        lines = table.read_text("utf-8", errors="surrogateescape").splitlines()
+    rows = [line.split("\t")[:2] for line in lines if line.strip()]
     unreadable = [row for row in rows if len(row) < 2]
     if unreadable or not rows:
         raise StarfireError(
@@ -71,7 +76,7 @@ def annotated(val: Path, wnids: Sequence[str]) -> Files:
     rows.sort()
     return Files(
         root=val / "images",
-        names=np.array([name.encode() for name, _ in rows], dtype=np.bytes_),
+        names=np.array([os.fsencode(name) for name, _ in rows], dtype=np.bytes_),
         labels=np.array([number[wnid] for _, wnid in rows], dtype=np.int64),
     )
 
@@ -80,7 +85,13 @@ def class_names(words: Path, wnids: Sequence[str]) -> tuple[str, ...]:
     """The first word for each id; the id itself where there is none, and beside the word where two share it."""
     meaning: dict[str, str] = {}
     if words.is_file():
-        lines = (line.split("\t", 1) for line in words.read_text("utf-8", errors="replace").splitlines())
+        with damage.reading(words):
+            lines = [line.split("\t", 1) for line in words.read_text("utf-8", errors="replace").splitlines()]
         meaning = {pair[0]: pair[1].split(",")[0].strip() for pair in lines if len(pair) == 2}
-    names = [meaning.get(wnid) or wnid for wnid in wnids]
-    return tuple(n if names.count(n) == 1 else f"{n} ({wnid})" for n, wnid in zip(names, wnids, strict=True))
+    return told_apart([meaning.get(wnid) or wnid for wnid in wnids], wnids)
+
+
+def told_apart(names: Sequence[str], wnids: Sequence[str]) -> tuple[str, ...]:
+    """The names, with the id behind those that several classes have."""
+    counts = Counter(names)
+    return tuple(n if counts[n] == 1 else f"{n} ({wnid})" for n, wnid in zip(names, wnids, strict=True))

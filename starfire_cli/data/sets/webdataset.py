@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from starfire_cli.data import packed, remote, tarset
 from starfire_cli.data.sets import SETS
 from starfire_cli.data.source import Source
-from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.errors import BadOption
 
 
 @SETS.register("webdataset")
@@ -26,7 +25,7 @@ class WebDataset:
         if path is None:
             raise BadOption("--data webdataset: say which: --data webdataset:FOLDER or webdataset:URL")
         if packed.is_packed(path):
-            return packed.source(path, self._index((path / packed.INDEX).read_bytes(), str(path)))
+            return packed.source(path, packed.index_of(path))
         return tarset.source(path)
 
     def read_urls(self, text: str) -> Source:
@@ -38,21 +37,15 @@ class WebDataset:
         if text.endswith(".tar"):
             return tarset.source_of_urls(text)
         base = remote.checked(text.removesuffix(f"/{packed.INDEX}").rstrip("/"))
-        return packed.source(base, self._index(remote.content(f"{base}/{packed.INDEX}"), base))
+        return packed.source(base, packed.index_of(base))
 
     def described(self, where: Path | str) -> tuple[str, int | None]:
         """Name and longer side of what was packed; of tar files of others nothing is known before they are read."""
         if isinstance(where, str) and not where.endswith(".tar"):
             base = remote.checked(where.removesuffix(f"/{packed.INDEX}").rstrip("/"))
-            index = self._index(remote.content(f"{base}/{packed.INDEX}"), base)
+            index = packed.index_of(base)
             return index.name, index.side
         if isinstance(where, Path) and packed.is_packed(where):
-            index = self._index((where / packed.INDEX).read_bytes(), str(where))
+            index = packed.index_of(where)
             return index.name, index.side
         return "webdataset", None
-
-    def _index(self, content: bytes, where: str) -> packed.Index:
-        try:
-            return packed.parsed(json.loads(content))
-        except (ValueError, KeyError, TypeError) as error:
-            raise StarfireError(f"--data {where}: {packed.INDEX} there is damaged, or not ours ({error})") from None
