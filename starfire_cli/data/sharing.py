@@ -20,7 +20,7 @@ from torch import Tensor
 
 from starfire_cli.errors import StarfireError
 
-SHM = "/dev/shm"  # noqa: S108 - where Linux keeps shared memory and named semaphores
+SHM = "/dev/shm"
 # torch's words, DataLoader's, NCCL's; not those of kernels that ask for too much of a GPU's shared memory.
 _SAYS_FULL = re.compile(
     r"shared memory ?\(shm\)|shared memory segment|out of shared memory|/dev/shm|</torch_|Bus error"
