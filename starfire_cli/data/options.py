@@ -146,6 +146,9 @@ class Split(Protocol):
     def __len__(self) -> int:
         """Images an epoch, of all ranks together."""
 
+    def digests(self) -> dict[str, str]:
+        """What tells this part from another one, in a few milliseconds: digests by what they are of."""
+
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images float32 in [0, 1], (N, 3, H, W), and labels int64, (N,), from batch `start` on.
 

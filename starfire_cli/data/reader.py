@@ -6,6 +6,7 @@ worker answers.
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from starfire_cli.data import decode, resample
+from starfire_cli.data import decode, resample, sharing
 from starfire_cli.data.augment import Augment
 from starfire_cli.data.draws import Draws, Ints
 from starfire_cli.data.options import DataOptions
+from starfire_cli.data.sharing import empty_batch
 from starfire_cli.data.source import Encoded
 from starfire_cli.errors import StarfireError
 
@@ -57,15 +59,16 @@ class Reader(Dataset[Answer]):
 
     def __getitem__(self, request: Request) -> Answer:
         epoch, positions = request
-        images = torch.empty((len(positions), self.out, self.out, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         good: list[int] = []
         failures: list[tuple[int, str]] = []
         with decode.quiet():
             try:
+                images, labels = empty_batch(len(positions), self.out, shared=get_worker_info() is not None)
                 self._fill(images, epoch, positions, good, failures)
             except StarfireError as error:  # as a value: torch would wrap an exception's text in a traceback
-                return Answer(images[:0], torch.from_numpy(self.files.labels[:0]), [], str(error))
-        return Answer(images[: len(good)], torch.from_numpy(self.files.labels[good]), failures)
+                return Answer(*empty_batch(0, self.out, shared=False), [], str(error))
+        labels[: len(good)] = torch.from_numpy(self.files.labels[good])
+        return Answer(images[: len(good)], labels[: len(good)], failures)
 
     def _fill(
         self, images: Tensor, epoch: int, positions: Ints, good: list[int], failures: list[tuple[int, str]]
@@ -111,7 +114,7 @@ def answers(
     """The answers to all requests, in order; `begun` is called when the workers have started.
 
     Raises:
-        StarfireError: a worker that died or fell silent, images that cannot be had at all.
+        StarfireError: a worker that died or fell silent, full shared memory, images that cannot be had at all.
     """
     loader = DataLoader(
         reader,
@@ -125,7 +128,11 @@ def answers(
         prefetch_factor=2 if workers else None,
         generator=torch.Generator(),  # without one, torch's global generator would move on
     )
-    batches = iter(loader)
+    sharing.check_locks(3 * workers + 9 if workers else 0)
+    try:
+        batches = iter(loader)
+    except OSError as error:
+        raise _not_started(error, workers) from None
     try:
         if begun:
             begun()
@@ -150,9 +157,20 @@ def _end(batches: Any) -> None:
             process.join()
 
 
+def _not_started(error: OSError, workers: int) -> Exception:
+    """Processes, pipes and open files are limited."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
+        return StarfireError(
+            f"--workers {workers} cannot be started ({error.strerror}); fewer --workers need less, --workers 0 none"
+        )
+    return error
+
+
 def worker_failure(error: RuntimeError, workers: int, timeout: float) -> StarfireError | None:
     """What to tell a user where torch says that a worker is gone; None for any other error."""
     text = str(error)
+    if sharing.is_full(error):
+        return sharing.full(error)
     if "DataLoader timed out" in text:
         return StarfireError(
             f"no batch from the {workers} workers for {timeout:g} s: the disk or a worker hangs; "
@@ -160,9 +178,10 @@ def worker_failure(error: RuntimeError, workers: int, timeout: float) -> Starfir
         )
     if "DataLoader worker" not in text:
         return None
-    cause = "shared memory is full (a larger /dev/shm helps)" if "Bus error" in text else "killed, or out of memory"
     first_line = text.partition("\n")[0].rstrip(". ")
-    return StarfireError(f"a worker that decodes images has died ({first_line}): {cause}; try fewer --workers")
+    return StarfireError(
+        f"a worker that decodes images has died ({first_line}): killed, or out of memory; try fewer --workers"
+    )
 
 
 def _as_it_is(answer: Any) -> Any:

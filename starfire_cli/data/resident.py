@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from starfire_cli.data import resample
+from starfire_cli.data import digest, resample
 from starfire_cli.data.augment import Augment
 from starfire_cli.data.draws import Draws, shuffled
 from starfire_cli.data.options import DataOptions
@@ -57,6 +57,10 @@ class ResidentSplit:
     def skipped(self) -> int:
         """Corrupt images that were left out."""
         return self._skipped
+
+    def digests(self) -> dict[str, str]:
+        """What tells this part from another one, for a comparison between ranks."""
+        return digest.of_pixels(self.images, self._labels)
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images float32 in [0, 1], (N, 3, H, W), and labels int64, (N,), from batch `start` on; N may be 0."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from starfire_cli.data import digest
 from starfire_cli.data.ahead import Reading
 from starfire_cli.data.options import DataOptions
 from starfire_cli.data.reader import Answer, Reader, answers
@@ -41,6 +42,10 @@ class StreamSplit:
     def skipped(self) -> int:
         """Corrupt images met so far, and left out."""
         return len(self._corrupt)
+
+    def digests(self) -> dict[str, str]:
+        """What tells this part from another one, for a comparison between ranks."""
+        return digest.of_files(self._reader.files)
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images float32 in [0, 1], (N, 3, H, W), and labels int64, (N,), from batch `start` on; N may be 0.

@@ -25,6 +25,19 @@ class Agreement:
         self._apart: Tensor | None = None
         self._since = 0
 
+    def steps(self, *numbers: int) -> None:
+        """Before training: the same place and as many batches on every rank? Else one would wait for good.
+
+        Raises Mismatch.
+        """
+        difference = self._ranks.first_difference(torch.tensor(numbers, dtype=torch.int64))
+        if difference is not None:
+            error = Mismatch(
+                f"rank {difference[0]} has other numbers of batches than rank 0: its data are not the same"
+            )
+            error.agreed = True
+            raise error
+
     def counts(self) -> None:
         """After each evaluation of the masks: as many dead weights in every layer? On a GPU the answer comes later.
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from starfire_cli.damage import Damaged, DamagedFile, reading
-from starfire_cli.data import decode, packed
+from starfire_cli.data import decode, packed, sharing
 from starfire_cli.data.draws import Ints
 from starfire_cli.data.encode import smaller
 from starfire_cli.data.source import Encoded
@@ -68,6 +68,7 @@ def written(tasks: list[Task], workers: int) -> Iterator[Task]:
             _raise(_write(number))
             yield tasks[number]
         return
+    sharing.check_locks(workers + 8)
     forking = "fork" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if forking else None)
     pool = ProcessPoolExecutor(workers, context, initializer=_share, initargs=(os.getpid(), None if forking else tasks))

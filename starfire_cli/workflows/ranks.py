@@ -9,19 +9,25 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
 
+from starfire_cli.data.sharing import full, is_full
 from starfire_cli.errors import BadOption, LostRank, Mismatch, StarfireError
 from starfire_cli.runtime import World
+from starfire_cli.workflows.lifeline import Lifeline
 
 if TYPE_CHECKING:
     import torch.distributed as dist
 
 T = TypeVar("T")
+MEET = timedelta(minutes=10)  # for the last process to start
+_NAMED = 2.0  # seconds to learn which rank it was
 _KINDS: dict[str, type[StarfireError]] = {kind.__name__: kind for kind in (BadOption, Mismatch, StarfireError)}
 # What gloo, NCCL and torch say when the process at the other end is no more.
 _GONE = re.compile("gloo.transport|[Cc]onnection (closed|reset|refused)|Broken pipe|TCPStore|remote process|ncclRemote")
@@ -38,6 +44,8 @@ class Ranks:
         self.world = world or World()
         self.rank, self.count = self.world.rank, self.world.size
         self._group: dist.ProcessGroup | None = None
+        self._lifeline = Lifeline(self.rank, self._last_words)
+        self._what_is_left: Callable[[], str] = str
         self._asked: tuple[Tensor, dist.Work] | None = None
 
     @property
@@ -55,12 +63,15 @@ class Ranks:
 
         both = torch.cuda.is_available() and dist.is_nccl_available()
         try:
-            store, _, _ = next(rendezvous(self.world.address, self.rank, self.count))
+            store, _, _ = next(rendezvous(self.world.address, self.rank, self.count, timeout=MEET))
             # torchrun keeps its store over restarts: what an earlier attempt left there is not for this one.
             attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}-{self.count}"
+            prefixed = PrefixStore(attempt, store)
+            host = urlparse(self.world.address).hostname or os.environ.get("MASTER_ADDR", "localhost")
+            self._lifeline.open(prefixed, host)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if both else "gloo",
-                store=PrefixStore(attempt, store),
+                store=prefixed,
                 rank=self.rank,
                 world_size=self.count,
             )
@@ -82,8 +93,13 @@ class Ranks:
             self._asked[1].wait()
             self._asked = None
         dist.barrier(group=self._group)
+        self._lifeline.leave()
         dist.destroy_process_group()
         self._group = None
+
+    def undisturbed(self) -> contextlib.AbstractContextManager[None]:
+        """For a checkpoint that is being written: the end of another rank does not end this one meanwhile."""
+        return self._lifeline.undisturbed()
 
     def own_seed(self, seed: int, step: int = 0) -> int:
         """A seed for what this rank draws by itself from `step` on; rank 0's at the start is `seed`."""
@@ -119,6 +135,16 @@ class Ranks:
         dist.all_reduce(flat)
         parts = torch.split(flat / self.count, [tensor.numel() for tensor in tensors])
         return [part.reshape(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
+
+    def take_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors of equal shapes by rank 0's."""
+        if self._group is None:
+            return
+        import torch.distributed as dist
+
+        for tensor in tensors:
+            if tensor.numel():
+                dist.broadcast(tensor, 0)
 
     def stop(self, number: int) -> int:
         """The highest number that any rank gave; with several ranks, in the call before this one.
@@ -173,17 +199,48 @@ class Ranks:
 
     @contextlib.contextmanager
     def explaining(self, what_is_left: Callable[[], str] = str) -> Iterator[None]:
-        """Turn what torch says when another process is gone into LostRank, which also says `what_is_left()`."""
+        """Turn what torch says when another process is gone into LostRank, which also says `what_is_left()`.
+
+        Whatever ends this rank in here, the others are told.
+        """
+        if self.count == 1:
+            yield
+            return
+        outside, self._what_is_left = self._what_is_left, what_is_left
         try:
             yield
         except RuntimeError as error:
-            if self.count == 1 or not _GONE.search(f"{type(error).__name__} {error}"):
-                raise
-            said = str(error).strip().partition("\n")[0].rpartition("] ")[2][:120]
-            raise LostRank(
+            if _GONE.search(f"{type(error).__name__} {error}") or self._lifeline.lost:
+                self._lifeline.cause(_NAMED)
+                said = str(error).strip().partition("\n")[0].rpartition("] ")[2][:120]
+                told = LostRank(self._lost(said))
+                self._lifeline.leave(str(told))
+                raise told from error
+            told = full(error) if is_full(error) else error  # type: ignore[assignment]
+            self._lifeline.leave(_in_a_line(told))
+            raise told from error
+        except BaseException as error:
+            self._lifeline.leave(_in_a_line(error))
+            raise
+        finally:
+            self._what_is_left = outside
+
+    def _lost(self, said: str) -> str:
+        """Which rank has ended, as far as is known, and what is left; `said` is what torch says about it."""
+        lost = self._lifeline.lost
+        if lost is None:
+            who = (
                 f"another of the {self.count} processes has ended ({said}); its own message, or that of what started "
-                f"them, says why. {what_is_left()}".rstrip()
-            ) from error
+                "them, says why"
+            )
+        elif lost.why:
+            who = f"rank {lost.rank} has ended: {lost.why.rstrip('.')}"
+        else:
+            who = f"rank {lost.rank} has ended without a word (it was killed, or its machine is gone)"
+        return f"{who}. {self._what_is_left()}".rstrip()
+
+    def _last_words(self) -> str:
+        return f"rank {self.rank} of {self.count}: {self._lost('')}"
 
     def _agreed(self, work: Callable[[], object]) -> None:
         """Do `work`; then, where it failed on some rank, raise on all."""
@@ -207,3 +264,8 @@ class Ranks:
         shared = _KINDS[kind](text if rank == 0 else f"rank {rank} of {self.count}: {text}")
         shared.agreed = True
         raise shared from problem
+
+
+def _in_a_line(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0][:300]
+    return text if isinstance(error, StarfireError) else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -15,6 +15,7 @@ from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.formats.run import Run, runs_in
 from starfire_cli.workflows import statistics
+from starfire_cli.workflows.alike import check_requests, check_sessions
 from starfire_cli.workflows.describe import meta_of
 from starfire_cli.workflows.ranks import Ranks
 from starfire_cli.workflows.rebuild import runs_code, untrusted
@@ -61,7 +62,9 @@ def save(session: Session, path: Path, metrics: dict[str, Any]) -> None:
         # `model` is what was measured, the average; what training goes on with lies beside it.
         training["raw"] = states[0]
         training["ema"] = {"decay": session.request.ema, "updates": int(session.ema.n_averaged)}
-    files.save(path, state=states[-1], masks=session.pruner.masks, meta=meta_of(session, metrics), training=training)
+    meta = meta_of(session, metrics)
+    with session.ranks.undisturbed():
+        files.save(path, state=states[-1], masks=session.pruner.masks, meta=meta, training=training)
 
 
 def _agreed_state(net: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
@@ -122,9 +125,13 @@ def open_session(
     Raises BadOption where a given option contradicts the run that is resumed.
     """
     ranks = ranks or Ranks()
+    if ranks.count > 1:
+        check_requests(request, ranks)
     request, given = in_all(request, given, ranks.count)
     path = ranks.only_first(lambda: _to_resume(request))
     session = ranks.in_turn(lambda: _opened(request, given, path, decoding, ranks))
+    if ranks.count > 1:
+        check_sessions(session, ranks)
     session.spread()
     return session
 

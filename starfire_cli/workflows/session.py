@@ -22,6 +22,7 @@ from starfire_cli.pruning import Pruner
 from starfire_cli.pruning.era import Era
 from starfire_cli.pruning.recipe import apply_shrink
 from starfire_cli.workflows.agreement import Agreement
+from starfire_cli.workflows.alike import content
 from starfire_cli.workflows.compact import CompactState
 from starfire_cli.workflows.graphed import StepGraph, refuse
 from starfire_cli.workflows.optim import LearningRate, build_optimizer
@@ -108,6 +109,9 @@ class Session:
             self.notes += defaults.describe(request, info)
         assert request.model is not None and request.epochs is not None
         self.net = build_model(request.model, num_classes=len(info.classes), image_size=info.image_size)
+        self.checkpoint_digest = ""  # of all that is taken from it, for a comparison with other ranks
+        if initial is not None and self.ranks.count > 1:
+            self.checkpoint_digest = content([initial.state, initial.masks or {}, initial.training or {}])
         # What prune-mask --shrink made smaller stays so.
         self.shrink = recipe_of(initial) if initial is not None else {}
         apply_shrink(self.net, self.shrink)
@@ -161,6 +165,9 @@ class Session:
                 torch.cuda.set_device(self.device)
             from starfire_cli.workflows.replica import Replica
 
+            self.agreement.steps(self.at.epoch, self.at.batch, self.data.train.steps, self.data.val.steps)
+            if not self.resumed:
+                self.ranks.take_first(self.model.buffers())
             self.replica = Replica(self.model, self.device)
             module = self.replica.module
             self.forward = torch.compile(module) if self.request.compile else module
