@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.formats import run_lock
 from starfire_cli.formats.atomic import atomic_write, disk_problem, write_text
 
 RUNS = Path("runs")
+FORMAT = "starfire-run"
 
 
 class Run:
@@ -48,6 +51,36 @@ class Run:
             except OSError as error:
                 raise StarfireError(f"cannot make the run folder {path}: {error.strerror or error}") from None
 
+    def is_void(self) -> bool:
+        """Whether this is a folder that holds nothing which a run has brought forth: it never came to save anything.
+
+        A config.json of ours may be there. Anything that is not ours makes the folder somebody's.
+        """
+        if not self.path.is_dir():
+            return False
+        try:
+            if any(path not in (self.config_path, self.metrics_path) for path in self._others()):
+                return False
+            if self.metrics_path.exists() and self.metrics_path.stat().st_size:
+                return False
+            return not self.config_path.exists() or self.read_config().get("format") == FORMAT
+        except (OSError, StarfireError):
+            return False
+
+    def discard(self) -> None:
+        """Remove a folder that was just made and holds nothing yet but what opened it; never anything else."""
+        with contextlib.suppress(OSError):
+            if self.is_void():
+                for path in self.path.iterdir():
+                    path.unlink()
+                self.path.rmdir()
+
+    def _others(self) -> list[Path]:
+        """What lies in the folder besides the lock and what a killed process left of its writing."""
+        ours = (self.config_path, self.metrics_path, self.last, self.best)
+        left = {path for file in ours for path in self.path.glob(f".{file.name}.*.tmp")}
+        return [path for path in self.path.iterdir() if path not in left and path.name != run_lock.FILE]
+
     def write_config(self, config: dict[str, Any]) -> None:
         """Write config.json in one step."""
         write_text(self.config_path, json.dumps(_plain(config), indent=2) + "\n")
@@ -64,8 +97,11 @@ class Run:
             raise StarfireError(f"{self.config_path} holds a {type(config).__name__}, not an object")
         return config
 
-    def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl and see it onto the disk; a torn line before it is cut off first."""
+    def append_metrics(self, row: dict[str, Any]) -> int:
+        """Add one line to metrics.jsonl and see it onto the disk; a torn line before it is cut off first.
+
+        Returns where the file ended before, in bytes, for `cut_metrics`.
+        """
         line = json.dumps(_plain(row)) + "\n"
         try:
             with open(self.metrics_path, "ab+") as file:
@@ -78,8 +114,14 @@ class Run:
                 file.write(line.encode())
                 file.flush()
                 os.fsync(file.fileno())
+                return end
         except OSError as error:
             raise disk_problem(error, self.metrics_path, len(line)) or error from None
+
+    def cut_metrics(self, end: int) -> None:
+        """Take back the last `append_metrics`, which returned `end`; needs no room on the disk."""
+        with contextlib.suppress(OSError):
+            os.truncate(self.metrics_path, end)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, oldest first; a torn last line is dropped, and a missing file is no rows.

@@ -18,6 +18,7 @@ from starfire_cli.workflows.describe import meta_of
 from starfire_cli.workflows.ranks import Ranks
 from starfire_cli.workflows.rebuild import runs_code, untrusted
 from starfire_cli.workflows.request import TrainRequest, in_all
+from starfire_cli.workflows.run_folder import RunFolder
 from starfire_cli.workflows.session import Decoding, Position, Session
 
 # What a resumed run may change; everything else is the run's own. More epochs are the paper's "extra 10 epochs".
@@ -108,7 +109,11 @@ def check_fixed(session: Session) -> None:
 
 
 def open_session(
-    request: TrainRequest, given: frozenset[str], decoding: Decoding = None, ranks: Ranks | None = None
+    request: TrainRequest,
+    given: frozenset[str],
+    decoding: Decoding = None,
+    ranks: Ranks | None = None,
+    folder: RunFolder | None = None,
 ) -> Session:
     """Set a run up, on all ranks: a new one, or with `resume` the one a checkpoint belongs to.
 
@@ -117,12 +122,13 @@ def open_session(
         given: the names of the fields that the user gave explicitly; a resumed run keeps its own for all others.
         decoding: see `Session`.
         ranks: this process among those that train together.
+        folder: locks the run that is resumed, before its checkpoint is read.
 
     Raises BadOption where a given option contradicts the run that is resumed.
     """
     ranks = ranks or Ranks()
     request, given = in_all(request, given, ranks.count)
-    path = ranks.only_first(lambda: _to_resume(request))
+    path = ranks.only_first(lambda: folder.take(request, _to_resume(request)) if folder else _to_resume(request))
     session = ranks.in_turn(lambda: _opened(request, given, path, decoding, ranks))
     session.spread()
     return session
