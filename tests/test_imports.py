@@ -24,6 +24,7 @@ FLOORS = [
     {"formats", "models", "data", "attacks", "sparse"},
     {"pruning"},
     {"registry", "runtime"},
+    {"damage"},
     {"text"},
     {"errors"},
 ]
