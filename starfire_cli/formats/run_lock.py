@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from starfire_cli.damage import reading
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.atomic import disk_problem, host_name
 from starfire_cli.text import printable
@@ -22,7 +23,8 @@ from starfire_cli.text import printable
 FILE = ".lock"
 _BUSY = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
-_held: set[tuple[int, int]] = set()  # record locks do not keep one process from itself
+# Record locks do not keep a process from itself, and it loses one by closing any other descriptor of the file.
+_held: dict[tuple[int, int], bytes] = {}
 
 
 @contextlib.contextmanager
@@ -44,13 +46,13 @@ def locked(folder: Path, command: str = "") -> Iterator[bool]:
         yield False
         return
     identity = _identity(os.fstat(descriptor))
-    _held.add(identity)
+    _held[identity] = _holder(command)
     try:
         yield True
     finally:
         with contextlib.suppress(OSError):  # while it is locked: whoever waits for the name takes a new file
             path.unlink()
-        _held.discard(identity)
+        del _held[identity]
         os.close(descriptor)
 
 
@@ -61,10 +63,9 @@ def _acquired(folder: Path, path: Path, command: str) -> int | None:
     import fcntl
 
     while True:
-        # Before anything is opened: to close another descriptor of the file would drop the lock that this process has.
         with contextlib.suppress(OSError):
-            if _identity(os.stat(path)) in _held:
-                raise _busy(folder, path)
+            if said := _held.get(_identity(os.stat(path))):
+                raise _busy(folder, path, said)
         descriptor: int | None = None
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -80,7 +81,7 @@ def _acquired(folder: Path, path: Path, command: str) -> int | None:
             if descriptor is not None:
                 os.close(descriptor)
                 if error.errno in _BUSY:
-                    raise _busy(folder, path) from None
+                    raise _busy(folder, path, _read(path)) from None
                 if error.errno in _NO_LOCKS:
                     return None
             raise disk_problem(error, path) or error from None
@@ -103,15 +104,22 @@ def _holder(command: str) -> bytes:
     return json.dumps(said).encode() + b"\n"
 
 
-def _busy(folder: Path, path: Path) -> StarfireError:
-    """What to tell who comes second."""
+def _read(path: Path) -> bytes:
     try:
-        said = json.loads(path.read_bytes()[:10_000])
-        who = f"process {int(said['pid'])} on {printable(str(said['host']), 60)}"
+        with open(path, "rb") as file:
+            return file.read(10_000)
+    except OSError:
+        return b""
+
+
+def _busy(folder: Path, path: Path, text: bytes) -> StarfireError:
+    """What to tell who comes second; `text` is what the lock says, if it says anything."""
+    who, since, doing = "another process", "", ""
+    with contextlib.suppress(StarfireError), reading(path):
+        said = json.loads(text)
         since = f" since {printable(str(said['since']), 40)}"
         doing = f" ({printable(str(said['command']), 200)})" if said["command"] else ""
-    except (OSError, ValueError, KeyError, TypeError):
-        who, since, doing = "another process", "", ""
+        who = f"process {int(said['pid'])} on {printable(str(said['host']), 60)}"
     return StarfireError(
         f"{folder} is being trained by {who}{since}{doing}; wait until it ends, or stop it, and then go on with "
         f"--resume {folder}"
