@@ -24,7 +24,9 @@ from starfire_cli.pruning.recipe import apply_shrink
 from starfire_cli.workflows.agreement import Agreement
 from starfire_cli.workflows.compact import CompactState
 from starfire_cli.workflows.graphed import StepGraph, refuse
+from starfire_cli.workflows.lone_images import check_batches, has_batchnorm
 from starfire_cli.workflows.optim import LearningRate, build_optimizer
+from starfire_cli.workflows.parts import part_sizes
 from starfire_cli.workflows.ranks import Ranks
 from starfire_cli.workflows.rebuild import recipe_of
 from starfire_cli.workflows.request import TrainRequest, era_steps, fill, pruning_of
@@ -97,6 +99,10 @@ class Session:
         self.shrink = recipe_of(initial) if initial is not None else {}
         apply_shrink(self.net, self.shrink)
         self.macs = count_macs(self.net, info.image_size)
+        self.pairs = has_batchnorm(self.net)
+        if not (request.sync_bn and self.ranks.count > 1):  # which takes the statistics of all ranks together
+            images, side = len(self.data.train), info.image_size
+            check_batches(self.net, side, batch=request.batch_size or 1, images=images, ranks=self.ranks.count)
         self.steps_per_epoch = self.data.train.steps
         self.epochs = request.epochs
         self.steps = self.epochs * self.steps_per_epoch
@@ -292,5 +298,6 @@ class Session:
     def _compiled(self) -> Callable[[Tensor], Tensor]:
         """The model, compiled for batches of the usual size: an epoch's last one is not worth another compilation."""
         request, compiled = self.request, torch.compile(self.model, dynamic=False)
-        usual = -(-min(request.batch_size or 1, len(self.data.train)) // request.accumulate)
+        batch = min(request.batch_size or 1, len(self.data.train))
+        usual = part_sizes(batch, request.accumulate, pairs=self.pairs)[0]
         return lambda pixels: compiled(pixels) if len(pixels) == usual else self.model(pixels)

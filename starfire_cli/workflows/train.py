@@ -85,6 +85,13 @@ def _trained(session: Session, folder: RunFolder) -> Iterator[Record]:
             f"out of memory on {session.device} with --batch-size {session.request.batch_size}; a smaller one, "
             f"--accumulate 2 or --amp needs less. {last_good(run)}"
         ) from error
+    except ValueError as error:  # beforehand nobody knows how many of a batch are corrupt (`lone_images.py`)
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise StarfireError(
+            f"step {session.at.step + 1} has one image left that is not corrupt, too few for BatchNorm; leave corrupt "
+            f"images out of the data, or give another --batch-size. {last_good(run)}"
+        ) from error
     except RuntimeError as error:  # torch tells of a killed worker inside whatever step is under way
         lost = worker_failure(error, session.request.workers, DataOptions().timeout)
         if lost is None:
