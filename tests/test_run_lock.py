@@ -150,9 +150,7 @@ def no_room(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("size", [0, 1000, 8000], ids=["nothing", "no config", "no checkpoint"])
-def test_a_run_without_room_leaves_its_name_free(
-    tmp_path: Path, size: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_without_room_leaves_its_name_free(tmp_path: Path, size: int, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", *QUICK, "-e", "1", "--out", str(tmp_path), "--name", "a", "--device", "cpu"]
     with no_room(size):
         assert main(command) == 1
