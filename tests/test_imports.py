@@ -26,7 +26,7 @@ FLOORS = [
     {"registry", "runtime"},
     {"damage"},
     {"text"},
-    {"errors"},
+    {"errors", "output"},
 ]
 FLOOR = {part: height for height, parts in enumerate(reversed(FLOORS)) for part in parts}
 

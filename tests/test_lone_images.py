@@ -125,7 +125,7 @@ def test_recalibration_with_single_images(sizes: list[int]) -> None:
 def test_recalibration_on_one_image_is_refused_and_nothing_is_lost() -> None:
     model = narrow(4)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(StarfireError, match="one training image, and BatchNorm .last."):
+    with pytest.raises(StarfireError, match=r"one training image, and BatchNorm .last."):
         recalibrate(model, model, iter([(torch.rand(1, 3, 8, 8), torch.zeros(1))]), 3)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     wide = net(4)

@@ -59,8 +59,8 @@ def check_batches(net: nn.Module, image_size: int, *, batch: int, images: int, r
     where = f" on one of {ranks} processes" if ranks > 1 else ""
     cure = f"--batch-size {better} works" if better else f"{images} training images are too few"
     raise BadOption(
-        f"--batch-size {batch} of {images} training images leaves a step with one image{where}; BatchNorm ({name}) sees "
-        f"1 x 1 maps there and needs two; {cure}"
+        f"--batch-size {batch} of {images} training images leaves a step with one image{where}; BatchNorm ({name}) "
+        f"sees 1 x 1 maps there and needs two; {cure}"
     )
 
 
