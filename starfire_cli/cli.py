@@ -16,6 +16,7 @@ import typer
 
 import starfire_cli
 from starfire_cli import runtime
+from starfire_cli.commands.checked import CheckedCommand
 from starfire_cli.errors import BadOption, LostRank, Mismatch, StarfireError
 from starfire_cli.output import reader_gone, steady_streams
 
@@ -53,7 +54,7 @@ def build_app() -> typer.Typer:
     groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in GROUPS.items()}
     for name, command in commands().items():
         group, _, verb = name.partition(" ")
-        (groups[group].command(verb) if verb else app.command(name))(command)
+        (groups[group].command(verb, cls=CheckedCommand) if verb else app.command(name, cls=CheckedCommand))(command)
     for name, group_app in groups.items():
         app.add_typer(group_app, name=name)
     return app

@@ -25,7 +25,7 @@ FLOORS = [
     {"pruning"},
     {"registry", "runtime"},
     {"damage"},
-    {"text"},
+    {"text", "values"},
     {"errors", "output"},
 ]
 FLOOR = {part: height for height, parts in enumerate(reversed(FLOORS)) for part in parts}

@@ -90,7 +90,7 @@ def test_a_notebook_s_backend_stops_no_command(backend: str) -> None:
     code = (
         "import os, sys; from starfire_cli import cli\n"
         "def draw(*_, **__):\n"
-        "    import matplotlib, io; from matplotlib.figure import Figure; Figure().savefig(io.BytesIO(), format='png')\n"
+        "    import io; from matplotlib.figure import Figure; Figure().savefig(io.BytesIO(), format='png')\n"
         "cli.build_app = lambda: draw\n"
         "code = cli.main([]); assert os.environ['MPLBACKEND'] == sys.argv[1]; sys.exit(code)"
     )

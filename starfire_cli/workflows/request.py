@@ -11,6 +11,7 @@ from typing import Any
 from starfire_cli.errors import BadOption, StarfireError, unknown
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, ConvMethod, LinearMethod
 from starfire_cli.pruning.era import RAMPS, parse_era
+from starfire_cli.values import LARGEST, LARGEST_WHOLE, RANGES
 from starfire_cli.workflows.optim import OPTIMIZERS, SCHEDULES
 from starfire_cli.workflows.recipes import recipe_for
 
@@ -123,7 +124,8 @@ def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainR
     method = request.method.partition(":")[0]
     epochs = recipe.epochs if request.epochs is None else request.epochs
     scale = epochs / recipe.epochs
-    era = request.era or ":".join(f"{float(x) * scale:g}" for x in recipe.eras.get(method, recipe.eras[""]).split(":"))
+    recipe_era = recipe.eras.get(method, recipe.eras[""]).split(":")
+    era = ":".join(f"{float(x) * scale:g}" for x in recipe_era) if request.era is None else request.era
     schedule = request.lr_schedule or ("step" if request.lr_drops else recipe.schedule)
     drops = tuple(d * scale for d in recipe.lr_drops) if request.lr_drops is None else request.lr_drops
     taken = {
@@ -169,29 +171,30 @@ def check(request: TrainRequest) -> None:
     """Raises BadOption for the first value that cannot mean anything; `request` is filled."""
     ranges: list[tuple[str, float | None, float, float, str]] = [
         ("--target", request.target, 0, math.nextafter(1, 0), "the fraction of weights to prune, 0 to below 1"),
-        ("--epochs", request.epochs, 1, math.inf, "at least 1"),
-        ("--batch-size", request.batch_size, 1, math.inf, "at least 1"),
-        ("--eval-batch-size", request.eval_batch_size, 1, math.inf, "at least 1"),
+        ("--epochs", request.epochs, 1, 10**9, "at least 1"),
+        ("--batch-size", request.batch_size, 1, LARGEST_WHOLE, "at least 1"),
+        ("--eval-batch-size", request.eval_batch_size, 1, LARGEST_WHOLE, "at least 1"),
         ("--accumulate", request.accumulate, 1, request.batch_size or 1, "1 to the batch size"),
-        ("--lr", request.lr, 0, math.inf, "0 or more"),
+        ("--lr", request.lr, 0, LARGEST, "0 or more"),
         ("--lr-drop-factor", request.lr_drop_factor, 0, 1, "0 to 1"),
-        ("--min-lr", request.min_lr, 0, math.inf, "0 or more"),
+        ("--min-lr", request.min_lr, 0, LARGEST, "0 or more"),
         ("--momentum", request.momentum, 0, math.nextafter(1, 0), "0 to below 1"),
-        ("--weight-decay", request.weight_decay, 0, math.inf, "0 or more"),
-        ("--norm-weight-decay", request.norm_weight_decay, 0, math.inf, "0 or more"),
-        ("--clip-grad", request.clip_grad, math.nextafter(0, 1), math.inf, "above 0"),
+        ("--weight-decay", request.weight_decay, 0, LARGEST, "0 or more"),
+        ("--norm-weight-decay", request.norm_weight_decay, 0, LARGEST, "0 or more"),
+        ("--clip-grad", request.clip_grad, math.nextafter(0, 1), LARGEST, "above 0"),
         ("--label-smoothing", request.label_smoothing, 0, math.nextafter(1, 0), "0 to below 1"),
         ("--ema", request.ema, 0, math.nextafter(1, 0), "a decay such as 0.999"),
         ("--warmup", request.warmup, 0, request.epochs or 1, "epochs, at most as many as there are"),
         ("--val-fraction", request.val_fraction, 1e-9, math.nextafter(1, 0), "between 0 and 1"),
-        ("--image-size", request.image_size, 8, math.inf, "pixels, at least 8"),
-        ("--workers", request.workers, 0, math.inf, "0 or more"),
-        ("--save-every", request.save_every, 1, math.inf, "steps, at least 1"),
-        ("--max-steps", request.max_steps, 1, math.inf, "steps, at least 1"),
-        ("--mask-every", request.mask_every, 1, math.inf, "steps, at least 1"),
-        ("--seed", request.seed, 0, 2**63 - 1, "a whole number, 0 or more"),
-        ("--limit-train", request.limit_train, 1, math.inf, "images, at least 1"),
-        ("--limit-val", request.limit_val, 1, math.inf, "images, at least 1"),
+        ("--image-size", request.image_size, 8, RANGES["image_size"][1], "pixels, 8 to 16384"),
+        ("--workers", request.workers, *RANGES["workers"]),
+        ("--save-every", request.save_every, 1, LARGEST_WHOLE, "steps, at least 1"),
+        ("--max-steps", request.max_steps, 1, LARGEST_WHOLE, "steps, at least 1"),
+        ("--mask-every", request.mask_every, 1, LARGEST_WHOLE, "steps, at least 1"),
+        ("--seed", request.seed, 0, LARGEST_WHOLE, "a whole number, 0 or more"),
+        ("--split-seed", request.split_seed, 0, LARGEST_WHOLE, "a whole number, 0 or more"),
+        ("--limit-train", request.limit_train, 1, LARGEST_WHOLE, "images, at least 1"),
+        ("--limit-val", request.limit_val, 1, LARGEST_WHOLE, "images, at least 1"),
     ]
     for option, value, low, high, words in ranges:
         if value is not None and not low <= value <= high:
@@ -206,7 +209,7 @@ def check(request: TrainRequest) -> None:
         if text not in names:
             raise unknown(noun, str(text), names)
     for drop in request.lr_drops or ():
-        if not drop > 0:
+        if not 0 < drop < LARGEST:
             raise BadOption(f"--lr-drops {drop:g}: a drop comes after an epoch, such as 30,60")
 
 
