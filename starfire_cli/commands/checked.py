@@ -19,7 +19,7 @@ class CheckedCommand(TyperCommand):
         # As they were typed: an empty path has become the current folder by the time that it is a Path.
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         for param in self.params:
-            name = param.opts[0] if param.opts and param.opts[0].startswith("-") else str(param.human_readable_name)
+            name = param.opts[0] if param.opts[0].startswith("-") else str(param.name).upper()
             for text in _each(given.get(str(param.name))):
                 if isinstance(text, str) and not text.strip():
                     wanted = getattr(param, "metavar", None) if name.startswith("-") else None

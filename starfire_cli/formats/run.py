@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from starfire_cli.damage import Damaged, reading
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats import run_lock
 from starfire_cli.formats.atomic import atomic_write, disk_problem, write_text
@@ -87,14 +88,14 @@ class Run:
 
     def read_config(self) -> dict[str, Any]:
         """The contents of config.json. Raises StarfireError if it is missing or damaged."""
-        try:
-            config = json.loads(self.config_path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise StarfireError(f"{self.path} has no config.json, so it is not a run folder") from None
-        except (OSError, ValueError) as error:
-            raise StarfireError(f"{self.config_path} cannot be read: {error}") from None
-        if not isinstance(config, dict):
-            raise StarfireError(f"{self.config_path} holds a {type(config).__name__}, not an object")
+        with reading(self.config_path):
+            try:
+                text = self.config_path.read_bytes()
+            except FileNotFoundError:
+                raise StarfireError(f"{self.path} has no config.json, so it is not a run folder") from None
+            config = json.loads(text.decode())
+            if not isinstance(config, dict):
+                raise Damaged(f"it holds a {type(config).__name__}, not an object")
         return config
 
     def append_metrics(self, row: dict[str, Any]) -> int:
@@ -130,12 +131,11 @@ class Run:
 
         Raises StarfireError naming the line that is damaged anywhere else.
         """
-        try:
-            lines = self.metrics_path.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise StarfireError(f"{self.metrics_path} cannot be read: {error.strerror or error}") from None
+        with reading(self.metrics_path):
+            try:
+                lines = self.metrics_path.read_bytes().split(b"\n")
+            except FileNotFoundError:
+                return []
         rows = []
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -144,13 +144,16 @@ class Run:
             if row is None:
                 if number == len(lines):  # no newline after it: torn; no part of an object is an object
                     continue
-                raise StarfireError(f"{self.metrics_path} line {number} is not a JSON object: {line[:60]!r}")
+                with reading(self.metrics_path, f"line {number}"):
+                    raise Damaged(f"{line[:60]!r} is not a JSON object")
             rows.append(row)
         return rows
 
     def truncate_metrics(self, epoch: int) -> None:
         """Drop the rows after `epoch`, so that a resumed run continues from there."""
-        kept = [row for row in self.read_metrics() if row.get("epoch", 0) <= epoch]
+        rows = self.read_metrics()
+        with reading(self.metrics_path):
+            kept = [row for row in rows if row.get("epoch", 0) <= epoch]
         with atomic_write(self.metrics_path) as file:
             file.writelines((json.dumps(row) + "\n").encode() for row in kept)
 
@@ -207,7 +210,7 @@ def _last_written(run: Run) -> tuple[float, str]:
 def _as_object(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
+from starfire_cli.damage import Damaged
 from starfire_cli.errors import BadOption, StarfireError, unknown
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, ConvMethod, LinearMethod
 from starfire_cli.pruning.era import RAMPS, parse_era
@@ -91,7 +93,10 @@ class TrainRequest:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> TrainRequest:
-        """The inverse of `as_config`. Raises StarfireError for settings that this version does not know."""
+        """The inverse of `as_config`.
+
+        Raises StarfireError for settings that this version does not know, Damaged for a value of another type.
+        """
         known = {f.name: f for f in dataclasses.fields(cls)}
         if strange := sorted(set(config) - set(known)):
             raise StarfireError(
@@ -100,7 +105,24 @@ class TrainRequest:
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
         for key in ("out", "init"):
             values[key] = Path(values[key]) if values.get(key) else known[key].default
+        hints = get_type_hints(cls)
+        for key, value in values.items():
+            if not _is_a(value, hints[key]):
+                raise Damaged(f"its setting {key} is {str(value)[:60]!r}")
         return cls(**values)
+
+
+def _is_a(value: object, hint: Any) -> bool:
+    """Whether a value is what the type of a field of `TrainRequest` says."""
+    kinds = get_args(hint)
+    if get_origin(hint) is types.UnionType:
+        return any(_is_a(value, kind) for kind in kinds)
+    if get_origin(hint) is tuple:
+        inside = kinds[:1] * len(value) if isinstance(value, tuple) and ... in kinds else kinds
+        return isinstance(value, tuple) and len(value) == len(inside) and all(map(_is_a, value, inside))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from starfire_cli.damage import reading
 from starfire_cli.errors import BadOption, Mismatch, StarfireError
 from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
@@ -145,7 +146,8 @@ def _opened(
     checkpoint = files.load(path, training=True)
     if not checkpoint.training or "request" not in checkpoint.meta:
         raise StarfireError(f"{path} holds weights but no training state to resume; --init {path} starts from them")
-    own = TrainRequest.from_config(checkpoint.meta["request"])
+    with reading(path, "what it says of its run"):
+        own = TrainRequest.from_config(checkpoint.meta["request"])
     if own.model is not None and runs_code(own.model) and "model" not in given:
         raise BadOption(untrusted(checkpoint, own.model))
     for field in sorted(given - CHANGEABLE - OF_THE_CALL):
@@ -171,7 +173,7 @@ def take_up(session: Session, checkpoint: Checkpoint) -> None:
             f"{path} was trained with {steps} steps an epoch, these data and options give {session.steps_per_epoch}; "
             f"a run is resumed on the data it began with"
         )
-    try:
+    with reading(path, "its training state does not fit"):
         session.at = Position(**training["position"])
         if session.at.step >= session.pruner.era.last_step:
             session.masks_are_fixed()  # before the optimizer's state comes, which is compact then
@@ -188,8 +190,6 @@ def take_up(session: Session, checkpoint: Checkpoint) -> None:
             session.ema.n_averaged.fill_(training["ema"]["updates"])
         nets = [session.net] if session.averaged is None else [session.net, session.averaged]
         _take_up_own(session, training, nets)
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise StarfireError(f"{path} cannot be resumed: its training state does not fit ({error!r})") from error
     check_fixed(session)
     if session.at.step > session.steps:
         raise BadOption(f"--epochs {session.epochs} is less than what is trained already: {session.at.epoch} epochs")

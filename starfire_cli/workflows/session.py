@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from starfire_cli import runtime
 from starfire_cli.attacks import adversary
+from starfire_cli.damage import reading
 from starfire_cli.data import DataOptions, open_data, recognise
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint, load
@@ -240,7 +241,8 @@ class Session:
     def _era(self, resume: Checkpoint | None) -> Era:
         request = self.request
         if resume is not None:  # in steps, so that more epochs do not move it
-            first, last = resume.meta["pruning"]["era_steps"]
+            with reading(resume.path, "what it says of its era"):
+                first, last = (int(step) for step in resume.meta["pruning"]["era_steps"])
         elif self.pruning.target:
             first, last = era_steps(request, self.steps_per_epoch)
         else:
