@@ -26,6 +26,8 @@ def parse_sizes(text: str, norm: str) -> tuple[Size, ...]:
     Raises BadOption that repeats the text.
     """
     found: dict[float, Size] = {}
+    if not text.strip():
+        raise BadOption(f"--eps {text!r} names no size; 0,0.01,0.05 or 0:0.1:0.01 or 8/255 works")
     for part in (p.strip() for p in text.split(",")):
         for exact in _exact(part, text):
             size = Size(float(exact), _label(exact, "/" in part))
