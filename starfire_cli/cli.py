@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -15,7 +16,9 @@ import typer
 
 import starfire_cli
 from starfire_cli import runtime
+from starfire_cli.commands.checked import CheckedCommand
 from starfire_cli.errors import BadOption, LostRank, Mismatch, StarfireError
+from starfire_cli.output import reader_gone, steady_streams
 from starfire_cli.text import printable
 
 COMMANDS = ("train", "prune-mask", "inspect", "attack", "compress", "bench", "plot", "data pack")
@@ -53,7 +56,7 @@ def build_app() -> typer.Typer:
     groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in GROUPS.items()}
     for name, command in commands().items():
         group, _, verb = name.partition(" ")
-        (groups[group].command(verb) if verb else app.command(name))(command)
+        (groups[group].command(verb, cls=CheckedCommand) if verb else app.command(name, cls=CheckedCommand))(command)
     for name, group_app in groups.items():
         app.add_typer(group_app, name=name)
     return app
@@ -64,19 +67,43 @@ def main(arguments: list[str] | None = None) -> int:
 
     0: done; 1: it cannot be done; 2: the options make no sense; 3: a file contradicts itself and the command was asked
     to be strict; 130, 143: interrupted. With STARFIRE_TRACEBACK=1 errors are raised instead of explained.
+
+    A command whose output goes nowhere (a full disk, a reader that has left) does all its work, and then returns 1.
     """
+    with _no_backend(), steady_streams() as lost:
+        code = _run(arguments)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        if lost.error is None:
+            return code
+        if not reader_gone(lost.error):
+            why = (lost.error.strerror or str(lost.error)).lower()
+            print(f"error: what was to be printed is lost (stdout: {why}); all else is done", file=sys.stderr)
+        return code or 1
+
+
+@contextlib.contextmanager
+def _no_backend() -> Iterator[None]:
+    """Without a notebook's MPLBACKEND, with which matplotlib may not even be imported; pictures here need none."""
+    chosen = os.environ.get("MPLBACKEND")
+    os.environ["MPLBACKEND"] = "agg"
+    try:
+        yield
+    finally:
+        if chosen is None:
+            del os.environ["MPLBACKEND"]
+        else:
+            os.environ["MPLBACKEND"] = chosen
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         code = build_app()(args=arguments, prog_name="starfire", standalone_mode=False)
-        sys.stdout.flush()
     except SystemExit as stop:
         code = stop.code
         if isinstance(code, str):
             print(printable(code, _LONGEST), file=sys.stderr)
             code = 1
-    except BrokenPipeError:
-        # Whoever read our output has gone; without this, python would complain when it flushes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # the one place where nothing may get past

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, Union
 
 from starfire_cli.errors import BadOption, unknown
+from starfire_cli.values import parse_number, parse_whole
 
 T = TypeVar("T")
 
@@ -87,15 +88,6 @@ class Family(Generic[T]):
         return f"{name}:{','.join(options)}" if options else name
 
 
-def parse_number(text: str) -> float:
-    """`0.01` or `8/255` to a float. Raises ValueError."""
-    above, slash, below = text.partition("/")
-    try:
-        return float(above) / float(below) if slash else float(text)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{text!r} is not a number") from None
-
-
 def parse_value(text: str, kind: Any, what: str) -> Any:
     """`text` as the annotated type `kind` (bool, int, float, str, or one of these `| None`)."""
     if typing.get_origin(kind) in (Union, types.UnionType):
@@ -105,7 +97,7 @@ def parse_value(text: str, kind: Any, what: str) -> Any:
     try:
         if kind is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-        return parse_number(text) if kind is float else kind(text)
+        return parse_number(text) if kind is float else parse_whole(text) if kind is int else kind(text)
     except (KeyError, ValueError):
         wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, f"a {kind.__name__}")
         raise BadOption(f"{what}={text!r} is not {wanted}") from None

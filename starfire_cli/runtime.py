@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starfire_cli.errors import BadOption
+from starfire_cli.text import reason
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +94,12 @@ def pick_device(name: str = "auto", world: World | None = None) -> torch.device:
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise BadOption(f"--device {name!r}: there is no MPS device here; --device cpu works")
+    if device.type not in ("cpu", "cuda", "mps"):  # torch knows many names: of hardware, and of what computes nothing
+        try:
+            torch.ones(1, device=device).item()
+        except Exception as error:
+            why = reason(error, 80)
+            raise BadOption(f"--device {name!r} cannot be used here ({why}); --device cpu works") from error
     return device
 
 

@@ -25,8 +25,8 @@ FLOORS = [
     {"pruning"},
     {"registry", "runtime"},
     {"damage"},
-    {"text"},
-    {"errors"},
+    {"text", "values"},
+    {"errors", "output"},
 ]
 FLOOR = {part: height for height, parts in enumerate(reversed(FLOORS)) for part in parts}
 

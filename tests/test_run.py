@@ -86,7 +86,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert run.read_metrics() == []
     run.metrics_path.write_text('{"epoch": 1}\n{"epo\n{"epoch": 3}\n')
-    with pytest.raises(StarfireError, match=r"metrics\.jsonl line 2"):
+    with pytest.raises(StarfireError, match=r"metrics\.jsonl is damaged: line 2: "):
         run.read_metrics()
 
 

@@ -67,3 +67,22 @@ def explodes(num_classes: int) -> nn.Module:
 
 def explodes_on_the_second(num_classes: int) -> nn.Module:
     return (Explodes if os.environ.get("RANK") == "1" else Net)(num_classes)
+
+
+class Narrow(nn.Module):
+    """A BatchNorm behind a global pooling: one image gives it a single value of each channel."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.last = nn.BatchNorm1d(8)
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(x)))
+        return self.fc(self.last(x.mean((2, 3))))
+
+
+def narrow(num_classes: int) -> nn.Module:
+    return Narrow(num_classes)

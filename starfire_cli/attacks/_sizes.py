@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -25,7 +26,9 @@ def parse_sizes(text: str, norm: str) -> tuple[Size, ...]:
     Raises BadOption that repeats the text.
     """
     found: dict[float, Size] = {}
-    for part in filter(None, (p.strip() for p in text.split(","))):
+    if not text.strip():
+        raise BadOption(f"--eps {text!r} names no size; 0,0.01,0.05 or 0:0.1:0.01 or 8/255 works")
+    for part in (p.strip() for p in text.split(",")):
         for exact in _exact(part, text):
             size = Size(float(exact), _label(exact, "/" in part))
             try:
@@ -33,8 +36,6 @@ def parse_sizes(text: str, norm: str) -> tuple[Size, ...]:
             except BadOption as error:
                 raise BadOption(f"--eps {text!r}: {error}") from None
             found.setdefault(size.eps, size)
-    if not found:
-        raise BadOption(f"--eps {text!r} names no size; 0,0.01,0.05 or 0:0.1:0.01 or 8/255 works")
     return tuple(sorted(found.values()))
 
 
@@ -55,6 +56,9 @@ def _exact(part: str, text: str) -> list[Fraction]:
 
 def _number(text: str) -> Fraction:
     above, slash, below = text.partition("/")
+    for number in (above, below) if slash else (above,):  # a Fraction takes any exponent, and then all the memory
+        if not re.fullmatch(r"\s*[+-]?[0-9_.]{1,40}(e[+-]?[0-9]{1,2})?\s*", number, re.ASCII | re.IGNORECASE):
+            raise ValueError(text)
     return Fraction(above) / (Fraction(below) if slash else 1)
 
 

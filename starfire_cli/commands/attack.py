@@ -40,7 +40,7 @@ from starfire_cli.commands.options import (
     Std,
     Workers,
 )
-from starfire_cli.registry import parse_number
+from starfire_cli.values import parse_number
 
 
 def attack(

@@ -15,6 +15,7 @@ from starfire_cli.commands.options import OUTPUT_PANEL
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.report.console import say
 from starfire_cli.report.kinds import KINDS
+from starfire_cli.values import parse_list, parse_whole
 
 if TYPE_CHECKING:
     from starfire_cli.histories import Material
@@ -236,10 +237,7 @@ def _table(paths: list[Path], number: int, at: str | None, form: str | None, out
 
 
 def _epochs(text: str | None) -> list[int]:
-    try:
-        epochs = [int(part) for part in (text or "").split(",") if part.strip()]
-    except ValueError:
-        epochs = [0]
+    epochs = [] if text is None else list(parse_list("--at", text, parse_whole, "90,100"))
     if len(epochs) > 2 or any(epoch < 1 for epoch in epochs):
         raise BadOption(f"--at {text!r} is not one epoch, or two as in 90,100")
     return epochs

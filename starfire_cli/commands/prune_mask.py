@@ -27,7 +27,7 @@ from starfire_cli.commands.options import (
     Workers,
 )
 from starfire_cli.errors import BadOption
-from starfire_cli.registry import parse_number
+from starfire_cli.values import parse_list, parse_number
 
 
 def prune_mask(
@@ -194,7 +194,7 @@ def _targets(text: str | None) -> tuple[float, ...] | None:
         return None
     try:
         if ":" not in text:
-            return tuple(parse_number(part) for part in text.split(","))
+            return parse_list("--sweep", text, parse_number, "0.5,0.8")
         start, stop, step = (parse_number(part) for part in text.split(":"))
         count = int((stop - start) / step + 1e-6) + 1
         if step <= 0 or not 0 < count <= 1000:

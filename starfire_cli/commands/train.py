@@ -80,7 +80,7 @@ from starfire_cli.commands.train_options import (
     WeightDecay,
 )
 from starfire_cli.errors import BadOption
-from starfire_cli.registry import parse_number
+from starfire_cli.values import parse_list, parse_number
 
 
 def train(
@@ -188,16 +188,11 @@ def _was_given(context: typer.Context, name: str) -> bool:
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(parse_number(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise BadOption(f"{option} {text!r} is not a list of numbers such as 30,60") from None
+    return None if text is None else parse_list(option, text, parse_number, "30,60")
 
 
 def _pair(option: str, text: str) -> tuple[float, float]:
-    numbers = _numbers(option, text) or ()
+    numbers = parse_list(option, text, parse_number, "0.9,0.999")
     if len(numbers) != 2 or not all(0 <= n < 1 for n in numbers):
         raise BadOption(f"{option} {text!r} is not two numbers from 0 to below 1, such as 0.9,0.999")
     return numbers[0], numbers[1]

@@ -44,6 +44,7 @@ def read_robustness(path: Path, *, fresh: bool = False) -> dict[str, Any] | None
 
     Raises StarfireError if something else lies there: it is not ours to write over.
     """
+    document: Any = None
     try:
         document = read_json(path)
     except FileNotFoundError:

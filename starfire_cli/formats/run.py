@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from pathlib import Path
 from typing import Any
 
+from starfire_cli.damage import Damaged, reading
 from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.formats import run_lock
 from starfire_cli.formats.atomic import atomic_write, disk_problem, write_text
 
 RUNS = Path("runs")
+FORMAT = "starfire-run"
 
 
 class Run:
@@ -53,24 +57,57 @@ class Run:
             except OSError as error:
                 raise StarfireError(f"cannot make the run folder {path}: {error.strerror or error}") from None
 
+    def is_void(self) -> bool:
+        """Whether this is a folder that holds nothing which a run has brought forth: it never came to save anything.
+
+        A config.json of ours may be there. Anything that is not ours makes the folder somebody's.
+        """
+        if not self.path.is_dir():
+            return False
+        try:
+            if any(path not in (self.config_path, self.metrics_path) for path in self._others()):
+                return False
+            if self.metrics_path.exists() and self.metrics_path.stat().st_size:
+                return False
+            return not self.config_path.exists() or self.read_config().get("format") == FORMAT
+        except (OSError, StarfireError):
+            return False
+
+    def discard(self) -> None:
+        """Remove a folder that was just made and holds nothing yet but what opened it; never anything else."""
+        with contextlib.suppress(OSError):
+            if self.is_void():
+                for path in self.path.iterdir():
+                    path.unlink()
+                self.path.rmdir()
+
+    def _others(self) -> list[Path]:
+        """What lies in the folder besides the lock and what a killed process left of its writing."""
+        ours = (self.config_path, self.metrics_path, self.last, self.best)
+        left = {path for file in ours for path in self.path.glob(f".{file.name}.*.tmp")}
+        return [path for path in self.path.iterdir() if path not in left and path.name != run_lock.FILE]
+
     def write_config(self, config: dict[str, Any]) -> None:
         """Write config.json in one step."""
         write_text(self.config_path, json.dumps(_plain(config), indent=2) + "\n")
 
     def read_config(self) -> dict[str, Any]:
         """The contents of config.json. Raises StarfireError if it is missing or damaged."""
-        try:
-            config = json.loads(self.config_path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise StarfireError(f"{self.path} has no config.json, so it is not a run folder") from None
-        except (OSError, ValueError) as error:
-            raise StarfireError(f"{self.config_path} cannot be read: {error}") from None
-        if not isinstance(config, dict):
-            raise StarfireError(f"{self.config_path} holds a {type(config).__name__}, not an object")
+        with reading(self.config_path):
+            try:
+                text = self.config_path.read_bytes()
+            except FileNotFoundError:
+                raise StarfireError(f"{self.path} has no config.json, so it is not a run folder") from None
+            config = json.loads(text.decode())
+            if not isinstance(config, dict):
+                raise Damaged(f"it holds a {type(config).__name__}, not an object")
         return config
 
-    def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl and see it onto the disk; a torn line before it is cut off first."""
+    def append_metrics(self, row: dict[str, Any]) -> int:
+        """Add one line to metrics.jsonl and see it onto the disk; a torn line before it is cut off first.
+
+        Returns where the file ended before, in bytes, for `cut_metrics`.
+        """
         line = json.dumps(_plain(row)) + "\n"
         try:
             with open(self.metrics_path, "ab+") as file:
@@ -83,8 +120,14 @@ class Run:
                 file.write(line.encode())
                 file.flush()
                 os.fsync(file.fileno())
+                return end
         except OSError as error:
             raise disk_problem(error, self.metrics_path, len(line)) or error from None
+
+    def cut_metrics(self, end: int) -> None:
+        """Take back the last `append_metrics`, which returned `end`; needs no room on the disk."""
+        with contextlib.suppress(OSError):
+            os.truncate(self.metrics_path, end)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, oldest first; a torn last line is dropped, and a missing file is no rows.
@@ -93,12 +136,11 @@ class Run:
 
         Raises StarfireError naming the line that is damaged anywhere else.
         """
-        try:
-            lines = self.metrics_path.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise StarfireError(f"{self.metrics_path} cannot be read: {error.strerror or error}") from None
+        with reading(self.metrics_path):
+            try:
+                lines = self.metrics_path.read_bytes().split(b"\n")
+            except FileNotFoundError:
+                return []
         rows = []
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -107,13 +149,16 @@ class Run:
             if row is None:
                 if number == len(lines):  # no newline after it: torn; no part of an object is an object
                     continue
-                raise StarfireError(f"{self.metrics_path} line {number} is not a JSON object: {line[:60]!r}")
+                with reading(self.metrics_path, f"line {number}"):
+                    raise Damaged(f"{line[:60]!r} is not a JSON object")
             rows.append(row)
         return rows
 
     def truncate_metrics(self, epoch: int) -> None:
         """Drop the rows after `epoch`, so that a resumed run continues from there."""
-        kept = [row for row in self.read_metrics() if row.get("epoch", 0) <= epoch]
+        rows = self.read_metrics()
+        with reading(self.metrics_path):
+            kept = [row for row in rows if row.get("epoch", 0) <= epoch]
         with atomic_write(self.metrics_path) as file:
             file.writelines((json.dumps(row) + "\n").encode() for row in kept)
 
@@ -170,7 +215,7 @@ def _last_written(run: Run) -> tuple[float, str]:
 def _as_object(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 

@@ -22,6 +22,7 @@ from starfire_cli.models import count_macs
 from starfire_cli.sparse import SparseNetwork, missing, sparsify
 from starfire_cli.text import reason
 from starfire_cli.timings import BatchTimings, LayerTiming, Progress, Setting, Timing
+from starfire_cli.values import parse_list, parse_whole
 from starfire_cli.workflows.engines import COMPILED, ENGINES, PLAIN, Engine, Graph, Job, Run
 from starfire_cli.workflows.network import Channels, Network
 from starfire_cli.workflows.ready import as_trained
@@ -223,10 +224,10 @@ def _says_normalisation(checkpoint: Checkpoint) -> bool:
 
 def _batches(text: str) -> tuple[int, ...]:
     """`1,16` to numbers, each once. Raises BadOption."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and 0 < int(part) <= 1 << 14 for part in parts):
-        raise BadOption(f"--batch {text!r} is no list of numbers of images, such as 1,16")
-    return tuple(dict.fromkeys(int(part) for part in parts))
+    numbers = parse_list("--batch", text, parse_whole, "1,16")
+    if not all(0 < number <= 1 << 14 for number in numbers):
+        raise BadOption(f"--batch {text!r} is no list of numbers of images, such as 1,16; up to {1 << 14} work")
+    return tuple(dict.fromkeys(numbers))
 
 
 def _side(text: str | None) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from starfire_cli.damage import reading
 from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.run import Run
 from starfire_cli.models import build_model
@@ -19,23 +20,23 @@ def finished(session: Session, run: Run) -> Finished:
     if session.replica is not None:
         notes += session.replica.sending.report()
     rows = run.read_metrics()
-    over = [row for row in rows if row["step"] >= session.pruner.era.last_step] or rows
-    best = max(over, key=lambda row: row["val_top1"])
-    trained = sum(row["seconds"] for row in rows)
-    rates = [row["images_per_second"] for row in rows]
-    return Finished(
-        run=run.path,
-        checkpoint=run.best,
-        val_top1=best["val_top1"],
-        val_top5=best["val_top5"],
-        target=session.pruning.target,
-        sparsity_prunable=best["sparsity_prunable"],
-        sparsity_total=best["sparsity_total"],
-        epochs=session.epochs,
-        seconds=trained,
-        images_per_second=sum(rates) / len(rates),
-        notes=notes,
-    )
+    with reading(run.metrics_path):
+        over = [row for row in rows if row["step"] >= session.pruner.era.last_step] or rows
+        best = max(over, key=lambda row: row["val_top1"], default={})
+        rates = [float(row["images_per_second"]) for row in rows]
+        return Finished(
+            run=run.path,
+            checkpoint=run.best,
+            val_top1=float(best["val_top1"]),
+            val_top5=float(best["val_top5"]),
+            target=session.pruning.target,
+            sparsity_prunable=float(best["sparsity_prunable"]),
+            sparsity_total=float(best["sparsity_total"]),
+            epochs=session.epochs,
+            seconds=sum(float(row["seconds"]) for row in rows),
+            images_per_second=sum(rates) / len(rates),
+            notes=notes,
+        )
 
 
 def _eliminated(session: Session, run: Run) -> tuple[str, ...]:

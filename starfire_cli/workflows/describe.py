@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from starfire_cli import runtime
+from starfire_cli.formats.run import FORMAT
 from starfire_cli.records import Plan
 from starfire_cli.workflows.plan import plan_layers
 from starfire_cli.workflows.session import Session
@@ -89,7 +90,7 @@ def config_of(session: Session) -> dict[str, Any]:
     del meta["metrics"]
     came_in = 0.0 if session.pruning.target else session.sparsity()[0]
     return {
-        "format": "starfire-run",
+        "format": FORMAT,
         "version": 1,
         **meta,
         "layers": [{"name": x.name, "kind": x.kind, "shape": list(x.shape)} for x in session.pruner.layers],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.labels import method_and_share, title
 from starfire_cli.models import Normalized, build_model
 from starfire_cli.pruning.recipe import apply_shrink
+from starfire_cli.values import parse_number
 from starfire_cli.workflows.rebuild import recipe_of, said_of_model, spec_of
 
 
@@ -125,11 +125,11 @@ def parse_channels(text: str | None, option: str) -> Channels | None:
     if text is None:
         return None
     try:
-        numbers = [float(part) for part in text.split(",")]
+        numbers = [parse_number(part) for part in text.split(",")]
     except ValueError:
         numbers = []
     numbers = numbers * 3 if len(numbers) == 1 else numbers
-    least = sys.float_info.min if option == "--std" else 0.0
+    least = 1e-6 if option == "--std" else 0.0  # what is less, float32 cannot divide by
     if len(numbers) != 3 or not all(least <= number <= 1 for number in numbers):  # not for NaN either
         what = "above 0 and up to 1, such as 0.229,0.224,0.225" if least else "from 0 to 1, such as 0.485,0.456,0.406"
         raise BadOption(f"{option} {text!r} is not three numbers (or one for all) {what}: pixels are in [0, 1]")

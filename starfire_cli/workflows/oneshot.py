@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from starfire_cli.errors import BadOption
+from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.pruning import Layer, Masks, Pruner
 from starfire_cli.pruning.budget import ConvBudget, Goal
 from starfire_cli.pruning.era import Era
 from starfire_cli.workflows.dead_weights import DeadWeights
+from starfire_cli.workflows.lone_images import needs_two, without_lone
 from starfire_cli.workflows.plan import plan_layers
 from starfire_cli.workflows.prunable import maybe_grouped
 from starfire_cli.workflows.request import Pruning
@@ -93,11 +95,19 @@ def recalibrate(net: nn.Module, model: nn.Module, batches: Iterator[tuple[Tensor
     Args:
         net: whose BatchNorm layers are refreshed; left in eval mode.
         model: `net` with what it needs in front of it, called on each batch.
-        batches: images in [0, 1] and labels.
+        batches: images in [0, 1] and labels; one image alone goes along with a neighbour.
         count: at most so many.
+
+    Raises StarfireError, and leaves `net` as it was, where there is but one image and that is too few.
     """
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
     model.eval()
+    groups = without_lone(images for images, _ in batches)
+    first = next(groups)
+    if len(first) == 1 and (name := needs_two(net, first.shape[-1])):
+        raise StarfireError(
+            f"--recalibrate: there is one training image, and BatchNorm ({name}) sees 1 x 1 maps and needs two"
+        )
     momenta = [norm.momentum for norm in norms]
     seen = 0
     for norm in norms:
@@ -105,7 +115,7 @@ def recalibrate(net: nn.Module, model: nn.Module, batches: Iterator[tuple[Tensor
         norm.momentum = None  # the plain mean over all batches
         norm.train()
     try:
-        for images, _ in batches:
+        for images in itertools.chain([first], groups):
             model(images)
             seen += 1
             if seen == count:

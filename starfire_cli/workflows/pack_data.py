@@ -140,7 +140,7 @@ def _plan(source: Source, parts: dict[str, Encoded], request: PackRequest) -> di
 
 def _images(files: Encoded, request: PackRequest) -> int:
     """Images a shard."""
-    found = re.fullmatch(r"([0-9]+)\s*([KMG]B)?", request.shard_size.strip().upper())
+    found = re.fullmatch(r"([0-9]{1,18})\s*([KMG]B)?", request.shard_size.strip().upper())
     size = int(found[1]) * UNITS.get(found[2], 1) if found else 0
     if found is None or size < 1:
         raise BadOption(f"--shard-size {request.shard_size!r}: bytes (100MB, 1GB) or images (4000) are expected")

@@ -1,4 +1,4 @@
-"""In which parts does a rank work through its share of a batch, and who are the images in them?"""
+"""The parts in which a rank works through its share of a batch, and the identity of the images in them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,30 @@ class Part:
     last: bool
 
 
-def parts(images: Tensor, labels: Tensor, accumulate: int) -> Iterator[Part]:
-    """This rank's share of a batch in `accumulate` parts; fewer where it is that small, none where it is empty."""
-    if not len(labels):
-        return
+def part_sizes(images: int, accumulate: int, *, pairs: bool) -> list[int]:
+    """How many images each part has: as even as `torch.chunk` makes them, in `accumulate` parts or fewer.
+
+    Args:
+        images: of this rank's share of a batch.
+        accumulate: in how many parts it is worked through.
+        pairs: no part has a single image, unless that is all there is: what BatchNorm needs.
+    """
+    size = max(1, -(-images // accumulate))
+    if pairs and size == 1:
+        size = 2
+    whole, rest = divmod(images, size)
+    sizes = [size] * whole + ([rest] if rest else [])
+    if pairs and rest == 1 and whole:
+        sizes[-2:] = [size + 1]
+    return sizes
+
+
+def parts(images: Tensor, labels: Tensor, accumulate: int, *, pairs: bool = False) -> Iterator[Part]:
+    """This rank's share of a batch in parts (see `part_sizes`); none where it is empty."""
+    sizes = part_sizes(len(labels), accumulate, pairs=pairs)
     start = 0
-    chunks = [tensor.chunk(accumulate) for tensor in (images, labels)]
-    for number, (some, their) in enumerate(zip(*chunks, strict=True), start=1):
-        yield Part(images=some, labels=their, start=start, last=number == len(chunks[0]))
+    for number, (some, their) in enumerate(zip(images.split(sizes), labels.split(sizes), strict=True), start=1):
+        yield Part(images=some, labels=their, start=start, last=number == len(sizes))
         start += len(their)
 
 

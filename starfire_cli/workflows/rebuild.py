@@ -186,6 +186,10 @@ def parse_input(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts: list[Any] = text.lower().replace("*", "x").split("x")
-    if not all(p.isdigit() and 0 < int(p) <= 1 << 14 for p in parts) or len(parts) != 3 or parts[1] != parts[2]:
+    if (
+        not all(p.isdecimal() and len(p) < 6 and 0 < int(p) <= 1 << 14 for p in parts)
+        or len(parts) != 3
+        or parts[1] != parts[2]
+    ):
         raise BadOption(f"--input {text!r} is not channels x height x width of square images, such as 3x224x224")
     return int(parts[0]), int(parts[1])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
+from starfire_cli.damage import Damaged
 from starfire_cli.errors import BadOption, StarfireError, unknown
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, ConvMethod, LinearMethod
 from starfire_cli.pruning.era import RAMPS, parse_era
+from starfire_cli.values import LARGEST, LARGEST_WHOLE, RANGES
 from starfire_cli.workflows.optim import OPTIMIZERS, SCHEDULES
 from starfire_cli.workflows.recipes import recipe_for
 
@@ -99,7 +102,10 @@ class TrainRequest:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> TrainRequest:
-        """The inverse of `as_config`. Raises StarfireError for settings that this version does not know."""
+        """The inverse of `as_config`.
+
+        Raises StarfireError for settings that this version does not know, Damaged for a value of another type.
+        """
         known = {f.name: f for f in dataclasses.fields(cls)}
         if strange := sorted(set(config) - set(known)):
             raise StarfireError(
@@ -108,7 +114,24 @@ class TrainRequest:
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
         for key in ("out", "init"):
             values[key] = Path(values[key]) if values.get(key) else known[key].default
+        hints = get_type_hints(cls)
+        for key, value in values.items():
+            if not _is_a(value, hints[key]):
+                raise Damaged(f"its setting {key} is {str(value)[:60]!r}")
         return cls(**values)
+
+
+def _is_a(value: object, hint: Any) -> bool:
+    """Whether a value is what the type of a field of `TrainRequest` says."""
+    kinds = get_args(hint)
+    if get_origin(hint) is types.UnionType:
+        return any(_is_a(value, kind) for kind in kinds)
+    if get_origin(hint) is tuple:
+        inside = kinds[:1] * len(value) if isinstance(value, tuple) and ... in kinds else kinds
+        return isinstance(value, tuple) and len(value) == len(inside) and all(map(_is_a, value, inside))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +155,8 @@ def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainR
     method = request.method.partition(":")[0]
     epochs = recipe.epochs if request.epochs is None else request.epochs
     scale = epochs / recipe.epochs
-    era = request.era or ":".join(f"{float(x) * scale:g}" for x in recipe.eras.get(method, recipe.eras[""]).split(":"))
+    recipe_era = recipe.eras.get(method, recipe.eras[""]).split(":")
+    era = ":".join(f"{float(x) * scale:g}" for x in recipe_era) if request.era is None else request.era
     schedule = request.lr_schedule or ("step" if request.lr_drops else recipe.schedule)
     drops = tuple(d * scale for d in recipe.lr_drops) if request.lr_drops is None else request.lr_drops
     taken = {
@@ -178,29 +202,30 @@ def check(request: TrainRequest) -> None:
     """Raises BadOption for the first value that cannot mean anything; `request` is filled."""
     ranges: list[tuple[str, float | None, float, float, str]] = [
         ("--target", request.target, 0, math.nextafter(1, 0), "the fraction of weights to prune, 0 to below 1"),
-        ("--epochs", request.epochs, 1, math.inf, "at least 1"),
-        ("--batch-size", request.batch_size, 1, math.inf, "at least 1"),
-        ("--eval-batch-size", request.eval_batch_size, 1, math.inf, "at least 1"),
+        ("--epochs", request.epochs, 1, 10**9, "at least 1"),
+        ("--batch-size", request.batch_size, 1, LARGEST_WHOLE, "at least 1"),
+        ("--eval-batch-size", request.eval_batch_size, 1, LARGEST_WHOLE, "at least 1"),
         ("--accumulate", request.accumulate, 1, request.batch_size or 1, "1 to the batch size"),
-        ("--lr", request.lr, 0, math.inf, "0 or more"),
+        ("--lr", request.lr, 0, LARGEST, "0 or more"),
         ("--lr-drop-factor", request.lr_drop_factor, 0, 1, "0 to 1"),
-        ("--min-lr", request.min_lr, 0, math.inf, "0 or more"),
+        ("--min-lr", request.min_lr, 0, LARGEST, "0 or more"),
         ("--momentum", request.momentum, 0, math.nextafter(1, 0), "0 to below 1"),
-        ("--weight-decay", request.weight_decay, 0, math.inf, "0 or more"),
-        ("--norm-weight-decay", request.norm_weight_decay, 0, math.inf, "0 or more"),
-        ("--clip-grad", request.clip_grad, math.nextafter(0, 1), math.inf, "above 0"),
+        ("--weight-decay", request.weight_decay, 0, LARGEST, "0 or more"),
+        ("--norm-weight-decay", request.norm_weight_decay, 0, LARGEST, "0 or more"),
+        ("--clip-grad", request.clip_grad, math.nextafter(0, 1), LARGEST, "above 0"),
         ("--label-smoothing", request.label_smoothing, 0, math.nextafter(1, 0), "0 to below 1"),
         ("--ema", request.ema, 0, math.nextafter(1, 0), "a decay such as 0.999"),
         ("--warmup", request.warmup, 0, request.epochs or 1, "epochs, at most as many as there are"),
         ("--val-fraction", request.val_fraction, 1e-9, math.nextafter(1, 0), "between 0 and 1"),
-        ("--image-size", request.image_size, 8, math.inf, "pixels, at least 8"),
-        ("--workers", request.workers, 0, math.inf, "0 or more"),
-        ("--save-every", request.save_every, 1, math.inf, "steps, at least 1"),
-        ("--max-steps", request.max_steps, 1, math.inf, "steps, at least 1"),
-        ("--mask-every", request.mask_every, 1, math.inf, "steps, at least 1"),
-        ("--seed", request.seed, 0, 2**63 - 1, "a whole number, 0 or more"),
-        ("--limit-train", request.limit_train, 1, math.inf, "images, at least 1"),
-        ("--limit-val", request.limit_val, 1, math.inf, "images, at least 1"),
+        ("--image-size", request.image_size, 8, RANGES["image_size"][1], "pixels, 8 to 16384"),
+        ("--workers", request.workers, *RANGES["workers"]),
+        ("--save-every", request.save_every, 1, LARGEST_WHOLE, "steps, at least 1"),
+        ("--max-steps", request.max_steps, 1, LARGEST_WHOLE, "steps, at least 1"),
+        ("--mask-every", request.mask_every, 1, LARGEST_WHOLE, "steps, at least 1"),
+        ("--seed", request.seed, 0, LARGEST_WHOLE, "a whole number, 0 or more"),
+        ("--split-seed", request.split_seed, 0, LARGEST_WHOLE, "a whole number, 0 or more"),
+        ("--limit-train", request.limit_train, 1, LARGEST_WHOLE, "images, at least 1"),
+        ("--limit-val", request.limit_val, 1, LARGEST_WHOLE, "images, at least 1"),
     ]
     for option, value, low, high, words in ranges:
         if value is not None and not low <= value <= high:
@@ -218,7 +243,7 @@ def check(request: TrainRequest) -> None:
     if request.init is None and request.init_zeros != TrainRequest.init_zeros:
         raise BadOption(f"--init-zeros {request.init_zeros} is about the weights of --init FILE, which is not given")
     for drop in request.lr_drops or ():
-        if not drop > 0:
+        if not 0 < drop < LARGEST:
             raise BadOption(f"--lr-drops {drop:g}: a drop comes after an epoch, such as 30,60")
 
 

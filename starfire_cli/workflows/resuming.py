@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from starfire_cli.damage import reading
 from starfire_cli.data import refuse_url
 from starfire_cli.errors import BadOption, Mismatch, StarfireError
 from starfire_cli.formats import checkpoint as files
@@ -20,6 +21,7 @@ from starfire_cli.workflows.describe import meta_of
 from starfire_cli.workflows.ranks import Ranks
 from starfire_cli.workflows.rebuild import runs_code, untrusted
 from starfire_cli.workflows.request import TrainRequest, in_all
+from starfire_cli.workflows.run_folder import RunFolder
 from starfire_cli.workflows.session import Decoding, Position, Session
 
 # What a resumed run may change; everything else is the run's own. More epochs are the paper's "extra 10 epochs".
@@ -112,7 +114,11 @@ def check_fixed(session: Session) -> None:
 
 
 def open_session(
-    request: TrainRequest, given: frozenset[str], decoding: Decoding = None, ranks: Ranks | None = None
+    request: TrainRequest,
+    given: frozenset[str],
+    decoding: Decoding = None,
+    ranks: Ranks | None = None,
+    folder: RunFolder | None = None,
 ) -> Session:
     """Set a run up, on all ranks: a new one, or with `resume` the one a checkpoint belongs to.
 
@@ -121,6 +127,7 @@ def open_session(
         given: the names of the fields that the user gave explicitly; a resumed run keeps its own for all others.
         decoding: see `Session`.
         ranks: this process among those that train together.
+        folder: locks the run that is resumed, before its checkpoint is read.
 
     Raises BadOption where a given option contradicts the run that is resumed.
     """
@@ -128,7 +135,7 @@ def open_session(
     if ranks.count > 1:
         check_requests(request, ranks)
     request, given = in_all(request, given, ranks.count)
-    path = ranks.only_first(lambda: _to_resume(request))
+    path = ranks.only_first(lambda: folder.take(request, _to_resume(request)) if folder else _to_resume(request))
     session = ranks.in_turn(lambda: _opened(request, given, path, decoding, ranks))
     if ranks.count > 1:
         check_sessions(session, ranks)
@@ -147,7 +154,8 @@ def _opened(
     checkpoint = files.load(path, training=True)
     if not checkpoint.training or "request" not in checkpoint.meta:
         raise StarfireError(f"{path} holds weights but no training state to resume; --init {path} starts from them")
-    own = TrainRequest.from_config(checkpoint.meta["request"])
+    with reading(path, "what it says of its run"):
+        own = TrainRequest.from_config(checkpoint.meta["request"])
     if own.model is not None and runs_code(own.model) and "model" not in given:
         raise BadOption(untrusted(checkpoint, own.model))
     if own.data is not None and "data" not in given:
@@ -175,7 +183,7 @@ def take_up(session: Session, checkpoint: Checkpoint) -> None:
             f"{path} was trained with {steps} steps an epoch, these data and options give {session.steps_per_epoch}; "
             f"a run is resumed on the data it began with"
         )
-    try:
+    with reading(path, "its training state does not fit"):
         session.at = Position(**training["position"])
         if session.at.step >= session.pruner.era.last_step:
             session.masks_are_fixed()  # before the optimizer's state comes, which is compact then
@@ -192,8 +200,6 @@ def take_up(session: Session, checkpoint: Checkpoint) -> None:
             session.ema.n_averaged.fill_(training["ema"]["updates"])
         nets = [session.net] if session.averaged is None else [session.net, session.averaged]
         _take_up_own(session, training, nets)
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise StarfireError(f"{path} cannot be resumed: its training state does not fit ({error!r})") from error
     check_fixed(session)
     if session.at.step > session.steps:
         raise BadOption(f"--epochs {session.epochs} is less than what is trained already: {session.at.epoch} epochs")

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from starfire_cli import runtime
 from starfire_cli.attacks import adversary
+from starfire_cli.damage import reading
 from starfire_cli.data import DataOptions, open_data, recognise
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint, load
@@ -25,7 +26,9 @@ from starfire_cli.workflows.agreement import Agreement
 from starfire_cli.workflows.alike import content
 from starfire_cli.workflows.compact import CompactState
 from starfire_cli.workflows.graphed import StepGraph, refuse
+from starfire_cli.workflows.lone_images import check_batches, has_batchnorm
 from starfire_cli.workflows.optim import LearningRate, build_optimizer
+from starfire_cli.workflows.parts import part_sizes
 from starfire_cli.workflows.ranks import Ranks
 from starfire_cli.workflows.rebuild import recipe_of
 from starfire_cli.workflows.recorded import Defaults, fill_from, known_data
@@ -94,7 +97,9 @@ class Session:
         self.forward: Callable[[Tensor], Tensor]
         # A run that goes on from a checkpoint is validated as that was.
         known = known_data(initial, request.data) if initial is not None and request.init is not None else None
-        self.data = open_data("digits" if request.data is None else request.data, self._data_options(decoding), known=known)
+        self.data = open_data(
+            "digits" if request.data is None else request.data, self._data_options(decoding), known=known
+        )
         if request.mean is not None or request.std is not None:
             own = self.data.info
             own = dataclasses.replace(own, mean=request.mean or own.mean, std=request.std or own.std)
@@ -116,6 +121,10 @@ class Session:
         self.shrink = recipe_of(initial) if initial is not None else {}
         apply_shrink(self.net, self.shrink)
         self.macs = count_macs(self.net, info.image_size)
+        self.pairs = has_batchnorm(self.net)
+        if not (request.sync_bn and self.ranks.count > 1):  # which takes the statistics of all ranks together
+            images, side = len(self.data.train), info.image_size
+            check_batches(self.net, side, batch=request.batch_size or 1, images=images, ranks=self.ranks.count)
         self.steps_per_epoch = self.data.train.steps
         self.epochs = request.epochs
         self.steps = self.epochs * self.steps_per_epoch
@@ -256,7 +265,8 @@ class Session:
     def _era(self, resume: Checkpoint | None) -> Era:
         request = self.request
         if resume is not None:  # in steps, so that more epochs do not move it
-            first, last = resume.meta["pruning"]["era_steps"]
+            with reading(resume.path, "what it says of its era"):
+                first, last = (int(step) for step in resume.meta["pruning"]["era_steps"])
         elif self.pruning.target:
             first, last = era_steps(request, self.steps_per_epoch)
         else:
@@ -314,7 +324,8 @@ class Session:
     def _compiled(self) -> Callable[[Tensor], Tensor]:
         """The model, compiled for batches of the usual size: an epoch's last one is not worth another compilation."""
         request, compiled = self.request, torch.compile(self.model, dynamic=False)
-        usual = -(-min(request.batch_size or 1, len(self.data.train)) // request.accumulate)
+        batch = min(request.batch_size or 1, len(self.data.train))
+        usual = part_sizes(batch, request.accumulate, pairs=self.pairs)[0]
         return lambda pixels: compiled(pixels) if len(pixels) == usual else self.model(pixels)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from time import perf_counter
 
@@ -15,12 +16,11 @@ from starfire_cli.data import DataOptions
 from starfire_cli.data.finding import url_of
 from starfire_cli.data.reader import worker_failure
 from starfire_cli.errors import StarfireError
-from starfire_cli.formats.overwriting import files_of, refuse_overwriting
-from starfire_cli.formats.run import Run, find_checkpoint
+from starfire_cli.formats.run import Run
 from starfire_cli.records import EpochRecord, Record, Started, Stopped
 from starfire_cli.workflows import statistics
 from starfire_cli.workflows.closing import finished
-from starfire_cli.workflows.describe import config_of, plan_of
+from starfire_cli.workflows.describe import plan_of
 from starfire_cli.workflows.evaluate import evaluate
 from starfire_cli.workflows.graphed import StepGraph
 from starfire_cli.workflows.meter import Meter, last_good
@@ -29,6 +29,7 @@ from starfire_cli.workflows.ranks import Ranks
 from starfire_cli.workflows.rebuild import runs_code
 from starfire_cli.workflows.request import TrainRequest
 from starfire_cli.workflows.resuming import open_session, save
+from starfire_cli.workflows.run_folder import RunFolder
 from starfire_cli.workflows.session import Session
 from starfire_cli.workflows.signals import Signals
 from starfire_cli.workflows.update import update
@@ -52,17 +53,18 @@ def train(
     Raises StarfireError and BadOption with one clear line; what was saved before stays whole.
     """
     ranks = Ranks(runtime.world())
-    with ranks.explaining():
+    with ranks.explaining(), ExitStack() as held:
         ranks.join()
-        session = open_session(request, given, decoding if ranks.first else None, ranks)
+        folder = RunFolder(held)
+        session = open_session(request, given, decoding if ranks.first else None, ranks, folder)
         yield plan_of(session)
         if not request.dry_run:
-            yield from _trained(session)
+            yield from _trained(session, folder)
         ranks.leave()
 
 
-def _trained(session: Session) -> Iterator[Record]:
-    session.run = run = Run(session.ranks.only_first(lambda: _open_run(session).path))
+def _trained(session: Session, folder: RunFolder) -> Iterator[Record]:
+    session.run = run = Run(session.ranks.only_first(lambda: folder.open(session)))
     if session.request.cuda_graphs:
         one = partial(update, session, look=lambda sums: None)
         session.graph = StepGraph(one, session.optimizer, session.pruner, session.request.batch_size or 0)
@@ -74,7 +76,7 @@ def _trained(session: Session) -> Iterator[Record]:
         steps=session.steps,
         steps_per_epoch=session.steps_per_epoch,
         resumed=session.resumed,
-        notes=(*session.notes, *session.delays(), *session.data.info.notes),
+        notes=(*session.notes, *folder.notes, *session.delays(), *session.data.info.notes),
     )
     try:
         with Signals() as signals, session.ranks.explaining(lambda: last_good(run)):
@@ -83,6 +85,13 @@ def _trained(session: Session) -> Iterator[Record]:
         raise StarfireError(
             f"out of memory on {session.device} with --batch-size {session.request.batch_size}; a smaller one, "
             f"--accumulate 2 or --amp needs less. {last_good(run)}"
+        ) from error
+    except ValueError as error:  # beforehand nobody knows how many of a batch are corrupt (`lone_images.py`)
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise StarfireError(
+            f"step {session.at.step + 1} has one image left that is not corrupt, too few for BatchNorm; leave corrupt "
+            f"images out of the data, or give another --batch-size. {last_good(run)}"
         ) from error
     except RuntimeError as error:  # torch tells of a killed worker inside whatever step is under way
         lost = worker_failure(error, session.request.workers, DataOptions().timeout)
@@ -174,9 +183,13 @@ def _one_epoch(session: Session, run: Run, signals: Signals) -> Iterator[Record]
     row = {k: v for k, v in dataclasses.asdict(record).items() if k != "best" and v is not None}
     at.batch, at.images, at.loss_sum, at.correct, at.seconds, at.mask_seconds = 0, 0, 0.0, 0.0, 0.0, 0.0
     # The row first: a kill between the two leaves a row too many, which resuming drops, never a hole.
-    if session.ranks.first:
-        run.append_metrics(row)
-    save(session, run.last, row)
+    before = run.append_metrics(row) if session.ranks.first else 0
+    try:
+        save(session, run.last, row)
+    except BaseException:
+        if session.ranks.first:
+            run.cut_metrics(before)
+        raise
     if best:
         save(session, run.best, row)
     yield record
@@ -199,23 +212,6 @@ def _step(session: Session, meter: Meter, images: Tensor, labels: Tensor) -> Non
         session.agreement.counts()
     if session.ema is not None:
         session.ema.update_parameters(session.model)
-
-
-def _open_run(session: Session) -> Run:
-    request = session.request
-    if session.run is None:
-        default = f"{session.data.info.name}-{session.pruning.method_spec.partition(':')[0]}-{session.pruning.target:g}"
-        again = request.resume is not None and request.name is not None and not session.resumed
-        named = request.out / (request.name or default)
-        # With `--resume auto` a run that was ended before its first checkpoint begins again where it was.
-        session.run = Run(named) if again and named.is_dir() else Run.create(request.out, request.name, default)
-    if request.init is not None and not session.resumed:
-        read = files_of(find_checkpoint(request.init))
-        for path in session.run.files:
-            refuse_overwriting(path, read, option="--name")
-    session.run.write_config(config_of(session))
-    session.run.truncate_metrics(session.at.epoch)
-    return session.run
 
 
 def _metrics_so_far(session: Session) -> dict[str, object]:

@@ -22,7 +22,7 @@ def update(session: Session, images: Tensor, labels: Tensor, look: Callable[[Ten
     request, optimizer = session.request, session.optimizer
     whole = session.whole_batch(len(labels))
     sums = torch.zeros(2, dtype=session.exact, device=labels.device)
-    for part in parts(images, labels, request.accumulate):
+    for part in parts(images, labels, request.accumulate, pairs=session.pairs):
         with session.syncing(part.last):
             pixels = _attacked(session, part, whole) if session.adversary is not None else part.images
             with session.autocast():

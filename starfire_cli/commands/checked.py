@@ -1,0 +1,39 @@
+"""The command class: every value that was given is checked here once, whichever command and option it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from typer.core import TyperCommand
+
+from starfire_cli.errors import BadOption
+from starfire_cli.values import check_value
+
+
+class CheckedCommand(TyperCommand):
+    """A command that takes no empty text, and no number that cannot be computed with."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer's own. Raises BadOption that repeats the value."""
+        # As they were typed: an empty path has become the current folder by the time that it is a Path.
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for param in self.params:
+            name = param.opts[0] if param.opts[0].startswith("-") else str(param.name).upper()
+            for text in _each(given.get(str(param.name))):
+                if isinstance(text, str) and not text.strip():
+                    wanted = getattr(param, "metavar", None) if name.startswith("-") else None
+                    raise BadOption(f"{name} {text!r} is empty; leave it out, or give {wanted or 'it a value'}")
+        rest = super().parse_args(ctx, args)
+        for param in self.params:
+            name = param.opts[0] if param.opts else str(param.name)
+            for value in _each(ctx.params.get(str(param.name))):
+                check_value(name, str(param.name), value)
+        return rest
+
+
+def _each(value: object) -> Iterator[object]:
+    if isinstance(value, list | tuple):
+        yield from value
+    else:
+        yield value

@@ -1,0 +1,74 @@
+"""Numbers as people write them on a command line, and how large they may be."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+from starfire_cli.errors import BadOption
+
+T = TypeVar("T", int, float)
+
+LARGEST = 3.4e38
+"""Of a float: the largest of float32, in which networks compute."""
+
+LARGEST_WHOLE = 2**63 - 1
+"""Of a whole number: the largest of int64, in which torch and numpy count."""
+
+RANGES: dict[str, tuple[int, int, str]] = {
+    "image_size": (1, 1 << 14, "pixels a side, 1 to 16384"),
+    "workers": (0, 1024, "processes, 0 to 1024"),
+    "threads": (1, 1024, "1 to 1024"),
+}
+"""Options, by parameter name, whose every value would be accepted by whoever reads it, and then take all there is."""
+
+
+def parse_number(text: str) -> float:
+    """`0.01` or `8/255` to a float. Raises ValueError, also for what is not finite."""
+    above, slash, below = text.partition("/")
+    try:
+        number = float(above) / float(below) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{text!r} is not a number") from None
+    if not abs(number) <= LARGEST:
+        raise ValueError(f"{text!r} is not a number below {LARGEST:g}")
+    return number
+
+
+def parse_whole(text: str) -> int:
+    """`12` to an int. Raises ValueError, also for what int64 does not hold."""
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", text, re.ASCII) or abs(int(text)) > LARGEST_WHOLE:
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def parse_list(option: str, text: str, one: Callable[[str], T], example: str) -> tuple[T, ...]:
+    """`30,60` to numbers, each read by `one`. Raises BadOption that repeats the part that is none."""
+    found = []
+    for part in text.split(","):
+        try:
+            found.append(one(part))
+        except ValueError:
+            raise BadOption(f"{option} {text!r}: {part.strip()!r} is no number in a list such as {example}") from None
+    return tuple(found)
+
+
+def check_value(option: str, name: str, value: object) -> None:
+    """Raises BadOption for a number that nothing can be done with.
+
+    Args:
+        option: as the user writes it, for the message.
+        name: of the parameter, by which `RANGES` knows it.
+        value: as it was read; what is no number passes.
+    """
+    if isinstance(value, bool):
+        return
+    if isinstance(value, float) and not abs(value) <= LARGEST:
+        raise BadOption(f"{option} {value:g} is not a number that can be computed with; up to {LARGEST:g} works")
+    if not isinstance(value, int):
+        return
+    low, high, words = RANGES.get(name, (-LARGEST_WHOLE, LARGEST_WHOLE, "a whole number below 2 ** 63"))
+    if not low <= value <= high:
+        raise BadOption(f"{option} {value if math.log10(abs(value) + 1) < 40 else '...'} is out of range: {words}")
