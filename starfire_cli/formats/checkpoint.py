@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from starfire_cli.errors import Mismatch, StarfireError
-from starfire_cli.formats import _fold, _safetensors, _torch_file, _unwrap
+from starfire_cli.formats import _fold, _reparam, _safetensors, _torch_file, _unwrap
 from starfire_cli.formats.atomic import atomic_write
 from starfire_cli.pruning.masks import Masks, digest, disagreements, pack_bits, unpack_bits
 from starfire_cli.text import printable
@@ -33,6 +33,8 @@ class Checkpoint:
         meta: what `train` and `prune-mask` write down; empty for files of others.
         training: optimizer, scheduler, era and so on, only if asked for.
         notes: what had to be done to read it (a prefix stripped, masks folded in), for people.
+        digest_matches: whether the masks are those of the digest that was written with them.
+        parts: of weights in `state` that the file holds reparametrised, by the weight's key; see `_reparam`.
     """
 
     path: Path
@@ -42,6 +44,8 @@ class Checkpoint:
     meta: dict[str, Any]
     training: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    digest_matches: bool = True
+    parts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 def save(
@@ -115,7 +119,16 @@ def _load(path: Path, *, training: bool, strict: bool) -> Checkpoint:
         return _load_own(path, content, training=training, strict=strict)
     state, notes = _unwrap.unwrap(content, path)
     state, masks, folded = _fold.fold(state)
-    return Checkpoint(path=path, format=kind, state=state, masks=masks or None, meta={}, notes=tuple(notes + folded))
+    plain = _reparam.fold_parts(state, masks)
+    return Checkpoint(
+        path=path,
+        format=kind,
+        state=plain.state,
+        masks=plain.masks or None,
+        meta={},
+        notes=(*notes, *folded, *plain.notes),
+        parts=plain.parts,
+    )
 
 
 def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bool) -> Checkpoint:
@@ -135,7 +148,8 @@ def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bo
         if key not in state or state[key].shape != masks[key].shape:
             raise StarfireError(f"{path}: the mask of {key} has no weight of its shape {tuple(masks[key].shape)}")
     notes = []
-    if digest(masks) != content.get("masks_digest"):
+    digest_matches = digest(masks) == content.get("masks_digest")
+    if not digest_matches:
         problem = "the masks do not match the digest written with them"
         if strict:
             raise Mismatch(f"{path}: {problem}")
@@ -146,7 +160,14 @@ def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bo
                 raise Mismatch(f"{path}: {key} has {back} dead weights that are not zero")
     rest = {key: value for key, value in content.items() if key not in _OWN} if training else None
     return Checkpoint(
-        path=path, format=FORMAT, state=state, masks=masks or None, meta=meta, training=rest, notes=tuple(notes)
+        path=path,
+        format=FORMAT,
+        state=state,
+        masks=masks or None,
+        meta=meta,
+        training=rest,
+        notes=tuple(notes),
+        digest_matches=digest_matches,
     )
 
 
