@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from starfire_cli.errors import BadOption
+from starfire_cli.errors import BadOption, option
 
 if TYPE_CHECKING:
     import torch
@@ -86,13 +86,14 @@ def pick_device(name: str = "auto", world: World | None = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise BadOption(f"--device {name!r} is no torch device; try auto, cpu, cuda or cuda:1") from None
+        raise BadOption(f"{option('device', name)} is no torch device; try auto, cpu, cuda or cuda:1") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BadOption(
-            f"--device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices here; --device cpu works"
+            f"{option('device', name)}: torch sees {torch.cuda.device_count()} CUDA devices here; "
+            f"{option('device', 'cpu')} works"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise BadOption(f"--device {name!r}: there is no MPS device here; --device cpu works")
+        raise BadOption(f"{option('device', name)}: there is no MPS device here; {option('device', 'cpu')} works")
     return device
 
 

@@ -18,6 +18,7 @@ from starfire_cli.commands.options import (
     DataSpec,
     Device,
     Json,
+    Weights,
     Workers,
 )
 from starfire_cli.errors import BadOption, Mismatch
@@ -47,6 +48,7 @@ def inspect(
             show_default=False,
         ),
     ] = None,
+    weights: Weights = None,
     image: Annotated[
         str | None,
         typer.Option(
@@ -95,8 +97,7 @@ def inspect(
     Any checkpoint will do: starfire's own, packed or not, state dicts, safetensors, other tools' pruned models.
     With two checkpoints, show what lies between them; with --evaluate, also how many predictions flipped.
     """
-    from starfire_cli.workflows.inspect import inspect as examine
-    from starfire_cli.workflows.inspect import open_checkpoint
+    from starfire_cli.workflows.inspect import inspect_fitted, open_checkpoint
     from starfire_cli.workflows.rebuild import parse_input
 
     if sort not in SORTS:
@@ -106,16 +107,16 @@ def inspect(
     if other is None and (evaluate or data is not None):
         raise BadOption("--evaluate and --data are for two checkpoints; starfire attack measures a single one")
     size = parse_input(image)
-    first = open_checkpoint(checkpoint)
-    found = [examine(first, model=model, image=size)]
+    one, first = inspect_fitted(open_checkpoint(checkpoint, weights), model=model, image=size)
+    found = [one]
     if other is None:
         names = _listed(found[0], layers)
         _show_one(found[0], _sorted(found[0].layers, names, sort), as_json, as_csv)
     else:
         from starfire_cli.workflows.compare import compare, predictions
 
-        second = open_checkpoint(other)
-        found.append(examine(second, model=model, image=size))
+        two, second = inspect_fitted(open_checkpoint(other, weights), model=model, image=size)
+        found.append(two)
         compared = compare(first, second, *found)
         if evaluate or data is not None:
             flips = predictions(

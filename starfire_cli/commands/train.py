@@ -75,6 +75,7 @@ from starfire_cli.commands.train_options import (
     ValFraction,
     Warmup,
     WeightDecay,
+    Weights,
 )
 from starfire_cli.errors import BadOption
 from starfire_cli.registry import parse_number
@@ -104,6 +105,7 @@ def train(
     model: Model = None,
     recipe: Recipe = None,
     init: Init = None,
+    weights: Weights = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     batch_size_per_device: BatchSizePerDevice = None,

@@ -111,6 +111,15 @@ Init = Annotated[
     Path | None,
     _opt("--init", metavar="CKPT", panel=MODEL_PANEL, help="Start from these weights; what is dead there stays dead."),
 ]
+Weights = Annotated[
+    str | None,
+    _opt(
+        "--weights",
+        metavar="NAME",
+        panel=MODEL_PANEL,
+        help="Of an --init with several networks: model (what was trained), ema (its average), or a name in the file.",
+    ),
+]
 Epochs = Annotated[
     int | None,
     _opt("--epochs", "-e", metavar="N", panel=OPTIM_PANEL, help="The recipe's era and drops are scaled along."),

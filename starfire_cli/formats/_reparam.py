@@ -1,4 +1,4 @@
-"""Folds reparametrised weights (weight_norm, spectral_norm, chains of parametrizations) of a state dict into plain ones.
+"""Folds reparametrised weights (weight_norm, spectral_norm, parametrizations) of a state dict into plain ones.
 
 torch keeps such a weight in parts: `X_g` and `X_v`, `X_orig` with `X_u` and `X_v`, or `parametrizations.X.*`. A part is
 no weight: zeros in it, or a change of one part alone, do to the weight what nobody asked for.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from starfire_cli.pruning.masks import Masks
-from starfire_cli.text import counted
+from starfire_cli.text import counted, some
 
 _CHAIN = re.compile(r"((?:.+\.)?)parametrizations\.([^.]+)\.(?:(original[01]?)|(\d+)\.(.+))")
 _CONSISTENT = 0.5  # cosine; power iteration leaves it near 1, chance near 0
@@ -91,8 +91,9 @@ def fold_parts(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Fold
             plain[key] = tensor
     notes = [f"{counted(count, 'weight')} computed by {rule} folded into plain ones" for rule, count in rules.items()]
     if unknown:
-        shown = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
-        notes.append(f"computed by a rule that the file does not name, so left in parts and never pruned: {shown}")
+        notes.append(
+            f"computed by a rule that the file does not name, so left in parts and never pruned: {some(unknown)}"
+        )
     parts = {key: {part: state[part] for part in groups[key].keys} for key in weights}
     return Folded(state=plain, masks=folded_masks, parts=parts, notes=notes)
 
@@ -197,5 +198,3 @@ def _is_mask(mask: Tensor, weight: Tensor) -> bool:
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-

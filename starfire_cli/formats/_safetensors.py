@@ -48,7 +48,7 @@ def _load_shard(index: Path, name: str) -> dict[str, Tensor]:
         return _load_one(shard)
     if kind not in ("torch", "torch-legacy"):
         raise StarfireError(f"{index} names the shard {name}, which is a {kind} file")
-    return _unwrap.unwrap(_torch_file.load(shard, kind), shard)[0]
+    return _unwrap.shard_state(_torch_file.load(shard, kind), shard)
 
 
 def _load_one(path: Path) -> dict[str, Tensor]:

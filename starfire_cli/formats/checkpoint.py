@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starfire_cli.errors import Mismatch, StarfireError
+from starfire_cli.errors import BadOption, Mismatch, StarfireError, option
 from starfire_cli.formats import _fold, _reparam, _safetensors, _torch_file, _unwrap
 from starfire_cli.formats.atomic import atomic_write
 from starfire_cli.pruning.masks import Masks, digest, disagreements, pack_bits, unpack_bits
@@ -83,7 +83,7 @@ def save(
         torch.save(content, file)
 
 
-def load(path: Path, *, training: bool = False, strict: bool = True) -> Checkpoint:
+def load(path: Path, *, training: bool = False, strict: bool = True, weights: str | None = None) -> Checkpoint:
     """Read a checkpoint of any format, told by its content: ours, state dicts and wrappers, safetensors, packed.
 
     No code in the file is ever run. Damage that the format can show is found before anything is returned: every
@@ -93,13 +93,15 @@ def load(path: Path, *, training: bool = False, strict: bool = True) -> Checkpoi
         path: the file, or the index of a sharded one.
         training: also return what `train --resume` needs.
         strict: refuse a file whose dead weights are not zero; without it the caller compares masks and weights itself.
+        weights: "model" for what was trained, "ema" for its average, or a name in the file, where it holds several
+            networks; None: what was trained, if it is there (our own `.pt`: what was measured).
 
     Raises:
         StarfireError: it cannot be read, is damaged, or holds no weights; one line that names what is wrong.
         Mismatch: `strict`, and masks contradict weights or their digest.
     """
     try:
-        found = _load(path, training=training, strict=strict)
+        found = _load(path, training=training, strict=strict, weights=weights)
         for part in ("model", "data", "pruning", "metrics"):
             if not isinstance(found.meta.get(part) or {}, dict):
                 raise StarfireError(f"{path}: its metadata are damaged: {part} is no set of names and values")
@@ -108,16 +110,18 @@ def load(path: Path, *, training: bool = False, strict: bool = True) -> Checkpoi
         raise type(error)(printable(str(error))) from None  # names in the file may hold anything
 
 
-def _load(path: Path, *, training: bool, strict: bool) -> Checkpoint:
+def _load(path: Path, *, training: bool, strict: bool, weights: str | None) -> Checkpoint:
     kind = _torch_file.sniff(path)
     if kind == "packed":
         from starfire_cli.formats import packed
 
-        return packed.load(path)
+        found = packed.load(path)
+        _refuse_weights(path, weights, ("ema",) if _says_average(found.meta) else ("model",))
+        return found
     content: Any = (_safetensors if kind in ("safetensors", "sharded") else _torch_file).load(path, kind)
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        return _load_own(path, content, training=training, strict=strict)
-    state, notes = _unwrap.unwrap(content, path)
+        return _load_own(path, content, training=training, strict=strict, weights=weights)
+    state, notes = _unwrap.unwrap(content, path, weights)
     state, masks, folded = _fold.fold(state)
     plain = _reparam.fold_parts(state, masks)
     return Checkpoint(
@@ -131,13 +135,21 @@ def _load(path: Path, *, training: bool, strict: bool) -> Checkpoint:
     )
 
 
-def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bool) -> Checkpoint:
+def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bool, weights: str | None) -> Checkpoint:
     """Check the parts of our own format against one another."""
     if content.get("version") != VERSION:
         raise StarfireError(f"{path} has format version {content.get('version')!r}; this starfire reads {VERSION}")
     state, packed_masks, meta = content.get("model"), content.get("masks"), content.get("meta")
     if not isinstance(state, dict) or not isinstance(packed_masks, dict) or not isinstance(meta, dict):
         raise StarfireError(f"{path} calls itself a starfire checkpoint but lacks model, masks or meta")
+    notes = []
+    raw = content.get("raw")
+    if isinstance(raw, dict):
+        notes.append(f"the weights are the average that training kept ({option('weights', 'model')}: as trained)")
+        if weights == "model":
+            state, notes = raw, ["the weights are those that were trained, not their average"]
+    average = isinstance(raw, dict) or _says_average(meta)
+    _refuse_weights(path, weights, ("ema", *(("model",) if raw is not None else ())) if average else ("model",))
     state = _unwrap.plain_state(state, path)
     masks: Masks = {}
     for key, entry in packed_masks.items():
@@ -147,7 +159,6 @@ def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bo
             raise StarfireError(f"{path}: the mask of {key} cannot be read: {error}") from None
         if key not in state or state[key].shape != masks[key].shape:
             raise StarfireError(f"{path}: the mask of {key} has no weight of its shape {tuple(masks[key].shape)}")
-    notes = []
     digest_matches = digest(masks) == content.get("masks_digest")
     if not digest_matches:
         problem = "the masks do not match the digest written with them"
@@ -169,6 +180,18 @@ def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bo
         notes=tuple(notes),
         digest_matches=digest_matches,
     )
+
+
+def _says_average(meta: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint of ours holds the average that `train --ema` keeps."""
+    request = meta.get("request")
+    return isinstance(request, dict) and request.get("ema") is not None
+
+
+def _refuse_weights(path: Path, weights: str | None, there: tuple[str, ...]) -> None:
+    """Raises BadOption where the weights asked for are not among those that are there."""
+    if weights is not None and weights not in there:
+        raise BadOption(f"{option('weights', weights)}: {path} holds {' and '.join(there)} only")
 
 
 def _own_memory(tensor: Tensor) -> Tensor:

@@ -92,7 +92,9 @@ class Session:
         ]
         assert request.model is not None and request.epochs is not None
         self.net = build_model(request.model, num_classes=len(info.classes), image_size=info.image_size)
-        initial = load(find_checkpoint(request.init)) if resume is None and request.init is not None else resume
+        initial = resume
+        if resume is None and request.init is not None:
+            initial = load(find_checkpoint(request.init), weights=request.weights)
         # What prune-mask --shrink made smaller stays so.
         self.shrink = recipe_of(initial) if initial is not None else {}
         apply_shrink(self.net, self.shrink)

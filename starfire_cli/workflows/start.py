@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from torch import Tensor, nn
+from torch import nn
 
-from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.pruning import Layer, Masks, layers_of_model, select
+from starfire_cli.workflows.fitting import fitted, other_classes, refuse
 from starfire_cli.workflows.request import TrainRequest
 
 
@@ -43,29 +43,18 @@ def take_weights(
     if checkpoint is None:
         return start
     if resume is not None:
-        _load(net, (resume.training or {}).get("raw", resume.state), request.model)
+        checkpoint = replace(resume, state=(resume.training or {}).get("raw", resume.state))
+    checkpoint = fitted(net, checkpoint)
+    head = other_classes(net, checkpoint.state, classes) if resume is None else []
+    if head:
+        start.notes.append(f"{', '.join(head)} start fresh: the checkpoint was trained on other classes")
     else:
-        head = _load(net, checkpoint.state, request.model, classes)
-        if head:
-            start.notes.append(f"{', '.join(head)} start fresh: the checkpoint was trained on other classes")
+        refuse(net, checkpoint, request.model)
+    net.load_state_dict({key: tensor for key, tensor in checkpoint.state.items() if key not in head}, strict=False)
+    if resume is None:
+        start.notes += checkpoint.notes
     masks = checkpoint.masks or {}
-    start.masks = {layer.key: masks[layer.key] for layer in found if layer.key in masks}
+    start.masks = {layer.key: masks[layer.key] for layer in found if layer.key in masks and layer.key not in head}
     # What came in dead stays dead, also in layers that this run's method does not touch.
     start.layers = [layer for layer in found if layer in layers or layer.key in start.masks]
     return start
-
-
-def _load(net: nn.Module, state: dict[str, Tensor], model: str | None, classes: int | None = None) -> list[str]:
-    """Take weights over, except, where `classes` is given, a classifier's for others; returns what was left out."""
-    own = net.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    extra = [k for k in state if k not in own]
-    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
-    head = [k for k in wrong if own[k].shape == (classes, *state[k].shape[1:])]
-    if missing or extra or len(wrong) > len(head):
-        first = [*missing, *extra, *(k for k in wrong if k not in head)][0]
-        what = "is missing there" if missing else "is unknown to the model" if extra else "has another shape"
-        count = len(missing) + len(extra) + len(wrong) - len(head)
-        raise StarfireError(f"the checkpoint does not fit --model {model}: {first} {what} ({count} tensors in all)")
-    net.load_state_dict({k: v for k, v in state.items() if k not in head}, strict=False)
-    return head
