@@ -10,6 +10,7 @@ from torch import Tensor
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats import _torch_file, _unwrap
+from starfire_cli.formats._names import utf8_name
 from starfire_cli.text import by_number
 
 
@@ -53,7 +54,7 @@ def _load_shard(index: Path, name: str) -> dict[str, Tensor]:
 
 def _load_one(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with utf8_name(path) as name, safe_open(str(name), framework="pt") as file:
             return {key: file.get_tensor(key) for key in sorted(file.keys(), key=by_number)}
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, OSError) as error:
         text = " ".join(str(error).split())[:200]

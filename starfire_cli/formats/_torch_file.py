@@ -17,6 +17,7 @@ from torch.serialization import safe_globals
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats import _zip_check
 from starfire_cli.formats._inert import Called, stand_in
+from starfire_cli.formats._names import utf8_name
 
 _ADVICE = "loading never runs code; where it was made, torch.save(model.state_dict(), ...) writes a file that loads"
 _MOST_CLASSES = 200  # different foreign classes in one file: more than any model has
@@ -69,7 +70,8 @@ def load(path: Path, kind: str) -> Any:
         try:
             with warnings.catch_warnings(), safe_globals([(cls, name) for name, cls in stand_ins.items()]):
                 warnings.simplefilter("ignore")  # of torch's own about old formats
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "torch")
+                with utf8_name(path) as name:
+                    return torch.load(name, map_location="cpu", weights_only=True, mmap=kind == "torch")
         except Called as error:
             raise StarfireError(f"{path}: refused: it wants to call {error}; {_ADVICE}") from None
         except pickle.UnpicklingError as error:

@@ -113,7 +113,7 @@ class _Sorter:
         bias = self._state.get(f"{_stem(key)}.bias".lstrip("."))
         if bias is not None and bias.ndim > 1:
             return "its bias has more than one axis: a norm or a table"
-        if _is_constant(tensor):
+        if bias is None and _is_constant(tensor):
             return "a table of constants"
         return self._not_linear(key) if tensor.ndim == 2 else self._not_convolution(key)
 

@@ -38,7 +38,9 @@ def fitted(net: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
         in_parts = target not in own and parts <= own
         dropped |= {target} if in_parts else parts - own
     if dropped & targets.keys():
-        notes.append("the network computes these from parts, as the file has them: " + some(sorted(targets & dropped)))
+        notes.append(
+            "the network computes these from parts, as the file has them: " + some(sorted(dropped & targets.keys()))
+        )
     state = {names[key]: tensor for key, tensor in full.items() if key in names and names[key] not in dropped}
     masks = {names[key]: mask for key, mask in (checkpoint.masks or {}).items() if names.get(key) in state}
     return replace(
@@ -96,7 +98,8 @@ def _hint(net: nn.Module, checkpoint: Checkpoint) -> str:
     own = net.state_dict().keys()
     for key in (*own, *checkpoint.state):
         stem, _, last = key.rpartition(".")
-        whole = f"{stem}.{last.removesuffix('_g')}".lstrip(".") if last.endswith("_g") else ""
+        part = next((part for part in ("_g", "_orig") if last.endswith(part)), "")
+        whole = f"{stem}.{last.removesuffix(part)}".lstrip(".") if part else ""
         if "parametrizations." in key:
             before, _, after = key.partition("parametrizations.")
             whole = before + after.partition(".")[0]

@@ -130,7 +130,10 @@ def open_job(request: PruneRequest) -> Job:
     checkpoint = files.load(find_checkpoint(request.checkpoint), weights=request.weights)
     found = prunable(checkpoint, request.model, request.trial.image_size)
     if not found.layers:
-        why = f"; --model SPEC says what it is: {some(found.unclear)}" if found.unclear else ""
+        why = f"; --model SPEC says what these are: {some(found.unclear)}" if found.unclear else ""
+        if not why and found.left_out:
+            name, reason = found.left_out[0]
+            why = f"; {name}: {reason}"
         raise StarfireError(
             f"{checkpoint.path} has no prunable layer: no convolution (4 axes) or linear weight (2 axes){why}"
         )
