@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from starfire_cli.errors import BadOption
+from starfire_cli.errors import BadOption, for_python
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     from starfire_cli.sparse import SparseNetwork
 
 
-def load(path: str | PathLike[str]) -> dict[str, Tensor]:
+def load(path: str | PathLike[str], *, weights: str | None = None) -> dict[str, Tensor]:
     """The state dict in a checkpoint of any format: packed, `.pt`, safetensors, or a run folder (its best).
+
+    Args:
+        path: the file or folder.
+        weights: of a file with several networks, `"model"` for what was trained, `"ema"` for its average, or a name in
+            the file. Default: what was trained, if it is there; of starfire's own, what was measured.
 
     Raises:
         StarfireError: the file is missing, damaged, or no checkpoint; one line that says which.
@@ -25,8 +30,11 @@ def load(path: str | PathLike[str]) -> dict[str, Tensor]:
     from starfire_cli.formats import checkpoint, packed
     from starfire_cli.formats.run import find_checkpoint
 
-    file = find_checkpoint(Path(path))
-    return packed.load_state(file) if packed.is_packed(file) else checkpoint.load(file).state
+    with for_python():
+        file = find_checkpoint(Path(path))
+        if packed.is_packed(file) and weights is None:
+            return packed.load_state(file)
+        return checkpoint.load(file, weights=weights).state
 
 
 def load_model(
@@ -35,6 +43,7 @@ def load_model(
     device: str = "cpu",
     sparse: bool = False,
     model: str | None = None,
+    weights: str | None = None,
     num_classes: int | None = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
@@ -47,6 +56,7 @@ def load_model(
         sparse: run on the CPU from the weights that are not zero (docs/inference.md). Where llvmlite is missing (it
             comes with the extra `fast`), one warning says so and the network is dense.
         model: which network it is (`resnet50`, `timm:NAME`, `package.module:callable`), if the file does not say.
+        weights: as for `load`.
         num_classes: how many logits it gives, if the file does not say.
         mean: of the pixels it was trained on, in [0, 1] per channel, if the file does not say.
         std: likewise.
@@ -62,11 +72,12 @@ def load_model(
     from starfire_cli.formats.run import find_checkpoint
     from starfire_cli.workflows.ready import as_trained
 
-    file = checkpoint.load(find_checkpoint(Path(path)))
-    place = runtime.pick_device(device)
-    if sparse and place.type != "cpu":
-        raise BadOption(f"sparse=True runs on the CPU, not on device={device!r}; leave one of them out")
-    net = as_trained(file, place, model=model, num_classes=num_classes, mean=mean, std=std).model
+    with for_python():
+        file = checkpoint.load(find_checkpoint(Path(path)), weights=weights)
+        place = runtime.pick_device(device)
+        if sparse and place.type != "cpu":
+            raise BadOption(f"sparse=True runs on the CPU, not on device={device!r}; leave one of them out")
+        net = as_trained(file, place, model=model, num_classes=num_classes, mean=mean, std=std).model
     if not sparse:
         return net
     from starfire_cli.sparse import missing

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
 
 
@@ -31,3 +34,24 @@ def unknown(noun: str, given: str, known: Iterable[str]) -> BadOption:
     close = get_close_matches(given, names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return BadOption(f"unknown {noun} {given!r}; there are: {', '.join(names)}.{hint}")
+
+
+_in_python: ContextVar[bool] = ContextVar("in_python", default=False)
+
+
+@contextmanager
+def for_python() -> Iterator[None]:
+    """Within it, `option` names arguments of the Python interface instead of options of the command line."""
+    token = _in_python.set(True)
+    try:
+        yield
+    finally:
+        _in_python.reset(token)
+
+
+def option(name: str, value: object = None) -> str:
+    """What a user writes to give `value`, or any value if None: `--num-classes 5`, or `num_classes=5` in Python."""
+    if _in_python.get():
+        return f"{name}={'...' if value is None else repr(value)}"
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"--{name.replace('_', '-')}" + ("" if value is None else f" {shlex.quote(text)}")

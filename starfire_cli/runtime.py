@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from starfire_cli.errors import BadOption
+from starfire_cli.errors import BadOption, option
 from starfire_cli.text import reason
 
 if TYPE_CHECKING:
@@ -87,19 +87,22 @@ def pick_device(name: str = "auto", world: World | None = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise BadOption(f"--device {name!r} is no torch device; try auto, cpu, cuda or cuda:1") from None
+        raise BadOption(f"{option('device', name)} is no torch device; try auto, cpu, cuda or cuda:1") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BadOption(
-            f"--device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices here; --device cpu works"
+            f"{option('device', name)}: torch sees {torch.cuda.device_count()} CUDA devices here; "
+            f"{option('device', 'cpu')} works"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise BadOption(f"--device {name!r}: there is no MPS device here; --device cpu works")
+        raise BadOption(f"{option('device', name)}: there is no MPS device here; {option('device', 'cpu')} works")
     if device.type not in ("cpu", "cuda", "mps"):  # torch knows many names: of hardware, and of what computes nothing
         try:
             torch.ones(1, device=device).item()
         except Exception as error:
             why = reason(error, 80)
-            raise BadOption(f"--device {name!r} cannot be used here ({why}); --device cpu works") from error
+            raise BadOption(
+                f"{option('device', name)} cannot be used here ({why}); {option('device', 'cpu')} works"
+            ) from error
     return device
 
 

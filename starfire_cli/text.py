@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def printable(text: str, limit: int = 400) -> str:
@@ -36,6 +36,12 @@ def shape_text(shape: Iterable[int]) -> str:
 def counted(count: int, noun: str) -> str:
     """`1 epoch`, `8 epochs`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """`a, b, c and 4 more`."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def by_number(key: str) -> list[tuple[bool, int, str]]:

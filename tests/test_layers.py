@@ -76,7 +76,6 @@ def test_a_state_dict_also_holds_other_things() -> None:
     }
     assert [(layer.name, layer.key, layer.kind) for layer in layers_of_state(state)] == [
         ("conv", "conv.weight", "window"),
-        ("proj", "proj", "linear"),
     ]
 
 

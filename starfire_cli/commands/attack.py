@@ -11,6 +11,7 @@ import typer
 from starfire_cli.commands.attack_options import (
     Against,
     AgainstModel,
+    AgainstWeights,
     Amp,
     AttackSpec,
     BatchSize,
@@ -38,6 +39,7 @@ from starfire_cli.commands.options import (
     OutputPath,
     Seed,
     Std,
+    Weights,
     Workers,
 )
 from starfire_cli.values import parse_number
@@ -58,6 +60,8 @@ def attack(
     images: Images = None,
     model: Model = None,
     against_model: AgainstModel = None,
+    weights: Weights = None,
+    against_weights: AgainstWeights = None,
     mean: Mean = None,
     std: Std = None,
     image_size: ImageSize = None,
@@ -97,6 +101,8 @@ def attack(
         images=images,
         model=model,
         against_model=against_model,
+        weights=weights,
+        against_weights=against_weights,
         mean=parse_channels(mean, "--mean"),
         std=parse_channels(std, "--std"),
         image_size=image_size,

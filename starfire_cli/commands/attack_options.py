@@ -119,6 +119,16 @@ AgainstModel = Annotated[
         show_default=False,
     ),
 ]
+AgainstWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--against-weights",
+        metavar="NAME",
+        help="As --weights, of the checkpoint after --against.",
+        rich_help_panel=DATA_PANEL,
+        show_default=False,
+    ),
+]
 ImageSize = Annotated[
     int | None,
     typer.Option(

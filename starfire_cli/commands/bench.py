@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from starfire_cli.commands.options import OUTPUT_PANEL, RUNTIME_PANEL, CheckpointPath, Json, Mean, Std
+from starfire_cli.commands.options import OUTPUT_PANEL, RUNTIME_PANEL, CheckpointPath, Json, Mean, Std, Weights
 
 
 def bench(
@@ -54,6 +54,7 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    weights: Weights = None,
     num_classes: Annotated[
         int | None,
         typer.Option(
@@ -89,6 +90,7 @@ def bench(
         seconds=seconds,
         compile=compile_too,
         model=model,
+        weights=weights,
         num_classes=num_classes,
         mean=parse_channels(mean, "--mean"),
         std=parse_channels(std, "--std"),

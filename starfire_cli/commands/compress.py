@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from starfire_cli.commands.options import OUTPUT_PANEL, CheckpointPath, Device, Json, Mean, OutputPath, Std
+from starfire_cli.commands.options import OUTPUT_PANEL, CheckpointPath, Device, Json, Mean, OutputPath, Std, Weights
 from starfire_cli.errors import BadOption
 
 _PACKING = "Packing"
@@ -88,6 +88,7 @@ def compress(
             show_default=False,
         ),
     ] = None,
+    weights: Weights = None,
     mean: Mean = None,
     std: Std = None,
     device: Device = "auto",
@@ -108,6 +109,8 @@ def compress(
         }
         for option in (text for text, there in given.items() if there):
             raise BadOption(f"{option} is for packing; {way} writes weights and masks as they are")
+    if unpack and weights is not None:
+        raise BadOption(f"--weights {weights}: a packed file holds one network")
     if to != "onnx" and (mean is not None or std is not None):
         raise BadOption("--mean and --std are for --to onnx, which writes a network that takes pixels in [0, 1]")
     if (data is not None or images is not None) and values == "exact":
@@ -126,6 +129,7 @@ def compress(
             to,
             out,
             model=model,
+            weights=weights,
             mean=parse_channels(mean, "--mean"),
             std=parse_channels(std, "--std"),
         )
@@ -142,6 +146,7 @@ def compress(
                 data=data,
                 images=images,
                 model=model,
+                weights=weights,
                 device=device,
             )
         )

@@ -20,6 +20,7 @@ from starfire_cli.commands.options import (
     Json,
     Mean,
     Std,
+    Weights,
     Workers,
 )
 from starfire_cli.errors import BadOption, Mismatch
@@ -49,6 +50,7 @@ def inspect(
             show_default=False,
         ),
     ] = None,
+    weights: Weights = None,
     image: Annotated[
         str | None,
         typer.Option(
@@ -99,8 +101,7 @@ def inspect(
     Any checkpoint will do: starfire's own, packed or not, state dicts, safetensors, other tools' pruned models.
     With two checkpoints, show what lies between them; with --evaluate, also how many predictions flipped.
     """
-    from starfire_cli.workflows.inspect import inspect as examine
-    from starfire_cli.workflows.inspect import open_checkpoint
+    from starfire_cli.workflows.inspect import inspect_fitted, open_checkpoint
     from starfire_cli.workflows.rebuild import parse_input
 
     if sort not in SORTS:
@@ -112,8 +113,8 @@ def inspect(
     if not evaluate and data is None and (mean is not None or std is not None):
         raise BadOption("--mean and --std are for --evaluate, which shows images to two networks")
     size = parse_input(image)
-    first = open_checkpoint(checkpoint)
-    found = [examine(first, model=model, image=size)]
+    one, first = inspect_fitted(open_checkpoint(checkpoint, weights), model=model, image=size)
+    found = [one]
     if other is None:
         names = _listed(found[0], layers)
         _show_one(found[0], _sorted(found[0].layers, names, sort), as_json, as_csv)
@@ -121,8 +122,8 @@ def inspect(
         from starfire_cli.workflows.compare import compare, predictions
         from starfire_cli.workflows.network import parse_channels
 
-        second = open_checkpoint(other)
-        found.append(examine(second, model=model, image=size))
+        two, second = inspect_fitted(open_checkpoint(other, weights), model=model, image=size)
+        found.append(two)
         compared = compare(first, second, *found)
         if evaluate or data is not None:
             flips = predictions(

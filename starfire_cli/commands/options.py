@@ -31,6 +31,16 @@ RequiredCheckpointPath = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint of any kind, or a run folder (its best checkpoint).")
 ]
 
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="NAME",
+        help="Of a file with several networks: model (what was trained), ema (its average), or a name in the file.",
+        show_default=False,
+    ),
+]
+
 # Data
 DataSpec = Annotated[
     str | None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from starfire_cli.commands.options import OUTPUT_PANEL
+from starfire_cli.commands.options import OUTPUT_PANEL, Weights
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.report.console import say
 from starfire_cli.report.kinds import KINDS
@@ -54,6 +54,7 @@ def plot(
             show_default=False,
         ),
     ] = None,
+    weights: Weights = None,
     width: Annotated[
         float,
         typer.Option("--width", min=3, max=20, help="Inches; 5 or less lays pictures out for one column."),
@@ -115,7 +116,7 @@ def plot(
     if x not in ("epoch", "step"):
         raise BadOption(f"--x {x!r} is neither epoch nor step")
     if table is not None:
-        for option, given in (("--kind", kind), ("--html", html), ("--layer", layer)):
+        for option, given in (("--kind", kind), ("--html", html), ("--layer", layer), ("--weights", weights)):
             if given:
                 raise BadOption(f"--table {table} and {option} exclude each other; run the command twice")
         _table(paths or [], table, at, format, out, quiet)
@@ -126,7 +127,7 @@ def plot(
     _check(out, html)
     sources = gather(paths or [])
     _keep(sources, out=out, html=html)
-    _draw(sources, kinds, axis=x, layer=layer, width=width, dpi=dpi, out=out, html=html, quiet=quiet)
+    _draw(sources, kinds, axis=x, layer=layer, weights=weights, width=width, dpi=dpi, out=out, html=html, quiet=quiet)
 
 
 def _draw(
@@ -135,6 +136,7 @@ def _draw(
     *,
     axis: str,
     layer: str | None,
+    weights: str | None,
     width: float,
     dpi: int,
     out: Path | None,
@@ -148,7 +150,7 @@ def _draw(
     groups = group_runs(sources.runs)
     asked = bool(kinds)
     kinds = kinds or usual_kinds(sources.runs, sources.checkpoints, sources.curves)
-    material = _open(sources, kinds, groups, layer, quiet)
+    material = _open(sources, kinds, groups, layer, weights, quiet)
     figures, problems = {}, []
     for name in kinds:
         try:
@@ -184,7 +186,9 @@ def _draw(
             say(f"written {html}")
 
 
-def _open(sources: Sources, kinds: list[str], groups: list[Group], layer: str | None, quiet: bool) -> Material:
+def _open(
+    sources: Sources, kinds: list[str], groups: list[Group], layer: str | None, weights: str | None, quiet: bool
+) -> Material:
     """Look into the checkpoints that the pictures need."""
     from rich.progress import track
 
@@ -200,7 +204,7 @@ def _open(sources: Sources, kinds: list[str], groups: list[Group], layer: str | 
         from starfire_cli.workflows.plot_networks import look_into
 
         console = open_console(stderr=True)
-        looking = look_into(sources, paths, masks="kernels" in kinds, layers=layer)
+        looking = look_into(sources, paths, masks="kernels" in kinds, layers=layer, weights=weights)
         shown = console.is_terminal and not quiet and len(paths) > 1
         for found in track(looking, "checkpoints", len(paths), console=console, transient=True, disable=not shown):
             if isinstance(found, NetworkPicture):

@@ -24,6 +24,7 @@ from starfire_cli.commands.options import (
     Only,
     OutputPath,
     Seed,
+    Weights,
     Workers,
 )
 from starfire_cli.errors import BadOption
@@ -91,6 +92,7 @@ def prune_mask(
             show_default=False,
         ),
     ] = None,
+    weights: Weights = None,
     evaluate: Annotated[
         bool,
         typer.Option(
@@ -165,6 +167,7 @@ def prune_mask(
         only=tuple(only or ()),
         out=out,
         model=model,
+        weights=weights,
         eliminate=eliminate,
         shrink=shrink,
         recalibrate=recalibrate,

@@ -78,6 +78,7 @@ from starfire_cli.commands.train_options import (
     ValFraction,
     Warmup,
     WeightDecay,
+    Weights,
 )
 from starfire_cli.errors import BadOption
 from starfire_cli.values import parse_list, parse_number
@@ -110,6 +111,7 @@ def train(
     recipe: Recipe = None,
     init: Init = None,
     init_zeros: InitZeros = "dead",
+    weights: Weights = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     batch_size_per_device: BatchSizePerDevice = None,

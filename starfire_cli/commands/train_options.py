@@ -124,6 +124,15 @@ InitZeros = Annotated[
         rich_help_panel=MODEL_PANEL,
     ),
 ]
+Weights = Annotated[
+    str | None,
+    _opt(
+        "--weights",
+        metavar="NAME",
+        panel=MODEL_PANEL,
+        help="Of an --init with several networks: model (what was trained), ema (its average), or a name in the file.",
+    ),
+]
 Epochs = Annotated[
     int | None,
     _opt("--epochs", "-e", metavar="N", panel=OPTIM_PANEL, help="The recipe's era and drops are scaled along."),

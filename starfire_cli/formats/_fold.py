@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from starfire_cli.pruning.masks import Masks
 
 _NNCF = re.compile(r"__nncf_hooks\.post_hooks\.(.+)__\d+\.\d+\.binary_mask")
+_CHAIN = re.compile(r"((?:.+\.)?parametrizations\.[^.]+)\.")
 
 
 def fold(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Masks, list[str]]:
@@ -49,6 +51,7 @@ def fold(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Masks, list[str]]
 
 def _pairs(state: dict[str, Tensor]) -> Iterator[tuple[str, str, str]]:
     """(key of a weight, key of what may be its mask, what the masked weight is called)."""
+    chains = Counter(found[1] for key in state if (found := _CHAIN.match(key)))
     for key in state:
         if nncf := _NNCF.fullmatch(key):
             weight = nncf[1].replace(":", ".")
@@ -64,6 +67,8 @@ def _pairs(state: dict[str, Tensor]) -> Iterator[tuple[str, str, str]]:
             module = key.removesuffix(".mask")
             stem, _, index = module.rpartition(".")
             if index.isdigit() and ".parametrizations." in f".{stem}" and f"{stem}.original" in state:
+                if chains[stem] != 2:  # one rule of several: _reparam goes through them in order
+                    continue
                 owner, _, parameter = stem.rpartition("parametrizations.")
                 yield f"{stem}.original", key, f"{owner}{parameter}"
             elif f"{module}.weight" in state:

@@ -11,6 +11,7 @@ from torch import Tensor
 from starfire_cli.damage import reading
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats import _torch_file, _unwrap
+from starfire_cli.formats._names import utf8_name
 from starfire_cli.text import by_number
 
 
@@ -47,9 +48,9 @@ def _load_shard(index: Path, name: str) -> dict[str, Tensor]:
         return _load_one(shard)
     if kind not in ("torch", "torch-legacy"):
         raise StarfireError(f"{index} names the shard {name}, which is a {kind} file")
-    return _unwrap.unwrap(_torch_file.load(shard, kind), shard)[0]
+    return _unwrap.shard_state(_torch_file.load(shard, kind), shard)
 
 
 def _load_one(path: Path) -> dict[str, Tensor]:
-    with reading(path), safe_open(str(path), framework="pt") as file:
+    with reading(path), utf8_name(path) as name, safe_open(str(name), framework="pt") as file:
         return {key: file.get_tensor(key) for key in sorted(file.keys(), key=by_number)}

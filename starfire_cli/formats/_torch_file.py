@@ -18,6 +18,7 @@ from starfire_cli.damage import reading
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats import _zip_check
 from starfire_cli.formats._inert import Called, stand_in
+from starfire_cli.formats._names import utf8_name
 from starfire_cli.formats._pickle_check import Checker, NoCheckpoint, check_legacy
 
 _ADVICE = "loading never runs code; where it was made, torch.save(model.state_dict(), ...) writes a file that loads"
@@ -71,7 +72,8 @@ def load(path: Path, kind: str) -> Any:
         try:
             with warnings.catch_warnings(), safe_globals(stand_ins):
                 warnings.simplefilter("ignore")  # of torch's own about old formats
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "torch")
+                with utf8_name(path) as name:
+                    return torch.load(name, map_location="cpu", weights_only=True, mmap=kind == "torch")
         except Called as error:
             raise StarfireError(f"{path}: refused: it wants to call {error}; {_ADVICE}") from error
         except pickle.UnpicklingError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from starfire_cli.damage import Damaged, reading
-from starfire_cli.errors import Mismatch, StarfireError
-from starfire_cli.formats import _fold, _safetensors, _torch_file, _unwrap
+from starfire_cli.errors import BadOption, Mismatch, StarfireError, option
+from starfire_cli.formats import _fold, _reparam, _safetensors, _torch_file, _unwrap
 from starfire_cli.formats._plain import check_plain
 from starfire_cli.formats.atomic import atomic_write
 from starfire_cli.formats.container import checked_shape
@@ -36,6 +36,8 @@ class Checkpoint:
         meta: what `train` and `prune-mask` write down; empty for files of others.
         training: optimizer, scheduler, era and so on, only if asked for.
         notes: what had to be done to read it (a prefix stripped, masks folded in), for people.
+        digest_matches: whether the masks are those of the digest that was written with them.
+        parts: of weights in `state` that the file holds reparametrised, by the weight's key; see `_reparam`.
     """
 
     path: Path
@@ -45,6 +47,8 @@ class Checkpoint:
     meta: dict[str, Any]
     training: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    digest_matches: bool = True
+    parts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 def save(
@@ -82,7 +86,7 @@ def save(
         torch.save(content, file)
 
 
-def load(path: Path, *, training: bool = False, strict: bool = True) -> Checkpoint:
+def load(path: Path, *, training: bool = False, strict: bool = True, weights: str | None = None) -> Checkpoint:
     """Read a checkpoint of any format, told by its content: ours, state dicts and wrappers, safetensors, packed.
 
     No code in the file is ever run. Damage that the format can show is found before anything is returned: every
@@ -92,6 +96,8 @@ def load(path: Path, *, training: bool = False, strict: bool = True) -> Checkpoi
         path: the file, or the index of a sharded one.
         training: also return what `train --resume` needs.
         strict: refuse a file whose dead weights are not zero; without it the caller compares masks and weights itself.
+        weights: "model" for what was trained, "ema" for its average, or a name in the file, where it holds several
+            networks; None: what was trained, if it is there (our own `.pt`: what was measured).
 
     Raises:
         StarfireError: it cannot be read, is damaged, or holds no weights; one line that names what is wrong.
@@ -99,7 +105,7 @@ def load(path: Path, *, training: bool = False, strict: bool = True) -> Checkpoi
     """
     try:
         with reading(path):
-            found = _load(path, training=training, strict=strict)
+            found = _load(path, training=training, strict=strict, weights=weights)
             check_plain(found.meta, "metadata")
             check_plain(found.training or {}, "training state", tensors=True)
             for part in ("model", "data", "pruning", "metrics"):
@@ -110,21 +116,32 @@ def load(path: Path, *, training: bool = False, strict: bool = True) -> Checkpoi
         raise type(error)(printable(str(error))) from error  # names in the file may hold anything
 
 
-def _load(path: Path, *, training: bool, strict: bool) -> Checkpoint:
+def _load(path: Path, *, training: bool, strict: bool, weights: str | None) -> Checkpoint:
     kind = _torch_file.sniff(path)
     if kind == "packed":
         from starfire_cli.formats import packed
 
-        return packed.load(path)
+        found = packed.load(path)
+        _refuse_weights(path, weights, ("ema",) if _says_average(found.meta) else ("model",))
+        return found
     content: Any = (_safetensors if kind in ("safetensors", "sharded") else _torch_file).load(path, kind)
     if isinstance(content, dict) and _is_text(content.get("format"), FORMAT):
-        return _load_own(path, content, training=training, strict=strict)
-    state, notes = _unwrap.unwrap(content, path)
+        return _load_own(path, content, training=training, strict=strict, weights=weights)
+    state, notes = _unwrap.unwrap(content, path, weights)
     state, masks, folded = _fold.fold(state)
-    return Checkpoint(path=path, format=kind, state=state, masks=masks or None, meta={}, notes=tuple(notes + folded))
+    plain = _reparam.fold_parts(state, masks)
+    return Checkpoint(
+        path=path,
+        format=kind,
+        state=plain.state,
+        masks=plain.masks or None,
+        meta={},
+        notes=(*notes, *folded, *plain.notes),
+        parts=plain.parts,
+    )
 
 
-def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bool) -> Checkpoint:
+def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bool, weights: str | None) -> Checkpoint:
     """Check the parts of our own format against one another."""
     version = content.get("version")
     if type(version) is not int or version != VERSION:
@@ -133,6 +150,14 @@ def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bo
     state, packed_masks, meta = content.get("model"), content.get("masks"), content.get("meta")
     if not isinstance(state, dict) or not isinstance(packed_masks, dict) or not isinstance(meta, dict):
         raise StarfireError(f"{path} calls itself a starfire checkpoint but lacks model, masks or meta")
+    notes = []
+    raw = content.get("raw")
+    if isinstance(raw, dict):
+        notes.append(f"the weights are the average that training kept ({option('weights', 'model')}: as trained)")
+        if weights == "model":
+            state, notes = raw, ["the weights are those that were trained, not their average"]
+    average = isinstance(raw, dict) or _says_average(meta)
+    _refuse_weights(path, weights, ("ema", *(("model",) if raw is not None else ())) if average else ("model",))
     state = _unwrap.plain_state(state, path)
     masks: Masks = {}
     for key, entry in packed_masks.items():
@@ -142,7 +167,8 @@ def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bo
                 raise Damaged(f"there is no weight of its shape {shape_text(shape)}")
             masks[key] = unpack_bits(entry["bits"], shape)
     notes = []
-    if not _is_text(content.get("masks_digest"), digest(masks)):
+    digest_matches = _is_text(content.get("masks_digest"), digest(masks))
+    if not digest_matches:
         problem = "the masks do not match the digest written with them"
         if strict:
             raise Mismatch(f"{path}: {problem}")
@@ -153,12 +179,31 @@ def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bo
                 raise Mismatch(f"{path}: {key} has {back} dead weights that are not zero")
     rest = {key: value for key, value in content.items() if key not in _OWN} if training else None
     return Checkpoint(
-        path=path, format=FORMAT, state=state, masks=masks or None, meta=meta, training=rest, notes=tuple(notes)
+        path=path,
+        format=FORMAT,
+        state=state,
+        masks=masks or None,
+        meta=meta,
+        training=rest,
+        notes=tuple(notes),
+        digest_matches=digest_matches,
     )
 
 
 def _is_text(value: Any, text: str) -> bool:
     return isinstance(value, str) and value == text  # a tensor would compare itself element by element
+
+
+def _says_average(meta: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint of ours holds the average that `train --ema` keeps."""
+    request = meta.get("request")
+    return isinstance(request, dict) and request.get("ema") is not None
+
+
+def _refuse_weights(path: Path, weights: str | None, there: tuple[str, ...]) -> None:
+    """Raises BadOption where the weights asked for are not among those that are there."""
+    if weights is not None and weights not in there:
+        raise BadOption(f"{option('weights', weights)}: {path} holds {' and '.join(there)} only")
 
 
 def _own_memory(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from starfire_cli.errors import BadOption
+from starfire_cli.pruning.state_layers import SortedState, sort_state
 
 Kind = Literal["window", "pointwise", "linear"]
 
@@ -76,13 +77,13 @@ def layers_of_model(model: nn.Module) -> tuple[list[Layer], list[tuple[str, str]
     return layers, left_out
 
 
-def layers_of_state(state: Mapping[str, Tensor]) -> list[Layer]:
-    """The prunable layers of a bare state dict, by shape: 4-d is a convolution of one group, 2-d is linear."""
-    return [
-        _layer(key.removesuffix(".weight"), key, tuple(tensor.shape), 1)
-        for key, tensor in state.items()
-        if tensor.ndim in (2, 4) and tensor.is_floating_point() and tensor.numel()
-    ]
+def layers_of_state(state: Mapping[str, Tensor], found: SortedState | None = None) -> list[Layer]:
+    """The prunable layers of a bare state dict in its own order, as `sort_state` tells them (or `found` has).
+
+    A convolution counts as one of one group, since shapes do not tell.
+    """
+    keys = (found or sort_state(state)).layers
+    return [_layer(key.removesuffix(".weight"), key, tuple(state[key].shape), 1) for key in keys]
 
 
 def select(

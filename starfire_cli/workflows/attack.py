@@ -52,6 +52,7 @@ class AttackRequest:
         checkpoint: a file, a run folder, or None for the newest run.
         against: a second network, attacked on the same images.
         transfer: show each network the images made against the other.
+        weights: of a file with several networks which; see `formats.checkpoint.load`.
         options: steps, step_size, restarts, norm; what is not None takes the place of the attack's own.
         control: also measure noise of the same size, and FGSM beside a stronger attack.
     """
@@ -67,6 +68,8 @@ class AttackRequest:
     images: int | None = None
     model: str | None = None
     against_model: str | None = None
+    weights: str | None = None
+    against_weights: str | None = None
     mean: Channels | None = None
     std: Channels | None = None
     image_size: int | None = None
@@ -87,6 +90,8 @@ def attack(request: AttackRequest) -> Iterator[AttackRecord]:
     Raises:
         BadOption, StarfireError: one line: what cannot be done, and what would work.
     """
+    if request.against_weights is not None and request.against is None:
+        raise BadOption(f"--against-weights {request.against_weights} belongs to --against CHECKPOINT")
     if request.transfer and request.against is None:
         raise BadOption("--transfer shows each network the images made against the other; it needs --against")
     chosen, sizes = choose(request)
@@ -99,7 +104,12 @@ def attack(request: AttackRequest) -> Iterator[AttackRecord]:
         data=setting.info.name,
         images=len(setting.split),
         batch_size=setting.chunk,
-        notes=(*(note for plan in plans for note in plan.notes), *setting.info.notes, *([_AMP] if request.amp else [])),
+        notes=(
+            *_read(setting.networks),
+            *(note for plan in plans for note in plan.notes),
+            *setting.info.notes,
+            *([_AMP] if request.amp else []),
+        ),
     )
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     if request.amp:
@@ -141,6 +151,12 @@ def attack(request: AttackRequest) -> Iterator[AttackRecord]:
     )
 
 
+def _read(networks: tuple[Network, ...]) -> list[str]:
+    """What had to be done to read the checkpoints, with their names where there are two."""
+    names = [f"{network.path}: " if len(networks) > 1 else "" for network in networks]
+    return [name + note for name, network in zip(names, networks, strict=True) for note in network.notes]
+
+
 def choose(request: AttackRequest) -> tuple[Attack, tuple[Size, ...]]:
     """The attack and its sizes. Raises BadOption."""
     chosen = with_options(ATTACKS.build(request.attack), **request.options)
@@ -167,8 +183,10 @@ class _Setting:
 
 def _open(request: AttackRequest) -> _Setting:
     device = runtime.pick_device(request.device)
-    first = files.load(find_checkpoint(request.checkpoint))
-    second = None if request.against is None else files.load(find_checkpoint(request.against))
+    first = files.load(find_checkpoint(request.checkpoint), weights=request.weights)
+    second = None
+    if request.against is not None:
+        second = files.load(find_checkpoint(request.against), weights=request.against_weights)
     known = first.meta.get("data") or {}
     if request.images is not None and request.images < 1:
         raise BadOption(f"--images {request.images} is too few; at least 1")

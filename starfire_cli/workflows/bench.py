@@ -46,6 +46,7 @@ class BenchRequest:
         seconds: of timing for each way and batch.
         compile: whether torch.compile takes part.
         model: the spec of the network, where the file does not say or names code.
+        weights: of a file with several networks which; see `formats.checkpoint.load`.
         num_classes: where the file does not say.
         mean: of its pixels in [0, 1] per channel, likewise.
         std: likewise.
@@ -58,6 +59,7 @@ class BenchRequest:
     seconds: float = 3.0
     compile: bool = True
     model: str | None = None
+    weights: str | None = None
     num_classes: int | None = None
     mean: Channels | None = None
     std: Channels | None = None
@@ -199,8 +201,8 @@ def _sparse(model: nn.Module) -> SparseNetwork | str:
 
 def _network(request: BenchRequest) -> tuple[Network, list[str]]:
     """The network, and what had to be assumed."""
-    checkpoint = files.load(find_checkpoint(request.checkpoint))
-    notes = list(checkpoint.notes)
+    checkpoint = files.load(find_checkpoint(request.checkpoint), weights=request.weights)
+    notes: list[str] = []
     mean, std = request.mean, request.std
     if not _says_normalisation(checkpoint) and mean is None and std is None:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -214,7 +216,7 @@ def _network(request: BenchRequest) -> tuple[Network, list[str]]:
         mean=mean,
         std=std,
     )
-    return network, notes
+    return network, [*network.notes, *notes]
 
 
 def _says_normalisation(checkpoint: Checkpoint) -> bool:

@@ -42,6 +42,7 @@ class CompressRequest:
         data: where to measure accuracy when values are rounded, if not where the checkpoint says.
         images: how many images to measure it on; all where None.
         model: the spec of the network to measure, where the checkpoint does not say or names code.
+        weights: of a file with several networks which; see `formats.checkpoint.load`.
         device: where to measure it.
     """
 
@@ -55,6 +56,7 @@ class CompressRequest:
     data: str | None = None
     images: int | None = None
     model: str | None = None
+    weights: str | None = None
     device: str = "auto"
 
 
@@ -72,7 +74,7 @@ def compress(request: CompressRequest) -> Iterator[Outcome]:
         if given not in known:
             raise unknown(option, given, known)
     path = find_checkpoint(request.checkpoint)
-    checkpoint = _load(path, strict=request.masks == "stored")
+    checkpoint = _load(path, request.weights, strict=request.masks == "stored")
     yield from (Note(text=note) for note in checkpoint.notes)
     if request.masks == "from-zeros":
         checkpoint, signs = zeros_as_masks(checkpoint)
@@ -158,9 +160,9 @@ def target(path: Path, out: Path | None, suffix: str, other: str) -> Path:
     return output
 
 
-def _load(path: Path, *, strict: bool) -> Checkpoint:
+def _load(path: Path, weights: str | None, *, strict: bool) -> Checkpoint:
     try:
-        return files.load(path, strict=strict)
+        return files.load(path, strict=strict, weights=weights)
     except Mismatch as error:
         raise Mismatch(f"{error}; --masks from-zeros packs the weights as they are") from None
 

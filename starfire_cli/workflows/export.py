@@ -32,6 +32,7 @@ def export(
     out: Path | None,
     *,
     model: str | None = None,
+    weights: str | None = None,
     mean: Channels | None = None,
     std: Channels | None = None,
 ) -> Iterator[Outcome]:
@@ -42,6 +43,7 @@ def export(
         form: one of `FORMS`.
         out: the file to write, or a folder for it; None for a name beside the checkpoint.
         model: for ONNX, the spec of the network, where the file does not say or names code.
+        weights: of a file with several networks which; see `formats.checkpoint.load`.
         mean: for ONNX, of the network's input in [0, 1] per channel, where the file does not say.
         std: likewise.
 
@@ -51,14 +53,16 @@ def export(
     if form not in FORMS:
         raise unknown("form for --to", form, FORMS)
     path = find_checkpoint(path)
-    checkpoint = files.load(path)
+    checkpoint = files.load(path, weights=weights)
     yield from (Note(text=note) for note in checkpoint.notes)
     masks = checkpoint.masks or {}
     started = perf_counter()
     difference = None
     if form == "onnx":
         output = target(path, out, ".onnx", ".onnx")
-        difference = _write_onnx(output, as_trained(checkpoint, torch.device("cpu"), model=model, mean=mean, std=std))
+        network = as_trained(checkpoint, torch.device("cpu"), model=model, mean=mean, std=std)
+        yield from (Note(text=note) for note in network.notes if note not in checkpoint.notes)
+        difference = _write_onnx(output, network)
         if difference is None:
             yield Note(text='not checked: onnxruntime is not installed (pip install "starfire-cli[onnx]")')
     else:

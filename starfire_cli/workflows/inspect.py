@@ -27,9 +27,14 @@ from starfire_cli.workflows.rebuild import Rebuilt, fresh
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def open_checkpoint(path: Path | None) -> Checkpoint:
-    """The checkpoint that is meant, also if its masks and weights contradict each other. Raises StarfireError."""
-    return load(find_checkpoint(path), strict=False)
+def open_checkpoint(path: Path | None, weights: str | None = None) -> Checkpoint:
+    """The checkpoint that is meant, also if its masks and weights contradict each other. Raises StarfireError.
+
+    Args:
+        path: a file, a folder, or None for the newest run.
+        weights: of a file with several networks which; see `formats.checkpoint.load`.
+    """
+    return load(find_checkpoint(path), strict=False, weights=weights)
 
 
 def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[int, int] | None = None) -> Inspection:
@@ -43,7 +48,15 @@ def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[in
     Raises:
         BadOption, StarfireError: there is no such model, or the weights are not its.
     """
+    return inspect_fitted(checkpoint, model=model, image=image)[0]
+
+
+def inspect_fitted(
+    checkpoint: Checkpoint, *, model: str | None = None, image: tuple[int, int] | None = None
+) -> tuple[Inspection, Checkpoint]:
+    """As `inspect`; also the checkpoint with its tensors under the keys that the findings name."""
     found = prunable(checkpoint, model, image[1] if image else None)
+    checkpoint = found.checkpoint
     layers, rebuilt = found.layers, found.network
     notes = [*checkpoint.notes, *found.notes]
     masks = checkpoint.masks or {}
@@ -59,7 +72,7 @@ def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[in
     other_masks = sorted(set(masks) - {layer.key for layer in layers})
     if other_masks:
         notes.append(f"masks of what is no prunable layer are not counted: {', '.join(other_masks[:3])}")
-    return Inspection(
+    inspection = Inspection(
         path=checkpoint.path,
         format=checkpoint.format,
         layers=tuple(findings),
@@ -68,7 +81,7 @@ def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[in
         parameters=_parameters(checkpoint, rebuilt),
         masks_present=checkpoint.masks is not None,
         digest=digest(masks) if checkpoint.masks is not None else None,
-        digest_matches=not any("digest" in note for note in checkpoint.notes),
+        digest_matches=checkpoint.digest_matches,
         meta=checkpoint.meta,
         model=rebuilt.spec if rebuilt else None,
         input=shape,
@@ -77,6 +90,7 @@ def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[in
         bytes_packed=round(rest + bound + HEADER_A_TENSOR * len(checkpoint.state)),
         bytes_bound=round(rest + bound),
     )
+    return inspection, checkpoint
 
 
 def _finding(layer: Layer, weight: Tensor, masks: Mapping[str, Tensor]) -> LayerFinding:

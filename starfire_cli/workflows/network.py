@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.data import DataInfo
-from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.errors import BadOption, StarfireError, option
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.labels import method_and_share, title
 from starfire_cli.models import Normalized, build_model
 from starfire_cli.pruning.recipe import apply_shrink
 from starfire_cli.values import parse_number
+from starfire_cli.workflows.fitting import fitted, other_classes, refuse
 from starfire_cli.workflows.rebuild import recipe_of, said_of_model, spec_of
 
 
@@ -31,6 +32,7 @@ class Network:
         mean: with which it normalises.
         std: likewise.
         image_size: of the images it was built for, in pixels.
+        notes: what had to be done to the checkpoint, a sentence each.
     """
 
     path: Path
@@ -40,9 +42,12 @@ class Network:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     image_size: int
+    notes: tuple[str, ...] = ()
 
 
 Channels = tuple[float, float, float]
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_AS_THEY_ARE = (0, 0, 0), (1, 1, 1)
 
 
 def build_network(
@@ -75,7 +80,14 @@ def build_network(
         raise StarfireError(f"{path} was made for {own['num_classes']} classes; the data {info.spec} have {classes}")
     net = build_model(spec, num_classes=classes, image_size=info.image_size)
     apply_shrink(net, recipe_of(checkpoint))
-    _load(net, checkpoint, spec, info)
+    checkpoint = fitted(net, checkpoint)
+    if head := other_classes(net, checkpoint.state, classes):
+        raise StarfireError(
+            f"{path} was made for {len(checkpoint.state[head[0]])} classes ({head[0]}); "
+            f"the data {info.spec} have {classes}"
+        )
+    refuse(net, checkpoint, spec)
+    net.load_state_dict(checkpoint.state, strict=False)
     return Network(
         path=path,
         title=title_of(checkpoint),
@@ -84,6 +96,7 @@ def build_network(
         mean=mean,
         std=std,
         image_size=info.image_size,
+        notes=checkpoint.notes,
     )
 
 
@@ -137,45 +150,22 @@ def parse_channels(text: str | None, option: str) -> Channels | None:
     return red, green, blue
 
 
+def not_normalised(checkpoint: Checkpoint, mean: Channels | None, std: Channels | None) -> BadOption:
+    """The error for a file that does not say how its images were normalised, where mean or std is not given either."""
+    missing = " and ".join(option(name) for name, value in (("mean", mean), ("std", std)) if value is None)
+    imagenet, none = (f"{option('mean', m)} {option('std', s)}" for m, s in (_IMAGENET, _AS_THEY_ARE))
+    return BadOption(
+        f"{checkpoint.path} does not say how its images were normalised; give {missing} "
+        f"(ImageNet: {imagenet}; none: {none})"
+    )
+
+
 def _normalisation(checkpoint: Checkpoint, mean: Channels | None, std: Channels | None) -> tuple[Channels, Channels]:
     known = checkpoint.meta.get("data") or {}
     try:
         mean = mean or tuple(float(v) for v in known["mean"])  # type: ignore[assignment]
         std = std or tuple(float(v) for v in known["std"])  # type: ignore[assignment]
     except (KeyError, TypeError, ValueError):
-        missing = " and ".join(name for name, value in (("--mean", mean), ("--std", std)) if value is None)
-        raise BadOption(
-            f"{checkpoint.path} does not say how its images were normalised; give {missing} "
-            f"(ImageNet: --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225; none: --mean 0 --std 1)"
-        ) from None
+        raise not_normalised(checkpoint, mean, std) from None
     assert mean is not None and std is not None
     return mean, std
-
-
-def _load(net: nn.Module, checkpoint: Checkpoint, spec: str, info: DataInfo) -> None:
-    own, given = net.state_dict(), checkpoint.state
-    missing = [k for k in own if k not in given and not k.endswith("num_batches_tracked")]
-    extra = [k for k in given if k not in own]
-    other = [k for k in own if k in given and own[k].shape != given[k].shape]
-    if not missing and not extra and other and all(_is_head(own[k], given[k], len(info.classes)) for k in other):
-        raise StarfireError(
-            f"{checkpoint.path} was made for {given[other[0]].shape[0]} classes ({other[0]}); "
-            f"the data {info.spec} have {len(info.classes)}"
-        )
-    if missing or extra or other:
-        key = (missing or extra or other)[0]
-        what = (
-            "is missing in the file"
-            if missing
-            else "is not part of the model"
-            if extra
-            else f"is {tuple(given[key].shape)} in the file, {tuple(own[key].shape)} in the model"
-        )
-        rest = len(missing) + len(extra) + len(other) - 1
-        more = f", and {rest} more differ" if rest else ""
-        raise StarfireError(f"{checkpoint.path} does not fit --model {spec}: {key} {what}{more}")
-    net.load_state_dict(given, strict=False)
-
-
-def _is_head(own: Tensor, given: Tensor, classes: int) -> bool:
-    return own.ndim > 0 and own.shape[0] == classes and own.shape[1:] == given.shape[1:]

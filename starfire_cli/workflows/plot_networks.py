@@ -15,7 +15,7 @@ from starfire_cli.formats.packed import is_packed
 from starfire_cli.histories import MaskPicture, NetworkPicture
 from starfire_cli.pruning.layers import Kind, Layer
 from starfire_cli.pruning.stats import kept_in_kernels
-from starfire_cli.workflows.inspect import inspect, open_checkpoint
+from starfire_cli.workflows.inspect import inspect_fitted, open_checkpoint
 from starfire_cli.workflows.network import method_of, title_of
 from starfire_cli.workflows.plot import Sources, real
 from starfire_cli.workflows.plot_files import is_run
@@ -31,6 +31,7 @@ def look_into(
     *,
     masks: bool = False,
     layers: str | None = None,
+    weights: str | None = None,
 ) -> Iterator[NetworkPicture | str]:
     """Open the checkpoints, one after the other; what cannot be read is told as a sentence in its place.
 
@@ -39,6 +40,7 @@ def look_into(
         paths: which of its checkpoints.
         masks: whether to bring the masks of layers along.
         layers: glob for these; None for an early, a middle and a late one.
+        weights: of a file with several networks which; see `formats.checkpoint.load`.
 
     Raises:
         BadOption: `layers` matches nothing in any of them.
@@ -46,7 +48,7 @@ def look_into(
     missed = 0
     for path in paths:
         try:
-            picture = _look(path, masks, layers)
+            picture = _look(path, masks, layers, weights)
         except BadOption as error:
             missed += 1
             if missed == len(paths):
@@ -59,9 +61,8 @@ def look_into(
             yield replace(picture, packed=packed)
 
 
-def _look(path: Path, masks: bool, glob: str | None) -> NetworkPicture:
-    checkpoint = open_checkpoint(path)
-    inspection = inspect(checkpoint)
+def _look(path: Path, masks: bool, glob: str | None, weights: str | None) -> NetworkPicture:
+    inspection, checkpoint = inspect_fitted(open_checkpoint(path, weights))
     named = method_of(checkpoint)
     layers = _chosen(inspection.layers, glob, path) if masks else ()
     return NetworkPicture(

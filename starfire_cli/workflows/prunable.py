@@ -1,4 +1,4 @@
-"""Which layers of a checkpoint can be pruned: told by its network where that is known, else by shapes alone."""
+"""Which layers of a checkpoint can be pruned: told by its network where that is known, else by its keys and shapes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.pruning.layers import Layer, layers_of_model, layers_of_state
+from starfire_cli.pruning.state_layers import sort_state
+from starfire_cli.text import some
 from starfire_cli.workflows.rebuild import Rebuilt, known_spec, said_of_model, skeleton, untrusted
 
 
@@ -23,12 +25,16 @@ class Prunable:
         left_out: (parameter, why it is none of them).
         network: the modules, without weights; None where nothing says which model it is.
         notes: what had to be assumed, a sentence each.
+        checkpoint: the checkpoint, with its tensors under the network's keys where there is one.
+        unclear: keys of tensors in `left_out` that may be layers.
     """
 
     layers: tuple[Layer, ...]
     left_out: tuple[tuple[str, str], ...]
     network: Rebuilt | None
     notes: tuple[str, ...]
+    checkpoint: Checkpoint
+    unclear: tuple[str, ...] = ()
 
 
 def prunable(checkpoint: Checkpoint, model: str | None = None, image_size: int | None = None) -> Prunable:
@@ -44,28 +50,42 @@ def prunable(checkpoint: Checkpoint, model: str | None = None, image_size: int |
     """
     notes: list[str] = []
     network = _network(checkpoint, model, image_size, notes)
+    unclear: list[str] = []
     if network is not None:
+        checkpoint = network.checkpoint
         layers, left_out = layers_of_model(network.net)
     else:
         shared = checkpoint.state.keys() - distinct(checkpoint.state).keys()
-        layers = [layer for layer in layers_of_state(checkpoint.state) if layer.key not in shared]
+        told = sort_state(checkpoint.state, checkpoint.masks or ())
+        layers = [layer for layer in layers_of_state(checkpoint.state, told) if layer.key not in shared]
         left_out = [(key, "shares its memory with another tensor") for key in checkpoint.state if key in shared]
+        left_out += [(key, reason) for key, reason in told.left_out if key not in shared]
         left_out += [
-            (key, f"{tensor.ndim} axes")
+            (key, "not floating point, or empty")
             for key, tensor in checkpoint.state.items()
-            if (tensor.ndim == 3 or tensor.ndim > 4) and tensor.numel()
+            if tensor.ndim in (2, 4) and not _counts(tensor) and key not in shared
         ]
-        if grouped := maybe_grouped(layers):
-            names = ", ".join(layer.name for layer in grouped[:3])
-            names += f" and {len(grouped) - 3} more" if len(grouped) > 3 else ""
+        if unclear := [key for key in told.unclear if key not in shared]:
             notes.append(
-                f"by their shapes these may be grouped convolutions, taken as one group: {names}; give --model"
+                f"left out, since the file does not tell whether they are layers: {some(unclear)}; give --model"
+            )
+        if grouped := maybe_grouped(layers):
+            notes.append(
+                "by their shapes these may be grouped convolutions, taken as one group: "
+                f"{some([layer.name for layer in grouped])}; give --model"
             )
     kept = [layer for layer in layers if _counts(checkpoint.state[layer.key])]
     left_out += [(x.name, "not floating point, or empty") for x in layers if not _counts(checkpoint.state[x.key])]
     if not kept:
-        notes.append("there is no prunable layer: no floating-point tensor of 4 axes (convolution) or 2 (linear)")
-    return Prunable(layers=tuple(kept), left_out=tuple(left_out), network=network, notes=tuple(notes))
+        notes.append("there is no prunable layer: no weight of a convolution (4 axes) or linear layer (2 axes)")
+    return Prunable(
+        layers=tuple(kept),
+        left_out=tuple(left_out),
+        network=network,
+        notes=tuple(notes),
+        checkpoint=checkpoint,
+        unclear=tuple(unclear),
+    )
 
 
 def _counts(weight: Tensor) -> bool:

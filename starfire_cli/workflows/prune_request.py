@@ -14,6 +14,7 @@ from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.pruning import Layer, Masks, select
+from starfire_cli.text import some
 from starfire_cli.workflows.dead_weights import DeadWeights, find_dead_weights
 from starfire_cli.workflows.oneshot import recalibrate
 from starfire_cli.workflows.prunable import Prunable, prunable
@@ -29,6 +30,7 @@ class PruneRequest:
     Args:
         target: the share of weights to prune, to write a checkpoint; None with `sweep`, the targets to measure.
         out: the file to write, a folder for it, or None for a name beside the checkpoint.
+        weights: of a file with several networks which; see `formats.checkpoint.load`.
         evaluate: measure accuracy before and after.
         recalibrate: so many training batches refresh BatchNorm's statistics.
         trial: the data, where there are any.
@@ -43,6 +45,7 @@ class PruneRequest:
     only: tuple[str, ...] = ()
     out: Path | None = None
     model: str | None = None
+    weights: str | None = None
     eliminate: bool = False
     shrink: bool = False
     recalibrate: int | None = None
@@ -127,15 +130,19 @@ class Job:
 def open_job(request: PruneRequest) -> Job:
     """Open the checkpoint and choose its layers. Raises BadOption, StarfireError where that cannot be done."""
     request.check()
-    checkpoint = files.load(find_checkpoint(request.checkpoint))
+    checkpoint = files.load(find_checkpoint(request.checkpoint), weights=request.weights)
     found = prunable(checkpoint, request.model, request.trial.image_size)
     if not found.layers:
+        why = f"; --model SPEC says what these are: {some(found.unclear)}" if found.unclear else ""
+        if not why and found.left_out:
+            name, reason = found.left_out[0]
+            why = f"; {name}: {reason}"
         raise StarfireError(
-            f"{checkpoint.path} has no prunable layer: no convolution (4 axes) or linear weight (2 axes)"
+            f"{checkpoint.path} has no prunable layer: no convolution (4 axes) or linear weight (2 axes){why}"
         )
     layers, exempt = select(found.layers, only=request.only, keep_dense=request.keep_dense)
-    dead = find_dead_weights(checkpoint.state, checkpoint.masks, found.layers)
-    return Job(request, checkpoint, found, layers, [*found.left_out, *exempt], dead)
+    dead = find_dead_weights(found.checkpoint.state, found.checkpoint.masks, found.layers)
+    return Job(request, found.checkpoint, found, layers, [*found.left_out, *exempt], dead)
 
 
 def sparsity_of(checkpoint: Checkpoint, layers: Sequence[Layer]) -> float:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from starfire_cli.data import DataInfo
-from starfire_cli.errors import BadOption
 from starfire_cli.formats.checkpoint import Checkpoint
-from starfire_cli.workflows.network import Channels, Network, build_network
+from starfire_cli.workflows.network import Channels, Network, build_network, not_normalised
 from starfire_cli.workflows.rebuild import skeleton, spec_of
 
 
@@ -42,12 +41,9 @@ def as_trained(
         spec = spec_of(checkpoint, model)
         known = skeleton(checkpoint, spec, image_size)
         classes = num_classes or known.num_classes
-        missing = [name for name, given in (("mean", mean), ("std", std)) if given is None and name not in data]
-        if missing:
-            raise BadOption(
-                f"{checkpoint.path} does not say how its images were normalised; give "
-                f"{' and '.join(f'--{name}' for name in missing)} (in Python: {', '.join(f'{n}=...' for n in missing)})"
-            ) from None
+        known_mean, known_std = (given or data.get(name) for name, given in (("mean", mean), ("std", std)))
+        if known_mean is None or known_std is None:
+            raise not_normalised(checkpoint, known_mean, known_std) from None
         info = DataInfo(
             name="unknown",
             spec="unknown",

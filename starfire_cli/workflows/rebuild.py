@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.errors import BadOption, StarfireError, option
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.pruning.recipe import Recipe, apply_shrink
+from starfire_cli.workflows.fitting import fitted, refuse
 
 _FILLING = ("normal_", "uniform_", "fill_", "zero_")
 _GUESS = 1000  # classes, where neither metadata nor weights have told yet
@@ -27,12 +28,14 @@ class Rebuilt:
         spec: what built it.
         num_classes: its logits.
         image_size: of the images it was made for, in pixels; usual for its kind where nothing says so.
+        checkpoint: with its tensors under the network's keys.
     """
 
     net: nn.Module
     spec: str
     num_classes: int
     image_size: int
+    checkpoint: Checkpoint
 
 
 def known_spec(checkpoint: Checkpoint) -> str | None:
@@ -58,13 +61,14 @@ def spec_of(checkpoint: Checkpoint, given: str | None) -> str:
     if isinstance(named, str):
         raise BadOption(untrusted(checkpoint, named))
     raise BadOption(
-        f"{checkpoint.path} does not say which model it is; give it: --model resnet20 (or timm:NAME, pkg.mod:callable)"
+        f"{checkpoint.path} does not say which model it is; give it: {option('model', 'resnet20')} "
+        "(or timm:NAME, pkg.mod:callable)"
     )
 
 
 def untrusted(checkpoint: Checkpoint, spec: str) -> str:
     """What is said where a file names code as its model."""
-    return f"{checkpoint.path} names the model {spec}, whose code is not run unasked; --model {spec} runs it"
+    return f"{checkpoint.path} names the model {spec}, whose code is not run unasked; {option('model', spec)} runs it"
 
 
 def skeleton(checkpoint: Checkpoint, spec: str, image_size: int | None = None) -> Rebuilt:
@@ -80,22 +84,22 @@ def skeleton(checkpoint: Checkpoint, spec: str, image_size: int | None = None) -
     classes = own.get("num_classes") if spec == own.get("spec") else None
     classes = classes if isinstance(classes, int) and 0 < classes < 1 << 24 else None
     net = _build(spec, classes or _GUESS, size)
+    checkpoint = fitted(net, checkpoint)
     if classes is None:
         classes = _classes(net, checkpoint.state) or _GUESS
         if classes != _GUESS:
             net = _build(spec, classes, size)
     apply_shrink(net, recipe_of(checkpoint))
-    problem = misfit(net, checkpoint.state)
-    if problem:
-        raise StarfireError(f"{checkpoint.path} does not fit --model {spec}: {problem}")
-    return Rebuilt(net=net, spec=spec, num_classes=classes, image_size=size or _usual_size(spec))
+    refuse(net, checkpoint, spec)
+    size = size or _usual_size(spec)
+    return Rebuilt(net=net, spec=spec, num_classes=classes, image_size=size, checkpoint=checkpoint)
 
 
 def revive(checkpoint: Checkpoint, spec: str, image_size: int | None = None) -> Rebuilt:
     """The network with the checkpoint's weights, on the CPU, in eval mode. Raises as `skeleton`."""
     found = skeleton(checkpoint, spec, image_size)
     net = fresh(checkpoint, found)
-    net.load_state_dict(checkpoint.state, strict=False)
+    net.load_state_dict(found.checkpoint.state, strict=False)
     return replace(found, net=net.eval())
 
 
@@ -114,21 +118,6 @@ def recipe_of(checkpoint: Checkpoint) -> Recipe:
     if not isinstance(recipe, dict) or not all(isinstance(cut, dict) for cut in recipe.values()):
         raise StarfireError(f"{checkpoint.path}: the record of how it was shrunk is damaged")
     return recipe
-
-
-def misfit(net: nn.Module, state: Mapping[str, Tensor]) -> str | None:
-    """The first difference between a model's tensors and a state dict's, and how many there are; None if they fit."""
-    own = net.state_dict()
-    problems = [f"{key} is missing" for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    problems += [f"{key} is not part of the model" for key in state if key not in own]
-    problems += [
-        f"{key} is {tuple(state[key].shape)}, the model's {tuple(own[key].shape)}"
-        for key in own
-        if key in state and own[key].shape != state[key].shape
-    ]
-    if not problems:
-        return None
-    return problems[0] + (f" ({len(problems)} differences in all)" if len(problems) > 1 else "")
 
 
 class _Uninitialised(TorchFunctionMode):

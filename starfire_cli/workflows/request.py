@@ -85,6 +85,7 @@ class TrainRequest:
     init_zeros: str = "dead"
     mean: Channels | None = None
     std: Channels | None = None
+    weights: str | None = None
     save_every: int | None = None
     max_steps: int | None = None
     dry_run: bool = False
@@ -95,7 +96,12 @@ class TrainRequest:
         plain = dataclasses.asdict(self)
         for key in ("resume", "max_steps", "dry_run", "command", "batch_size_per_device"):
             del plain[key]
-        for key in ("init_zeros", "mean", "std"):  # where they mean nothing, runs are described as they always were
+        for key in (
+            "init_zeros",
+            "mean",
+            "std",
+            "weights",
+        ):  # where they mean nothing, runs are described as ever
             if plain[key] == getattr(TrainRequest, key):
                 del plain[key]
         return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
@@ -200,6 +206,8 @@ def in_all(request: TrainRequest, given: frozenset[str], ranks: int) -> tuple[Tr
 
 def check(request: TrainRequest) -> None:
     """Raises BadOption for the first value that cannot mean anything; `request` is filled."""
+    if request.weights is not None and request.init is None:
+        raise BadOption(f"--weights {request.weights} says which network of --init CHECKPOINT to start from; give both")
     ranges: list[tuple[str, float | None, float, float, str]] = [
         ("--target", request.target, 0, math.nextafter(1, 0), "the fraction of weights to prune, 0 to below 1"),
         ("--epochs", request.epochs, 1, 10**9, "at least 1"),

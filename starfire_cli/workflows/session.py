@@ -85,7 +85,7 @@ class Session:
         initial, defaults = resume, None
         if resume is None:
             if request.init is not None:
-                initial = load(find_checkpoint(request.init))
+                initial = load(find_checkpoint(request.init), weights=request.weights)
                 defaults = fill_from(initial, request, given)
                 request = defaults.request
             request = fill(request, *_recognised(request, defaults))

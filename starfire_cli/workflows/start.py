@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
-from torch import Tensor, nn
+from torch import nn
 
-from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.pruning import Layer, Masks, layers_of_model, select
-from starfire_cli.text import counted
+from starfire_cli.text import counted, some
 from starfire_cli.workflows.dead_weights import DeadWeights, find_dead_weights
+from starfire_cli.workflows.fitting import fitted, other_classes, refuse
 from starfire_cli.workflows.request import TrainRequest
 
 
@@ -47,15 +47,19 @@ def take_weights(
     if checkpoint is None:
         return start
     if resume is not None:
-        _load(net, (resume.training or {}).get("raw", resume.state), request.model)
+        checkpoint = replace(resume, state=(resume.training or {}).get("raw", resume.state))
+    checkpoint = fitted(net, checkpoint)
+    head = other_classes(net, checkpoint.state, classes) if resume is None else []
+    if head:
+        start.notes.append(f"{', '.join(head)} start fresh: the checkpoint was trained on other classes")
     else:
-        head = _load(net, checkpoint.state, request.model, classes)
-        if head:
-            start.notes.append(f"{', '.join(head)} start fresh: the checkpoint was trained on other classes")
+        refuse(net, checkpoint, request.model)
+    net.load_state_dict({key: tensor for key, tensor in checkpoint.state.items() if key not in head}, strict=False)
     if resume is not None:
         masks = checkpoint.masks or {}
         start.masks = {layer.key: masks[layer.key] for layer in found if layer.key in masks}
     else:
+        start.notes += checkpoint.notes
         dead = find_dead_weights(
             {key: weight.detach() for key, weight in net.named_parameters()},
             checkpoint.masks,
@@ -85,27 +89,7 @@ def _dead_in_words(checkpoint: Checkpoint, layers: list[Layer], dead: DeadWeight
             f"{' and '.join(reasons)}"
         )
     if dead.untrained:
-        yield f"zero as a whole, so taken for never trained and free to train: {_listed(dead.untrained)}"
+        yield f"zero as a whole, so taken for never trained and free to train: {some(dead.untrained)}"
     keys = {layer.key for layer in layers}
     if lost := [key for key, mask in (checkpoint.masks or {}).items() if key not in keys and not mask.all()]:
-        yield f"masks of what is no prunable layer here are not kept: {_listed(lost)}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _load(net: nn.Module, state: dict[str, Tensor], model: str | None, classes: int | None = None) -> list[str]:
-    """Take weights over, except, where `classes` is given, a classifier's for others; returns what was left out."""
-    own = net.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    extra = [k for k in state if k not in own]
-    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
-    head = [k for k in wrong if own[k].shape == (classes, *state[k].shape[1:])]
-    if missing or extra or len(wrong) > len(head):
-        first = [*missing, *extra, *(k for k in wrong if k not in head)][0]
-        what = "is missing there" if missing else "is unknown to the model" if extra else "has another shape"
-        count = len(missing) + len(extra) + len(wrong) - len(head)
-        raise StarfireError(f"the checkpoint does not fit --model {model}: {first} {what} ({count} tensors in all)")
-    net.load_state_dict({k: v for k, v in state.items() if k not in head}, strict=False)
-    return head
+        yield f"masks of what is no prunable layer here are not kept: {some(lost)}"
