@@ -39,9 +39,9 @@ def find_dead_weights(
 ) -> DeadWeights:
     """Decide layer by layer: the stored mask, else the zeros, if the network is pruned at all.
 
-    It is if a mask has dead weights, or a layer more zeros than a few by chance. A layer of nothing but zeros is no sign
-    of it, since it may never have been trained. In a pruned network it was pruned away as a whole, unless it is the last
-    one, without which the network says the same of every image.
+    It is if a mask has dead weights, or a layer more zeros than a few by chance. A layer of nothing but zeros is no
+    sign of it, since it may never have been trained. In a pruned network it was pruned away as a whole, unless it is
+    the last one, without which the network says the same of every image.
 
     Args:
         state: the weights, by key.
@@ -54,14 +54,14 @@ def find_dead_weights(
     stored = {layer.key: masks[layer.key] for layer in came if masks and layer.key in masks}
     by_mask = {key: dead for key, mask in stored.items() if (dead := mask.numel() - int(mask.sum()))}
     shown = {layer: nonzero(state[layer.key]) for layer in came if zeros and layer.key not in stored}
-    dead = {layer: alive.numel() - int(alive.sum()) for layer, alive in shown.items()}
-    pruned = bool(by_mask) or any(layer.weights > count >= _BY_CHANCE * layer.weights for layer, count in dead.items())
-    untrained = [x for x, count in dead.items() if count == x.weights and not (pruned and x is not layers[-1])]
-    counted = [layer for layer, count in dead.items() if count and pruned and layer not in untrained]
+    zero = {layer: alive.numel() - int(alive.sum()) for layer, alive in shown.items()}
+    pruned = bool(by_mask) or any(layer.weights > count >= _BY_CHANCE * layer.weights for layer, count in zero.items())
+    untrained = [x for x, count in zero.items() if count == x.weights and not (pruned and x is not layers[-1])]
+    counted = [layer for layer, count in zero.items() if count and pruned and layer not in untrained]
     return DeadWeights(
         masks=stored | {layer.key: shown[layer] for layer in counted},
         by_mask=by_mask,
-        by_zeros={layer.key: dead[layer] for layer in counted},
+        by_zeros={layer.key: zero[layer] for layer in counted},
         untrained=tuple(layer.name for layer in untrained),
     )
 
