@@ -49,7 +49,7 @@ def network(seed: int) -> Net:
 
 def written(path: Path, net: nn.Module, images: Path | None, **data: Any) -> Path:
     """A checkpoint as `train` writes it; without `images` one that says nothing of its data."""
-    known = {"name": "folder", "spec": f"folder:{images}", "classes": ["class0", "class1", "class2"]}
+    known: dict[str, Any] = {"name": "folder", "spec": f"folder:{images}", "classes": ["class0", "class1", "class2"]}
     known |= {"image_size": SIDE, "mean": [0.0] * 3, "std": [1.0] * 3, "val_fraction": None, "split_seed": 0}
     known |= {"resize": None, "stored": SIDE} | data
     meta = {"data": known} if images is not None else {}

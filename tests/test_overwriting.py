@@ -44,18 +44,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "here"
 
 
-@pytest.mark.parametrize("how", LINKS)
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "how"),
     [
-        ["prune-mask", "--target", "0.5"],
-        ["compress", "--unpack"],
-        ["compress"],
-        ["compress", "--to", "safetensors"],
-        ["compress", "--to", "prune"],
-        ["compress", "--to", "bitmask"],
+        *((["prune-mask", "--target", "0.5"], how) for how in LINKS),
+        *((["compress"], how) for how in LINKS),
+        (["compress", "--unpack"], "hard"),
+        (["compress", "--to", "safetensors"], "symbolic"),
+        (["compress", "--to", "prune"], "hard"),
+        (["compress", "--to", "bitmask"], "same"),
     ],
-    ids=" ".join,
 )
 def test_the_checkpoint(folder: Path, capsys: Capture, arguments: list[str], how: str) -> None:
     state = Net(10).state_dict()
@@ -101,8 +99,10 @@ def test_the_networks_of_an_attack(folder: Path, capsys: Capture, which: str) ->
     refused(capsys, folder, arguments, paths[which], "the checkpoint")
 
 
-@pytest.mark.parametrize("how", LINKS)
-@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "best.pt", "best.attack-fgsm.json"])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    list(zip(["config.json", "metrics.jsonl", "best.pt", "best.attack-fgsm.json"], LINKS, strict=True)),
+)
 @pytest.mark.parametrize("option", ["--html", "--out"])
 def test_the_runs_of_a_picture(folder: Path, capsys: Capture, name: str, how: str, option: str) -> None:
     config = config_of()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,8 @@ def predictions(
     shared = a.meta.get("data") or b.meta.get("data") or {}
     scaled = ("image_size",) if data is not None else _SCALED
     notes: list[str] = []
-    networks, parts = [], []
+    networks: list[nn.Module] = []
+    parts: list[tuple[dict[str, Any], DataInfo, Split]] = []
     for name, checkpoint in (("A", a), ("B", b)):
         own = {key: value for key, value in (checkpoint.meta.get("data") or {}).items() if key in scaled}
         if not parts or {**parts[0][0], **own} != parts[0][0]:

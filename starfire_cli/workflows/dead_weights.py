@@ -37,10 +37,11 @@ def find_dead_weights(
     zeros: bool = True,
     fresh: Container[str] = (),
 ) -> DeadWeights:
-    """Decide layer by layer: the stored mask, else the zeros where there are more than a few by chance.
+    """Decide layer by layer: the stored mask, else the zeros, if the network is pruned at all.
 
-    A layer of nothing but zeros was pruned away as a whole if other layers are pruned, too. It was never trained where
-    nothing else is pruned, or where it is the last one, without which the network says the same of every image.
+    It is if a mask has dead weights, or a layer more zeros than a few by chance. A layer of nothing but zeros is no
+    sign of it, since it may never have been trained. In a pruned network it was pruned away as a whole, unless it is
+    the last one, without which the network says the same of every image.
 
     Args:
         state: the weights, by key.
@@ -52,24 +53,17 @@ def find_dead_weights(
     came = [layer for layer in layers if layer.key not in fresh]
     stored = {layer.key: masks[layer.key] for layer in came if masks and layer.key in masks}
     by_mask = {key: dead for key, mask in stored.items() if (dead := mask.numel() - int(mask.sum()))}
-    found, by_zeros, empty = dict(stored), {}, []
-    for layer in came if zeros else ():
-        if layer.key in stored:
-            continue
-        alive = nonzero(state[layer.key])
-        dead = alive.numel() - int(alive.sum())
-        if dead == alive.numel():
-            empty.append((layer, alive))
-        elif dead >= _BY_CHANCE * alive.numel():
-            found[layer.key], by_zeros[layer.key] = alive, dead
-    untrained = []
-    pruned = bool(by_mask or by_zeros)
-    for layer, alive in empty:
-        if pruned and layer is not layers[-1]:
-            found[layer.key], by_zeros[layer.key] = alive, alive.numel()
-        else:
-            untrained.append(layer.name)
-    return DeadWeights(masks=found, by_mask=by_mask, by_zeros=by_zeros, untrained=tuple(untrained))
+    shown = {layer: nonzero(state[layer.key]) for layer in came if zeros and layer.key not in stored}
+    zero = {layer: alive.numel() - int(alive.sum()) for layer, alive in shown.items()}
+    pruned = bool(by_mask) or any(layer.weights > count >= _BY_CHANCE * layer.weights for layer, count in zero.items())
+    untrained = [x for x, count in zero.items() if count == x.weights and not (pruned and x is not layers[-1])]
+    counted = [layer for layer, count in zero.items() if count and pruned and layer not in untrained]
+    return DeadWeights(
+        masks=stored | {layer.key: shown[layer] for layer in counted},
+        by_mask=by_mask,
+        by_zeros={layer.key: zero[layer] for layer in counted},
+        untrained=tuple(layer.name for layer in untrained),
+    )
 
 
 def nonzero(weight: Tensor) -> Tensor:
