@@ -56,7 +56,9 @@ def test_images_come_where_pytorch_can_share_nothing(tmp_path: Path, monkeypatch
         return original(storage)
 
     monkeypatch.setitem(multiprocessing.reduction.ForkingPickler._extra_reducers, torch.UntypedStorage, reduced)
-    found = [batch for batch, _ in open_data(str(tmp_path), options(image_size=32, workers=1, timeout=20)).val.batches(0)]
+    found = [
+        batch for batch, _ in open_data(str(tmp_path), options(image_size=32, workers=1, timeout=20)).val.batches(0)
+    ]
     assert len(found) == len(alone) and all(torch.equal(a, b) for a, b in zip(alone, found, strict=True))
 
 
