@@ -34,7 +34,6 @@ def differently(out: Path, more: dict[str, Any], second: dict[str, Any]) -> list
     ("second", "words"),
     [
         ({"seed": 1}, "--seed: 0 on rank 0 and 1 on rank 1"),
-        ({"lr": 0.04}, "--lr: 0.05 on rank 0 and 0.04 on rank 1"),
         (
             {"limit_train": 200, "skip_corrupt": True},
             "--skip-corrupt: False on rank 0 and True on rank 1; --limit-train",
@@ -63,19 +62,12 @@ def exchanged(folder: Path) -> None:
     dog.write_bytes(content)
 
 
-def another_class(folder: Path) -> None:
-    for part in ("train", "val"):
-        (folder / part / "dog").rename(folder / part / "eel")
-
-
 @pytest.mark.parametrize(
     ("change", "side", "words"),
     [
-        (fewer, 20, "training images: 20 on rank 0 and 19 on rank 1"),
         (fewer, 120, "training images: 20 on rank 0 and 19 on rank 1"),
         (repainted, 120, "content of the training images"),
         (exchanged, 20, "pixels of the training images"),
-        (another_class, 20, "classes: cat, dog on rank 0 and cat, eel on rank 1"),
     ],
 )
 def test_other_data_are_named_on_every_rank(
@@ -84,8 +76,10 @@ def test_other_data_are_named_on_every_rank(
     for name in "ab":
         train_and_val(tmp_path / name, size=(side, side))
     more = ONE_STEP | {"data": str(tmp_path / "a"), "limit_train": None, "limit_val": None, "batch_size": 4}
-    more |= {"image_size": 32, "epochs": 1, "era": "0:1"}
-    assert differently(tmp_path / "runs", more, {"data": str(tmp_path / "b")}) == ["Plan Started Stopped"] * 2
+    more |= {"image_size": 32, "epochs": 1, "era": "0:1", "model": "tests.tiny:net"}
+    if change is fewer:  # paths alone are no difference
+        found = differently(tmp_path / "runs", more, {"data": str(tmp_path / "b")})
+        assert found == ["Plan Started Stopped"] * 2
     change(tmp_path / "b")
     found = differently(tmp_path / "bad", more, {"data": str(tmp_path / "b")})
     assert found[0] == found[1] and words in found[0] and "do not see the same data" in found[0]
@@ -117,14 +111,14 @@ def test_every_image_counts_in_a_digest() -> None:
     assert of_pixels(images, labels.flip(0))["labels"] != before["labels"]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("where", ["open_data", "save"])
+@pytest.mark.parametrize(("where", "victim"), [("open_data", 0), ("save", 1)])
 def test_a_killed_rank_ends_one_that_works_by_itself(tmp_path: Path, where: str, victim: int) -> None:
     """The other one is in no collective: it would go on for a minute. It is ended, and has said who is gone."""
 
     def one() -> str:
-        from starfire_cli.workflows import session, train
+        from starfire_cli.workflows import lifeline, session, train
 
+        lifeline.GRACE = 0.2
         log = os.open(tmp_path / f"stderr{os.environ['RANK']}", os.O_CREAT | os.O_WRONLY)
         os.dup2(log, 2)
 
@@ -141,8 +135,6 @@ def test_a_killed_rank_ends_one_that_works_by_itself(tmp_path: Path, where: str,
             train.save = stuck  # type: ignore[assignment]
         return run(tmp_path / "runs", batch_size=322, epochs=1, era="0:1")[0]
 
-    if where == "open_data" and victim == 1:
-        pytest.skip("rank 1 waits while rank 0 opens the data")
     began = time.monotonic()
     found = together(2, one)
     assert (found[victim], found[1 - victim]) == (f"exit code {-signal.SIGKILL}", "exit code 1")
