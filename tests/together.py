@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -38,11 +39,22 @@ def together(count: int, work: Callable[..., Any], *args: Any) -> list[Any]:
     processes = [context.Process(target=_rank, args=(r, count, port, pipes[r][1], work, args)) for r in range(count)]
     for process in processes:
         process.start()
-    found = [pipe.recv() if pipe.poll(300) else "no answer" for pipe, _ in pipes]
+    found = [_answer(pipe, process) for (pipe, _), process in zip(pipes, processes, strict=True)]
     for process in processes:
         process.join(60)
         process.kill()
     return found
+
+
+def _answer(pipe: Any, process: Any) -> Any:
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        over = not process.is_alive()
+        if pipe.poll(0 if over else 0.05):
+            return pipe.recv()
+        if over:
+            return f"exit code {process.exitcode}"
+    return "no answer"
 
 
 def _rank(rank: int, count: int, port: int, pipe: Any, work: Callable[..., Any], args: tuple[Any, ...]) -> None:

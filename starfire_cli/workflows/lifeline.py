@@ -115,8 +115,8 @@ class Lifeline:
             self._end()
 
     def _hear(self, selector: selectors.BaseSelector, connection: Any, peer: _Peer) -> None:
-        if connection is self._server:
-            new, _ = connection.accept()
+        if self._server is not None and connection is self._server:
+            new, _ = self._server.accept()
             new.setblocking(False)
             _keep_alive(new)
             selector.register(new, selectors.EVENT_READ, _Peer(-1))

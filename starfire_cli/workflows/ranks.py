@@ -78,9 +78,12 @@ class Ranks:
             group = dist.new_group(backend="gloo")
             assert isinstance(group, dist.ProcessGroup)
             self._group = group
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, OSError) as error:
+            said = str(error).strip().partition("\n")[0][:300]
+            if self._lifeline.lost:
+                raise LostRank(self._lost(said)) from error
             raise StarfireError(
-                f"rank {self.rank} cannot meet the other {self.count - 1} processes at {self.world.address} ({error})"
+                f"rank {self.rank} cannot meet the other {self.count - 1} processes at {self.world.address} ({said})"
             ) from error
 
     def leave(self) -> None:
