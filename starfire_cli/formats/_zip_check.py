@@ -71,7 +71,7 @@ def _verify(path: Path, records: list[zipfile.ZipInfo], data: mmap.mmap) -> Cont
                 raise DamagedFile(f"{path} is damaged: record {record.filename} does not match its CRC")
             name = record.filename.removeprefix(folder)
             if name != record.filename:
-                if torch_finds.get_record_offset(name) != start:
+                if torch_finds.get_record_offset(name) != start:  # type: ignore[attr-defined]  # lacks in the stubs
                     raise Damaged(f"record {record.filename} is in two places")
                 found[name] = (start, record.file_size)
     finally:
