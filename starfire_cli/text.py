@@ -47,7 +47,7 @@ def some(names: Sequence[str], shown: int = 3) -> str:
 def by_number(key: str) -> list[tuple[bool, int, str]]:
     """A sort key by which layer1.2 comes before layer1.10."""
     parts = re.split(r"([0-9]+)", key)
-    return [(True, int(part), "") if part.isdecimal() else (False, 0, part) for part in parts]
+    return [(True, int(part), "") if part.isdecimal() and len(part) < 20 else (False, 0, part) for part in parts]
 
 
 def reason(error: BaseException, limit: int = 160) -> str:

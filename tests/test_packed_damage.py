@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -178,6 +180,20 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], object], str
     "encoding": (lambda h, a: a["layers"]["ck"].update(encoding="../evil"), "unknown encoding '../evil'"),
     "another encoding": (lambda h, a: a["layers"]["ck"].update(encoding="unstructured"), "ck: "),
     "live": (lambda h, a: a["layers"]["ck"].update(live=1), "the table says 1"),
+    "live inf": (lambda h, a: a["layers"]["ck"].update(live=float("inf")), "inf live weights"),
+    "live negative": (lambda h, a: a["layers"]["ck"].update(live=-1), "-1 live weights"),
+    "live text": (lambda h, a: a["layers"]["ck"].update(live="1"), "live weights"),
+    "zero axis": (lambda h, a: a["layers"]["ck"].update(shape=[0, 4 * 10**9, 9]), "would unpack to"),
+    "zero window": (lambda h, a: a["layers"]["ck"].update(shape=[4 * 10**9, 1, 0]), "would unpack to"),
+    "zero axis, plain": (lambda h, a: h["bn.weight"].update(shape=[0, 1 << 40]), "has not the bytes|would unpack"),
+    "digits": (lambda h, a: a["layers"]["ck"].update(shape=[10**4000]), "would unpack to"),
+    "no type": (lambda h, a: a["layers"]["ck"].update(dtype=["F32"]), "layer table"),
+    "a list": (lambda h, a: a["layers"].update(ck=[1]), "layer table"),
+    "entry is text": (lambda h, a: h.update({"bn.weight": "x"}), "header cannot be read"),
+    "deep meta": (lambda h, a: a.update(meta='{"a":' + "[" * 400 + "]" * 400 + "}"), "nested too deeply"),
+    "deeper meta": (lambda h, a: a.update(meta="[" * 100_000), "meta cannot be read: it is nested too deeply"),
+    "meta of large numbers": (lambda h, a: a.update(meta='{"data": ' + "9" * 300 + "}"), "no plain value"),
+    "no meta": (lambda h, a: a.pop("meta"), "'meta' is missing"),
     "other shape": (lambda h, a: a["layers"]["unstructured"].update(shape=[12, 12, 11, 10]), "unstructured: "),
     "no crc": (lambda h, a: a["layers"]["ck"].pop("crc32"), "layer table"),
     "layers": (lambda h, a: a.update(layers="[" * 100_000), "layers cannot be read"),
@@ -268,8 +284,6 @@ def test_layer_bytes_are_put_back_right(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_zstd_bomb_is_refused(file: Path, tmp_path: Path) -> None:
-    import zstandard
-
     bomb = zstandard.ZstdCompressor(level=19).compress(bytes(1 << 28))
     size = len(bomb)
     payload = bytes([2, 1, size & 127 | 128, size >> 7 & 127 | 128, size >> 14]) + bomb
@@ -277,6 +291,69 @@ def test_a_zstd_bomb_is_refused(file: Path, tmp_path: Path) -> None:
     path.write_bytes(with_payload(file.read_bytes(), "unstructured", payload))
     with pytest.raises(StarfireError, match=r"unstructured: 268435456 bytes are compressed where 2178 belong"):
         packed.load(path)
+
+
+def one_layer(path: Path, shape: list[int], encoding: str, payload: bytes) -> None:
+    """A packed file of one layer of bytes, all checksums right."""
+    line = {"dtype": "I8", "shape": shape, "encoding": encoding, "live": 0, "crc32": f"{zlib.crc32(payload):08x}"}
+    about = {"format": "starfire-packed", "version": "1", "header_crc32": "00000000"}
+    about |= {"layers": json.dumps({"w": line}), "plain_crc32": "", "masks_digest": "", "meta": "{}"}
+    entry = {"dtype": "U8", "shape": [len(payload)], "data_offsets": [0, len(payload)]}
+    text = json.dumps({"__metadata__": about, "w.packed": entry}, separators=(",", ":")).encode()
+    head = len(text).to_bytes(8, "little") + text
+    path.write_bytes(head.replace(b"00000000", f"{zlib.crc32(head):08x}".encode(), 1) + payload)
+
+
+LARGEST = {
+    "windows of 2": ([4_000_000, 1, 2], "window", bytes([1, 0])),
+    "windows of 2, of two kinds": ([4_000_000, 1, 2], "window", bytes([2, 0, 1, 0, 0])),
+    "windows of 9": ([800_000, 1, 9], "window", bytes([1, 0])),
+    "one row of tiles": ([1, 8_000_000], "blocks", bytes([255, 0])),
+    "one column of tiles": ([8_000_000, 1], "blocks", bytes([255, 0])),
+    "kernels": ([8000, 1000], "ck", bytes([0])),
+    "weights": ([8000, 1000], "unstructured", bytes([0])),
+}
+
+
+@pytest.mark.parametrize("name", LARGEST)
+def test_reading_takes_little_more_than_the_tensor(tmp_path: Path, name: str) -> None:
+    """The largest that a file of this length may unpack to, in the fewest bytes a mask can be said in."""
+    shape, encoding, payload = LARGEST[name]
+    payload += bytes(2000 - len(payload))
+    if name.endswith("two kinds"):  # a bit a window, all alike, then no pattern numbers
+        frame = zstandard.ZstdCompressor().compress(bytes(500_000))
+        payload = bytes([2, 0, 0, 1, len(frame)]) + frame + bytes(2000)
+    path = tmp_path / "large.safetensors"
+    one_layer(path, shape, encoding, payload)
+    file = packed.PackedFile(path)
+    tracemalloc.start()
+    tensor, _ = file.read("w", mask=True)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert list(tensor.shape) == shape and not tensor.any()
+    assert most < 4 * tensor.nbytes + 4_000_000
+
+
+@settings(max_examples=30)
+@given(
+    shape=st.lists(st.integers(1, 24), min_size=1, max_size=4),
+    large=st.sampled_from([1, 64, 4096]),
+    live=st.integers(0, 3),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.int8]),
+)
+def test_what_is_almost_all_dead_loads(
+    tmp_path_factory: pytest.TempPathFactory, shape: list[int], large: int, live: int, dtype: torch.dtype
+) -> None:
+    """However few weights are left in however large a layer: the writer keeps to what a reader accepts."""
+    shape[0] *= large
+    tensor, mask = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=torch.bool)
+    for at in range(live):
+        mask.view(-1)[at * 7919 % mask.numel()] = True
+        tensor.view(-1)[at * 7919 % mask.numel()] = at + 1
+    path = tmp_path_factory.getbasetemp() / "sparse.safetensors"
+    pack(path, state={"w": tensor}, masks={"w": mask}, meta={}, verify=False)
+    back = checkpoint.load(path)
+    assert same_bits(back.state["w"], tensor) and back.masks is not None and torch.equal(back.masks["w"], mask)
 
 
 def test_more_than_the_machine_has_is_refused(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,7 @@ class Checker:
         stack: list[Any] = []
         below: list[list[Any]] = []
         memo: dict[int, Any] = {}
+        arg: Any
         for opcode, arg, _ in pickletools.genops(file):  # type: ignore[arg-type]  # it needs no more than a map has
             name = opcode.name
             if name in ("BINPUT", "LONG_BINPUT"):
@@ -168,7 +169,8 @@ class Checker:
     def _build(self, state: Any, target: Any) -> None:
         """The state of an object; that of a tensor, as files from before 2017 have it, is a storage and a shape."""
         if isinstance(target, Made) and target.tensor:
-            tensor(*state[:4], self._budget)
+            storage, offset, size, stride = state[:4]
+            tensor(storage, offset, size, stride, self._budget)
 
 
 def _list(stack: list[Any]) -> list[Any]:

@@ -26,18 +26,18 @@ def check_plain(value: Any, where: str, *, tensors: bool = False) -> None:
         for part in level:
             if isinstance(part, dict):
                 if not all(type(key) is str or _is_number(key) for key in part):
-                    raise Damaged(f"its {where} have a name that is no text")
+                    raise Damaged(f"its {where}: a name is no text")
                 below += part.values()
             elif type(part) is list or type(part) is tuple:
                 below += part
             elif not (part is None or type(part) is str or _is_number(part) or (tensors and isinstance(part, Tensor))):
-                raise Damaged(f"its {where} hold a {type(part).__name__}, which is no plain value")
+                raise Damaged(f"its {where}: a {type(part).__name__} is no plain value")
             if len(below) > left:
-                raise Damaged(f"its {where} hold more than {_MOST} values")
+                raise Damaged(f"its {where}: more than {_MOST} values")
         if not below:
             return
         level = below
-    raise Damaged(f"its {where} are nested too deeply")
+    raise Damaged(f"its {where}: nested too deeply")
 
 
 def _is_number(value: Any) -> bool:

@@ -8,6 +8,7 @@ import pickle
 import re
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def load(path: Path, kind: str) -> Any:
     """
     with reading(path):
         foreign = _foreign_names(path, kind)
-        stand_ins = [(stand_in(name), name) for name in foreign]
+        stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [(stand_in(n), n) for n in foreign]
         try:
             with warnings.catch_warnings(), safe_globals(stand_ins):
                 warnings.simplefilter("ignore")  # of torch's own about old formats

@@ -7,7 +7,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import torch
 
@@ -34,14 +34,14 @@ def verify(path: Path) -> Contents:
             with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
                 records = archive.infolist()
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                    return _verify(path, records, data)
+                    return _verify(path, records, data, file)
         except zipfile.BadZipFile as error:
             missing = "not a zip file" in str(error)  # for it begins like one
             reason = "the list of records at its end is missing" if missing else error
             raise DamagedFile(f"{path} is cut short or damaged: {reason}") from error
 
 
-def _verify(path: Path, records: list[zipfile.ZipInfo], data: mmap.mmap) -> Contents:
+def _verify(path: Path, records: list[zipfile.ZipInfo], data: mmap.mmap, file: IO[bytes]) -> Contents:
     size = len(data)
     names = {record.filename.rpartition("/")[2] for record in records}
     if "constants.pkl" in names:
@@ -56,7 +56,7 @@ def _verify(path: Path, records: list[zipfile.ZipInfo], data: mmap.mmap) -> Cont
         raise StarfireError(f"{path} declares {declared} bytes of content in a file of {size}; refused as a zip bomb")
     if len({record.filename for record in records}) != len(records):
         raise StarfireError(f"{path} holds two records of one name; refused")
-    torch_finds = torch._C.PyTorchFileReader(str(path))
+    torch_finds = torch._C.PyTorchFileReader(file)
     folder = records[0].filename.partition("/")[0] + "/"
     found: dict[str, tuple[int, int]] = {}
     view = memoryview(data)
@@ -71,7 +71,7 @@ def _verify(path: Path, records: list[zipfile.ZipInfo], data: mmap.mmap) -> Cont
                 raise DamagedFile(f"{path} is damaged: record {record.filename} does not match its CRC")
             name = record.filename.removeprefix(folder)
             if name != record.filename:
-                if torch_finds.get_record_offset(name) != start:
+                if torch_finds.get_record_offset(name) != start:  # type: ignore[attr-defined]  # lacks in the stubs
                     raise Damaged(f"record {record.filename} is in two places")
                 found[name] = (start, record.file_size)
     finally:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starfire_cli.damage import Damaged, reading
+from starfire_cli.damage import Damaged, DamagedFile, reading
 from starfire_cli.errors import BadOption, Mismatch, StarfireError, option
 from starfire_cli.formats import _fold, _reparam, _safetensors, _torch_file, _unwrap
 from starfire_cli.formats._plain import check_plain
@@ -110,7 +110,7 @@ def load(path: Path, *, training: bool = False, strict: bool = True, weights: st
             check_plain(found.training or {}, "training state", tensors=True)
             for part in ("model", "data", "pruning", "metrics"):
                 if not isinstance(found.meta.get(part) or {}, dict):
-                    raise Damaged(f"its metadata: {part} is no set of names and values")
+                    raise DamagedFile(f"{path}: its metadata are damaged: {part} is no set of names and values")
             return found
     except StarfireError as error:
         raise type(error)(printable(str(error))) from error  # names in the file may hold anything

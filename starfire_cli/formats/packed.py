@@ -231,16 +231,16 @@ def _check_crc(data: memoryview, expected: str) -> None:
 
 
 def _check_size(layer: PackedLayer) -> None:
+    _check_axes(layer.key, layer.shape, layer.dtype.name, layer.size)
     if type(layer.live) is not int or not 0 <= layer.live <= prod(layer.shape):
         raise Damaged(f"{layer.key} has {layer.live} live weights")
-    _check_axes(layer.key, layer.shape, layer.dtype.name, layer.size)
 
 
 def _check_axes(name: str, shape: tuple[int, ...], dtype: str, size: int) -> None:
     """An axis of 0 counts as 1: it leaves nothing to hold, but the others are still counted along."""
     dense = prod(s for s in shape if s) * BY_NAME[dtype].itemsize
     if dense > MOST_PER_BYTE * size + FREE_BYTES:
-        raise Damaged(f"{name} would unpack to {size_text(dense)} from {size} bytes")
+        raise Damaged(f"{name} would unpack to {size_text(min(dense, 1 << 90))} from {size} bytes")
 
 
 def _sane(words: Any, dtype: Dtype) -> Any:

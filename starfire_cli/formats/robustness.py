@@ -7,7 +7,6 @@ was stopped, add sizes, and compare two networks on the same images.
 from __future__ import annotations
 
 import base64
-import errno
 import json
 import os
 import re
@@ -17,15 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from starfire_cli.damage import DamagedFile, reading
 from starfire_cli.errors import StarfireError
-from starfire_cli.formats._plain import check_plain
 from starfire_cli.formats.atomic import write_text
 
 FORMAT = "starfire-attack"
 VERSION = 1
 PER_IMAGE = "per_image"
-_MISSING = object()
 Bits = npt.NDArray[np.bool_]
 
 
@@ -46,35 +42,18 @@ def read_robustness(path: Path, *, fresh: bool = False) -> dict[str, Any] | None
     """
     document: Any = None
     try:
-        document = read_json(path)
+        document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except DamagedFile as error:
+    except (OSError, ValueError) as error:
         if path.suffix != ".json":
             document = None
         elif fresh:
             return None
         else:
-            raise DamagedFile(f"{error}; --fresh replaces it") from error
+            raise StarfireError(f"{path} is damaged ({error}); --fresh replaces it") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT or document.get("version") != VERSION:
         raise StarfireError(f"{path} is there and no result of starfire attack; --out FILE writes elsewhere")
-    return document
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds: plain values, so that they can be walked and shown.
-
-    Raises FileNotFoundError, DamagedFile for what is no JSON, StarfireError where the system refuses.
-    """
-    with reading(path):
-        try:
-            document = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            document = _MISSING
-        else:
-            check_plain(document, "contents")
-    if document is _MISSING:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     return document
 
 

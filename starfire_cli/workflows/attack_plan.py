@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from starfire_cli.attacks import ATTACKS, Attack, AttackProgress, NetworkResult, Size
-from starfire_cli.damage import DamagedFile, reading
 from starfire_cli.data import Split
 from starfire_cli.formats.robustness import PER_IMAGE, check_place, read_robustness, write_robustness
 from starfire_cli.workflows import attack_verdict as verdict
@@ -152,27 +151,23 @@ class Plan:
 
     def _recall(self, earlier: dict[str, Any], images: int) -> tuple[str, ...]:
         """Take over what an earlier run found out, if it was about the same thing."""
-        try:
-            with reading(self.path):
-                held = dict(earlier.get("settings") or {})
-                heard = [str(note) for note in earlier.get("notes", [])]
-                tallies = {
-                    str(name): {float(size): Tally.from_plain(one, images) for size, one in by_size.items()}
-                    for name, by_size in earlier[PER_IMAGE].items()
-                }
-        except DamagedFile:
-            return (f"{self.path} is damaged; everything is attacked again",)
+        held = earlier.get("settings") or {}
         differing = [key for key in self._settings if held.get(key) != self._settings[key]]
         if differing:
             words = {"digest": "other weights"}
             why = ", ".join(words.get(key, f"another {key.replace('_', ' ')}") for key in differing)
             return (f"{self.path} is about {why}; it is replaced",)
-        self.tallies.update(tallies)
+        try:
+            for name, by_size in earlier[PER_IMAGE].items():
+                self.tallies[name] = {float(size): Tally.from_plain(one, images) for size, one in by_size.items()}
+        except (KeyError, TypeError, ValueError, AttributeError):
+            self.tallies.clear()
+            return (f"{self.path} is damaged; everything is attacked again",)
         if self._shown_to in (None, earlier.get("shown_to")):
             self._shown_to = earlier.get("shown_to")
         else:
             for tally in self.tallies.get(ATTACK, {}).values():
                 tally.transfer = None  # it was another network that saw these images
-        self.heard.update(dict.fromkeys(heard))
+        self.heard.update(dict.fromkeys(earlier.get("notes", [])))
         done = sum(t.done for by_size in self.tallies.values() for t in by_size.values())
         return (f"{self.path} is taken up where it was left (--fresh starts over)",) if done else ()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.formats import robustness
 from starfire_cli.formats.robustness import read_robustness
 from starfire_cli.formats.run import Run
 from starfire_cli.histories import CurvePoint, RobustCurve, RunHistory
@@ -118,9 +118,9 @@ def read_sizes(document: Mapping[str, Any]) -> tuple[Path, Path, int] | None:
 def read_json(path: Path) -> Mapping[str, Any]:
     """A JSON object. Raises StarfireError."""
     try:
-        document = robustness.read_json(path)
-    except FileNotFoundError:
-        raise StarfireError(f"there is no file {path}") from None
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StarfireError(f"{path} cannot be read: {error}") from None
     if not isinstance(document, dict):
         raise StarfireError(f"{path} is no result that can be drawn: it holds a {type(document).__name__}")
     return document
