@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from starfire_cli.data.draws import Ints, shuffled
-from starfire_cli.data.shards import Shards
+from starfire_cli.data.shards import Shards, check_length
 
 Chosen = npt.NDArray[np.bool_] | npt.NDArray[np.int64]
 
@@ -71,8 +71,12 @@ class Files:
 
     def read(self, position: int) -> bytes:
         """The bytes of the file at `position`. Raises OSError."""
-        with open(self.path(position), "rb") as file:
-            return file.read()
+        try:
+            with open(self.path(position), "rb") as file:
+                check_length(os.fstat(file.fileno()).st_size)
+                return file.read()
+        except ValueError:  # a remembered name with a zero byte
+            raise OSError("no file can have such a name") from None
 
     def where(self, position: int) -> str:
         """For messages."""

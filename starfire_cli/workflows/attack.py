@@ -22,7 +22,7 @@ from starfire_cli.attacks import (
     parse_sizes,
     with_options,
 )
-from starfire_cli.data import DataInfo, DataOptions, Split, open_val
+from starfire_cli.data import DataInfo, DataOptions, Split, open_val, recorded
 from starfire_cli.errors import BadOption
 from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
@@ -168,10 +168,12 @@ def _open(request: AttackRequest) -> _Setting:
     device = runtime.pick_device(request.device)
     first = files.load(find_checkpoint(request.checkpoint))
     second = None if request.against is None else files.load(find_checkpoint(request.against))
-    known = first.meta.get("data") or {}
+    known = recorded(first.meta.get("data"))
     if request.images is not None and request.images < 1:
         raise BadOption(f"--images {request.images} is too few; at least 1")
-    loaded = request.batch_size or most_useful(device, request.image_size or int(known.get("image_size") or 224))
+    loaded = request.batch_size or most_useful(
+        device, request.image_size or (224 if known is None else known.image_size)
+    )
     options = DataOptions(
         eval_batch_size=loaded,
         image_size=request.image_size,
@@ -180,7 +182,7 @@ def _open(request: AttackRequest) -> _Setting:
         limit_val=request.images,
         limit_seed=request.seed,
     )
-    info, split = open_val(known, request.data, options)
+    info, split = open_val(first.meta.get("data") or {}, request.data, options)
     networks = [
         build_network(first, info, device, model=request.model, mean=request.mean, std=request.std),
         *([_second(request, second, info, device)] if second is not None else []),
