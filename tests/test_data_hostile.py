@@ -488,13 +488,13 @@ def test_a_huge_size_of_what_was_kept_takes_no_memory(tmp_path: Path) -> None:
 
 
 def test_a_validation_part_without_images(tmp_path: Path) -> None:
+    folder = shard_set(tmp_path)
+    index = json.loads((folder / "index.json").read_text())
+    buffer = io.BytesIO()
+    np.save(buffer, np.empty(0, dtype=packed.MEMBER))
+    (folder / "val.members.npy").write_bytes(buffer.getvalue())
+    sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
+    index["parts"]["val"] = {"members": "val.members.npy", "sha256": sha256, "shards": []}
+    (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(StarfireError, match="validation part has no images"):
-        folder = shard_set(tmp_path)
-        index = json.loads((folder / "index.json").read_text())
-        buffer = io.BytesIO()
-        np.save(buffer, np.empty(0, dtype=packed.MEMBER))
-        (folder / "val.members.npy").write_bytes(buffer.getvalue())
-        sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
-        index["parts"]["val"] = {"members": "val.members.npy", "sha256": sha256, "shards": []}
-        (folder / "index.json").write_text(json.dumps(index))
         open_data(str(folder), options(batch_size=1))

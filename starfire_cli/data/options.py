@@ -148,8 +148,8 @@ class DataInfo:
 def _side(meta: dict[str, Any], key: str) -> int | None:
     """A number of pixels that metadata name. Raises Damaged where no image has such a side."""
     value = meta.get(key)
-    if value is not None and not 1 <= int(value) <= LARGEST:
-        raise Damaged(f"{key} {int(value)}; 1 to {LARGEST} pixels are possible")
+    if value is not None and not 2 <= int(value) <= LARGEST:  # of one pixel, torch cannot make any
+        raise Damaged(f"{key} {int(value)}; 2 to {LARGEST} pixels are possible")
     return None if value is None else int(value)
 
 
