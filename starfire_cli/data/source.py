@@ -71,12 +71,9 @@ class Files:
 
     def read(self, position: int) -> bytes:
         """The bytes of the file at `position`. Raises OSError."""
-        try:
-            with open(self.path(position), "rb") as file:
-                check_length(os.fstat(file.fileno()).st_size)
-                return file.read()
-        except ValueError:  # a remembered name with a zero byte
-            raise OSError("no file can have such a name") from None
+        with open(self.path(position), "rb") as file:
+            check_length(os.fstat(file.fileno()).st_size)
+            return file.read()
 
     def where(self, position: int) -> str:
         """For messages."""
