@@ -227,3 +227,16 @@ def test_a_cache_that_may_not_be_read_is_not_removed(
     monkeypatch.setattr(cache, "write", lambda file, tensors: None)
     once.decoded(files, 20, options())
     assert decodings == [16, 16] and list(place.iterdir()) == before
+
+
+def test_only_our_temporary_files_are_removed(tmp_path: Path) -> None:
+    from starfire_cli.formats.atomic import write_text
+
+    names = ["notes.tmp", "a-b-c.tmp", "laptop-4194304-backup.tmp", "my-laptop-4194304-1.tmp", "x--1.tmp"]
+    theirs = [tmp_path / f".run.json.{name}" for name in names]
+    stale = tmp_path / ".run.json.laptop-4194304-1.tmp"  # of a process that is not, on another host, years ago
+    for file in (*theirs, stale):
+        file.write_text("mine")
+        os.utime(file, (1e9, 1e9))
+    write_text(tmp_path / "run.json", "{}")
+    assert sorted(tmp_path.iterdir()) == sorted([*theirs, tmp_path / "run.json"])

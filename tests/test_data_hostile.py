@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from starfire_cli.damage import Damaged, DamagedFile
 from starfire_cli.data import cache, open_data, open_val, packed, remote, tarset
 from starfire_cli.data.finding import find
 from starfire_cli.data.members import members
+from starfire_cli.data.spool import Spool, limit
 from starfire_cli.errors import BadOption, StarfireError
 from tests.data_layouts import options, picture
 from tests.shard_sets import served
@@ -387,3 +389,112 @@ def test_a_cache_that_lies_is_not_believed(tmp_path: Path, monkeypatch: pytest.M
     assert cache.write(file, kept) is None
     again = tarset.source(folder).train
     assert again.size.tolist() == expected.size.tolist() == [len(png())] * 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "braces", ["{0..999999999}", "{0..9999}{0..9999}", "{a..z}" * 6, "{0000..9999}.tar::http://h/{0..999999}"]
+)
+def test_braces_that_mean_millions(braces: str) -> None:
+    with bounded(), pytest.raises(BadOption, match="more than 1,000,000 shards"):
+        find(f"http://127.0.0.1:9/{braces}.tar")
+
+
+def test_a_shard_that_never_ends_does_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def endless(url: str) -> Iterator[Any]:
+        with open("/dev/zero", "rb") as stream:
+            yield stream
+
+    monkeypatch.setattr(remote, "opened", endless)
+    spool = Spool(folder=tmp_path, urls=("http://h/a.tar",), lengths=(10**6,), checksums=("0" * 64,))
+    spool.fetch(0, Event())
+    with pytest.raises(StarfireError, match="is not what the index says"):
+        spool.wait(0, 100)
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 1000
+
+
+def test_only_whole_shards_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STARFIRE_SPOOL", "0")
+    spool = Spool(folder=tmp_path, urls=("http://h/a.tar",) * 2, lengths=(5, 5), checksums=("ab" * 32,) * 2)
+    theirs = ["backup.tar", "000000.tar", "000000-ABABABABABABABAB.tar", "000001-abababababababab.tar.part"]
+    for name in theirs:
+        (tmp_path / name).write_bytes(b"12345")
+    spool.file(0).write_bytes(b"12345")
+    spool.file(1).symlink_to(tmp_path / "backup.tar")
+    spool.make_room(set())
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*theirs, spool.file(1).name])
+    for given in ("nan", "-1", "much"):
+        monkeypatch.setenv("STARFIRE_SPOOL", given)
+        with pytest.raises(StarfireError, match=f"STARFIRE_SPOOL='{given}' must be a number of GB, 0 or more"):
+            limit()
+
+
+def test_a_file_too_long_for_an_image(tmp_path: Path) -> None:
+    from tests.data_layouts import train_and_val
+
+    train_and_val(tmp_path, size=(100, 100))
+    with open(tmp_path / "train" / "cat" / "003.png", "r+b") as file:
+        file.truncate(2**40)  # of which nothing is on the disk
+    with bounded(), pytest.raises(StarfireError, match=r"003\.png \(1,099,511,627,776 bytes are too many"):
+        list(open_data(str(tmp_path), options(image_size=32, augment="none")).train.batches(0))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"image_size": 2**62},
+        {"image_size": 0},
+        {"image_size": -5},
+        {"image_size": float("inf")},
+        {"image_size": "large"},
+        {"image_size": None},
+        {"stored": 2**31},
+        {"resize": 1},
+        {"resize": float("nan")},
+        {"mean": [float("nan")] * 3},
+        {"std": [0.0] * 3},
+        {"std": [10**400] * 3},
+        {"mean": 5},
+        {"val_fraction": 2.0},
+        {"val_fraction": []},
+        {"split_seed": float("inf")},
+        {"classes": "ab"},
+        {"classes": 7},
+        {"spec": "a\0b/c"},
+        {"spec": "\ud800/c"},
+        {"spec": ""},
+        {"spec": "folder:" + "x" * 5000},
+    ],
+)
+def test_a_checkpoint_that_lies_about_its_data(lie: dict[str, Any], tmp_path: Path) -> None:
+    meta = far(str(shard_set(tmp_path))) | lie
+    with bounded(), pytest.raises(StarfireError, match=r"the checkpoint's (record of its data is damaged|data cannot)"):
+        open_val(meta, None, options())
+
+
+@pytest.mark.parametrize("meta", ["text", 5, [1], {"name": "x"}])
+def test_a_record_of_data_that_is_none(meta: Any) -> None:
+    with pytest.raises(DamagedFile, match="record of its data is damaged"):
+        open_val(meta, None, options())
+
+
+def test_a_huge_size_of_what_was_kept_takes_no_memory(tmp_path: Path) -> None:
+    from tests.data_layouts import train_and_val
+
+    data = open_data(str(train_and_val(tmp_path)), options())
+    with bounded():
+        info, split = open_val(data.info.as_meta() | {"stored": 2**14}, None, options())
+    assert info.stored == 20 and len(split) == 8
+
+
+def test_a_validation_part_without_images(tmp_path: Path) -> None:
+    folder = shard_set(tmp_path)
+    index = json.loads((folder / "index.json").read_text())
+    buffer = io.BytesIO()
+    np.save(buffer, np.empty(0, dtype=packed.MEMBER))
+    (folder / "val.members.npy").write_bytes(buffer.getvalue())
+    sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
+    index["parts"]["val"] = {"members": "val.members.npy", "sha256": sha256, "shards": []}
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(StarfireError, match="validation part has no images"):
+        open_data(str(folder), options(batch_size=1))

@@ -131,3 +131,22 @@ def test_training_opens_from_the_listing(tmp_path: Path, scans: list[Path]) -> N
         assert (len(data.train), len(data.val)) == (20, 8)
     assert len(scans) == 2  # train/ and val/, once
     assert cache.read(None) is None
+
+
+@pytest.mark.parametrize("how", ["zero", "label", "shape", "others"])
+def test_a_listing_that_lies_is_made_anew(root: Path, scans: list[Path], place: Path, how: str) -> None:
+    first = listed(root)
+    (file,) = place.iterdir()
+    kept = cache.read(file)
+    assert kept is not None
+    if how == "zero":
+        kept["names"][0, 1] = 0
+    elif how == "label":
+        kept["labels"][0] = 2**30
+    elif how == "shape":
+        kept["names"] = kept["names"].reshape(-1)
+    else:
+        kept["others"] = kept["others"][:1].clone()
+    assert cache.write(file, kept) is None
+    again = listed(root)
+    assert len(scans) == 2 and again.names.tolist() == first.names.tolist()

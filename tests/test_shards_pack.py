@@ -226,3 +226,21 @@ def test_the_command_in_a_pipe(source: Path, tmp_path: Path, capsys: pytest.Capt
     assert json.loads(said.out)["images"] == {"train": 24, "val": 8}
     assert "packed: 32 of 32 images" in said.err and f"starfire train --data {tmp_path / 'out'}" in said.err
     assert not (tmp_path / "out" / ".packing").exists() and os.listdir(tmp_path / "out").count("index.json") == 1
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"[1]", b'{"bytes": 1}', b'{"bytes": [2], "members": [[1]]}', b"[" * 9999]
+)
+def test_a_damaged_record_of_an_interrupted_packing(source: Path, tmp_path: Path, content: bytes) -> None:
+    request = pack_data.PackRequest(source=str(source), out=tmp_path / "out", short_side=0, shard_size="7", workers=1)
+    records = pack_data.pack(request)
+    for _ in range(3):
+        next(records)
+    records.close()
+    (tmp_path / "out" / pack_data.PROGRESS / "train-000000.json").write_bytes(content)
+    assert shard_sets.packed(source, tmp_path / "out", short_side=0).images == {"train": 24, "val": 8}
+    (tmp_path / "out" / "index.json").unlink()
+    (tmp_path / "out" / pack_data.PROGRESS).mkdir()
+    (tmp_path / "out" / pack_data.PROGRESS / "plan.json").write_bytes(b"\xff")
+    with pytest.raises(StarfireError, match="interrupted packing of other data"):
+        shard_sets.packed(source, tmp_path / "out", short_side=0)

@@ -2,7 +2,7 @@
 
 from starfire_cli.data.augment import AUGMENTATIONS
 from starfire_cli.data.finding import recognise, refuse_url
-from starfire_cli.data.opening import open_data, open_val
+from starfire_cli.data.opening import open_data, open_val, recorded
 from starfire_cli.data.options import Data, DataInfo, DataOptions, Split
 from starfire_cli.data.sets import SETS
 
@@ -16,5 +16,6 @@ __all__ = [
     "open_data",
     "open_val",
     "recognise",
+    "recorded",
     "refuse_url",
 ]

@@ -110,6 +110,7 @@ def read(file: Path | None) -> dict[str, Tensor] | None:
         return None
     except Exception:  # noqa: BLE001 - whatever a damaged file provokes, it is made anew
         pass
+    assert file is not None
     _remove(file)
     return None
 

@@ -49,6 +49,9 @@ def load(file: Path | None, root: Path, folders: Sequence[str]) -> Files | None:
         names, labels = kept["names"].view(f"S{kept['names'].shape[1]}")[:, 0], kept["labels"].astype(np.int64)
         visited = kept["visited"].tobytes().split(b"\0")
         same = kept["folders"].tobytes() == _joined(folders) and np.array_equal(kept["times"], _times(root, visited))
+        zeros = kept["names"][:, :-1] == 0  # only behind a name
+        if (zeros & (kept["names"][:, 1:] != 0)).any():
+            return None
         others = {str(ending): int(count) for ending, count in json.loads(kept["others"].tobytes()).items()}
         fits = len(names) == len(labels) and bool(((labels >= 0) & (labels < len(folders))).all())
     except Exception:  # noqa: BLE001 - another version's, or a folder is gone: whatever it is, folders are listed anew

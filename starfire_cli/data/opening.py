@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from starfire_cli import damage
 from starfire_cli.data import decode, once, road, statistics
 from starfire_cli.data.augment import AUGMENTATIONS, Augment
 from starfire_cli.data.draws import Draws
@@ -81,7 +82,7 @@ def open_val(meta: dict[str, Any], spec: str | None, options: DataOptions) -> tu
     Raises:
         BadOption, StarfireError: no data known, data not there, classes that are not the checkpoint's.
     """
-    known = _known(meta)
+    known = recorded(meta)
     if known is None:
         if spec is None:
             raise BadOption("the checkpoint does not say what data it was trained on; --data gives it")
@@ -122,13 +123,12 @@ def open_val(meta: dict[str, Any], spec: str | None, options: DataOptions) -> tu
     return info, split
 
 
-def _known(meta: dict[str, Any]) -> DataInfo | None:
+def recorded(meta: Any) -> DataInfo | None:
+    """The `data` part of a checkpoint's metadata; None where it is empty. Raises DamagedFile."""
     if not meta:
         return None
-    try:
+    with damage.reading("the checkpoint's record of its data"):
         return DataInfo.from_meta(meta)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StarfireError(f"the checkpoint's record of its data is damaged ({error!r})") from None
 
 
 def _found_again(known: DataInfo, options: DataOptions) -> Source:
@@ -143,6 +143,8 @@ def _way(val: Part, known: DataInfo | None, options: DataOptions) -> Road:
     if known is None or options.image_size != known.image_size:
         return road.choose(val, len(val), options)
     stored = int(val.images.shape[-1]) if isinstance(val, Pixels) else known.stored
+    if stored is not None and 3 * stored**2 * len(val) > road.ROOM:  # no training has ever kept so much
+        return road.choose(val, len(val), options)
     return Road(stored=stored, out=known.image_size, resize=known.resize)
 
 

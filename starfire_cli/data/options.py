@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,7 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from starfire_cli.damage import Damaged
 from starfire_cli.errors import BadOption
+
+LARGEST = 2**14  # pixels that a side of what a network sees may have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,25 +115,42 @@ class DataInfo:
 
     @classmethod
     def from_meta(cls, meta: dict[str, Any]) -> DataInfo:
-        """What `as_meta` wrote. Raises KeyError, TypeError or ValueError where it is something else."""
+        """What `as_meta` wrote. Raises Damaged or another exception for something else: call it under `reading`."""
         mean, std = ([float(v) for v in meta[key]] for key in ("mean", "std"))
         (red, green, blue), (red_std, green_std, blue_std) = mean, std
-        fraction, resize, stored = (meta.get(key) for key in ("val_fraction", "resize", "stored"))
+        if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+            raise Damaged(f"mean {mean} and standard deviation {std} cannot be")
+        fraction = None if meta.get("val_fraction") is None else float(meta["val_fraction"])
+        if fraction is not None and not 0 < fraction < 1:
+            raise Damaged(f"a share of {fraction:g} held out")
+        size, resize, stored = (_side(meta, key) for key in ("image_size", "resize", "stored"))
+        if size is None or (resize is not None and resize < size):
+            raise Damaged(f"images of {size} px cut from {resize} px")
+        if not isinstance(meta["classes"], list | tuple):
+            raise Damaged("classes must be a list of names")
         return cls(
             name=str(meta["name"]),
             spec=str(meta["spec"]),
             classes=tuple(str(name) for name in meta["classes"]),
             mean=(red, green, blue),
             std=(red_std, green_std, blue_std),
-            image_size=int(meta["image_size"]),
+            image_size=size,
             train_images=0,
             val_images=0,
             augment=str(meta.get("augment", "none")),
-            val_fraction=None if fraction is None else float(fraction),
+            val_fraction=fraction,
             split_seed=int(meta.get("split_seed", 0)),
-            resize=None if resize is None else int(resize),
-            stored=None if stored is None else int(stored),
+            resize=resize,
+            stored=stored,
         )
+
+
+def _side(meta: dict[str, Any], key: str) -> int | None:
+    """A number of pixels that metadata name. Raises Damaged where no image has such a side."""
+    value = meta.get(key)
+    if value is not None and not 2 <= int(value) <= LARGEST:  # of one pixel, torch cannot make any
+        raise Damaged(f"{key} {int(value)}; 2 to {LARGEST} pixels are possible")
+    return None if value is None else int(value)
 
 
 class Split(Protocol):

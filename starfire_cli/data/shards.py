@@ -22,6 +22,7 @@ from starfire_cli.data.spool import Spool
 
 AT_ONCE = 16  # shards read side by side
 SLICE = 32 * 2**20  # bytes of each that are shuffled together: 16 x 32 MB are some 17,000 images of 30 kB
+LONGEST = 2**30  # bytes of an image file: more than the largest that are decoded have
 _ORDER = 64  # draws from here on decide the order; augmentations use those before
 
 
@@ -70,6 +71,7 @@ class Shards:
     def read(self, position: int) -> bytes:
         """The bytes of an image's file. Raises OSError where they are not there, StarfireError from the spool."""
         shard, offset, size = (int(part[position]) for part in (self.shard, self.offset, self.size))
+        check_length(size)
         data = self._file(shard, offset + size).read(offset, size)
         if len(data) < size:
             raise OSError(f"the shard ends after {offset + len(data)} bytes; it was cut off")
@@ -121,6 +123,12 @@ class Shards:
         cut = self.offset * cuts[of_image] // np.maximum(1, self.lengths[self.shard])
         block: Ints = before[of_image] + np.minimum(cut, cuts[of_image] - 1)
         return block
+
+
+def check_length(size: int) -> None:
+    """Raise OSError for a file that is too long to be an image, before it is read."""
+    if size > LONGEST:
+        raise OSError(f"{size:,} bytes are too many for an image")
 
 
 @lru_cache(maxsize=64)

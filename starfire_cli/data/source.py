@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from starfire_cli.data.draws import Ints, shuffled
-from starfire_cli.data.shards import Shards
+from starfire_cli.data.shards import Shards, check_length
 
 Chosen = npt.NDArray[np.bool_] | npt.NDArray[np.int64]
 
@@ -72,6 +72,7 @@ class Files:
     def read(self, position: int) -> bytes:
         """The bytes of the file at `position`. Raises OSError."""
         with open(self.path(position), "rb") as file:
+            check_length(os.fstat(file.fileno()).st_size)
             return file.read()
 
     def where(self, position: int) -> str:

@@ -19,14 +19,21 @@ def parts(source: Source, options: DataOptions) -> tuple[Part, Part]:
     train, val = source.train, source.val
     if val is None:
         train, val = held_out(train, source.classes, options)
-    train = limited(train, options.limit_train, "--limit-train")
-    return train, limited(val, options.limit_val, "--limit-val", options.limit_seed)
+    train = limited(_some(train, source, "training"), options.limit_train, "--limit-train")
+    return train, limited(_some(val, source, "validation"), options.limit_val, "--limit-val", options.limit_seed)
 
 
 def validation(source: Source, options: DataOptions) -> Part:
     """The validation part that `parts` gives, whatever becomes of the training part."""
     val = source.val if source.val is not None else held_out(source.train, source.classes, options)[1]
-    return limited(val, options.limit_val, "--limit-val", options.limit_seed)
+    return limited(_some(val, source, "validation"), options.limit_val, "--limit-val", options.limit_seed)
+
+
+def _some(part: Part, source: Source, which: str) -> Part:
+    """`part`, if it has images. Raises StarfireError."""
+    if not len(part):
+        raise StarfireError(f"--data {source.spec}: the {which} part has no images")
+    return part
 
 
 def passed_over(*parts: Part | None) -> tuple[str, ...]:

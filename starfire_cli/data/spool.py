@@ -134,6 +134,8 @@ class Spool:
                 _write(descriptor, data)
                 digest.update(data)
                 received += len(data)
+                if received > self.lengths[shard]:  # a server that never ends must not fill the disk
+                    break
         if digest.hexdigest() != self.checksums[shard]:
             raise StarfireError(
                 f"{url} is not what the index says ({received} bytes, not {self.lengths[shard]}, or others): "

@@ -20,13 +20,14 @@ from starfire_cli import damage
 from starfire_cli.data import cache, members, packed, remote, scan
 from starfire_cli.data.shards import Shards
 from starfire_cli.data.source import Source
-from starfire_cli.errors import StarfireError
+from starfire_cli.errors import BadOption, StarfireError
 
 VERSION = 1
 VAL = re.compile(r"(^|[^a-z])(val|valid|validation|test)([^a-z]|$)", re.IGNORECASE)
 _LABEL = "cls"
 _CONNECTIONS = 8
 _CLASSES = 100_000
+_MOST_SHARDS = 1_000_000
 
 
 class Listed(NamedTuple):
@@ -54,11 +55,25 @@ def source_of_urls(text: str) -> Source:
     """The tar files that `URL-{000..146}.tar::URL.tar` means. Raises BadOption, StarfireError."""
     for pattern in text.split("::"):
         remote.checked(re.sub(r"\{[A-Za-z0-9.,-]*\}", "0", pattern))
+    if _shards_meant(text) > _MOST_SHARDS:
+        raise BadOption(f"--data {text}: that is more than {_MOST_SHARDS:,} shards; name fewer in the braces")
     try:
         from webdataset.shardlists import expand_urls
     except ImportError:
         raise StarfireError(f"--data {text}: needs the webdataset package; pip install webdataset") from None
     return _source([remote.checked(url) for url in expand_urls(text)], url=text)
+
+
+def _shards_meant(text: str) -> int:
+    """How many URLs the braces in `text` stand for, or more: counted before any is made."""
+    total = 0
+    for pattern in text.split("::"):
+        count = 1
+        for inside in re.findall(r"\{([^{}]*)\}", pattern):
+            numbers = re.fullmatch(r"(-?[0-9]+)\.\.(-?[0-9]+)(\.\..*)?", inside)
+            count *= abs(int(numbers[2]) - int(numbers[1])) + 1 if numbers else max(26, inside.count(",") + 1)
+        total += count
+    return total
 
 
 def _source(places: Sequence[str], *, path: Path | None = None, url: str | None = None) -> Source:

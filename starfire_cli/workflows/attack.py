@@ -22,7 +22,7 @@ from starfire_cli.attacks import (
     parse_sizes,
     with_options,
 )
-from starfire_cli.data import DataInfo, DataOptions, Split, open_val
+from starfire_cli.data import DataInfo, DataOptions, Split, open_val, recorded
 from starfire_cli.errors import BadOption
 from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
@@ -187,10 +187,13 @@ def _open(request: AttackRequest) -> _Setting:
     second = None
     if request.against is not None:
         second = files.load(find_checkpoint(request.against), weights=request.against_weights)
-    known = first.meta.get("data") or {}
+    said = first.meta.get("data") or {}
+    known = recorded(said)
     if request.images is not None and request.images < 1:
         raise BadOption(f"--images {request.images} is too few; at least 1")
-    loaded = request.batch_size or most_useful(device, request.image_size or int(known.get("image_size") or 224))
+    loaded = request.batch_size or most_useful(
+        device, request.image_size or (224 if known is None else known.image_size)
+    )
     options = DataOptions(
         eval_batch_size=loaded,
         image_size=request.image_size,
@@ -199,7 +202,7 @@ def _open(request: AttackRequest) -> _Setting:
         limit_val=request.images,
         limit_seed=request.seed,
     )
-    info, split = open_val(known, request.data, options)
+    info, split = open_val(said, request.data, options)
     silent = second is not None and not second.meta.get("data")
     networks = [
         build_network(
@@ -208,8 +211,8 @@ def _open(request: AttackRequest) -> _Setting:
             device,
             model=request.model,
             # What was given for a second network that says nothing is not forced on a first one that does.
-            mean=None if silent and "mean" in known else request.mean,
-            std=None if silent and "std" in known else request.std,
+            mean=None if silent and "mean" in said else request.mean,
+            std=None if silent and "std" in said else request.std,
         ),
         *([_second(request, second, info, device)] if second is not None else []),
     ]

@@ -43,7 +43,7 @@ class Task:
 def is_done(task: Task) -> bool:
     """Whether the shard is on the disk as its record says; a damaged record is one of nothing."""
     try:
-        return task.path.stat().st_size == record_of(task)["bytes"]
+        return task.path.stat().st_size == int(record_of(task)["bytes"])
     except (OSError, DamagedFile):
         return False
 
@@ -54,7 +54,9 @@ def record_of(task: Task) -> dict[str, Any]:
     with reading(task.record):
         record: dict[str, Any] = json.loads(content)
         np.array([tuple(row) for row in record["members"]], dtype=packed.MEMBER)
-        if not all(isinstance(text, str) for text in (record["sha256"], *record["skipped"])):
+        if not isinstance(record["bytes"], int) or not all(
+            isinstance(text, str) for text in (record["sha256"], *record["skipped"])
+        ):
             raise Damaged("names are expected")
         return record
 

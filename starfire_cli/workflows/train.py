@@ -223,9 +223,8 @@ def _metrics_so_far(session: Session) -> dict[str, object]:
 def _stopped(session: Session, run: Run, signals: Signals) -> Stopped:
     at = session.at
     model, data = session.request.model or "", session.request.data
-    unasked = (
-        ("--model", model) if runs_code(model) else ()
-    )  # what a file may not have done unless the user says so, too
+    # What a file alone never makes happen is said again.
+    unasked: tuple[str, ...] = ("--model", model) if runs_code(model) else ()
     unasked += ("--data", data) if data is not None and url_of(data) else ()
     return Stopped(
         signal=signals.agreed,
