@@ -8,6 +8,7 @@ import itertools
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,22 @@ def write_text(path: Path, text: str) -> None:
     data = text.encode()
     with atomic_write(path, need=len(data)) as file:
         file.write(data)
+
+
+def check_writable(path: Path) -> None:
+    """Raises StarfireError, in the words of `atomic_write`, if nothing can be written at `path`; leaves no trace."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise StarfireError(f"{path} is a folder; give the name of a file in it")
+    if not target.parent.is_dir():
+        raise StarfireError(f"cannot write {path}: there is no folder {target.parent}")
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise disk_problem(error, path) or error from None
 
 
 def disk_problem(error: BaseException, path: Path, need: int | None = None) -> StarfireError | None:
