@@ -42,7 +42,7 @@ def atomic_write(path: Path, *, need: int | None = None) -> Iterator[IO[bytes]]:
     if not target.parent.is_dir():
         raise StarfireError(f"cannot write {path}: there is no folder {target.parent}")
     _remove_stale(target)
-    temporary = target.with_name(f".{target.name}.{host_name()}-{os.getpid()}-{next(_counter)}.tmp")
+    temporary = target.with_name(f".{target.name}.{_host()}-{os.getpid()}-{next(_counter)}.tmp")
     _mine.add(temporary)
     try:
         with open(temporary, "xb") as file:
@@ -111,7 +111,7 @@ def _remove_stale(target: Path) -> None:
         if left in _mine or not tail.isdigit():
             continue
         with contextlib.suppress(OSError):
-            dead = not _alive(int(tail)) if host == host_name() else left.stat().st_mtime < time.time() - _DAY
+            dead = not _alive(int(tail)) if host == _host() else left.stat().st_mtime < time.time() - _DAY
             if dead:
                 left.unlink()
 
@@ -128,9 +128,13 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def _host() -> str:
+    return "".join(c for c in socket.gethostname() if c.isalnum())[:32] or "host"
+
+
 def host_name() -> str:
     """This machine, as letters and digits that a file name may hold."""
-    return "".join(c for c in socket.gethostname() if c.isalnum())[:32] or "host"
+    return _host()
 
 
 def _escape(name: str) -> str:

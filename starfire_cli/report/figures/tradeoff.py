@@ -53,6 +53,7 @@ def tradeoff_figure(
             percent(axes, "x")
         else:
             axes.set_xlim(left=0)
+        axes.set_ylim(max(axes.get_ylim()[0], -0.02), min(axes.get_ylim()[1], 1.015))  # no tick at 102 %
         percent(axes)
         style.label(axes, x=name, y="best validation top-1 (%)" if place == 0 or narrow else "")
     named, _ = name_groups(groups, many)
