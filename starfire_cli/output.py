@@ -10,7 +10,7 @@ import select
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -59,14 +59,15 @@ def _plug() -> None:
 
 def _steady(stream: TextIO | None, descriptor: int, lost: Lost) -> TextIO:
     if stream is None:  # as Python has it where the descriptor was closed
-        return io.TextIOWrapper(_Raw(descriptor, lost), encoding="utf-8", errors="backslashreplace", write_through=True)
+        null: Any = _Raw(descriptor, lost)
+        return io.TextIOWrapper(null, encoding="utf-8", errors="backslashreplace", write_through=True)
     buffer = getattr(stream, "buffer", None)
     raw = getattr(buffer, "raw", buffer)
     if not isinstance(stream, io.TextIOWrapper) or not isinstance(raw, io.FileIO):
         return stream
     with contextlib.suppress(OSError):
         stream.flush()
-    steady = _Raw(raw.fileno(), lost)
+    steady: Any = _Raw(raw.fileno(), lost)  # which a TextIOWrapper takes like a FileIO, whatever its stub says
     return io.TextIOWrapper(
         steady if raw is buffer else io.BufferedWriter(steady),
         encoding=stream.encoding,

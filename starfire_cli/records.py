@@ -123,7 +123,8 @@ class EpochRecord:
 class Stopped:
     """Training ended early and was saved: on a signal, or because `--max-steps` was reached (signal 0).
 
-    `command` is what goes on from there.
+    `command` is what goes on from there. Loss, accuracy and speed are those of the epoch under way, so far; None where
+    it has not begun.
     """
 
     signal: int
@@ -132,6 +133,9 @@ class Stopped:
     epoch: int
     step: int
     steps: int
+    loss: float | None = None
+    top1: float | None = None
+    images_per_second: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

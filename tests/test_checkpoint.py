@@ -14,6 +14,7 @@ from torch import nn
 
 from starfire_cli.errors import Mismatch, StarfireError
 from starfire_cli.formats import atomic
+from starfire_cli.formats.atomic import atomic_write, check_writable
 from starfire_cli.formats.checkpoint import load, save
 
 
@@ -200,3 +201,16 @@ def test_temporaries_of_the_dead_go_and_others_stay(tmp_path: Path) -> None:
         path.write_text("x")
     atomic.write_text(tmp_path / "a.pt", "whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a.pt", alive.name, elsewhere.name, other_name.name])
+
+
+@pytest.mark.parametrize("place", ["no/such/file", "a file/x", ".", "/proc/x.json", "/sys/x.json"])
+def test_a_place_is_refused_beforehand_in_the_words_of_the_write(tmp_path: Path, place: str) -> None:
+    (tmp_path / "a file").write_text("")
+    path = tmp_path / place
+    with pytest.raises(StarfireError) as late, atomic_write(path):
+        pass
+    with pytest.raises(StarfireError) as early:
+        check_writable(path)
+    assert str(early.value) == str(late.value)
+    check_writable(tmp_path / "new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a file"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from starfire_cli.cli import main
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="shell redirections")
 
@@ -97,3 +100,25 @@ def test_a_notebook_s_backend_stops_no_command(backend: str) -> None:
     env = {**os.environ, "MPLBACKEND": backend}
     done = subprocess.run([sys.executable, "-c", code, backend], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_stop_within_an_epoch_says_what_it_came_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "--model",
+        "tests.tiny:net",
+        "--limit-train",
+        "64",
+        "--limit-val",
+        "32",
+        "-b",
+        "16",
+        "-j",
+        "0",
+        "-e",
+        "2",
+    ]
+    code = main(["train", *options, "--era", "0:1", "--device", "cpu", "--out", str(tmp_path), "--max-steps", "3"])
+    out = capsys.readouterr().out
+    assert code == 0
+    said = re.search(r"^epoch 1/2 so far  loss (\d+\.\d+)  train (\d+\.\d+)%  [\d,]+ img/s$", out, re.MULTILINE)
+    assert said and 0 < float(said[1]) < 10 and round(float(said[2]) * 48 / 100, 2).is_integer()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 from starfire_cli.errors import BadOption
@@ -24,7 +25,13 @@ class CheckedCommand(TyperCommand):
                 if isinstance(text, str) and not text.strip():
                     wanted = getattr(param, "metavar", None) if name.startswith("-") else None
                     raise BadOption(f"{name} {text!r} is empty; leave it out, or give {wanted or 'it a value'}")
-        rest = super().parse_args(ctx, args)
+        try:
+            rest = super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            text = given.get(str(getattr(error.param, "name", None)))
+            if isinstance(text, str) and text not in error.message:
+                error.message = f"{text!r}: {error.message}"
+            raise
         for param in self.params:
             name = param.opts[0] if param.opts else str(param.name)
             for value in _each(ctx.params.get(str(param.name))):

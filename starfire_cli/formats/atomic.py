@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,7 @@ def atomic_write(path: Path, *, need: int | None = None) -> Iterator[IO[bytes]]:
     if not target.parent.is_dir():
         raise StarfireError(f"cannot write {path}: there is no folder {target.parent}")
     _remove_stale(target)
-    temporary = target.with_name(f".{target.name}.{host_name()}-{os.getpid()}-{next(_counter)}.tmp")
+    temporary = target.with_name(f".{target.name}.{_host()}-{os.getpid()}-{next(_counter)}.tmp")
     _mine.add(temporary)
     try:
         with open(temporary, "xb") as file:
@@ -68,6 +69,22 @@ def write_text(path: Path, text: str) -> None:
     data = text.encode()
     with atomic_write(path, need=len(data)) as file:
         file.write(data)
+
+
+def check_writable(path: Path) -> None:
+    """Raises StarfireError, in the words of `atomic_write`, if nothing can be written at `path`; leaves no trace."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise StarfireError(f"{path} is a folder; give the name of a file in it")
+    if not target.parent.is_dir():
+        raise StarfireError(f"cannot write {path}: there is no folder {target.parent}")
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise disk_problem(error, path) or error from None
 
 
 def disk_problem(error: BaseException, path: Path, need: int | None = None) -> StarfireError | None:
@@ -97,7 +114,7 @@ def _remove_stale(target: Path) -> None:
             continue
         host, pid = ours.groups()
         with contextlib.suppress(OSError):
-            dead = not _alive(int(pid)) if host == host_name() else left.stat().st_mtime < time.time() - _DAY
+            dead = not _alive(int(pid)) if host == _host() else left.stat().st_mtime < time.time() - _DAY
             if dead:
                 left.unlink()
 
@@ -114,9 +131,13 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def _host() -> str:
+    return "".join(c for c in socket.gethostname() if c.isalnum())[:32] or "host"
+
+
 def host_name() -> str:
     """This machine, as letters and digits that a file name may hold."""
-    return "".join(c for c in socket.gethostname() if c.isalnum())[:32] or "host"
+    return _host()
 
 
 def _escape(name: str) -> str:

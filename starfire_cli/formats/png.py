@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,10 @@ def check_folder(folder: Path) -> None:
         raise StarfireError(f"{folder} is a file; give a folder for the pictures")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise disk_problem(error, folder) or StarfireError(f"cannot make {folder}: {error}") from None
-    if not os.access(folder, os.W_OK):
-        raise StarfireError(f"cannot write into {folder}; give a folder of yours")
 
 
 def write_png(path: Path, picture: npt.NDArray[np.uint8]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -76,12 +75,3 @@ def unpack(text: str, images: int) -> Bits:
     if len(raw) != (images + 7) // 8:
         raise ValueError(f"{len(raw)} bytes for {images} images")
     return np.unpackbits(raw, count=images, bitorder="little").astype(bool)
-
-
-def check_place(path: Path) -> None:
-    """Raises StarfireError, before any work is done, if nothing can be written at `path`."""
-    folder = path.parent
-    if not folder.is_dir():
-        raise StarfireError(f"cannot write {path}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise StarfireError(f"cannot write {path}: permission denied; --out FILE puts it elsewhere")

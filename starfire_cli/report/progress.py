@@ -152,6 +152,10 @@ class _Screen:
 
     def stopped(self, r: Stopped) -> End:
         self.close()
+        if r.loss is not None and r.top1 is not None and not self._quiet:
+            so_far = [f"epoch {r.epoch + 1}/{self._epochs} so far", f"loss {r.loss:.4f}", f"train {r.top1:.2%}"]
+            so_far += [f"{r.images_per_second:,.0f} img/s"] if r.images_per_second else []
+            self._console.print("  ".join(so_far), markup=False)
         name = {2: "interrupted (Ctrl-C)", 15: "terminated (SIGTERM)"}.get(r.signal, "stopped as asked")
         self._console.print(f"{name} after step {r.step} of {r.steps}; saved. To go on:", markup=False)
         self._console.print(shlex.join(r.command), markup=False)

@@ -12,7 +12,8 @@ from typing import Any
 
 from starfire_cli.attacks import ATTACKS, Attack, AttackProgress, NetworkResult, Size
 from starfire_cli.data import Split
-from starfire_cli.formats.robustness import PER_IMAGE, check_place, read_robustness, write_robustness
+from starfire_cli.formats.atomic import check_writable
+from starfire_cli.formats.robustness import PER_IMAGE, read_robustness, write_robustness
 from starfire_cli.workflows import attack_verdict as verdict
 from starfire_cli.workflows.attack_sweep import ATTACK, CLEAN, Sweep, Tallies, Tally
 from starfire_cli.workflows.network import Network
@@ -70,7 +71,7 @@ class Plan:
         self._facts, self._began = facts, time.perf_counter()
         self._shown_to = None if other is None else other.digest
         self.path = path
-        check_place(path)
+        check_writable(path)
         self.tallies: Tallies = {}
         self.heard: dict[str, None] = {}
         earlier = read_robustness(self.path, fresh=fresh)

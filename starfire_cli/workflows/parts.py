@@ -48,7 +48,9 @@ def parts(images: Tensor, labels: Tensor, accumulate: int, *, pairs: bool = Fals
     """This rank's share of a batch in parts (see `part_sizes`); none where it is empty."""
     sizes = part_sizes(len(labels), accumulate, pairs=pairs)
     start = 0
-    for number, (some, their) in enumerate(zip(images.split(sizes), labels.split(sizes), strict=True), start=1):
+    for number, (some, their) in enumerate(
+        zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True), start=1
+    ):
         yield Part(images=some, labels=their, start=start, last=number == len(sizes))
         start += len(their)
 

@@ -233,4 +233,7 @@ def _stopped(session: Session, run: Run, signals: Signals) -> Stopped:
         epoch=at.epoch,
         step=at.step,
         steps=session.steps,
+        loss=at.loss_sum / at.images if at.images else None,
+        top1=at.correct / at.images if at.images else None,
+        images_per_second=at.images / at.seconds if at.images and at.seconds else None,
     )

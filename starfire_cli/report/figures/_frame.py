@@ -64,7 +64,7 @@ def whole(axes: Axes, which: str = "x") -> None:
     from matplotlib.ticker import MaxNLocator
 
     (axes.xaxis if which == "x" else axes.yaxis).set_major_locator(
-        MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True)
+        MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
     )
 
 

@@ -78,7 +78,7 @@ def draw(axes: Axes, group: Group, key: str, axis: str, *, many: bool, line: Any
             linewidth=0.8 if many or number else 1.6,
             alpha=0.5 if many else 1.0,
             marker=group.marker if points == 1 or not many else None,
-            markersize=3.6,
+            markersize=3.6 if points > 1 else 6,
             markevery=max(1, len(curve.x) // 10),
             zorder=3,
         )

@@ -51,7 +51,7 @@ def convergence_figure(groups: Sequence[Group], *, axis: str = "epoch", width: f
         if end:
             _zoom(axes)
         elif axes.dataLim.y1 <= 1:
-            axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))
+            axes.set_ylim(max(axes.get_ylim()[0], -0.02), min(axes.get_ylim()[1], 1.015))  # no tick at 102 %
         percent(axes)
         name = _NAMES[key]
         bottom = place >= len(panels) - columns

@@ -10,6 +10,7 @@ from starfire_cli.histories import RobustCurve
 from starfire_cli.report import style
 from starfire_cli.report.figures._frame import empty, legend, percent
 from starfire_cli.report.groups import pretty_title, told_apart
+from starfire_cli.text import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,23 +69,28 @@ def attacks_figure(curves: Sequence[RobustCurve], *, width: float = style.WIDE) 
     """
     panels: dict[tuple[str, str], tuple[dict[str, Sequence[Point]], dict[str, Sequence[Point]]]] = {}
     kinds = list(dict.fromkeys((curve.attack, curve.norm, curve.images) for curve in curves))
+    mixed = len({curve.images for curve in curves}) > 1
     for attack, norm, images in kinds:
         alike = [curve for curve in curves if (curve.attack, curve.norm, curve.images) == (attack, norm, images)]
         names = told_apart(
             [pretty_title(curve.title) for curve in alike], [Path(curve.checkpoint).parent.name for curve in alike]
         )
-        told = f"{attack}, {images} images" if [k[:2] for k in kinds].count((attack, norm)) > 1 else attack
+        told = f"{attack}, {counted(images, 'image')}" if mixed else attack
         panels[told, norm] = (
             {name: curve.points for name, curve in zip(names, alike, strict=True)},
             {name: curve.noise for name, curve in zip(names, alike, strict=True)},
         )
-    return _panels(panels, width)
+    note = "Networks that were attacked on different numbers of images are not compared in one panel." if mixed else ""
+    return _panels(panels, width, note)
 
 
 def _panels(
-    panels: Mapping[tuple[str, str], tuple[Mapping[str, Sequence[Point]], Mapping[str, Sequence[Point]]]], width: float
+    panels: Mapping[tuple[str, str], tuple[Mapping[str, Sequence[Point]], Mapping[str, Sequence[Point]]]],
+    width: float,
+    note: str = "",
 ) -> Figure:
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
 
     narrow = width <= style.NARROW
     columns = 1 if narrow or len(panels) == 1 else 2
@@ -106,18 +112,30 @@ def _panels(
         style.label(axes, x=f"eps ({kind}{inside})", y=style.plain(f"top-1 under {attack} (%)", 34))
         axes.set_ylim(bottom=0, top=1.02)
         percent(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6 if columns == 1 else 4))
+        sizes = {row.eps for rows_of in points.values() for row in rows_of}
+        if len(sizes) == 1:
+            axes.set_xlim(left=0, right=2 * max(sizes) or 0.1)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     if any(rows_of for _, controls in panels.values() for rows_of in controls.values()):
         handles["the same, noise of that size only"] = Line2D([], [], color=style.MUTED, linestyle=_NOISE, linewidth=1)
-    legend(figure, list(handles.values()), list(handles), note="Bars and bands: 95 % intervals.")
+    legend(figure, list(handles.values()), list(handles), note=f"Bars and bands: 95 % intervals. {note}".strip())
     return figure
 
 
 def _curve(axes: Axes, rows: Sequence[Point], colour: str, marker: str, line: Any) -> Any:
     sizes, accuracy = [r.eps for r in rows], [r.top1 for r in rows]
     (drawn,) = axes.plot(
-        sizes, accuracy, color=colour, marker=marker, markersize=4.5, linewidth=1.6, linestyle=line, zorder=3
+        sizes,
+        accuracy,
+        color=colour,
+        marker=marker,
+        markersize=4.5,
+        linewidth=1.6,
+        linestyle=line,
+        zorder=3,
+        clip_on=False,  # at 0 % half of a marker is below the axis
     )
     if len(rows) <= _FEW:
         axes.vlines(sizes, [r.low for r in rows], [r.high for r in rows], color=colour, linewidth=1.2, zorder=2.5)

@@ -42,6 +42,8 @@ def sparsity_figure(groups: Sequence[Group], *, axis: str = "epoch", width: floa
     entries = mark_time(axes, runs, axis, drops=False)
     finish_time(axes, runs, axis)
     axes.set_ylim(bottom=0)
+    for drawn in axes.get_lines():  # all of which is inside: no marker at 0 % is cut
+        drawn.set_clip_on(False)
     percent(axes)
     style.label(axes, x=AXES[axis], y="sparsity (%)")
     named, note = name_groups(groups, many)
@@ -49,10 +51,14 @@ def sparsity_figure(groups: Sequence[Group], *, axis: str = "epoch", width: floa
         (Line2D([], [], color=style.MUTED, linewidth=1.6), "true, over prunable weights"),
         *(
             [(Line2D([], [], color=style.MUTED, linestyle=(0, (1, 1.4)), linewidth=1.6), "true, over all parameters")]
-            if len(groups) == 1
+            if len(groups) == 1 and any(run.has("sparsity_total") for run in runs)
             else []
         ),
-        (Line2D([], [], color=style.MUTED, linestyle=thin, linewidth=1.6), "threshold"),
+        *(
+            [(Line2D([], [], color=style.MUTED, linestyle=thin, linewidth=1.6), "threshold")]
+            if any(run.has("threshold") for run in runs)
+            else []
+        ),
     ]
     every = [*named, *kinds, *entries]
     legend(figure, [h for h, _ in every], [t for _, t in every], note=note)

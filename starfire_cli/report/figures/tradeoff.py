@@ -41,20 +41,26 @@ def tradeoff_figure(
     figure = empty(width, rows * 2.6 + 0.3)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=not narrow)
     many = len(groups) > MANY
+    fronts = 0
     for place, (axes, (name, better, measure)) in enumerate(zip(grid.flat, panels, strict=True)):
         style.dress(axes, grid="both")
-        front = _draw(axes, groups, measure, many)
-        _pareto(axes, front, better)
+        found = _draw(axes, groups, measure, many)
+        fronts += _pareto(axes, found, better)
         if name.startswith("sparsity"):
+            low, high = axes.get_xlim()
+            several = len({x for line in axes.get_lines() for x in line.get_xdata()}) > 1
+            axes.set_xlim(*((max(low, -0.02), min(high, 1.02)) if several else (-0.02, 1.02)))
             percent(axes, "x")
         else:
             axes.set_xlim(left=0)
+        axes.set_ylim(max(axes.get_ylim()[0], -0.02), min(axes.get_ylim()[1], 1.015))  # no tick at 102 %
         percent(axes)
         style.label(axes, x=name, y="best validation top-1 (%)" if place == 0 or narrow else "")
     named, _ = name_groups(groups, many)
     for handle, _ in named:
         handle.set(linestyle="none", marker="o" if many else handle.get_marker(), markersize=6)
-    named.append((Line2D([], [], color=style.MUTED, linewidth=0.9, drawstyle="steps-post"), "Pareto front"))
+    if fronts:
+        named.append((Line2D([], [], color=style.MUTED, linewidth=0.9, drawstyle="steps-post"), "Pareto front"))
     several = any(len(_counted(group)) > 1 for group in groups)
     notes = ["Points: mean over seeds; bars: lowest to highest."] if several else []
     if names := still_going(groups):
@@ -139,9 +145,11 @@ def pareto(points: Sequence[tuple[float, float]], better: int) -> list[tuple[flo
     return best
 
 
-def _pareto(axes: Axes, points: Sequence[tuple[float, float]], better: int) -> None:
+def _pareto(axes: Axes, points: Sequence[tuple[float, float]], better: int) -> bool:
+    """Draw the front. Returns whether there is one: a single point has none."""
     front = pareto(points, better)
     # From the cheapest on: its accuracy is what one can have until the next point's cost is paid.
     if len(front) > 1:
         x, y = zip(*front, strict=True)
         axes.plot(x, y, color=style.MUTED, linewidth=0.9, drawstyle="steps-post", zorder=1.5)
+    return len(front) > 1
