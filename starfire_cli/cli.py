@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import time
@@ -63,6 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     0: done; 1: it cannot be done; 2: the options make no sense; 3: a file contradicts itself and the command was asked
     to be strict; 130, 143: interrupted. With STARFIRE_TRACEBACK=1 errors are raised instead of explained.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be anything, and nothing fails for that
     try:
         code = build_app()(args=arguments, prog_name="starfire", standalone_mode=False)
         sys.stdout.flush()

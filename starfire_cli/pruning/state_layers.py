@@ -136,10 +136,12 @@ class _Sorter:
     def _not_convolution(self, key: str) -> str | None:
         K, C, R, S = self._state[key].shape
         bias = _length(self._state, f"{_stem(key)}.bias".lstrip("."))
+        even = R % 2 == 0 or S % 2 == 0
+        if C == 1 < K and even and self._place[key] and bias != C:  # a depthwise one of either kind
+            return _TRANSPOSED_OR_NOT
         if bias is not None and K != C:
             return self._by_bias(bias, K, C, (R, S))
         named = bool(_TRANSPOSED.search("_".join(_words(key, digits=True))))
-        even = R % 2 == 0 or S % 2 == 0
         if K == C:
             return _TRANSPOSED_OR_NOT if named or even or (R, S) in self._swapped else None
         plain, transposed = self._votes(key)
