@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from starfire_cli.text import by_number
+
 UNCLEAR = "the file does not tell"
 """How the reason begins for a tensor that may be a layer all the same."""
 
@@ -77,6 +79,10 @@ class _Sorter:
         weights = {key: _stem(key) for key, tensor in state.items() if _is_weight(key) and _counts(tensor)}
         self._maps = [key for key in weights if state[key].ndim == 4]
         self._place = {key: i for i, key in enumerate(self._maps)}
+        # The convolution that sees images: the first, unless the file's order is that of names.
+        keys = list(state)
+        in_order = keys != sorted(keys, key=by_number) or keys[0][:1].isdigit()
+        self._stem_weight = self._maps[0] if self._maps and in_order else ""
         self._out: dict[str, int] = {}  # output channels of the maps told so far
         self._transposed: set[str] = set()  # those of them that are not plain convolutions
         biased = [key for key, stem in weights.items() if _length(state, f"{stem}.bias") is not None]
@@ -137,7 +143,7 @@ class _Sorter:
         K, C, R, S = self._state[key].shape
         bias = _length(self._state, f"{_stem(key)}.bias".lstrip("."))
         even = R % 2 == 0 or S % 2 == 0
-        if C == 1 < K and even and self._place[key] and bias != C:  # a depthwise one of either kind
+        if C == 1 < K and even and key != self._stem_weight and bias != C:  # a depthwise one of either kind
             return _TRANSPOSED_OR_NOT
         if bias is not None and K != C:
             return self._by_bias(bias, K, C, (R, S))
@@ -151,7 +157,7 @@ class _Sorter:
             return "its neighbours have the widths of a transposed convolution" if named or even else _TRANSPOSED_OR_NOT
         if not (named or even):
             return None
-        first = self._place[key] == 0 and C <= 4
+        first = key == self._stem_weight and C <= 4
         return None if first and not named else _TRANSPOSED_OR_NOT
 
     def _by_bias_alone(self, key: str) -> str | None:
