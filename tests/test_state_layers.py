@@ -164,6 +164,12 @@ def test_a_mask_says_that_somebody_pruned_it() -> None:
     assert sort_state(with_bias, {"up.weight"}).layers == (), "the bias contradicts"
 
 
+def test_a_file_that_calls_nothing_weight() -> None:
+    state = {"w1": torch.randn(8, 6), "kernel": torch.randn(4, 3, 3, 3), "pos_table": torch.randn(5, 6)}
+    assert [layer.name for layer in layers_of_state(state)] == ["w1", "kernel"]
+    assert [layer.name for layer in layers_of_state({**state, "fc.weight": torch.randn(3, 6)})] == ["fc"]
+
+
 def test_swapped_axes_of_matrices() -> None:
     """As GPT-2's Conv1D has them: (inputs, outputs)."""
     state = {

@@ -77,6 +77,7 @@ class _Sorter:
     def __init__(self, state: Mapping[str, Tensor], masked: Collection[str]) -> None:
         self._state, self._masked = state, masked
         weights = {key: _stem(key) for key, tensor in state.items() if _is_weight(key) and _counts(tensor)}
+        self._as_in_torch = any(map(_is_weight, state))
         self._maps = [key for key in weights if state[key].ndim == 4]
         self._place = {key: i for i, key in enumerate(self._maps)}
         # The convolution that sees images: the first, unless the file's order is that of names.
@@ -114,6 +115,8 @@ class _Sorter:
             return f"{tensor.ndim} axes"
         if key in self._masked:
             return self._by_bias_alone(key)
+        if not self._as_in_torch:
+            return self._by_name_alone(key)
         if not _is_weight(key):
             return "not called weight, as those of Conv2d and Linear are"
         bias = self._state.get(f"{_stem(key)}.bias".lstrip("."))
@@ -159,6 +162,17 @@ class _Sorter:
             return None
         first = key == self._stem_weight and C <= 4
         return None if first and not named else _TRANSPOSED_OR_NOT
+
+    def _by_name_alone(self, key: str) -> str | None:
+        """In a file of other people's names (`w1`, `kernel`), where these say little."""
+        words = _words(f"{key}.weight")
+        if words and _TABLE.fullmatch(words[-1]):
+            return f"called {words[-1]!r}: an embedding or a table"
+        if _is_constant(self._state[key]):
+            return "a table of constants"
+        if self._state[key].ndim == 4 and _TRANSPOSED.search("_".join(_words(f"{key}.weight", digits=True))):
+            return _TRANSPOSED_OR_NOT
+        return None
 
     def _by_bias_alone(self, key: str) -> str | None:
         shape = self._state[key].shape
