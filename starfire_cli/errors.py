@@ -49,9 +49,14 @@ def for_python() -> Iterator[None]:
         _in_python.reset(token)
 
 
-def option(name: str, value: object = None) -> str:
-    """What a user writes to give `value`, or any value if None: `--num-classes 5`, or `num_classes=5` in Python."""
+def option(name: str, value: object = None, *, quoted: bool = False) -> str:
+    """What a user writes to give `value`, or any value if None: `--num-classes 5`, or `num_classes=5` in Python.
+
+    With `quoted` the value stands in quotes, as where it is what was given.
+    """
     if _in_python.get():
         return f"{name}={'...' if value is None else repr(value)}"
     text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return f"--{name.replace('_', '-')}" + ("" if value is None else f" {shlex.quote(text)}")
+    return f"--{name.replace('_', '-')}" + (
+        "" if value is None else f" {text!r}" if quoted else f" {shlex.quote(text)}"
+    )

@@ -87,21 +87,25 @@ def pick_device(name: str = "auto", world: World | None = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise BadOption(f"{option('device', name)} is no torch device; try auto, cpu, cuda or cuda:1") from None
+        raise BadOption(
+            f"{option('device', name, quoted=True)} is no torch device; try auto, cpu, cuda or cuda:1"
+        ) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BadOption(
-            f"{option('device', name)}: torch sees {torch.cuda.device_count()} CUDA devices here; "
+            f"{option('device', name, quoted=True)}: torch sees {torch.cuda.device_count()} CUDA devices here; "
             f"{option('device', 'cpu')} works"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise BadOption(f"{option('device', name)}: there is no MPS device here; {option('device', 'cpu')} works")
+        raise BadOption(
+            f"{option('device', name, quoted=True)}: there is no MPS device here; {option('device', 'cpu')} works"
+        )
     if device.type not in ("cpu", "cuda", "mps"):  # torch knows many names: of hardware, and of what computes nothing
         try:
             torch.ones(1, device=device).item()
         except Exception as error:
             why = reason(error, 80)
             raise BadOption(
-                f"{option('device', name)} cannot be used here ({why}); {option('device', 'cpu')} works"
+                f"{option('device', name, quoted=True)} cannot be used here ({why}); {option('device', 'cpu')} works"
             ) from error
     return device
 

@@ -306,7 +306,7 @@ def test_load_model_says_what_it_lacks(cli: Cli, tmp_path: Path) -> None:
     packed = tmp_path / "a.safetensors"
     with pytest.raises(starfire_cli.errors.StarfireError, match="does not say which model it is"):
         starfire_cli.load_model(packed)
-    with pytest.raises(starfire_cli.errors.StarfireError, match=r"give --mean and --std \(in Python: mean=..., std="):
+    with pytest.raises(starfire_cli.errors.StarfireError, match=r"give mean=\.\.\. and std=\.\.\. \(ImageNet: mean="):
         starfire_cli.load_model(packed, model="tests.tiny:net")
     model = starfire_cli.load_model(
         packed, model="tests.tiny:net", num_classes=10, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)

@@ -73,8 +73,8 @@ def load(path: Path, kind: str) -> Any:
         try:
             with warnings.catch_warnings(), safe_globals(stand_ins):
                 warnings.simplefilter("ignore")  # of torch's own about old formats
-                with utf8_name(path) as name:
-                    return torch.load(name, map_location="cpu", weights_only=True, mmap=kind == "torch")
+                with utf8_name(path) as openable:
+                    return torch.load(openable, map_location="cpu", weights_only=True, mmap=kind == "torch")
         except Called as error:
             raise StarfireError(f"{path}: refused: it wants to call {error}; {_ADVICE}") from error
         except pickle.UnpicklingError as error:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from starfire_cli.text import by_number
+
 UNCLEAR = "the file does not tell"
 """How the reason begins for a tensor that may be a layer all the same."""
 
@@ -75,8 +77,13 @@ class _Sorter:
     def __init__(self, state: Mapping[str, Tensor], masked: Collection[str]) -> None:
         self._state, self._masked = state, masked
         weights = {key: _stem(key) for key, tensor in state.items() if _is_weight(key) and _counts(tensor)}
+        self._as_in_torch = any(map(_is_weight, state))
         self._maps = [key for key in weights if state[key].ndim == 4]
         self._place = {key: i for i, key in enumerate(self._maps)}
+        # The convolution that sees images: the first, unless the file's order is that of names.
+        keys = list(state)
+        in_order = keys != sorted(keys, key=by_number) or keys[0][:1].isdigit()
+        self._stem_weight = self._maps[0] if self._maps and in_order else ""
         self._out: dict[str, int] = {}  # output channels of the maps told so far
         self._transposed: set[str] = set()  # those of them that are not plain convolutions
         biased = [key for key, stem in weights.items() if _length(state, f"{stem}.bias") is not None]
@@ -108,6 +115,8 @@ class _Sorter:
             return f"{tensor.ndim} axes"
         if key in self._masked:
             return self._by_bias_alone(key)
+        if not self._as_in_torch:
+            return self._by_name_alone(key)
         if not _is_weight(key):
             return "not called weight, as those of Conv2d and Linear are"
         bias = self._state.get(f"{_stem(key)}.bias".lstrip("."))
@@ -136,10 +145,12 @@ class _Sorter:
     def _not_convolution(self, key: str) -> str | None:
         K, C, R, S = self._state[key].shape
         bias = _length(self._state, f"{_stem(key)}.bias".lstrip("."))
+        even = R % 2 == 0 or S % 2 == 0
+        if C == 1 < K and even and key != self._stem_weight and bias != C:  # a depthwise one of either kind
+            return _TRANSPOSED_OR_NOT
         if bias is not None and K != C:
             return self._by_bias(bias, K, C, (R, S))
         named = bool(_TRANSPOSED.search("_".join(_words(key, digits=True))))
-        even = R % 2 == 0 or S % 2 == 0
         if K == C:
             return _TRANSPOSED_OR_NOT if named or even or (R, S) in self._swapped else None
         plain, transposed = self._votes(key)
@@ -149,8 +160,19 @@ class _Sorter:
             return "its neighbours have the widths of a transposed convolution" if named or even else _TRANSPOSED_OR_NOT
         if not (named or even):
             return None
-        first = self._place[key] == 0 and C <= 4
+        first = key == self._stem_weight and C <= 4
         return None if first and not named else _TRANSPOSED_OR_NOT
+
+    def _by_name_alone(self, key: str) -> str | None:
+        """In a file of other people's names (`w1`, `kernel`), where these say little."""
+        words = _words(f"{key}.weight")
+        if words and _TABLE.fullmatch(words[-1]):
+            return f"called {words[-1]!r}: an embedding or a table"
+        if _is_constant(self._state[key]):
+            return "a table of constants"
+        if self._state[key].ndim == 4 and _TRANSPOSED.search("_".join(_words(f"{key}.weight", digits=True))):
+            return _TRANSPOSED_OR_NOT
+        return None
 
     def _by_bias_alone(self, key: str) -> str | None:
         shape = self._state[key].shape

@@ -78,15 +78,23 @@ def other_classes(net: nn.Module, state: Mapping[str, Tensor], classes: int) -> 
 
     Empty where there are other differences, or none.
     """
-    own = net.state_dict()
-    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
-    head = [key for key in wrong if state[key].ndim and own[key].shape == (classes, *state[key].shape[1:])]
+    head = _classifier(net, state, classes)
     return head if misfit(net, state, but=head) is None else []
 
 
-def refuse(net: nn.Module, checkpoint: Checkpoint, spec: str | None) -> None:
-    """Raises StarfireError where the checkpoint, as `fitted` gives it, is not one of that network."""
-    problem = misfit(net, checkpoint.state)
+def _classifier(net: nn.Module, state: Mapping[str, Tensor], classes: int) -> list[str]:
+    own = net.state_dict()
+    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    return [key for key in wrong if state[key].ndim and own[key].shape == (classes, *state[key].shape[1:])]
+
+
+def refuse(net: nn.Module, checkpoint: Checkpoint, spec: str | None, classes: int | None = None) -> None:
+    """Raises StarfireError where the checkpoint, as `fitted` gives it, is not one of that network.
+
+    Where `classes` are given, that the classifier has others is not told beside other differences.
+    """
+    but = () if classes is None else _classifier(net, checkpoint.state, classes)
+    problem = misfit(net, checkpoint.state, but)
     if problem is not None:
         raise StarfireError(
             f"{checkpoint.path} does not fit {option('model', spec)}: {problem}{_hint(net, checkpoint)}"

@@ -86,7 +86,7 @@ def build_network(
             f"{path} was made for {len(checkpoint.state[head[0]])} classes ({head[0]}); "
             f"the data {info.spec} have {classes}"
         )
-    refuse(net, checkpoint, spec)
+    refuse(net, checkpoint, spec, classes)
     net.load_state_dict(checkpoint.state, strict=False)
     return Network(
         path=path,

@@ -53,7 +53,7 @@ def take_weights(
     if head:
         start.notes.append(f"{', '.join(head)} start fresh: the checkpoint was trained on other classes")
     else:
-        refuse(net, checkpoint, request.model)
+        refuse(net, checkpoint, request.model, classes if resume is None else None)
     net.load_state_dict({key: tensor for key, tensor in checkpoint.state.items() if key not in head}, strict=False)
     if resume is not None:
         masks = checkpoint.masks or {}
