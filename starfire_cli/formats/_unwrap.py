@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats._inert import is_module, module_state
+from starfire_cli.pruning.ties import place
 
 # In this order: what a training script resumes from comes before its averages.
 WRAPPERS = (
@@ -45,6 +47,7 @@ def unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
 def plain_state(found: dict[Any, Any], path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict, dense; refused where they claim far more than is stored."""
     state: dict[str, Tensor] = {}
+    made: dict[Hashable, Tensor] = {}  # names of one tensor stay so
     stored: dict[int, int] = {}
     claimed = 0
     for key, tensor in found.items():
@@ -60,12 +63,20 @@ def plain_state(found: dict[Any, Any], path: Path) -> dict[str, Tensor]:
         share = sum(backing.values()) if tensor.layout == torch.strided else 1000 * sum(backing.values())
         if bytes_here > max(share, _SMALL):
             raise StarfireError(f"{path}: {key} claims shape {tuple(tensor.shape)}, far more than the file holds")
-        if tensor.layout != torch.strided:
-            tensor = tensor.to_dense()
-        state[key] = (tensor.dequantize() if tensor.is_quantized else tensor).detach()
+        known = place(tensor) or id(tensor)
+        if known not in made:
+            made[known] = _plain(tensor)
+        state[key] = made[known]
     if claimed > 1000 * sum(stored.values()) + _SMALL:
         raise StarfireError(f"{path}: its tensors claim {claimed} bytes, far more than the file holds")
     return state
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Dense, with the values that are read in memory; the tensor itself where it is so already."""
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    return (tensor.dequantize() if tensor.is_quantized else tensor).detach().resolve_conj().resolve_neg()
 
 
 def _backing(tensor: Tensor) -> dict[int, int]:

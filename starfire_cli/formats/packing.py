@@ -22,6 +22,7 @@ from starfire_cli.formats.packed import FREE_BYTES, MOST_PER_BYTE, SUFFIX, Packe
 from starfire_cli.formats.sizes import Packed, TensorSize
 from starfire_cli.formats.streams import Bits, Writer
 from starfire_cli.pruning.masks import digest
+from starfire_cli.pruning.ties import distinct, masks_once, ties_of
 
 _FOR_READERS = 0.005  # of the file may be spent on leaving never-pruned weights readable by any safetensors reader
 
@@ -53,7 +54,7 @@ def pack(
     Args:
         path: the file.
         state: weights; what a mask calls dead must be +0.0.
-        masks: True where a weight is alive.
+        masks: True where a weight is alive; one for all names of a tensor.
         meta: the checkpoint's, plain values.
         stored: types to write the values of some tensors as; they must hold them exactly.
         effort: "fast", "normal" or "best".
@@ -61,16 +62,18 @@ def pack(
         verify: read the file back and compare every bit before it gets its name.
 
     Raises:
-        Mismatch: a dead weight is not +0.0.
+        Mismatch: a dead weight is not +0.0, or two names of one tensor have different masks.
         StarfireError: a tensor cannot be packed, the disk is full, or the file did not read back.
     """
-    masks, stored = masks or {}, stored or {}
+    ties = ties_of(state)
+    masks, stored = masks_once(masks or {}, ties, distinct(state)), stored or {}
     if "__metadata__" in state:
         raise StarfireError("a tensor called __metadata__ cannot be in a safetensors file")
     for key, mask in masks.items():
         if key not in state or mask.shape != state[key].shape:
             raise Mismatch(f"the mask of {key} has no weight of its shape {tuple(mask.shape)}")
-    layers = in_threads(lambda key: _encode(key, state[key], masks.get(key), stored.get(key), effort), state)
+    once = [key for key in state if key not in ties]
+    layers = in_threads(lambda key: _encode(key, state[key], masks.get(key), stored.get(key), effort), once)
     plain = _left_plain(layers, keep_plain)
     entries: list[Entry] = []
     sizes: list[TensorSize] = []
@@ -94,6 +97,8 @@ def pack(
         "dense_bytes": str(sum(s.dense_bytes for s in sizes)),
         "meta": _json(dict(meta)),
     }
+    if ties:
+        metadata["ties"] = _json({key: {"is": ties[key], "at": at} for at, key in enumerate(state) if key in ties})
     content = sum(s.packed_bytes for s in sizes)
     with atomic_write(path, need=content) as file:
         total = write(file, entries, metadata)
@@ -195,8 +200,9 @@ def _verify(written: Path, path: Path, state: Mapping[str, Tensor], masks: Mappi
             return False
         return bool(np.array_equal(words_of(tensor, dtype), words_of(state[key], dtype)))
 
-    wrong = [key for key, right in zip(state, in_threads(same, state), strict=True) if not right]
-    if wrong or file.keys != list(state):
+    once = list(distinct(state))
+    wrong = [key for key, right in zip(once, in_threads(same, once), strict=True) if not right]
+    if wrong or file.keys != list(state) or file.ties != ties_of(state):
         raise StarfireError(f"{path} was not written: {', '.join(wrong[:3]) or 'its keys'} did not read back the same")
 
 

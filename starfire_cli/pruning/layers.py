@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from starfire_cli.errors import BadOption
+from starfire_cli.pruning.ties import distinct, overlapping, parameters_of, ties_of
 
 Kind = Literal["window", "pointwise", "linear"]
 
@@ -50,12 +51,19 @@ class Layer:
         return self.groups > 1 and self.shape[1] == 1
 
 
-def layers_of_model(model: nn.Module) -> tuple[list[Layer], list[tuple[str, str]]]:
-    """The prunable layers of a model in its own order, and (name, reason) of weights that cannot be pruned."""
+def layers_of_model(
+    model: nn.Module, *, untied: Collection[str] = ()
+) -> tuple[list[Layer], list[tuple[str, str]]]:
+    """The prunable layers of a model in its own order, and (name, reason) of weights that cannot be pruned.
+
+    Of tied weights the first is the layer. Names in `untied` count as tensors of their own although the model ties them.
+    """
     layers: list[Layer] = []
     left_out: list[tuple[str, str]] = []
-    seen: dict[int, str] = {}
-    for name, module in model.named_modules():
+    parameters = parameters_of(model)
+    ties, overlaps = ties_of(parameters), overlapping(parameters)
+    seen: dict[str, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
         if not isinstance(module, nn.Conv2d | nn.Linear):
             left_out += [
                 (f"{name}.{key}".lstrip("."), f"{type(module).__name__} is neither Conv2d nor Linear")
@@ -66,22 +74,36 @@ def layers_of_model(model: nn.Module) -> tuple[list[Layer], list[tuple[str, str]
         if parametrize.is_parametrized(module, "weight") or "weight" not in module._parameters:
             left_out.append((name, "its weight is computed by a parametrization"))
             continue
-        if id(module.weight) in seen:
-            left_out.append((name, f"shares its weight with {seen[id(module.weight)]}"))
-            continue
-        seen[id(module.weight)] = name
         key = f"{name}.weight".lstrip(".")
+        if key in overlaps:
+            left_out.append((name, shares_memory(overlaps[key])))
+            continue
+        root = key if key in untied else ties.get(key, key)
+        if root in seen:
+            left_out.append((name, f"shares its weight with {seen[root]}"))
+            continue
+        seen[root] = name
         groups = module.groups if isinstance(module, nn.Conv2d) else 1
         layers.append(_layer(name or "weight", key, tuple(module.weight.shape), groups))
     return layers, left_out
 
 
+def shares_memory(other: str) -> str:
+    """Why a weight that overlaps another is not pruned."""
+    return f"shares a part of its memory with {other}, which its mask would not fit"
+
+
 def layers_of_state(state: Mapping[str, Tensor]) -> list[Layer]:
-    """The prunable layers of a bare state dict, by shape: 4-d is a convolution of one group, 2-d is linear."""
+    """The prunable layers of a bare state dict, by shape: 4-d is a convolution of one group, 2-d is linear.
+
+    Of tied tensors the first is the layer; tensors that overlap in another way are none.
+    """
+    overlaps = overlapping(state)
     return [
         _layer(key.removesuffix(".weight"), key, tuple(tensor.shape), 1)
-        for key, tensor in state.items()
-        if tensor.ndim in (2, 4) and tensor.is_floating_point() and tensor.numel()
+        for key, tensor in distinct(state).items()
+        if key not in overlaps
+        and tensor.ndim in (2, 4) and tensor.is_floating_point() and tensor.numel()
     ]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.errors import StarfireError
+from starfire_cli.pruning.ties import parameters_of
 from starfire_cli.sparse import choosing, emit
 from starfire_cli.sparse.patterns import Shape
 from starfire_cli.sparse.plan import Choice, Maps, Plan
@@ -102,7 +103,7 @@ def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     import copy
 
     twin = copy.deepcopy(model)
-    parameters = dict(twin.named_parameters())
+    parameters = parameters_of(twin)
     with torch.no_grad():
         for name, alive in masks.items():
             if not isinstance(alive, Tensor) or alive.dtype != torch.bool:

@@ -20,7 +20,8 @@ from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masks import digest
 from starfire_cli.pruning.stats import layer_stats
 from starfire_cli.pruning.structure import structure_of
-from starfire_cli.workflows.prunable import distinct, prunable
+from starfire_cli.pruning.ties import distinct, masks_apart, parameters_of, ties_of
+from starfire_cli.workflows.prunable import prunable
 from starfire_cli.workflows.rebuild import Rebuilt, fresh
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -43,7 +44,8 @@ def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[in
         BadOption, StarfireError: there is no such model, or the weights are not its.
     """
     found = prunable(checkpoint, model, image[1] if image else None)
-    layers, rebuilt = found.layers, found.network
+    own = checkpoint.masks
+    checkpoint, layers, rebuilt = found.checkpoint, found.layers, found.network
     notes = [*checkpoint.notes, *found.notes]
     masks = checkpoint.masks or {}
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
@@ -65,9 +67,10 @@ def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[in
         left_out=found.left_out,
         notes=tuple(notes),
         parameters=_parameters(checkpoint, rebuilt),
-        masks_present=checkpoint.masks is not None,
-        digest=digest(masks) if checkpoint.masks is not None else None,
+        masks_present=own is not None,
+        digest=digest(own) if own is not None else None,
         digest_matches=not any("digest" in note for note in checkpoint.notes),
+        masks_agree=not own or not masks_apart(own, ties_of(checkpoint.state)),
         meta=checkpoint.meta,
         model=rebuilt.spec if rebuilt else None,
         input=shape,
@@ -128,9 +131,15 @@ def _with_macs(
         reason = " ".join(str(error).split())[:160]
         notes.append(f"multiply-accumulates are not known: the model does not take {channels}x{side}x{side}: {reason}")
         return findings, None
+    ties = ties_of(parameters_of(rebuilt.net))
+    names = {finding.key: [finding.name] for finding in findings}
+    for key, first in ties.items():  # a layer is run under each of its names
+        owner = next((k for k in (key, first, *ties) if k in names and ties.get(k, k) == first), None)
+        for name in (first, key) if owner else ():
+            names[owner].append(name.removesuffix(".weight"))
     filled = []
     for finding in findings:
-        dense = macs.get(finding.name, 0)
+        dense = sum(macs.get(name, 0) for name in set(names[finding.key]))
         left = dense * (finding.weights - finding.zeros) // finding.weights
         filled.append(replace(finding, macs=dense, macs_left=left))
     return filled, (channels, side, side)
@@ -139,7 +148,8 @@ def _with_macs(
 def _parameters(checkpoint: Checkpoint, rebuilt: Rebuilt | None) -> int:
     """Of the model; without one, all floating-point tensors but BatchNorm's statistics."""
     if rebuilt is not None:
-        return sum(p.numel() for p in rebuilt.net.parameters())
+        own = parameters_of(rebuilt.net)
+        return sum(t.numel() for t in distinct({k: t for k, t in checkpoint.state.items() if k in own}).values())
     return sum(
         t.numel()
         for key, t in distinct(checkpoint.state).items()

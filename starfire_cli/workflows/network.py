@@ -16,7 +16,7 @@ from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.models import Normalized, build_model
 from starfire_cli.pruning.recipe import apply_shrink
-from starfire_cli.workflows.rebuild import recipe_of, said_of_model, spec_of
+from starfire_cli.workflows.rebuild import loadable, recipe_of, said_of_model, spec_of, tied_as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ def _normalisation(checkpoint: Checkpoint, mean: Channels | None, std: Channels 
 
 
 def _load(net: nn.Module, checkpoint: Checkpoint, spec: str, info: DataInfo) -> None:
-    own, given = net.state_dict(), checkpoint.state
+    own, given = net.state_dict(), tied_as(checkpoint, net)[0].state
     missing = [k for k in own if k not in given and not k.endswith("num_batches_tracked")]
     extra = [k for k in given if k not in own]
     other = [k for k in own if k in given and own[k].shape != given[k].shape]
@@ -160,7 +160,7 @@ def _load(net: nn.Module, checkpoint: Checkpoint, spec: str, info: DataInfo) -> 
         rest = len(missing) + len(extra) + len(other) - 1
         more = f", and {rest} more differ" if rest else ""
         raise StarfireError(f"{checkpoint.path} does not fit --model {spec}: {key} {what}{more}")
-    net.load_state_dict(given, strict=False)
+    net.load_state_dict(loadable(checkpoint, net).state, strict=False)
 
 
 def _is_head(own: Tensor, given: Tensor, classes: int) -> bool:

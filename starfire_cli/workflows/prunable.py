@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
-from starfire_cli.pruning.layers import Layer, layers_of_model, layers_of_state
-from starfire_cli.workflows.rebuild import Rebuilt, known_spec, said_of_model, skeleton, untrusted
+from starfire_cli.pruning.layers import Layer, layers_of_model, layers_of_state, shares_memory
+from starfire_cli.pruning.ties import distinct, masks_once, overlapping, ties_of
+from starfire_cli.workflows.rebuild import Rebuilt, apart_text, known_spec, said_of_model, skeleton, tied_as, untrusted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +23,14 @@ class Prunable:
         layers: in model order, in file order without a model.
         left_out: (parameter, why it is none of them).
         network: the modules, without weights; None where nothing says which model it is.
+        checkpoint: the one given, with the ties of its network and one mask for each layer, under the layer's key.
         notes: what had to be assumed, a sentence each.
     """
 
     layers: tuple[Layer, ...]
     left_out: tuple[tuple[str, str], ...]
     network: Rebuilt | None
+    checkpoint: Checkpoint
     notes: tuple[str, ...]
 
 
@@ -45,15 +48,18 @@ def prunable(checkpoint: Checkpoint, model: str | None = None, image_size: int |
     notes: list[str] = []
     network = _network(checkpoint, model, image_size, notes)
     if network is not None:
-        layers, left_out = layers_of_model(network.net)
+        checkpoint, apart = tied_as(checkpoint, network.net)
+        layers, left_out = layers_of_model(network.net, untied={name for _, name in apart})
+        notes += [apart_text(first, name) + "; they count as two" for first, name in apart]
     else:
-        shared = checkpoint.state.keys() - distinct(checkpoint.state).keys()
-        layers = [layer for layer in layers_of_state(checkpoint.state) if layer.key not in shared]
-        left_out = [(key, "shares its memory with another tensor") for key in checkpoint.state if key in shared]
+        layers = layers_of_state(checkpoint.state)
+        left_out = [(key, f"shares its weight with {first}") for key, first in ties_of(checkpoint.state).items()]
+        overlaps = overlapping(checkpoint.state)
+        left_out += [(key, shares_memory(other)) for key, other in overlaps.items()]
         left_out += [
             (key, f"{tensor.ndim} axes")
-            for key, tensor in checkpoint.state.items()
-            if (tensor.ndim == 3 or tensor.ndim > 4) and tensor.numel()
+            for key, tensor in distinct(checkpoint.state).items()
+            if (tensor.ndim == 3 or tensor.ndim > 4) and tensor.numel() and key not in overlaps
         ]
         if grouped := maybe_grouped(layers):
             names = ", ".join(layer.name for layer in grouped[:3])
@@ -61,11 +67,14 @@ def prunable(checkpoint: Checkpoint, model: str | None = None, image_size: int |
             notes.append(
                 f"by their shapes these may be grouped convolutions, taken as one group: {names}; give --model"
             )
+    if checkpoint.masks:
+        masks = masks_once(checkpoint.masks, ties_of(checkpoint.state), [layer.key for layer in layers], strict=False)
+        checkpoint = replace(checkpoint, masks=masks)
     kept = [layer for layer in layers if _counts(checkpoint.state[layer.key])]
     left_out += [(x.name, "not floating point, or empty") for x in layers if not _counts(checkpoint.state[x.key])]
     if not kept:
         notes.append("there is no prunable layer: no floating-point tensor of 4 axes (convolution) or 2 (linear)")
-    return Prunable(layers=tuple(kept), left_out=tuple(left_out), network=network, notes=tuple(notes))
+    return Prunable(layers=tuple(kept), left_out=tuple(left_out), network=network, checkpoint=checkpoint, notes=tuple(notes))
 
 
 def _counts(weight: Tensor) -> bool:
@@ -82,19 +91,6 @@ def maybe_grouped(layers: Sequence[Layer]) -> list[Layer]:
         keeps_width = layer.kind == "window" and before.shape[0] == K
         if C == 1 < K or (keeps_width and C < K and K % C == 0):
             found.append(layer)
-    return found
-
-
-def distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that lie at different places; of those that share one (tied weights) the first."""
-    places: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
-    found = {}
-    for key, tensor in state.items():
-        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        if tensor.numel() and place in places:
-            continue
-        places.add(place)
-        found[key] = tensor
     return found
 
 

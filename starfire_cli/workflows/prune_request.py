@@ -126,6 +126,7 @@ def open_job(request: PruneRequest) -> Job:
     request.check()
     checkpoint = files.load(find_checkpoint(request.checkpoint))
     found = prunable(checkpoint, request.model, request.trial.image_size)
+    checkpoint = found.checkpoint
     if not found.layers:
         raise StarfireError(
             f"{checkpoint.path} has no prunable layer: no convolution (4 axes) or linear weight (2 axes)"

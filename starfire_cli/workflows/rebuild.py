@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.pruning.recipe import Recipe, apply_shrink
+from starfire_cli.pruning.ties import tie_as
 
 _FILLING = ("normal_", "uniform_", "fill_", "zero_")
 _GUESS = 1000  # classes, where neither metadata nor weights have told yet
@@ -85,7 +86,7 @@ def skeleton(checkpoint: Checkpoint, spec: str, image_size: int | None = None) -
         if classes != _GUESS:
             net = _build(spec, classes, size)
     apply_shrink(net, recipe_of(checkpoint))
-    problem = misfit(net, checkpoint.state)
+    problem = misfit(net, tied_as(checkpoint, net)[0].state)
     if problem:
         raise StarfireError(f"{checkpoint.path} does not fit --model {spec}: {problem}")
     return Rebuilt(net=net, spec=spec, num_classes=classes, image_size=size or _usual_size(spec))
@@ -95,7 +96,7 @@ def revive(checkpoint: Checkpoint, spec: str, image_size: int | None = None) -> 
     """The network with the checkpoint's weights, on the CPU, in eval mode. Raises as `skeleton`."""
     found = skeleton(checkpoint, spec, image_size)
     net = fresh(checkpoint, found)
-    net.load_state_dict(checkpoint.state, strict=False)
+    net.load_state_dict(loadable(checkpoint, net).state, strict=False)
     return replace(found, net=net.eval())
 
 
@@ -114,6 +115,25 @@ def recipe_of(checkpoint: Checkpoint) -> Recipe:
     if not isinstance(recipe, dict) or not all(isinstance(cut, dict) for cut in recipe.values()):
         raise StarfireError(f"{checkpoint.path}: the record of how it was shrunk is damaged")
     return recipe
+
+
+def tied_as(checkpoint: Checkpoint, net: nn.Module) -> tuple[Checkpoint, list[tuple[str, str]]]:
+    """(the checkpoint with the ties of its network, names that are one tensor there and differ in the file)."""
+    state, apart = tie_as(net.state_dict(), checkpoint.state)
+    return replace(checkpoint, state=state), apart
+
+
+def loadable(checkpoint: Checkpoint, net: nn.Module) -> Checkpoint:
+    """The checkpoint with the ties of its network. Raises StarfireError where loading would lose one of two tensors."""
+    tied, apart = tied_as(checkpoint, net)
+    if apart:
+        raise StarfireError(f"{checkpoint.path} does not fit the model: {apart_text(*apart[0])}, and one would be lost")
+    return tied
+
+
+def apart_text(first: str, name: str) -> str:
+    """What is said where a file holds two tensors for one of its network."""
+    return f"{first} and {name} are one tensor in the model (tied weights) and differ in the file"
 
 
 def misfit(net: nn.Module, state: Mapping[str, Tensor]) -> str | None:

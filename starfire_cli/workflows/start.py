@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.pruning import Layer, Masks, layers_of_model, select
+from starfire_cli.pruning.ties import masks_once, ties_of, unify
+from starfire_cli.workflows.rebuild import loadable
 from starfire_cli.workflows.request import TrainRequest
 
 
@@ -39,25 +41,27 @@ def take_weights(
     found, left_out = layers_of_model(net)
     layers, exempt = select(found, only=request.only, keep_dense=request.keep_dense)
     start = Start(layers=layers, left_out=left_out + exempt)
+    start.notes += [f"{key} is one tensor with {first} and is trained as such" for key, first in unify(net)]
     checkpoint = resume or initial
     if checkpoint is None:
         return start
     if resume is not None:
-        _load(net, (resume.training or {}).get("raw", resume.state), request.model)
+        raw = (resume.training or {}).get("raw", resume.state)
+        _load(net, replace(resume, state=raw), request.model)
     else:
-        head = _load(net, checkpoint.state, request.model, classes)
+        head = _load(net, checkpoint, request.model, classes)
         if head:
             start.notes.append(f"{', '.join(head)} start fresh: the checkpoint was trained on other classes")
-    masks = checkpoint.masks or {}
+    masks = masks_once(checkpoint.masks or {}, ties_of(net.state_dict()), [layer.key for layer in found])
     start.masks = {layer.key: masks[layer.key] for layer in found if layer.key in masks}
     # What came in dead stays dead, also in layers that this run's method does not touch.
     start.layers = [layer for layer in found if layer in layers or layer.key in start.masks]
     return start
 
 
-def _load(net: nn.Module, state: dict[str, Tensor], model: str | None, classes: int | None = None) -> list[str]:
+def _load(net: nn.Module, checkpoint: Checkpoint, model: str | None, classes: int | None = None) -> list[str]:
     """Take weights over, except, where `classes` is given, a classifier's for others; returns what was left out."""
-    own = net.state_dict()
+    own, state = net.state_dict(), loadable(checkpoint, net).state
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in own]
     wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
