@@ -57,9 +57,7 @@ def fold(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Masks, list[str]]
     return plain, masks, notes + apart if pairs else []
 
 
-def _masked_alike(
-    state: dict[str, Tensor], pairs: dict[str, tuple[str, str]], first: str, key: str
-) -> bool:
+def _masked_alike(state: dict[str, Tensor], pairs: dict[str, tuple[str, str]], first: str, key: str) -> bool:
     """Whether two names of one tensor have equal masks, so that they stay one."""
     if key not in pairs or first not in pairs:
         return False

@@ -40,9 +40,7 @@ def write_prune(path: Path, state: State, masks: State) -> None:
         owner = ties.get(key, key)
         if owner in masks:
             result[f"{key}_orig"] = tensor
-            result[f"{key}_mask"] = (
-                masks[owner].to(tensor.dtype) if owner == key else result[f"{owner}_mask"]
-            )
+            result[f"{key}_mask"] = masks[owner].to(tensor.dtype) if owner == key else result[f"{owner}_mask"]
         else:
             result[key] = tensor
     with atomic_write(path, need=sum(t.nbytes for t in distinct(result).values())) as file:

@@ -51,9 +51,7 @@ class Layer:
         return self.groups > 1 and self.shape[1] == 1
 
 
-def layers_of_model(
-    model: nn.Module, *, untied: Collection[str] = ()
-) -> tuple[list[Layer], list[tuple[str, str]]]:
+def layers_of_model(model: nn.Module, *, untied: Collection[str] = ()) -> tuple[list[Layer], list[tuple[str, str]]]:
     """The prunable layers of a model in its own order, and (name, reason) of weights that cannot be pruned.
 
     Of tied weights the first is the layer. Names in `untied` count as tensors of their own although the model ties them.
@@ -102,8 +100,7 @@ def layers_of_state(state: Mapping[str, Tensor]) -> list[Layer]:
     return [
         _layer(key.removesuffix(".weight"), key, tuple(tensor.shape), 1)
         for key, tensor in distinct(state).items()
-        if key not in overlaps
-        and tensor.ndim in (2, 4) and tensor.is_floating_point() and tensor.numel()
+        if key not in overlaps and tensor.ndim in (2, 4) and tensor.is_floating_point() and tensor.numel()
     ]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.pruning.ties import parameters_of
+from starfire_cli.pruning.ties import masks_everywhere, parameters_of
 from starfire_cli.sparse import choosing, emit
 from starfire_cli.sparse.patterns import Shape
 from starfire_cli.sparse.plan import Choice, Maps, Plan
@@ -95,7 +95,7 @@ def sparsify(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> Spa
         StarfireError: see `SparseNetwork`; or a mask that fits no parameter.
     """
     if masks:
-        model = _masked(model, masks)
+        model = _masked(model, masks_everywhere(model, masks))
     return SparseNetwork(model)
 
 

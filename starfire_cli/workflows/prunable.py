@@ -74,7 +74,9 @@ def prunable(checkpoint: Checkpoint, model: str | None = None, image_size: int |
     left_out += [(x.name, "not floating point, or empty") for x in layers if not _counts(checkpoint.state[x.key])]
     if not kept:
         notes.append("there is no prunable layer: no floating-point tensor of 4 axes (convolution) or 2 (linear)")
-    return Prunable(layers=tuple(kept), left_out=tuple(left_out), network=network, checkpoint=checkpoint, notes=tuple(notes))
+    return Prunable(
+        layers=tuple(kept), left_out=tuple(left_out), network=network, checkpoint=checkpoint, notes=tuple(notes)
+    )
 
 
 def _counts(weight: Tensor) -> bool:
