@@ -1,4 +1,4 @@
-"""Small networks with tied weights, in every way that a module allows; `--model tests.tied_networks:NAME` builds them."""
+"""Small networks with weights tied in every way a module allows; `--model tests.tied_networks:NAME` builds them."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def _load_shard(index: Path, name: str) -> dict[str, Tensor]:
 def _load_one(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(str(path), framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = dict(zip(file.keys(), map(file.get_tensor, file.keys()), strict=True))
             tensors |= {key: tensors[kept] for key, kept in _dropped(file.metadata(), tensors).items()}
             return {key: tensors[key] for key in sorted(tensors, key=by_number)}
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, OSError) as error:

@@ -54,7 +54,7 @@ class Layer:
 def layers_of_model(model: nn.Module, *, untied: Collection[str] = ()) -> tuple[list[Layer], list[tuple[str, str]]]:
     """The prunable layers of a model in its own order, and (name, reason) of weights that cannot be pruned.
 
-    Of tied weights the first is the layer. Names in `untied` count as tensors of their own although the model ties them.
+    Of tied weights the first is the layer; names in `untied` count as tensors of their own all the same.
     """
     layers: list[Layer] = []
     left_out: list[tuple[str, str]] = []

@@ -146,11 +146,11 @@ def tie_as(model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[di
             elif state[name].shape == model[name].shape:
                 apart.append((there[0], name))
     for key, other in overlapping(model).items():
-        # `save_model` of safetensors leaves the one out and calls it another name of the other.
-        if other in state and (key not in state or place(state[key]) == place(state[other])):
-            view = _seen_as(model[other], state[other], model[key])
-            if view is not None:
-                result[key] = view
+        view = _seen_as(model[other], state[other], model[key]) if other in state else None
+        if view is not None and key not in state:
+            result[key] = view
+        elif view is not None and not _equal(view, state[key]) and (key, other) not in apart:
+            apart.append((other, key))
     return {key: result[key] for key in [*state, *(key for key in result if key not in state)]}, apart
 
 
