@@ -41,11 +41,12 @@ class Encoding(Protocol):
     Masks come as (K, C, n) for every layer: a convolution's R x S window is flattened, a linear layer is (O, I, 1).
     """
 
-    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
-        """Write the mask, and return how many bits any code for masks of this structure needs at the least.
+    def bound(self, mask_KCn: Bits) -> float | None:
+        """How many bits any code for masks of this structure needs at the least; None where the mask has it not."""
+        ...
 
-        None, and nothing written, where the mask does not have the structure.
-        """
+    def encode(self, mask_KCn: Bits, out: Writer) -> None:
+        """Write a mask that has the structure."""
         ...
 
     def decode(self, shape: tuple[int, int, int], data: Reader) -> Alive:
@@ -66,14 +67,24 @@ class EncodedMask(NamedTuple):
 
 def encode(mask_KCn: Bits, effort: str) -> EncodedMask:
     """The shortest encoding of a mask (of equals the first by name)."""
+    bounds = _bounds(mask_KCn)
     tried = []
-    for name in ENCODINGS.names():
+    for name in bounds:
         out = Writer(effort)
-        bits = _built(name).encode(mask_KCn, out)
-        if bits is not None:
-            tried.append(EncodedMask(name, out.getvalue(), bits))
-    best = min(tried, key=lambda t: len(t.data))
-    return best._replace(bound_bits=min(t.bound_bits for t in tried))
+        _built(name).encode(mask_KCn, out)
+        tried.append(EncodedMask(name, out.getvalue(), min(bounds.values())))
+    return min(tried, key=lambda t: len(t.data))
+
+
+def bound_bits(mask_KCn: Bits) -> float:
+    """The fewest bits that any structure of a mask allows; nothing is encoded."""
+    return min(_bounds(mask_KCn).values())
+
+
+def _bounds(mask_KCn: Bits) -> dict[str, float]:
+    """By the names of the encodings that fit."""
+    found = {name: _built(name).bound(mask_KCn) for name in ENCODINGS.names()}
+    return {name: bits for name, bits in found.items() if bits is not None}
 
 
 def decode(name: str, shape: tuple[int, ...], data: Reader) -> Alive:

@@ -18,13 +18,12 @@ from starfire_cli.formats import encoding, values
 from starfire_cli.formats.atomic import atomic_write
 from starfire_cli.formats.container import Entry, write
 from starfire_cli.formats.dtypes import NOT_IN_SAFETENSORS, Dtype, dtype_of, words_of
+from starfire_cli.formats.estimate import FOR_READERS, zeros_apart
 from starfire_cli.formats.packed import FREE_BYTES, MOST_PER_BYTE, SUFFIX, PackedFile, in_threads
 from starfire_cli.formats.sizes import Packed, TensorSize
 from starfire_cli.formats.streams import Bits, Writer
 from starfire_cli.pruning.masks import digest
 from starfire_cli.pruning.ties import distinct, masks_once, ties_of
-
-_FOR_READERS = 0.005  # of the file may be spent on leaving never-pruned weights readable by any safetensors reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +112,7 @@ def _encode(key: str, tensor: Tensor, mask: Tensor | None, stored: Dtype | None,
     rounded = stored is not None
     stored = stored or dtype
     words = words_of(tensor.to(stored.torch) if rounded else tensor, stored)
-    alive = _zeros_apart(words, stored) if mask is None else _mask(key, mask, words, stored)
+    alive = zeros_apart(words, stored) if mask is None else _mask(key, mask, words, stored)
     live = words if alive.all() else words[alive if stored.words == 1 else alive.repeat(stored.words)]
     shape = tuple(tensor.shape)
     unnamed = key.endswith(SUFFIX) or dtype.name in NOT_IN_SAFETENSORS
@@ -136,23 +135,19 @@ def _encode(key: str, tensor: Tensor, mask: Tensor | None, stored: Dtype | None,
         masked=mask is not None,
         dense_bytes=dense_bytes,
         packed_bytes=len(data),
-        bound_bytes=(said.bound_bits + values.bound_bits(live, stored)) / 8,
+        bound_bytes=(
+            (said.bound_bits + values.bound_bits(live, stored)) / 8
+            if mask is not None or len(shape) >= 2
+            else values.bound_bits(words, stored) / 8  # as vectors that are left plain
+        ),
     )
     return _Layer(size=size, dtype=dtype, stored=stored, data=data, may_be_plain=may_be_plain)
-
-
-def _zeros_apart(words: Any, dtype: Dtype) -> Bits:
-    """Where an unmasked tensor is not +0: its zeros are cheaper said by place than as values."""
-    nonzero: Bits = np.not_equal(words, 0)
-    if dtype.words == 1:
-        return nonzero
-    return np.logical_or(nonzero[::2], nonzero[1::2])
 
 
 def _mask(key: str, mask: Tensor, words: Any, dtype: Dtype) -> Bits:
     """The flat mask, once all that it calls dead is +0."""
     alive: Bits = mask.detach().cpu().contiguous().reshape(-1).numpy()
-    back = int(np.count_nonzero(_zeros_apart(words, dtype) & ~alive))
+    back = int(np.count_nonzero(zeros_apart(words, dtype) & ~alive))
     if back:
         raise Mismatch(
             f"{key} has {back} dead weights that are not +0.0; --masks from-zeros packs the weights as they are"
@@ -167,7 +162,7 @@ def _left_plain(layers: list[_Layer], keep_plain: bool) -> set[str]:
     """
     left = {layer.size.key for layer in layers if layer.may_be_plain and (keep_plain or len(layer.size.shape) < 2)}
     rest = [layer.size for layer in layers if layer.may_be_plain and layer.size.key not in left]
-    room = _FOR_READERS * sum(len(layer.data) for layer in layers)
+    room = FOR_READERS * sum(len(layer.data) for layer in layers)
     for size in sorted(rest, key=lambda s: s.dense_bytes - s.packed_bytes):
         room -= size.dense_bytes - size.packed_bytes
         if room < 0:

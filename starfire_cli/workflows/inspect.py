@@ -14,7 +14,7 @@ from torch import Tensor
 
 from starfire_cli.findings import Inspection, LayerFinding
 from starfire_cli.formats.checkpoint import Checkpoint, load
-from starfire_cli.formats.estimate import HEADER_A_TENSOR, estimate
+from starfire_cli.formats.estimate import bounds_of, estimate, packed_bytes
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masks import digest
@@ -55,8 +55,11 @@ def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[in
         channels, side = image or (3, rebuilt.image_size)
         findings, shape = _with_macs(checkpoint, findings, rebuilt, (channels, side), notes)
     dense = sum(t.nbytes for t in distinct(checkpoint.state).values())
-    rest = dense - sum(checkpoint.state[layer.key].nbytes for layer in layers)
-    bound = sum(finding.bytes_bound for finding in findings)
+    bounds = {finding.key: finding.bytes_bound for finding in findings}
+    ties = ties_of(checkpoint.state)
+    counted = {ties.get(key, key) for key in bounds}
+    others = {key: tensor for key, tensor in distinct(checkpoint.state).items() if key not in counted}
+    bounds |= bounds_of(others, masks)
     other_masks = sorted(set(masks) - {layer.key for layer in layers})
     if other_masks:
         notes.append(f"masks of what is no prunable layer are not counted: {', '.join(other_masks[:3])}")
@@ -76,8 +79,8 @@ def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[in
         input=shape,
         bytes_file=checkpoint.path.stat().st_size if checkpoint.path.exists() else 0,
         bytes_dense=dense,
-        bytes_packed=round(rest + bound + HEADER_A_TENSOR * len(checkpoint.state)),
-        bytes_bound=round(rest + bound),
+        bytes_packed=packed_bytes(checkpoint.state, masks, checkpoint.meta, bounds),
+        bytes_bound=round(sum(bounds.values())),
     )
 
 
@@ -91,7 +94,7 @@ def _finding(layer: Layer, weight: Tensor, masks: Mapping[str, Tensor]) -> Layer
         both = int(torch.count_nonzero(nonzero & mask))
         revived = int(torch.count_nonzero(nonzero)) - both
         idle = layer.weights - stats.zeros - both
-    bound, nonfinite = estimate(layer, weight, alive)
+    bound, nonfinite = estimate(layer.key, weight, mask)
     return LayerFinding(
         name=layer.name,
         key=layer.key,

@@ -18,24 +18,20 @@ SIDES = (8, 4, 3, 2)
 class Blocks:
     """A bit a tile; then a bit for each weight of the live tiles, in the matrix's own order."""
 
-    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
+    def bound(self, mask_KCn: Bits) -> float | None:
         if mask_KCn.shape[2] != 1 or mask_KCn.size == 0:
             return None
         mask_OI = mask_KCn[:, :, 0]
-        kept = np.array([mask_OI.sum()])
-        tried = []
-        for side in SIDES:
-            alive = _tiles(mask_OI, side)
-            inside = _weights_in(alive, side, mask_OI.shape)
-            bits = log2_choose(alive.size, np.array([alive.sum()])) + log2_choose(inside, kept)
-            tried.append((bits, side, alive))
-        bits, side, alive = min(tried, key=lambda t: t[0])
-        if bits > 0.99 * log2_choose(mask_OI.size, kept):
-            return None  # tiles that tell nothing about the weights in them
+        bits, _, _ = _cheapest(mask_OI)
+        # None where tiles tell nothing about the weights in them.
+        return bits if bits <= 0.99 * log2_choose(mask_OI.size, np.array([mask_OI.sum()])) else None
+
+    def encode(self, mask_KCn: Bits, out: Writer) -> None:
+        mask_OI = mask_KCn[:, :, 0]
+        _, side, alive = _cheapest(mask_OI)
         out.byte(side)
         out.bits(alive.reshape(-1))
         out.bits(mask_OI[_spread(alive, side, mask_OI.shape)])
-        return bits
 
     def decode(self, shape: tuple[int, int, int], data: Reader) -> Alive:
         O, I, n = shape
@@ -46,6 +42,18 @@ class Blocks:
         mask = _spread(data.bits(rows * columns).reshape(rows, columns), side, (O, I))
         mask[mask] = data.bits(int(mask.sum()))
         return Alive(mask.reshape(-1))
+
+
+def _cheapest(mask_OI: Bits) -> tuple[float, int, Bits]:
+    """Of all sizes of tiles the one that takes the fewest bits: (bits, side, which tiles hold anything alive)."""
+    kept = np.array([mask_OI.sum()])
+    tried = []
+    for side in SIDES:
+        alive = _tiles(mask_OI, side)
+        inside = _weights_in(alive, side, mask_OI.shape)
+        bits = log2_choose(alive.size, np.array([alive.sum()])) + log2_choose(inside, kept)
+        tried.append((bits, side, alive))
+    return min(tried, key=lambda t: t[0])
 
 
 def _tiles(mask_OI: Bits, side: int) -> Bits:

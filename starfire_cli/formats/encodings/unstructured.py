@@ -16,8 +16,10 @@ from starfire_cli.formats.streams import Bits, Reader, Writer
 class Unstructured:
     """Says any mask."""
 
-    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
+    def encode(self, mask_KCn: Bits, out: Writer) -> None:
         out.bits(mask_KCn.reshape(-1))
+
+    def bound(self, mask_KCn: Bits) -> float | None:
         anywhere = log2_choose(mask_KCn.size, np.array([mask_KCn.sum()]))
         # Pruned by the ck rule, 1 x 1 kernels keep equally many weights of each input channel: a little less to say.
         kept_Cn = mask_KCn.sum(0)
