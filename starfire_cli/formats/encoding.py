@@ -45,8 +45,8 @@ class Encoding(Protocol):
         """How many bits any code for masks of this structure needs at the least; None where the mask has it not."""
         ...
 
-    def encode(self, mask_KCn: Bits, out: Writer) -> None:
-        """Write a mask that has the structure."""
+    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
+        """Write the mask, and return its `bound`; nothing is written where that is None."""
         ...
 
     def decode(self, shape: tuple[int, int, int], data: Reader) -> Alive:
@@ -67,24 +67,20 @@ class EncodedMask(NamedTuple):
 
 def encode(mask_KCn: Bits, effort: str) -> EncodedMask:
     """The shortest encoding of a mask (of equals the first by name)."""
-    bounds = _bounds(mask_KCn)
     tried = []
-    for name in bounds:
+    for name in ENCODINGS.names():
         out = Writer(effort)
-        _built(name).encode(mask_KCn, out)
-        tried.append(EncodedMask(name, out.getvalue(), min(bounds.values())))
-    return min(tried, key=lambda t: len(t.data))
+        bits = _built(name).encode(mask_KCn, out)
+        if bits is not None:
+            tried.append(EncodedMask(name, out.getvalue(), bits))
+    best = min(tried, key=lambda t: len(t.data))
+    return best._replace(bound_bits=min(t.bound_bits for t in tried))
 
 
 def bound_bits(mask_KCn: Bits) -> float:
     """The fewest bits that any structure of a mask allows; nothing is encoded."""
-    return min(_bounds(mask_KCn).values())
-
-
-def _bounds(mask_KCn: Bits) -> dict[str, float]:
-    """By the names of the encodings that fit."""
-    found = {name: _built(name).bound(mask_KCn) for name in ENCODINGS.names()}
-    return {name: bits for name, bits in found.items() if bits is not None}
+    found = (_built(name).bound(mask_KCn) for name in ENCODINGS.names())
+    return min(bits for bits in found if bits is not None)
 
 
 def decode(name: str, shape: tuple[int, ...], data: Reader) -> Alive:

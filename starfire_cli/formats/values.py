@@ -96,10 +96,9 @@ def bound_bits(words: Words, dtype: Dtype) -> float:
 
 
 def top_counts(words: Words, dtype: Dtype, alive: NDArray[np.bool_] | None = None) -> NDArray[np.intp]:
-    """How often the top byte of a word (of a float its exponent's) is each of 256 values; of words `alive`, if given."""
-    if not dtype.rotated:
-        shifted = words
-    else:
+    """How often each value of the top byte of a word, of a float its exponent's, comes; in words `alive`, if given."""
+    shifted = words
+    if dtype.rotated:
         shifted = _rotate_left(words) if dtype.bits == 8 else words << _as(words, 1)
     top = (shifted >> _as(shifted, dtype.bits - 8)).astype(np.uint8)
     counts: NDArray[np.intp] = np.bincount(top if alive is None else top[alive], minlength=256)

@@ -165,12 +165,9 @@ def place(tensor: Tensor) -> Hashable | None:
 def _span(tensor: Tensor) -> tuple[int, int, int]:
     """(0, first byte, byte behind the last), or from the storage's start, with the storage's number, without data."""
     size = tensor.element_size()
+    start = size * int(tensor.storage_offset()) if tensor.is_meta else tensor.data_ptr()
     length = size * (1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)))
-    if tensor.is_meta:
-        start = size * tensor.storage_offset()
-        return tensor.untyped_storage()._cdata, start, start + length
-    start = tensor.data_ptr()
-    return 0, start, start + length
+    return int(tensor.untyped_storage()._cdata) if tensor.is_meta else 0, start, start + length
 
 
 def _shared(tensors: Mapping[str, Tensor]) -> dict[str, str]:

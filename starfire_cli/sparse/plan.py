@@ -293,7 +293,7 @@ class Plan:
             return value.new_empty((*value.shape[:-1], live.shape[0]))
         most = SparseLinear.most(live.shape[1])
         if rows > most:
-            parts = value.reshape(rows, -1).split(most)
+            parts = torch.split(value.reshape(rows, -1), most)
             return torch.cat([self._linearly(operation, part) for part in parts]).reshape(*value.shape[:-1], -1)
         key = operation.node, rows
         if key not in self._linear:

@@ -19,19 +19,18 @@ class Blocks:
     """A bit a tile; then a bit for each weight of the live tiles, in the matrix's own order."""
 
     def bound(self, mask_KCn: Bits) -> float | None:
-        if mask_KCn.shape[2] != 1 or mask_KCn.size == 0:
-            return None
-        mask_OI = mask_KCn[:, :, 0]
-        bits, _, _ = _cheapest(mask_OI)
-        # None where tiles tell nothing about the weights in them.
-        return bits if bits <= 0.99 * log2_choose(mask_OI.size, np.array([mask_OI.sum()])) else None
+        found = _cheapest(mask_KCn)
+        return None if found is None else found[0]
 
-    def encode(self, mask_KCn: Bits, out: Writer) -> None:
-        mask_OI = mask_KCn[:, :, 0]
-        _, side, alive = _cheapest(mask_OI)
+    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
+        found = _cheapest(mask_KCn)
+        if found is None:
+            return None
+        (bits, side, alive), mask_OI = found, mask_KCn[:, :, 0]
         out.byte(side)
         out.bits(alive.reshape(-1))
         out.bits(mask_OI[_spread(alive, side, mask_OI.shape)])
+        return bits
 
     def decode(self, shape: tuple[int, int, int], data: Reader) -> Alive:
         O, I, n = shape
@@ -44,8 +43,14 @@ class Blocks:
         return Alive(mask.reshape(-1))
 
 
-def _cheapest(mask_OI: Bits) -> tuple[float, int, Bits]:
-    """Of all sizes of tiles the one that takes the fewest bits: (bits, side, which tiles hold anything alive)."""
+def _cheapest(mask_KCn: Bits) -> tuple[float, int, Bits] | None:
+    """Of all sizes of tiles the one that takes the fewest bits: (bits, side, which tiles hold anything alive).
+
+    None where tiles tell nothing about the weights in them.
+    """
+    if mask_KCn.shape[2] != 1 or mask_KCn.size == 0:
+        return None
+    mask_OI = mask_KCn[:, :, 0]
     kept = np.array([mask_OI.sum()])
     tried = []
     for side in SIDES:
@@ -53,7 +58,8 @@ def _cheapest(mask_OI: Bits) -> tuple[float, int, Bits]:
         inside = _weights_in(alive, side, mask_OI.shape)
         bits = log2_choose(alive.size, np.array([alive.sum()])) + log2_choose(inside, kept)
         tried.append((bits, side, alive))
-    return min(tried, key=lambda t: t[0])
+    best = min(tried, key=lambda t: t[0])
+    return best if best[0] <= 0.99 * log2_choose(mask_OI.size, kept) else None
 
 
 def _tiles(mask_OI: Bits, side: int) -> Bits:

@@ -16,8 +16,11 @@ from starfire_cli.formats.streams import Bits, Reader, Writer
 class CK:
     """Every kernel is all alive or all dead; kernels of one weight are better called unstructured."""
 
-    def encode(self, mask_KCn: Bits, out: Writer) -> None:
-        out.bits(mask_KCn[:, :, 0].reshape(-1))
+    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
+        bits = self.bound(mask_KCn)
+        if bits is not None:
+            out.bits(mask_KCn[:, :, 0].reshape(-1))
+        return bits
 
     def bound(self, mask_KCn: Bits) -> float | None:
         K, _, n = mask_KCn.shape

@@ -16,8 +16,9 @@ from starfire_cli.formats.streams import Bits, Reader, Writer
 class Unstructured:
     """Says any mask."""
 
-    def encode(self, mask_KCn: Bits, out: Writer) -> None:
+    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
         out.bits(mask_KCn.reshape(-1))
+        return self.bound(mask_KCn)
 
     def bound(self, mask_KCn: Bits) -> float | None:
         anywhere = log2_choose(mask_KCn.size, np.array([mask_KCn.sum()]))

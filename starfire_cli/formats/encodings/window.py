@@ -34,8 +34,11 @@ class Window:
         kept_M = _kept(mask_KCn.reshape(-1, n))
         return log2_choose(n, kept_M) + counts_bits(kept_M)
 
-    def encode(self, mask_KCn: Bits, out: Writer) -> None:
+    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
         n = mask_KCn.shape[2]
+        bits = self.bound(mask_KCn)
+        if bits is None:
+            return None
         mask_Mn = mask_KCn.reshape(-1, n)
         kept_M = _kept(mask_Mn)
         present, index = np.unique(kept_M, return_inverse=True)
@@ -43,6 +46,7 @@ class Window:
         numbers = _rank(mask_Mn)[(kept_M > 0) & (kept_M < n)]
         for shift, limit in _planes(present.tolist(), n):
             out.small((numbers >> np.uint64(shift)).astype(np.uint8), limit)
+        return bits
 
     def decode(self, shape: tuple[int, int, int], data: Reader) -> Alive:
         K, C, n = shape
