@@ -1,4 +1,4 @@
-"""How far `inspect`'s estimate of a packed file is from the file that `compress` writes, over networks, methods, targets.
+"""How far is `inspect`'s estimate of a packed file from what `compress` writes, over networks, methods and targets?
 
 python benchmarks/estimate.py                     # random weights; prints a line a network, and the interval
 python benchmarks/estimate.py runs/*/best.pt      # checkpoints of any format instead
@@ -23,7 +23,7 @@ from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Masks, Pruner, la
 from starfire_cli.pruning.era import Era
 from starfire_cli.workflows.inspect import inspect
 
-NETWORKS = ("resnet20", "resnet110", "resnet18", "mobilenet_v2", "squeezenet1_0")
+NETWORKS = ("resnet20", "mobilenet_v2", "squeezenet1_0")
 METHODS = (("window", "fine"), ("ck", "fine"), ("intra", "block"))
 TARGETS = (0.0, 0.3, 0.6, 0.8, 0.95)
 SMALL = "small"
@@ -71,11 +71,10 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="*", type=Path)
     given = parser.parse_args().checkpoints
     torch.manual_seed(0)
-    errors = []
+    errors: list[float] = []
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        for path in given:
-            errors.append(measure(str(path), load(path), folder))
+        errors += [measure(str(path), load(path), folder) for path in given]
         for name in () if given else (SMALL, *NETWORKS):
             for method, fc in METHODS:
                 for target in TARGETS:
