@@ -138,8 +138,8 @@ def _with_macs(
     names = {finding.key: [finding.name] for finding in findings}
     for key, first in ties.items():  # a layer is run under each of its names
         owner = next((k for k in (key, first, *ties) if k in names and ties.get(k, k) == first), None)
-        for name in (first, key) if owner else ():
-            names[owner].append(name.removesuffix(".weight"))
+        if owner is not None:
+            names[owner] += [name.removesuffix(".weight") for name in (first, key)]
     filled = []
     for finding in findings:
         dense = sum(macs.get(name, 0) for name in set(names[finding.key]))
