@@ -375,6 +375,9 @@ def test_training_keeps_a_tie_and_one_mask(
 def test_an_untied_model_takes_the_file_of_a_tied_one(tmp_path: Path, capsys: Capture) -> None:
     save(tmp_path / "a.pt", state=(state := halved(network().state_dict())), masks=masks_of(state), meta={})
     run(capsys, "compress", tmp_path / "a.pt", "-o", tmp_path / "p.safetensors")
+    run(capsys, "compress", tmp_path / "a.pt", "--to", "safetensors", "-o", tmp_path / "d.safetensors")
+    said = inspect(capsys, tmp_path / "a.pt", tmp_path / "d.safetensors")  # whose names are sorted
+    assert said["unmatched"] == [] and said["total"]["mask_iou"] == 1
     said = inspect(capsys, tmp_path / "a.pt", tmp_path / "p.safetensors", *spec(Untied))
     assert said["total"]["mask_iou"] == 1 and said["total"]["same_weights"] is True
 
