@@ -80,6 +80,7 @@ class Inspection:
         notes: what had to be done or assumed, a sentence each.
         parameters: of the whole network, buffers left out.
         masks_present: whether the file holds masks; `digest` is theirs, `digest_matches` if it is the one written down.
+        masks_agree: whether names of one tensor (tied weights) have one mask.
         meta: as the file has it.
         model: the spec of the network whose structure was used; None if there was none.
         input: (channels, height, width) for which multiply-accumulates were counted.
@@ -102,6 +103,7 @@ class Inspection:
     bytes_dense: int
     bytes_packed: int
     bytes_bound: int
+    masks_agree: bool = True
 
     @property
     def prunable(self) -> int:
@@ -132,7 +134,7 @@ class Inspection:
     @property
     def consistent(self) -> bool:
         """Whether masks, weights and the digest tell the same story (true where there are no masks)."""
-        return self.digest_matches and all(layer.consistent for layer in self.layers)
+        return self.digest_matches and self.masks_agree and all(layer.consistent for layer in self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)

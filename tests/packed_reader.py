@@ -183,6 +183,11 @@ def read(file: bytes) -> tuple[dict[str, tuple[str, list[int], bytes]], dict[str
         tensors[key] = layer["dtype"], layer["shape"], dense
         if layer.get("masked", True):
             masks[key] = mask
+    keys = list(tensors)
+    ties = json.loads(about.get("ties", "{}"))
+    for key, tie in ties.items():
+        keys.insert(tie["at"], key)
+    tensors = {key: tensors[ties[key]["is"] if key in ties else key] for key in keys}
     sha = hashlib.sha256()
     for key in sorted(masks):
         sha.update(key.encode() + b"\0" + "x".join(map(str, tensors[key][1])).encode() + b"\0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from starfire_cli.cli import main
 from starfire_cli.formats.checkpoint import load, save
 from starfire_cli.formats.estimate import estimate
 from starfire_cli.formats.packing import pack
@@ -117,21 +119,44 @@ def test_what_is_named_holds(shape: tuple[int, ...], seed: int, share: float) ->
 
 
 def literal_bound(weight: torch.Tensor, alive: torch.Tensor) -> float:
-    """docs/inspect.md in plain Python, for a float32 layer whose dead weights are anywhere."""
+    """docs/compress.md in plain Python, for a float32 linear layer."""
     live = weight[alive].tolist()
     exponents: dict[int, int] = {}
     for value in live:
         bits = int.from_bytes(torch.tensor([value]).numpy().tobytes(), "little")
         exponents[bits >> 23 & 255] = exponents.get(bits >> 23 & 255, 0) + 1
     entropy = sum(n * math.log2(len(live) / n) for n in exponents.values())
-    return (math.log2(math.comb(weight.numel(), len(live))) + entropy + 24 * len(live)) / 8
+    return (literal_mask_bits(alive.tolist()) + entropy + 24 * len(live)) / 8
+
+
+def literal_mask_bits(alive: list[list[bool]]) -> float:
+    """The cheapest of: where the live weights are; how many each column keeps, and which; which tiles are live at all,
+    and where the live weights are in them (if that is worth a hundredth).
+    """
+    O, I, kept = len(alive), len(alive[0]), sum(map(sum, alive))
+    if kept == O * I:
+        return 0
+    anywhere = math.log2(math.comb(O * I, kept))
+    columns = [sum(row[i] for row in alive) for i in range(I)]
+    each = sum(math.log2(math.comb(O, n)) for n in columns)
+    counts = sum(columns.count(n) * math.log2(I / columns.count(n)) for n in set(columns))
+    tried = [anywhere, each + counts]
+    for side in (8, 4, 3, 2):
+        tiles = [(o, i) for o in range(0, O, side) for i in range(0, I, side)]
+        inside = [
+            [alive[y][x] for y in range(o, min(O, o + side)) for x in range(i, min(I, i + side))] for o, i in tiles
+        ]
+        live = [tile for tile in inside if any(tile)]
+        bits = math.log2(math.comb(len(tiles), len(live))) + math.log2(math.comb(sum(map(len, live)), kept))
+        tried += [bits] if bits <= 0.99 * anywhere else []
+    return min(tried)
 
 
 @given(seed=st.integers(0, 10**6), share=st.floats(0, 0.99))
 def test_the_bound_in_plain_python(seed: int, share: float) -> None:
     torch.manual_seed(seed)
     weight, alive = torch.randn(12, 10), torch.rand(12, 10) >= share
-    found = estimate(layer_of((12, 10)), weight, alive)
+    found = estimate("weight", weight, alive)
     assert found.bound == pytest.approx(literal_bound(weight, alive), abs=1e-3)
     assert found.nonfinite == 0
 
@@ -151,3 +176,50 @@ def test_the_estimate_is_what_compress_needs(tmp_path: Path, method: str) -> Non
     result = inspect(found)
     assert result.bytes_packed == pytest.approx(packed.packed_bytes, rel=0.02)
     assert result.bytes_bound < packed.packed_bytes
+
+
+def unusual() -> dict[str, torch.Tensor]:
+    """What a state dict may hold beside float32 kernels."""
+    torch.manual_seed(1)
+    half = torch.randn(20, 30).half() * (torch.rand(20, 30) > 0.6)
+    tiles = torch.randn(24, 24) * torch.eye(6).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    return {
+        "conv.weight": torch.randn(16, 8, 3, 3),
+        "norm.weight": torch.ones(16),
+        "norm.bias": torch.zeros(16),
+        "norm.num_batches_tracked": torch.tensor(77),
+        "half.weight": half,
+        "tiles.weight": tiles,
+        "point.weight": torch.randn(16, 16, 1, 1) * (torch.rand(16, 16, 1, 1) > 0.9),
+        "signs.weight": torch.where(torch.rand(9, 9) > 0.5, torch.randn(9, 9), -torch.zeros(())),
+        "odd.packed": torch.randn(40) * (torch.rand(40) > 0.5),
+        "fft.weight": torch.randn(6, 6, dtype=torch.complex64) * (torch.rand(6, 6) > 0.5),
+        "wide.weight": torch.randn(5, 5, dtype=torch.float64),
+        "empty": torch.empty(0, 4),
+        "cube": torch.randn(3, 4, 5),
+        "table": torch.arange(12).reshape(3, 4),
+    }
+
+
+@pytest.mark.parametrize("masked", [(), ("conv.weight",), ("conv.weight", "tiles.weight", "fft.weight", "cube")])
+def test_inspect_and_compress_say_one_bound(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], masked: tuple[str, ...]
+) -> None:
+    state = unusual()
+    masks = {key: torch.rand(state[key].shape) > 0.3 for key in masked}
+    save(tmp_path / "a.pt", state=state, masks=masks, meta={})
+    assert main(["compress", str(tmp_path / "a.pt"), "-o", str(tmp_path / "b.safetensors"), "--json"]) == 0
+    packed = json.loads(capsys.readouterr().out)
+    for name in ("a.pt", "b.safetensors"):
+        assert main(["inspect", str(tmp_path / name), "--json"]) == 0
+        total = json.loads(capsys.readouterr().out)["total"]
+        assert total["bytes_entropy_bound"] == packed["bound_bytes"]
+        assert total["bytes_packed_estimate"] == pytest.approx(packed["packed_bytes"], rel=0.1)
+
+
+def test_the_estimate_counts_a_long_header(tmp_path: Path) -> None:
+    state = {f"a.very.long.name.of.a.layer.{i}.weight": torch.randn(4) for i in range(50)}
+    meta = {"data": {"classes": [f"class {i}" for i in range(1000)]}}
+    save(tmp_path / "a.pt", state=state, masks={}, meta=meta)
+    packed = pack(tmp_path / "b.safetensors", state=state, masks={}, meta=meta)
+    assert inspect(load(tmp_path / "a.pt")).bytes_packed == pytest.approx(packed.packed_bytes, rel=0.03)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from starfire_cli.pruning.masks import Masks
+from starfire_cli.pruning.ties import ties_of
 
 _NNCF = re.compile(r"__nncf_hooks\.post_hooks\.(.+)__\d+\.\d+\.binary_mask")
 _CHAIN = re.compile(r"((?:.+\.)?parametrizations\.[^.]+)\.")
@@ -27,6 +28,7 @@ def fold(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Masks, list[str]]
     - `M.X` and `__nncf_hooks.post_hooks.M:X__0.0.binary_mask`: NNCF.
 
     Only masks of zeros and ones with their weight's shape count; masks of one axis (biases) are applied, not kept.
+    Names of one tensor stay so where their masks are equal.
     """
     # What the wrapper holds comes after the stale copy, and takes its place.
     state = {key.replace("._nni_wrapper.", "."): tensor for key, tensor in state.items()}
@@ -34,8 +36,16 @@ def fold(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Masks, list[str]]
     used = {mask for mask, _ in pairs.values()}
     plain: dict[str, Tensor] = {}
     masks: Masks = {}
+    ties = ties_of(state)
+    apart = []
     back = 0
     for key, tensor in state.items():
+        first = ties.get(key)
+        if first is not None and (key in pairs or first in pairs):
+            if _masked_alike(state, pairs, first, key):
+                plain[pairs[key][1]] = plain[pairs[first][1]]
+                continue
+            apart.append(f"{first} and {key} are one tensor under different masks, so that they are two from here on")
         if key in pairs:
             mask_key, name = pairs[key]
             alive = state[mask_key] != 0
@@ -46,7 +56,14 @@ def fold(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Masks, list[str]]
         elif key not in used:
             plain[key] = tensor
     notes = [f"{len(pairs)} masks beside their weights folded in ({back} weights under them were not zero)"]
-    return plain, masks, notes if pairs else []
+    return plain, masks, notes + apart if pairs else []
+
+
+def _masked_alike(state: dict[str, Tensor], pairs: dict[str, tuple[str, str]], first: str, key: str) -> bool:
+    """Whether two names of one tensor have equal masks, so that they stay one."""
+    if key not in pairs or first not in pairs:
+        return False
+    return torch.equal(state[pairs[first][0]] != 0, state[pairs[key][0]] != 0)
 
 
 def _pairs(state: dict[str, Tensor]) -> Iterator[tuple[str, str, str]]:

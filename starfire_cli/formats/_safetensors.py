@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from safetensors import safe_open
@@ -12,7 +13,10 @@ from starfire_cli.damage import reading
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats import _torch_file, _unwrap
 from starfire_cli.formats._names import utf8_name
+from starfire_cli.pruning.ties import ties_of
 from starfire_cli.text import by_number
+
+_ABOUT_THE_FILE = ("format",)  # metadata that never name a tensor
 
 
 def load(path: Path, kind: str) -> dict[str, Tensor]:
@@ -24,7 +28,8 @@ def load(path: Path, kind: str) -> dict[str, Tensor]:
     if kind == "safetensors":
         return _load_one(path)
     with reading(path):
-        weight_map = json.loads(path.read_bytes())["weight_map"]
+        index = json.loads(path.read_bytes())
+        weight_map = index["weight_map"]
     if not isinstance(weight_map, dict) or not weight_map:
         raise StarfireError(f"{path}: its weight_map is not a map of tensor names to files")
     shards: dict[str, dict[str, Tensor]] = {}
@@ -35,7 +40,11 @@ def load(path: Path, kind: str) -> dict[str, Tensor]:
             shards[name] = _load_shard(path, name)
         if key not in shards[name]:
             raise StarfireError(f"{path}: {key} should be in {name}, which does not hold it")
-    return {key: shards[weight_map[key]][key] for key in sorted(weight_map, key=by_number)}
+    tensors = {key: shards[name][key] for key, name in weight_map.items()}
+    for shard in shards.values():
+        tensors |= {key: shard[key] for key, first in ties_of(shard).items() if key not in tensors and first in tensors}
+    tensors |= {key: tensors[kept] for key, kept in _dropped(index.get("metadata"), tensors).items()}
+    return {key: tensors[key] for key in sorted(tensors, key=by_number)}
 
 
 def _load_shard(index: Path, name: str) -> dict[str, Tensor]:
@@ -53,4 +62,15 @@ def _load_shard(index: Path, name: str) -> dict[str, Tensor]:
 
 def _load_one(path: Path) -> dict[str, Tensor]:
     with reading(path), utf8_name(path) as name, safe_open(str(name), framework="pt") as file:
-        return {key: file.get_tensor(key) for key in sorted(file.keys(), key=by_number)}
+        tensors = dict(zip(file.keys(), map(file.get_tensor, file.keys()), strict=True))
+        tensors |= {key: tensors[kept] for key, kept in _dropped(file.metadata(), tensors).items()}
+        return {key: tensors[key] for key in sorted(tensors, key=by_number)}
+
+
+def _dropped(metadata: object, tensors: Collection[str]) -> dict[str, str]:
+    """Further names of tied tensors -> the name in the file, as `safetensors.torch.save_model` notes them down."""
+    return {
+        key: kept
+        for key, kept in (metadata if isinstance(metadata, dict) else {}).items()
+        if isinstance(kept, str) and kept in tensors and key not in tensors and key not in _ABOUT_THE_FILE
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from starfire_cli.errors import BadOption, StarfireError, option
 from starfire_cli.formats._inert import is_module, module_state
 from starfire_cli.formats._pickle_calls import MOST_AXES, SMALL
+from starfire_cli.pruning.ties import place
 from starfire_cli.text import some
 
 # In this order: what a training script resumes from comes before its averages.
@@ -39,7 +40,6 @@ _LIGHTNING = "pytorch-lightning_version"
 # Modules that wrap others and belong to nobody's network: of torch.compile, FSDP, activation checkpoints, Lightning.
 _WRAPPING = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 _PREFIXES = ("module.", *(f"{name}." for name in _WRAPPING))
-_SMALL = 1 << 24  # bytes; below this nothing a file claims can hurt
 
 
 def unwrap(content: Any, path: Path, weights: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
@@ -79,6 +79,7 @@ def shard_state(content: Any, path: Path) -> dict[str, Tensor]:
 def plain_state(found: dict[Any, Any], path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict, dense; refused where they claim far more than is stored."""
     state: dict[str, Tensor] = {}
+    made: dict[Hashable, Tensor] = {}  # names of one tensor stay so
     stored: dict[int, int] = {}
     claimed = 0
     for key, tensor in found.items():
@@ -97,13 +98,20 @@ def plain_state(found: dict[Any, Any], path: Path) -> dict[str, Tensor]:
         share = sum(backing.values()) if tensor.layout == torch.strided else 1000 * sum(backing.values())
         if bytes_here > max(share, SMALL):
             raise StarfireError(f"{path}: {key} claims shape {tuple(tensor.shape)}, far more than the file holds")
-        if tensor.layout != torch.strided:
-            tensor = tensor.to_dense()
-        tensor = (tensor.dequantize() if tensor.is_quantized else tensor).detach()
-        state[key] = tensor.resolve_conj().resolve_neg()
+        known = place(tensor) or id(tensor)
+        if known not in made:
+            made[known] = _plain(tensor)
+        state[key] = made[known]
     if claimed > 1000 * sum(stored.values()) + SMALL:
         raise StarfireError(f"{path}: its tensors claim {claimed} bytes, far more than the file holds")
     return state
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Dense, with the values that are read in memory; the tensor itself where it is so already."""
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    return (tensor.dequantize() if tensor.is_quantized else tensor).detach().resolve_conj().resolve_neg()
 
 
 def _backing(tensor: Tensor) -> dict[int, int]:

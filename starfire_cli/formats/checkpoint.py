@@ -17,6 +17,7 @@ from starfire_cli.formats._plain import check_plain
 from starfire_cli.formats.atomic import atomic_write
 from starfire_cli.formats.container import checked_shape
 from starfire_cli.pruning.masks import Masks, digest, disagreements, pack_bits, unpack_bits
+from starfire_cli.pruning.ties import apply_once, distinct, masks_apart, masks_once, replace_tied, ties_of
 from starfire_cli.text import printable, shape_text
 
 FORMAT = "starfire"
@@ -62,16 +63,17 @@ def save(
     """Write our own `.pt` in one step: after a crash the old file or the new one is there, whole.
 
     Dead weights are written as exact +0.0, whatever `state` holds there. `torch.load(path, weights_only=True)["model"]`
-    is a plain state dict with unchanged keys.
+    is a plain state dict with unchanged keys; names of one tensor are so in the file, too, and have one mask.
 
     Raises:
         StarfireError: the disk is full or the folder cannot be written; an old file is untouched.
         TypeError: `meta` or `training` holds what `weights_only` loading would refuse.
+        Mismatch: two names of one tensor have different masks.
     """
-    masks = dict(masks or {})
-    plain = {key: _own_memory(tensor) for key, tensor in state.items()}
-    for key, mask in masks.items():
-        plain[key] = plain[key].masked_fill(~mask.cpu(), 0)  # a copy: the model that is being saved is not touched
+    masks = masks_once(masks or {}, ties_of(state))
+    plain = apply_once(lambda _, tensor: _own_memory(tensor), state)
+    # Copies: the model that is being saved is not touched.
+    plain = replace_tied(plain, {key: plain[key].masked_fill(~mask.cpu(), 0) for key, mask in masks.items()})
     content: dict[str, Any] = {
         **_checked(dict(training or {}), "training"),
         "format": FORMAT,
@@ -81,7 +83,7 @@ def save(
         "masks_digest": digest(masks),
         "meta": _checked(dict(meta), "meta"),
     }
-    need = sum(t.nbytes for t in _tensors(content)) + 65536
+    need = sum(t.nbytes for t in distinct({str(i): t for i, t in enumerate(_tensors(content))}).values()) + 65536
     with atomic_write(path, need=need) as file:
         torch.save(content, file)
 
@@ -177,6 +179,13 @@ def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bo
         for key, (back, _) in disagreements(state, masks).items():
             if back:
                 raise Mismatch(f"{path}: {key} has {back} dead weights that are not zero")
+    ties = ties_of(state)
+    if apart := masks_apart(masks, ties):
+        if strict:
+            raise Mismatch(f"{path}: {apart[0]}")
+        notes += apart
+    else:
+        masks = masks_once(masks, ties)
     rest = {key: value for key, value in content.items() if key not in _OWN} if training else None
     return Checkpoint(
         path=path,

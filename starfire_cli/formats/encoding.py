@@ -42,11 +42,12 @@ class Encoding(Protocol):
     Masks come as (K, C, n) for every layer: a convolution's R x S window is flattened, a linear layer is (O, I, 1).
     """
 
-    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
-        """Write the mask, and return how many bits any code for masks of this structure needs at the least.
+    def bound(self, mask_KCn: Bits) -> float | None:
+        """How many bits any code for masks of this structure needs at the least; None where the mask has it not."""
+        ...
 
-        None, and nothing written, where the mask does not have the structure.
-        """
+    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
+        """Write the mask, and return its `bound`; nothing is written where that is None."""
         ...
 
     def decode(self, shape: tuple[int, int, int], data: Reader) -> Alive:
@@ -75,6 +76,12 @@ def encode(mask_KCn: Bits, effort: str) -> EncodedMask:
             tried.append(EncodedMask(name, out.getvalue(), bits))
     best = min(tried, key=lambda t: len(t.data))
     return best._replace(bound_bits=min(t.bound_bits for t in tried))
+
+
+def bound_bits(mask_KCn: Bits) -> float:
+    """The fewest bits that any structure of a mask allows; nothing is encoded."""
+    found = (_built(name).bound(mask_KCn) for name in ENCODINGS.names())
+    return min(bits for bits in found if bits is not None)
 
 
 def decode(name: str, shape: tuple[int, ...], data: Reader) -> Alive:

@@ -16,25 +16,34 @@ from torch import Tensor
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.atomic import atomic_write
+from starfire_cli.pruning.ties import distinct, masks_once, ties_of
 
 State = Mapping[str, Tensor]
+_BITMASK = ("shape", "compressed", "bitmask", "row_offsets")
 
 
 def write_safetensors(path: Path, state: State, masks: State) -> None:
-    """A plain safetensors file: dense tensors, zeros where weights are dead."""
+    """A plain safetensors file: dense tensors, zeros where weights are dead.
+
+    Of tied tensors the first is in the file; the metadata say which other names it has, as in files of
+    `safetensors.torch.save_model`.
+    """
     _save(path, dict(state), {"format": "pt"})
 
 
 def write_prune(path: Path, state: State, masks: State) -> None:
     """A torch file whose state dict a model under `torch.nn.utils.prune` loads: X_orig and X_mask for each masked X."""
+    ties = ties_of(state)
+    masks = masks_once(masks, ties, distinct(state))
     result: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        if key in masks:
+        owner = ties.get(key, key)
+        if owner in masks:
             result[f"{key}_orig"] = tensor
-            result[f"{key}_mask"] = masks[key].to(tensor.dtype)
+            result[f"{key}_mask"] = masks[owner].to(tensor.dtype) if owner == key else result[f"{owner}_mask"]
         else:
             result[key] = tensor
-    with atomic_write(path, need=sum(t.nbytes for t in result.values())) as file:
+    with atomic_write(path, need=sum(t.nbytes for t in distinct(result).values())) as file:
         torch.save(result, file)
 
 
@@ -43,10 +52,16 @@ def write_bitmask(path: Path, state: State, masks: State) -> None:
 
     Bits run along the last axis and start a new byte with each row, so that R x S kernels take S of every 8 bits.
     """
+    ties = ties_of(state)
+    masks = masks_once(masks, ties, distinct(state))
     result: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        if key not in masks:
+        owner = ties.get(key, key)
+        if owner not in masks:
             result[key] = tensor
+            continue
+        if owner != key:
+            result |= {f"{key}.{part}": result[f"{owner}.{part}"] for part in _BITMASK}
             continue
         alive = masks[key].cpu()
         rows = alive.reshape(alive.shape[0], -1).sum(1)
@@ -66,7 +81,9 @@ WRITERS: dict[str, tuple[str, Callable[[Path, State, State], None]]] = {
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    own = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+    dropped = {key: first for key, first in ties_of(tensors).items() if key not in metadata}
+    metadata = metadata | dropped
+    own = {k: tensor.detach().cpu().contiguous().clone() for k, tensor in tensors.items() if k not in dropped}
     try:
         data = safetensors.torch.save(own, metadata)
     except (ValueError, KeyError, TypeError) as error:

@@ -81,9 +81,10 @@ def is_packed(path: Path) -> bool:
 def load(path: Path) -> Checkpoint:
     """Everything in a packed file. Raises StarfireError that names the layer where it is damaged."""
     file = PackedFile(path)
-    layers = in_threads(lambda key: file.read(key, mask=True), file.keys)
-    state = {key: tensor for key, (tensor, _) in zip(file.keys, layers, strict=True)}
-    masks = {key: mask for key, (_, mask) in zip(file.keys, layers, strict=True) if mask is not None}
+    keys = [key for key in file.keys if key not in file.ties]
+    layers = dict(zip(keys, in_threads(lambda key: file.read(key, mask=True), keys), strict=True))
+    state = {key: layers[file.ties.get(key, key)][0] for key in file.keys}
+    masks = {key: mask for key, (_, mask) in layers.items() if mask is not None}
     if digest(masks) != file.masks_digest:
         raise StarfireError(f"{path} is damaged: its masks do not match their digest")
     return Checkpoint(path=path, format="packed", state=state, masks=masks or None, meta=file.meta)
@@ -92,12 +93,16 @@ def load(path: Path) -> Checkpoint:
 def load_state(path: Path) -> dict[str, Tensor]:
     """The weights alone, in the order of the checkpoint that was packed. Raises as `load`."""
     file = PackedFile(path)
-    tensors = in_threads(lambda key: file.read(key, mask=False)[0], file.keys)
-    return dict(zip(file.keys, tensors, strict=True))
+    keys = [key for key in file.keys if key not in file.ties]
+    tensors = dict(zip(keys, in_threads(lambda key: file.read(key, mask=False)[0], keys), strict=True))
+    return {key: tensors[file.ties.get(key, key)] for key in file.keys}
 
 
 class PackedFile:
     """An open packed file. Its layer table is checked when it is opened, its tensors when they are read.
+
+    `keys` are the names of all tensors in the state dict's order, `ties` those of them that are further names of a
+    tensor -> its first name.
 
     Raises StarfireError if it is damaged, of another version, or announces more than it can hold.
     """
@@ -111,13 +116,7 @@ class PackedFile:
             check_plain(self.meta, "metadata")
             self.masks_digest = self._container.metadata.get("masks_digest", "")
             self._crc32 = self._plain_checksums()
-
-    @property
-    def keys(self) -> list[str]:
-        """Of all tensors, in the state dict's order."""
-        pieces = self._container.pieces
-        packed = {key + SUFFIX: key for key in self.layers}
-        return [packed.get(name, name) for name in pieces]
+            self.keys, self.ties = self._names()
 
     @property
     def plain(self) -> dict[str, Piece]:
@@ -127,6 +126,7 @@ class PackedFile:
 
     def read(self, key: str, *, mask: bool) -> tuple[Tensor, Tensor | None]:
         """A tensor and, if asked for and if it has one, its mask; may be called from several threads."""
+        key = self.ties.get(key, key)
         with reading(self.path, key):
             if key in self.layers:
                 return self._layer(self.layers[key], mask)
@@ -188,6 +188,24 @@ class PackedFile:
         if memory is not None and total > memory:
             raise StarfireError(f"{self.path} unpacks to {size_text(total)}; this machine has {size_text(memory)}")
         return layers
+
+    def _names(self) -> tuple[list[str], dict[str, str]]:
+        """(the names of all tensors in the state dict's order, further names of tied tensors -> the first)."""
+        packed = {key + SUFFIX: key for key in self.layers}
+        keys = [packed.get(name, name) for name in self._container.pieces]
+        if "ties" not in self._container.metadata:
+            return keys, {}
+        own, ties = set(keys), {}
+        try:
+            for key, entry in self._json("ties").items():
+                first, at = entry["is"], entry["at"]
+                if key in own or first not in own or type(at) is not int or not 0 < at <= len(keys):
+                    raise ValueError(f"{key} is no further name")
+                ties[key] = first
+                keys.insert(at, key)
+        except (KeyError, TypeError, ValueError) as error:
+            raise Damaged(f"its ties: {type(error).__name__}: {error}") from None
+        return keys, ties
 
     def _plain_checksums(self) -> dict[str, str]:
         text = self._container.metadata.get("plain_crc32", "")

@@ -18,12 +18,12 @@ from starfire_cli.formats import encoding, values
 from starfire_cli.formats.atomic import atomic_write
 from starfire_cli.formats.container import Entry, write
 from starfire_cli.formats.dtypes import NOT_IN_SAFETENSORS, Dtype, dtype_of, words_of
+from starfire_cli.formats.estimate import FOR_READERS, zeros_apart
 from starfire_cli.formats.packed import FREE_BYTES, MOST_PER_BYTE, SUFFIX, PackedFile, in_threads
 from starfire_cli.formats.sizes import Packed, TensorSize
 from starfire_cli.formats.streams import Bits, Writer
 from starfire_cli.pruning.masks import digest
-
-_FOR_READERS = 0.005  # of the file may be spent on leaving never-pruned weights readable by any safetensors reader
+from starfire_cli.pruning.ties import distinct, masks_once, ties_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def pack(
     Args:
         path: the file.
         state: weights; what a mask calls dead must be +0.0.
-        masks: True where a weight is alive.
+        masks: True where a weight is alive; one for all names of a tensor.
         meta: the checkpoint's, plain values.
         stored: types to write the values of some tensors as; they must hold them exactly.
         effort: "fast", "normal" or "best".
@@ -61,16 +61,18 @@ def pack(
         verify: read the file back and compare every bit before it gets its name.
 
     Raises:
-        Mismatch: a dead weight is not +0.0.
+        Mismatch: a dead weight is not +0.0, or two names of one tensor have different masks.
         StarfireError: a tensor cannot be packed, the disk is full, or the file did not read back.
     """
-    masks, stored = masks or {}, stored or {}
+    ties = ties_of(state)
+    masks, stored = masks_once(masks or {}, ties, distinct(state)), stored or {}
     if "__metadata__" in state:
         raise StarfireError("a tensor called __metadata__ cannot be in a safetensors file")
     for key, mask in masks.items():
         if key not in state or mask.shape != state[key].shape:
             raise Mismatch(f"the mask of {key} has no weight of its shape {tuple(mask.shape)}")
-    layers = in_threads(lambda key: _encode(key, state[key], masks.get(key), stored.get(key), effort), state)
+    once = [key for key in state if key not in ties]
+    layers = in_threads(lambda key: _encode(key, state[key], masks.get(key), stored.get(key), effort), once)
     plain = _left_plain(layers, keep_plain)
     entries: list[Entry] = []
     sizes: list[TensorSize] = []
@@ -94,6 +96,8 @@ def pack(
         "dense_bytes": str(sum(s.dense_bytes for s in sizes)),
         "meta": _json(dict(meta)),
     }
+    if ties:
+        metadata["ties"] = _json({key: {"is": ties[key], "at": at} for at, key in enumerate(state) if key in ties})
     content = sum(s.packed_bytes for s in sizes)
     with atomic_write(path, need=content) as file:
         total = write(file, entries, metadata)
@@ -108,7 +112,7 @@ def _encode(key: str, tensor: Tensor, mask: Tensor | None, stored: Dtype | None,
     rounded = stored is not None
     stored = stored or dtype
     words = words_of(tensor.to(stored.torch) if rounded else tensor, stored)
-    alive = _zeros_apart(words, stored) if mask is None else _mask(key, mask, words, stored)
+    alive = zeros_apart(words, stored) if mask is None else _mask(key, mask, words, stored)
     live = words if alive.all() else words[alive if stored.words == 1 else alive.repeat(stored.words)]
     shape = tuple(tensor.shape)
     unnamed = key.endswith(SUFFIX) or dtype.name in NOT_IN_SAFETENSORS
@@ -131,23 +135,19 @@ def _encode(key: str, tensor: Tensor, mask: Tensor | None, stored: Dtype | None,
         masked=mask is not None,
         dense_bytes=dense_bytes,
         packed_bytes=len(data),
-        bound_bytes=(said.bound_bits + values.bound_bits(live, stored)) / 8,
+        bound_bytes=(
+            (said.bound_bits + values.bound_bits(live, stored)) / 8
+            if mask is not None or len(shape) >= 2
+            else values.bound_bits(words, stored) / 8  # as vectors that are left plain
+        ),
     )
     return _Layer(size=size, dtype=dtype, stored=stored, data=data, may_be_plain=may_be_plain)
-
-
-def _zeros_apart(words: Any, dtype: Dtype) -> Bits:
-    """Where an unmasked tensor is not +0: its zeros are cheaper said by place than as values."""
-    nonzero: Bits = np.not_equal(words, 0)
-    if dtype.words == 1:
-        return nonzero
-    return np.logical_or(nonzero[::2], nonzero[1::2])
 
 
 def _mask(key: str, mask: Tensor, words: Any, dtype: Dtype) -> Bits:
     """The flat mask, once all that it calls dead is +0."""
     alive: Bits = mask.detach().cpu().contiguous().reshape(-1).numpy()
-    back = int(np.count_nonzero(_zeros_apart(words, dtype) & ~alive))
+    back = int(np.count_nonzero(zeros_apart(words, dtype) & ~alive))
     if back:
         raise Mismatch(
             f"{key} has {back} dead weights that are not +0.0; --masks from-zeros packs the weights as they are"
@@ -162,7 +162,7 @@ def _left_plain(layers: list[_Layer], keep_plain: bool) -> set[str]:
     """
     left = {layer.size.key for layer in layers if layer.may_be_plain and (keep_plain or len(layer.size.shape) < 2)}
     rest = [layer.size for layer in layers if layer.may_be_plain and layer.size.key not in left]
-    room = _FOR_READERS * sum(len(layer.data) for layer in layers)
+    room = FOR_READERS * sum(len(layer.data) for layer in layers)
     for size in sorted(rest, key=lambda s: s.dense_bytes - s.packed_bytes):
         room -= size.dense_bytes - size.packed_bytes
         if room < 0:
@@ -195,8 +195,9 @@ def _verify(written: Path, path: Path, state: Mapping[str, Tensor], masks: Mappi
             return False
         return bool(np.array_equal(words_of(tensor, dtype), words_of(state[key], dtype)))
 
-    wrong = [key for key, right in zip(state, in_threads(same, state), strict=True) if not right]
-    if wrong or file.keys != list(state):
+    once = list(distinct(state))
+    wrong = [key for key, right in zip(once, in_threads(same, once), strict=True) if not right]
+    if wrong or file.keys != list(state) or file.ties != ties_of(state):
         raise StarfireError(f"{path} was not written: {', '.join(wrong[:3]) or 'its keys'} did not read back the same")
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from starfire_cli.errors import StarfireError, unknown
 from starfire_cli.formats.dtypes import BY_NAME, Dtype
+from starfire_cli.pruning.ties import distinct, replace_tied
 
 ROUNDED = {"bf16": BY_NAME["BF16"], "fp16": BY_NAME["F16"]}
 
@@ -44,9 +45,9 @@ def round_state(
     if values not in ROUNDED:
         raise unknown("kind of values", values, ["exact", *ROUNDED])
     target = ROUNDED[values]
-    result, stored = dict(state), {}
+    result, stored = dict[str, Tensor](), {}
     count, zeroed, largest, total = 0, 0, 0.0, 0.0
-    for key, tensor in state.items():
+    for key, tensor in distinct(state).items():
         if tensor.dtype not in (torch.float32, torch.float64) or (tensor.ndim < 2 and key not in masks):
             continue
         rounded = tensor.to(target.torch).to(tensor.dtype)
@@ -64,4 +65,4 @@ def round_state(
             largest = max(largest, float(error.max()))
             total += float(error.sum())
     cost = Rounding(values=values, count=count, max_error=largest, mean_error=total / max(1, count), zeroed=zeroed)
-    return result, stored, cost
+    return replace_tied(state, result), stored, cost

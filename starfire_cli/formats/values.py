@@ -93,9 +93,22 @@ def _widths(bits: int) -> list[int]:
 
 def bound_bits(words: Words, dtype: Dtype) -> float:
     """The entropy of the exponent bytes and every other bit as it is (what docs/compress.md calls the bound)."""
-    rotated = _rotate_left(words) if dtype.rotated else words
-    top = (rotated >> _as(rotated, dtype.bits - 8)).astype(np.uint8)
-    return entropy_bits(np.bincount(top, minlength=256)) + words.size * (dtype.bits - 8)
+    return bound_of_counts(top_counts(words, dtype), dtype)
+
+
+def top_counts(words: Words, dtype: Dtype, alive: NDArray[np.bool_] | None = None) -> NDArray[np.intp]:
+    """How often each value of the top byte of a word, of a float its exponent's, comes; in words `alive`, if given."""
+    shifted = words
+    if dtype.rotated:
+        shifted = _rotate_left(words) if dtype.bits == 8 else words << _as(words, 1)
+    top = (shifted >> _as(shifted, dtype.bits - 8)).astype(np.uint8)
+    counts: NDArray[np.intp] = np.bincount(top if alive is None else top[alive], minlength=256)
+    return counts
+
+
+def bound_of_counts(counts: NDArray[np.intp], dtype: Dtype) -> float:
+    """`bound_bits` of words with these `top_counts`."""
+    return entropy_bits(counts) + int(counts.sum()) * (dtype.bits - 8)
 
 
 def _best_split(counts: NDArray[np.intp], total: int) -> int:

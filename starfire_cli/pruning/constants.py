@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from starfire_cli.errors import Mismatch, StarfireError
 from starfire_cli.pruning.graph import Role, Traced, called
+from starfire_cli.pruning.ties import parameters_of
 
 NAN = float("nan")
 
@@ -67,7 +68,7 @@ def find_constants(traced: Traced, masks: Mapping[str, Tensor], example: Tensor)
 
 def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Raises StarfireError for a mask without a weight of its shape, Mismatch for a dead weight that is not zero."""
-    parameters = dict(model.named_parameters())
+    parameters = parameters_of(model)
     for key, mask in masks.items():
         weight = parameters.get(key)
         if weight is None or weight.shape != mask.shape:

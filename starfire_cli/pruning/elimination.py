@@ -18,6 +18,7 @@ from starfire_cli.pruning.constants import Constants, check_masks, find_constant
 from starfire_cli.pruning.equality import ALLOWED, largest_difference, outputs_on_noise
 from starfire_cli.pruning.graph import Traced, fitting_image, producers, trace
 from starfire_cli.pruning.masks import Masks
+from starfire_cli.pruning.ties import masks_everywhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ def eliminate(
     except StarfireError as error:
         return EliminationReport(masks=new, declined=str(error))
     image = fitting_image(traced, example)
-    found = find_constants(traced, masks, image)
+    found = find_constants(traced, masks_everywhere(model, masks), image)
     records: dict[str, Eliminated] = {}
     before = outputs_on_noise(traced.model, image)
     changes: dict[str, tuple[Tensor, Tensor]] = {}  # layer -> columns that go, bool (I,), and what its bias gains (O,)

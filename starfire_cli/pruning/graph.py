@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from starfire_cli.errors import StarfireError
+from starfire_cli.pruning.ties import overlapping, ties_of
 
 Role = Literal[
     "input", "constant", "output", "conv", "linear", "batchnorm",
@@ -129,7 +130,7 @@ def trace(model: nn.Module) -> Traced:
         raise StarfireError(f"torch.fx cannot trace the model: {_one_line(error)}") from None
     calls = Counter(str(node.target) for node in root.graph.nodes if node.op == "call_module")
     calls.update(str(node.target).rpartition(".")[0] for node in root.graph.nodes if node.op == "get_attr")
-    return Traced(model=twin, root=root, calls=calls, shared=_shared(twin))
+    return Traced(model=twin, root=root, calls=calls, shared=_shared(model))
 
 
 def module_role(module: nn.Module) -> Role:
@@ -217,14 +218,15 @@ def _function_role(node: fx.Node) -> Role:
 
 
 def _shared(model: nn.Module) -> frozenset[str]:
-    first: dict[int, str] = {}
-    shared: set[str] = set()
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            other = first.setdefault(id(parameter), name)
-            if other != name:
-                shared |= {other, name}
-    return frozenset(shared)
+    """Modules with a parameter that is another module's, too, or lies in the same memory."""
+    own = {
+        f"{name}.{key}": parameter
+        for name, module in model.named_modules()
+        for key, parameter in module.named_parameters(recurse=False)
+    }
+    pairs = [(key.rpartition(".")[0], other.rpartition(".")[0]) for key, other in ties_of(own).items()]
+    overlaps = {key.rpartition(".")[0] for key in overlapping(own)}
+    return frozenset(overlaps | {name for pair in pairs if pair[0] != pair[1] for name in pair})
 
 
 def _one_line(error: Exception) -> str:

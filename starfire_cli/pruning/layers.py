@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.state_layers import SortedState, sort_state
+from starfire_cli.pruning.ties import overlapping, parameters_of, ties_of
 
 Kind = Literal["window", "pointwise", "linear"]
 
@@ -51,12 +52,17 @@ class Layer:
         return self.groups > 1 and self.shape[1] == 1
 
 
-def layers_of_model(model: nn.Module) -> tuple[list[Layer], list[tuple[str, str]]]:
-    """The prunable layers of a model in its own order, and (name, reason) of weights that cannot be pruned."""
+def layers_of_model(model: nn.Module, *, untied: Collection[str] = ()) -> tuple[list[Layer], list[tuple[str, str]]]:
+    """The prunable layers of a model in its own order, and (name, reason) of weights that cannot be pruned.
+
+    Of tied weights the first is the layer; names in `untied` count as tensors of their own all the same.
+    """
     layers: list[Layer] = []
     left_out: list[tuple[str, str]] = []
-    seen: dict[int, str] = {}
-    for name, module in model.named_modules():
+    parameters = parameters_of(model)
+    ties, overlaps = ties_of(parameters), overlapping(parameters)
+    seen: dict[str, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
         if not isinstance(module, nn.Conv2d | nn.Linear):
             left_out += [
                 (f"{name}.{key}".lstrip("."), f"{type(module).__name__} is neither Conv2d nor Linear")
@@ -67,23 +73,39 @@ def layers_of_model(model: nn.Module) -> tuple[list[Layer], list[tuple[str, str]
         if parametrize.is_parametrized(module, "weight") or "weight" not in module._parameters:
             left_out.append((name, "its weight is computed by a parametrization"))
             continue
-        if id(module.weight) in seen:
-            left_out.append((name, f"shares its weight with {seen[id(module.weight)]}"))
-            continue
-        seen[id(module.weight)] = name
         key = f"{name}.weight".lstrip(".")
+        if key in overlaps:
+            left_out.append((name, shares_memory(overlaps[key])))
+            continue
+        root = key if key in untied else ties.get(key, key)
+        if root in seen:
+            left_out.append((name, f"shares its weight with {seen[root]}"))
+            continue
+        seen[root] = name
         groups = module.groups if isinstance(module, nn.Conv2d) else 1
         layers.append(_layer(name or "weight", key, tuple(module.weight.shape), groups))
     return layers, left_out
 
 
+def shares_memory(other: str) -> str:
+    """Why a weight that overlaps another is not pruned."""
+    return f"shares a part of its memory with {other}, which its mask would not fit"
+
+
 def layers_of_state(state: Mapping[str, Tensor], found: SortedState | None = None) -> list[Layer]:
     """The prunable layers of a bare state dict in its own order, as `sort_state` tells them (or `found` has).
 
-    A convolution counts as one of one group, since shapes do not tell.
+    A convolution counts as one of one group, since shapes do not tell. Of tied tensors the first is the layer, if each
+    of its names may be one; tensors that overlap in another way are none.
     """
-    keys = (found or sort_state(state)).layers
-    return [_layer(key.removesuffix(".weight"), key, tuple(state[key].shape), 1) for key in keys]
+    found = found or sort_state(state)
+    ties, overlaps = ties_of(state), overlapping(state)
+    none = {ties.get(key, key) for key, _ in found.left_out}
+    return [
+        _layer(key.removesuffix(".weight"), key, tuple(state[key].shape), 1)
+        for key in found.layers
+        if key not in ties and key not in overlaps and key not in none
+    ]
 
 
 def select(

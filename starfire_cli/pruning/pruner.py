@@ -19,6 +19,7 @@ from starfire_cli.pruning.kernels import NAN, Budget, Job, Standing, choose
 from starfire_cli.pruning.kernels.torch import is_finite, write_dead
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masks import Masks, digest
+from starfire_cli.pruning.ties import parameters_of
 
 # With a gradient of zero and a state of zero these leave a weight of zero where it is, so that masking gradients and
 # clearing state when a weight dies is all that has to be done. Any other optimizer is enforced after every step.
@@ -68,7 +69,7 @@ class Pruner:
         self.era = era
         self.conv = conv
         self.linear = linear
-        parameters = dict(model.named_parameters())
+        parameters = parameters_of(model)
         # A layer that the method leaves alone has no mask, unless it came with one.
         goal = Goal(target=target)
         self.layers = [
@@ -102,7 +103,7 @@ class Pruner:
     def attach(self, optimizer: torch.optim.Optimizer, ema: nn.Module | None = None) -> None:
         """From now on, clear this optimizer's state and this moving average where weights die."""
         self._optimizer = optimizer
-        shadow = dict(ema.named_parameters()) if ema is not None else {}
+        shadow = parameters_of(ema) if ema is not None else {}
         assert ema is None or shadow.keys() >= self.masks.keys(), "the moving average's keys are not the model's"
         self._shadow = {key: shadow[key] for key in self.masks if key in shadow}
         self._standing = None

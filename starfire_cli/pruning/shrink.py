@@ -22,6 +22,7 @@ from starfire_cli.pruning.graph import Traced, fitting_image, trace
 from starfire_cli.pruning.masks import Masks
 from starfire_cli.pruning.recipe import Recipe, apply_shrink, shrink_masks
 from starfire_cli.pruning.removable import Gains, Removable
+from starfire_cli.pruning.ties import masks_everywhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +90,10 @@ def shrink(model: nn.Module, masks: Mapping[str, Tensor], *, example: Tensor | N
         counts = (parameters, parameters)
         return ShrinkReport(model=copy.deepcopy(model), masks=same, parameters=counts, declined=str(error))
     image = fitting_image(traced, example)
-    found = find_constants(traced, masks, image)
+    everywhere = masks_everywhere(model, masks)
+    found = find_constants(traced, everywhere, image)
     channels = find_channels(traced, found)
-    removable = Removable(traced, masks, found, channels)
+    removable = Removable(traced, everywhere, found, channels)
     gains = removable.gains()
     recipe = removable.recipe(gains)
     macs_before = _macs(traced, found)

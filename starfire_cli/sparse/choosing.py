@@ -35,6 +35,9 @@ def choose(operations: Sequence[Operation], maps: Maps, *, alone: bool, in_loops
         seconds: dict[str, float] = {}
         if operation.folded is not None and operation.folded.window is None:
             seconds = _linear(operation, alone)
+        elif operation.in_torch:
+            found.append(Choice(name=operation.name, how="dense", seconds={}))
+            continue
         elif operation.folded is not None and operation.work is not None:
             seconds = {
                 kind: _in_loops(operation, operation.work, kind, maps, alone) for kind in _sensible(operation.work)

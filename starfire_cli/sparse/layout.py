@@ -13,6 +13,7 @@ from torch import Tensor
 
 FLOAT = 4  # bytes
 LINE = 16  # floats of a cache line
+LARGEST = (1 << 31) - 1  # bytes that the int32 offsets of the loops reach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,10 @@ class Layout:
     def floats(self, channels: int) -> int:
         """Room that `channels` planes take, with what vectors may read before the first and behind the last."""
         return _whole(self.start + channels * self.plane + 4 * self.lanes, LINE)
+
+    def reachable(self, channels: int) -> bool:
+        """Whether int32 offsets in bytes reach all of a map from any of its pixels."""
+        return FLOAT * self.floats(channels) <= LARGEST
 
     def view(self, memory: Tensor, offset: int, channels: int) -> Tensor:
         """The pixels of each image as (B, C, H, W), where `memory` is (B, floats) and the map begins at `offset`."""

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from starfire_cli.sparse import emit, loops
 from starfire_cli.sparse.convolution import Place, Window, Work, step, steps
-from starfire_cli.sparse.layout import Layout
+from starfire_cli.sparse.layout import FLOAT, LARGEST, LINE, Layout
 from starfire_cli.sparse.loops import FIELDS, Finish
 from starfire_cli.sparse.machine import Program, in_threads, threads
 from starfire_cli.sparse.pool import StrungWeights
-from starfire_cli.sparse.weights import LiveWeights
+from starfire_cli.sparse.weights import LiveWeights, in_memory
 
 FEW = 4  # images; so few are done one by one
 
@@ -51,9 +51,15 @@ class SparseLinear:
             )
         )
 
+    @staticmethod
+    def most(inputs: int) -> int:
+        """Images of so many inputs that offsets of 32 bits reach at a time."""
+        planes = LARGEST // (FLOAT * max(1, inputs))  # floats of each: its images, and less than ten cache lines beside
+        return max(1, planes - 10 * LINE)
+
     def __call__(self, images: Tensor) -> Tensor:
         """(..., I) to (..., O), float32."""
-        flat = images.reshape(-1, images.shape[-1])
+        flat = in_memory(images.reshape(-1, images.shape[-1]))
         found = torch.stack([self._one(row) for row in flat.contiguous()]) if len(flat) < FEW else self._all(flat)
         return found.reshape(*images.shape[:-1], -1)
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.errors import StarfireError
+from starfire_cli.pruning.ties import masks_everywhere, parameters_of
 from starfire_cli.sparse import choosing, emit
 from starfire_cli.sparse.patterns import Shape
 from starfire_cli.sparse.plan import Choice, Maps, Plan
 from starfire_cli.sparse.reading import Network
+from starfire_cli.sparse.weights import in_memory
 
 
 class SparseNetwork(nn.Module):
@@ -47,6 +49,7 @@ class SparseNetwork(nn.Module):
                 f"{tuple(images.shape)} on {images.device}"
             )
         with torch.inference_mode():
+            images = in_memory(images)
             plan, _ = self._plan(tuple(images.shape))
             if len(images) <= plan.at_once:
                 return plan.run(images)
@@ -76,6 +79,9 @@ class SparseNetwork(nn.Module):
                     shapes = self._network.shapes(images)
                     operations = self._network.operations(shapes)
                     maps = Maps(operations, shapes)
+                    if too_large := maps.too_large(operations):
+                        operations = self._network.operations(shapes, in_torch=too_large)
+                        maps = Maps(operations, shapes)
                     made = choosing.choose(operations, maps, alone=images[0] == 1, in_loops=self._network.in_loops)
                     plan = Plan(self._network, images, operations, maps, [choice.how for choice in made])
                     self._plans[key] = plan, made
@@ -94,7 +100,7 @@ def sparsify(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> Spa
         StarfireError: see `SparseNetwork`; or a mask that fits no parameter.
     """
     if masks:
-        model = _masked(model, masks)
+        model = _masked(model, masks_everywhere(model, masks))
     return SparseNetwork(model)
 
 
@@ -102,7 +108,7 @@ def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     import copy
 
     twin = copy.deepcopy(model)
-    parameters = dict(twin.named_parameters())
+    parameters = parameters_of(twin)
     with torch.no_grad():
         for name, alive in masks.items():
             if not isinstance(alive, Tensor) or alive.dtype != torch.bool:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from starfire_cli.sparse.convolution import Window, Work
 from starfire_cli.sparse.folding import attribute, only_user, pair
 from starfire_cli.sparse.loops import Finish
-from starfire_cli.sparse.weights import LiveWeights
+from starfire_cli.sparse.weights import LiveWeights, in_memory
 
 Shape = tuple[int, ...]
 _SUBTRACT, _DIVIDE = {operator.sub, torch.sub}, {operator.truediv, torch.div}
@@ -52,8 +52,8 @@ def intake(root: fx.GraphModule, images: fx.Node, shapes: dict[fx.Node, Shape]) 
         shape=(C, 1, 1, 1),
         groups=C,
         alive=np.packbits(np.ones(C, np.bool_)),
-        values=scale.float().numpy(),
-        bias=shift.float().numpy(),
+        values=in_memory(scale.float()).numpy(),
+        bias=in_memory(shift.float()).numpy(),
     )
     return Intake(nodes=nodes, work=Work(window=_POINT, live=live, finish=Finish(), does="scale"))
 

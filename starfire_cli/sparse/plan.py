@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -65,6 +66,21 @@ class Maps:
                 H, W = -(-H // 2), -(-W // 2)
             self._need((H, W), window.room(0, H, out_H), window.room(1, W, out_W))
             self._need((out_H, out_W), 0, 0)
+
+    def too_large(self, operations: Sequence[Operation]) -> set[fx.Node]:
+        """The operations that read maps in which the loops' int32 offsets would overflow: they are left to torch."""
+        found = set()
+        for operation in operations:
+            if operation.work is None or operation.work.does not in ("sum", "max"):
+                continue  # the others count in int64
+            source, channels = operation.inputs[0], self.shapes[operation.inputs[0]][1]
+            seen = [self.layout(self.pixels(source)).reachable(channels)]
+            if operation.work.window.stride == 2:
+                seen.append(self.layout(self.halved(source)).reachable(channels * len(operation.work.halves())))
+            seen.append(self.layout(self.pixels(operation.node)).reachable(1))
+            if not all(seen):
+                found.add(operation.node)
+        return found
 
     def layout(self, pixels: tuple[int, int]) -> Layout:
         """Of all maps of so many pixels."""
@@ -219,10 +235,11 @@ class Plan:
     def _take(self, images: int) -> tuple[Tensor, Tensor]:
         """Memory that no other call uses now."""
         rows = 1 if self._alone else max(1, min(images, machine.threads()))
-        while self._free:
-            passing, kept = self._free.pop()
-            if len(kept) >= images and len(passing) >= rows:
-                return passing[:rows], kept[:images]
+        with contextlib.suppress(IndexError):  # none is free, or another thread was faster
+            while True:
+                passing, kept = self._free.pop()
+                if len(kept) >= images and len(passing) >= rows:
+                    return passing[:rows], kept[:images]
         return zeros(rows, self._passing), zeros(images, self._kept)
 
     def _value(self, node: fx.Node, values: dict[fx.Node, Any], kept: Tensor) -> Any:
@@ -274,6 +291,10 @@ class Plan:
         rows = value.shape[:-1].numel()
         if not rows:
             return value.new_empty((*value.shape[:-1], live.shape[0]))
+        most = SparseLinear.most(live.shape[1])
+        if rows > most:
+            parts = torch.split(value.reshape(rows, -1), most)
+            return torch.cat([self._linearly(operation, part) for part in parts]).reshape(*value.shape[:-1], -1)
         key = operation.node, rows
         if key not in self._linear:
             self._linear[key] = SparseLinear(live, rows)

@@ -6,7 +6,7 @@ BatchNorm goes into the weights before it, addition and ReLU into the convolutio
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ class Operation:
         inputs: the nodes whose values it takes; for `work` the map, and what is added.
         work: what a loop can do; None where torch does it.
         folded: for a convolution or linear layer.
+        in_torch: whether torch must do a convolution, whatever is faster.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Operation:
     inputs: tuple[fx.Node, ...]
     work: Work | None = None
     folded: Folded | None = None
+    in_torch: bool = False
 
 
 class Network:
@@ -101,13 +103,14 @@ class Network:
         meta.run(torch.empty(images, device="meta"))
         return meta.found
 
-    def operations(self, shapes: dict[fx.Node, Shape]) -> list[Operation]:
-        """All operations in order, for maps of these shapes."""
+    def operations(self, shapes: dict[fx.Node, Shape], in_torch: Collection[fx.Node] = ()) -> list[Operation]:
+        """All operations in order, for maps of these shapes; those of the nodes `in_torch` are left to torch."""
         order = {node: i for i, node in enumerate(self.root.graph.nodes)}
         chains = {node: self._chain(node, folded, shapes, order) for node, folded in self.folded.items()}
         inside = {part for chain in chains.values() for part in chain.nodes}
         last = {chain.nodes[-1]: node for node, chain in chains.items()}
-        thinned = {node: work for node in order if (work := thinning(node, shapes)) is not None}
+        possible = [node for node in order if node not in in_torch]
+        thinned = {node: work for node in possible if (work := thinning(node, shapes)) is not None}
         inside |= {first(node) for node in thinned}
         taken = intake(self.root, self.input, shapes)
         inside |= set(taken.nodes)
@@ -126,11 +129,14 @@ class Network:
                 work = None
                 if folded.window is not None:
                     work = Work(window=folded.window, live=folded.live, finish=chain.finish, high=chain.high)
-                found.append(Operation(name=folded.name, node=node, inputs=inputs, work=work, folded=folded))
+                apart = node in in_torch
+                found.append(
+                    Operation(name=folded.name, node=node, inputs=inputs, work=work, folded=folded, in_torch=apart)
+                )
                 if chain.finish.low:
                     positive.add(node)
             elif node not in inside and node.op != "output":
-                work = pooling(self.root, node, shapes, positive)
+                work = pooling(self.root, node, shapes, positive) if node not in in_torch else None
                 if kind(self.root, node) in _RELU | _RELU6 or (work is not None and first(node) in positive):
                     positive.add(node)
                 found.append(Operation(name=called(node), node=node, inputs=tuple(node.all_input_nodes), work=work))

@@ -15,6 +15,11 @@ Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 
 
+def in_memory(tensor: Tensor) -> Tensor:
+    """The tensor with its values where it lies: a negated view lies elsewhere in sign, a zero tensor nowhere."""
+    return tensor.clone() if tensor._is_zerotensor() else tensor.resolve_neg()
+
+
 @dataclass(frozen=True, kw_only=True)
 class LiveWeights:
     """A convolution's weights without its zeros, ordered by output channel, input channel, place in the kernel.
@@ -37,9 +42,9 @@ class LiveWeights:
     def of(cls, weight_KCRS: Tensor, bias_K: Tensor | None, groups: int) -> LiveWeights:
         """What is not zero in a dense weight; float32."""
         K, C, R, S = weight_KCRS.shape
-        flat = weight_KCRS.detach().float().contiguous().flatten().numpy()
+        flat = in_memory(weight_KCRS.detach().float()).contiguous().flatten().numpy()
         alive = flat != 0
-        bias = np.zeros(K, np.float32) if bias_K is None else bias_K.detach().float().numpy().copy()
+        bias = np.zeros(K, np.float32) if bias_K is None else in_memory(bias_K.detach().float()).numpy().copy()
         return cls(shape=(K, C, R, S), groups=groups, alive=np.packbits(alive), values=flat[alive], bias=bias)
 
     @property

@@ -12,14 +12,14 @@ from starfire_cli import runtime
 from starfire_cli.data import DataInfo, DataOptions, Split, open_val
 from starfire_cli.findings import Comparison, Inspection, LayerDifference, LayerFinding, Predictions
 from starfire_cli.formats.checkpoint import Checkpoint
+from starfire_cli.pruning.ties import masks_once, ties_of
 from starfire_cli.workflows.network import Channels, build_network
 from starfire_cli.workflows.recorded import read_record
 
 
 def compare(a: Checkpoint, b: Checkpoint, found_a: Inspection, found_b: Inspection) -> Comparison:
     """Masks of two inspected checkpoints, compared by the names of their layers."""
-    of_b = {layer.name: layer for layer in found_b.layers}
-    names_a = {layer.name for layer in found_a.layers}
+    of_b, names_a = _by_name(b, found_b), _by_name(a, found_a)
     layers, unmatched = [], []
     for layer in found_a.layers:
         other = of_b.get(layer.name)
@@ -29,7 +29,7 @@ def compare(a: Checkpoint, b: Checkpoint, found_a: Inspection, found_b: Inspecti
             unmatched.append((layer.name, f"shape {layer.shape} in {a.path}, {other.shape} in {b.path}"))
         else:
             layers.append(_difference(layer, other, _alive(a, layer), _alive(b, other)))
-    unmatched += [(name, f"only in {b.path}") for name in of_b if name not in names_a]
+    unmatched += [(x.name, f"only in {b.path}") for x in found_b.layers if x.name not in names_a]
     return Comparison(
         a=found_a, b=found_b, layers=tuple(layers), unmatched=tuple(unmatched), same_weights=_same(a.state, b.state)
     )
@@ -151,8 +151,20 @@ def _difference(a: LayerFinding, b: LayerFinding, alive_a: Tensor, alive_b: Tens
     )
 
 
+def _by_name(checkpoint: Checkpoint, found: Inspection) -> dict[str, LayerFinding]:
+    """The layers by all of their names: of tied weights another may come first in another format."""
+    by_key = {layer.key: layer for layer in found.layers}
+    names = {layer.name: layer for layer in found.layers}
+    for pair in ties_of(checkpoint.state).items():
+        layer = by_key.get(pair[0]) or by_key.get(pair[1])
+        if layer is not None:
+            names |= {name: layer for key in pair if (name := key.removesuffix(".weight")) not in names}
+    return names
+
+
 def _alive(checkpoint: Checkpoint, layer: LayerFinding) -> Tensor:
-    mask = (checkpoint.masks or {}).get(layer.key)
+    masks = masks_once(checkpoint.masks or {}, ties_of(checkpoint.state), [layer.key], strict=False)
+    mask = masks.get(layer.key)
     return mask if mask is not None else checkpoint.state[layer.key].float() != 0
 
 

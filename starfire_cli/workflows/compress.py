@@ -20,6 +20,7 @@ from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.formats.streams import EFFORTS
 from starfire_cli.pruning.layers import layers_of_state
 from starfire_cli.pruning.masks import masks_from_zeros
+from starfire_cli.pruning.ties import replace_tied, ties_of
 
 VALUES = ("exact", *ROUNDED)
 MASKS = ("stored", "from-zeros")
@@ -169,15 +170,14 @@ def _load(path: Path, weights: str | None, *, strict: bool) -> Checkpoint:
 
 def zeros_as_masks(checkpoint: Checkpoint) -> tuple[Checkpoint, int]:
     """The checkpoint with masks that call every zero of a kernel or matrix dead, and how many of these were -0.0."""
-    old = checkpoint.masks or {}
+    ties = ties_of(checkpoint.state)
+    old = {ties.get(key, key): mask for key, mask in (checkpoint.masks or {}).items()}
     keys = dict.fromkeys([*old, *(layer.key for layer in layers_of_state(checkpoint.state))])
     masks = masks_from_zeros(checkpoint.state, [key for key in keys if key in checkpoint.state])
     masks = {key: mask for key, mask in masks.items() if key in old or not mask.all()}
-    state = dict(checkpoint.state)
-    signs = 0
-    for key, mask in masks.items():
-        signs += int((state[key].float().signbit() & ~mask).sum())
-        state[key] = state[key].masked_fill(~mask, 0)
+    state = checkpoint.state
+    signs = sum(int((state[key].float().signbit() & ~mask).sum()) for key, mask in masks.items())
+    state = replace_tied(state, {key: state[key].masked_fill(~mask, 0) for key, mask in masks.items()})
     return replace(checkpoint, state=state, masks=masks), signs
 
 

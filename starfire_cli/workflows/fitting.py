@@ -6,13 +6,14 @@ of a network that computes a weight from parts (weight_norm) come back in parts,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from torch import Tensor, nn
 
 from starfire_cli.errors import StarfireError, option
 from starfire_cli.formats.checkpoint import Checkpoint
+from starfire_cli.pruning.ties import tie_as, ties_of
 from starfire_cli.text import some
 
 _COUNTER = "num_batches_tracked"  # files older than torch 0.4.1 have none, and nothing computes with it
@@ -28,10 +29,12 @@ def fitted(net: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
 
     Raises StarfireError where several prefixes fit, so that the file holds several such networks.
     """
-    own = net.state_dict().keys()
+    model = net.state_dict()
+    own = model.keys()
     raw = {key: tensor for parts in checkpoint.parts.values() for key, tensor in parts.items()}
     full = {**checkpoint.state, **raw}
-    names, notes = _renamed(own, full, checkpoint)
+    tied = ties_of(model)
+    names, notes = _renamed(own, {*tied, *tied.values()}, full, checkpoint)
     targets = {names[key]: {names[part] for part in parts} for key, parts in checkpoint.parts.items() if key in names}
     dropped: set[str] = set()
     for target, parts in targets.items():
@@ -45,11 +48,30 @@ def fitted(net: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
     masks = {names[key]: mask for key, mask in (checkpoint.masks or {}).items() if names.get(key) in state}
     return replace(
         checkpoint,
-        state=state,
+        state=tie_as(model, state)[0],
         masks=masks or (None if checkpoint.masks is None else {}),
         notes=(*checkpoint.notes, *notes),
         parts={},
     )
+
+
+def untied(net: nn.Module, checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """Pairs of names that are one tensor in the network and have different values in a checkpoint that is `fitted`."""
+    return tie_as(net.state_dict(), checkpoint.state)[1]
+
+
+def untied_text(first: str, name: str) -> str:
+    """What is said where a file holds two tensors for one of its network."""
+    return f"{first} and {name} are one tensor in the model (tied weights) and differ in the file"
+
+
+def loadable(net: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, which is `fitted`. Raises StarfireError where loading it would lose one of two tensors."""
+    if pairs := untied(net, checkpoint):
+        raise StarfireError(
+            f"{checkpoint.path} does not fit the model: {untied_text(*pairs[0])}, and one would be lost"
+        )
+    return checkpoint
 
 
 def misfit(net: nn.Module, state: Mapping[str, Tensor], but: Iterable[str] = ()) -> str | None:
@@ -119,11 +141,12 @@ def _hint(net: nn.Module, checkpoint: Checkpoint) -> str:
 
 
 def _renamed(
-    own: Iterable[str], given: Mapping[str, Tensor], checkpoint: Checkpoint
+    own: Iterable[str], tied: Collection[str], given: Mapping[str, Tensor], checkpoint: Checkpoint
 ) -> tuple[dict[str, str], list[str]]:
     """The network's name for each tensor of the file (those of other networks left out), and what was done to names."""
     own = set(own)
-    needed = {key for key in own if not key.endswith(_COUNTER)}
+    counted = {key for key in own if not key.endswith(_COUNTER)}
+    needed = counted - set(tied) or counted  # of tied weights a file may hold one name alone
     same = {key: key for key in given}
     if not needed or needed <= given.keys():
         return same, []

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from starfire_cli.findings import Inspection, LayerFinding
 from starfire_cli.formats.checkpoint import Checkpoint, load
-from starfire_cli.formats.estimate import HEADER_A_TENSOR, estimate
+from starfire_cli.formats.estimate import bounds_of, estimate, packed_bytes
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masks import digest
 from starfire_cli.pruning.stats import layer_stats
 from starfire_cli.pruning.structure import structure_of
+from starfire_cli.pruning.ties import distinct, masks_apart, parameters_of, ties_of
 from starfire_cli.workflows.dead_weights import nonzero
-from starfire_cli.workflows.prunable import distinct, prunable
+from starfire_cli.workflows.prunable import prunable
 from starfire_cli.workflows.rebuild import Rebuilt, fresh
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -56,8 +57,8 @@ def inspect_fitted(
 ) -> tuple[Inspection, Checkpoint]:
     """As `inspect`; also the checkpoint with its tensors under the keys that the findings name."""
     found = prunable(checkpoint, model, image[1] if image else None)
-    checkpoint = found.checkpoint
-    layers, rebuilt = found.layers, found.network
+    own, agree = checkpoint.masks, not masks_apart(checkpoint.masks or {}, ties_of(checkpoint.state))
+    checkpoint, layers, rebuilt = found.checkpoint, found.layers, found.network
     notes = [*checkpoint.notes, *found.notes]
     masks = checkpoint.masks or {}
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
@@ -67,8 +68,11 @@ def inspect_fitted(
         channels, side = image or (3, rebuilt.image_size)
         findings, shape = _with_macs(checkpoint, findings, rebuilt, (channels, side), notes)
     dense = sum(t.nbytes for t in distinct(checkpoint.state).values())
-    rest = dense - sum(checkpoint.state[layer.key].nbytes for layer in layers)
-    bound = sum(finding.bytes_bound for finding in findings)
+    bounds = {finding.key: finding.bytes_bound for finding in findings}
+    ties = ties_of(checkpoint.state)
+    counted = {ties.get(key, key) for key in bounds}
+    others = {key: tensor for key, tensor in distinct(checkpoint.state).items() if key not in counted}
+    bounds |= bounds_of(others, masks)
     other_masks = sorted(set(masks) - {layer.key for layer in layers})
     if other_masks:
         notes.append(f"masks of what is no prunable layer are not counted: {', '.join(other_masks[:3])}")
@@ -79,16 +83,17 @@ def inspect_fitted(
         left_out=found.left_out,
         notes=tuple(notes),
         parameters=_parameters(checkpoint, rebuilt),
-        masks_present=checkpoint.masks is not None,
-        digest=digest(masks) if checkpoint.masks is not None else None,
+        masks_present=own is not None,
+        digest=digest(own) if own is not None else None,
         digest_matches=checkpoint.digest_matches,
+        masks_agree=agree,
         meta=checkpoint.meta,
         model=rebuilt.spec if rebuilt else None,
         input=shape,
         bytes_file=checkpoint.path.stat().st_size if checkpoint.path.exists() else 0,
         bytes_dense=dense,
-        bytes_packed=round(rest + bound + HEADER_A_TENSOR * len(checkpoint.state)),
-        bytes_bound=round(rest + bound),
+        bytes_packed=packed_bytes(checkpoint.state, masks, checkpoint.meta, bounds),
+        bytes_bound=round(sum(bounds.values())),
     )
     return inspection, checkpoint
 
@@ -103,7 +108,7 @@ def _finding(layer: Layer, weight: Tensor, masks: Mapping[str, Tensor]) -> Layer
         both = int(torch.count_nonzero(live & mask))
         revived = int(torch.count_nonzero(live)) - both
         idle = layer.weights - stats.zeros - both
-    bound, nonfinite = estimate(layer, weight, alive)
+    bound, nonfinite = estimate(layer.key, weight, mask)
     return LayerFinding(
         name=layer.name,
         key=layer.key,
@@ -143,9 +148,15 @@ def _with_macs(
         reason = " ".join(str(error).split())[:160]
         notes.append(f"multiply-accumulates are not known: the model does not take {channels}x{side}x{side}: {reason}")
         return findings, None
+    ties = ties_of(parameters_of(rebuilt.net))
+    names = {finding.key: [finding.name] for finding in findings}
+    for key, first in ties.items():  # a layer is run under each of its names
+        owner = next((k for k in (key, first, *ties) if k in names and ties.get(k, k) == first), None)
+        if owner is not None:
+            names[owner] += [name.removesuffix(".weight") for name in (first, key)]
     filled = []
     for finding in findings:
-        dense = macs.get(finding.name, 0)
+        dense = sum(macs.get(name, 0) for name in set(names[finding.key]))
         left = dense * (finding.weights - finding.zeros) // finding.weights
         filled.append(replace(finding, macs=dense, macs_left=left))
     return filled, (channels, side, side)
@@ -154,7 +165,8 @@ def _with_macs(
 def _parameters(checkpoint: Checkpoint, rebuilt: Rebuilt | None) -> int:
     """Of the model; without one, all floating-point tensors but BatchNorm's statistics."""
     if rebuilt is not None:
-        return sum(p.numel() for p in rebuilt.net.parameters())
+        own = parameters_of(rebuilt.net)
+        return sum(t.numel() for t in distinct({k: t for k, t in checkpoint.state.items() if k in own}).values())
     return sum(
         t.numel()
         for key, t in distinct(checkpoint.state).items()

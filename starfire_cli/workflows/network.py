@@ -16,7 +16,7 @@ from starfire_cli.labels import method_and_share, title
 from starfire_cli.models import Normalized, build_model
 from starfire_cli.pruning.recipe import apply_shrink
 from starfire_cli.values import parse_number
-from starfire_cli.workflows.fitting import fitted, other_classes, refuse
+from starfire_cli.workflows.fitting import fitted, loadable, other_classes, refuse
 from starfire_cli.workflows.rebuild import recipe_of, said_of_model, spec_of
 
 
@@ -87,7 +87,7 @@ def build_network(
             f"the data {info.spec} have {classes}"
         )
     refuse(net, checkpoint, spec, classes)
-    net.load_state_dict(checkpoint.state, strict=False)
+    net.load_state_dict(loadable(net, checkpoint).state, strict=False)
     return Network(
         path=path,
         title=title_of(checkpoint),

@@ -13,6 +13,7 @@ from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.pruning import Layer, Masks, Pruner
 from starfire_cli.pruning.budget import ConvBudget, Goal
 from starfire_cli.pruning.era import Era
+from starfire_cli.pruning.ties import replace_tied
 from starfire_cli.workflows.dead_weights import DeadWeights
 from starfire_cli.workflows.lone_images import needs_two, without_lone
 from starfire_cli.workflows.plan import plan_layers
@@ -66,7 +67,7 @@ def prune_once(
     plan_layers(pruner, pruning, {})  # says so if nothing would be left of a layer
     pruner.refresh(1.0)
     pruner.verify()
-    state = dict(checkpoint.state) | {k: p.detach() for k, p in weights.named_parameters()}
+    state = replace_tied(checkpoint.state, {k: p.detach() for k, p in weights.named_parameters()})
     reason = f"--method {pruning.method_spec} --fc {pruning.fc_spec} leave it alone"
     alone = [(layer.name, reason) for layer in pruner.left_alone]
     alone += [(layer.name, "all of it was dead already") for layer in layers if layer.key in emptied]

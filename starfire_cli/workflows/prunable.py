@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
-from starfire_cli.pruning.layers import Layer, layers_of_model, layers_of_state
+from starfire_cli.pruning.layers import Layer, layers_of_model, layers_of_state, shares_memory
 from starfire_cli.pruning.state_layers import sort_state
+from starfire_cli.pruning.ties import masks_once, overlapping, ties_of
 from starfire_cli.text import some
+from starfire_cli.workflows.fitting import untied, untied_text
 from starfire_cli.workflows.rebuild import Rebuilt, known_spec, said_of_model, skeleton, untrusted
 
 
@@ -24,16 +26,17 @@ class Prunable:
         layers: in model order, in file order without a model.
         left_out: (parameter, why it is none of them).
         network: the modules, without weights; None where nothing says which model it is.
+        checkpoint: the one given, with its tensors under the network's keys and tied as there, where there is one, and
+            one mask for each layer, under the layer's key.
         notes: what had to be assumed, a sentence each.
-        checkpoint: the checkpoint, with its tensors under the network's keys where there is one.
         unclear: keys of tensors in `left_out` that may be layers.
     """
 
     layers: tuple[Layer, ...]
     left_out: tuple[tuple[str, str], ...]
     network: Rebuilt | None
-    notes: tuple[str, ...]
     checkpoint: Checkpoint
+    notes: tuple[str, ...]
     unclear: tuple[str, ...] = ()
 
 
@@ -53,13 +56,19 @@ def prunable(checkpoint: Checkpoint, model: str | None = None, image_size: int |
     unclear: list[str] = []
     if network is not None:
         checkpoint = network.checkpoint
-        layers, left_out = layers_of_model(network.net)
+        apart = untied(network.net, checkpoint)
+        layers, left_out = layers_of_model(network.net, untied={name for _, name in apart})
+        notes += [untied_text(first, name) + "; they count as two" for first, name in apart]
     else:
-        shared = checkpoint.state.keys() - distinct(checkpoint.state).keys()
-        told = sort_state(checkpoint.state, checkpoint.masks or ())
-        layers = [layer for layer in layers_of_state(checkpoint.state, told) if layer.key not in shared]
-        left_out = [(key, "shares its memory with another tensor") for key in checkpoint.state if key in shared]
+        ties, overlaps = ties_of(checkpoint.state), overlapping(checkpoint.state)
+        shared = ties.keys() | overlaps.keys()
+        masked = {ties.get(key, key) for key in checkpoint.masks or ()}
+        told = sort_state(checkpoint.state, {key for key in checkpoint.state if ties.get(key, key) in masked})
+        layers = layers_of_state(checkpoint.state, told)
+        left_out = [(key, f"shares its weight with {first}") for key, first in ties.items()]
+        left_out += [(key, shares_memory(other)) for key, other in overlaps.items()]
         left_out += [(key, reason) for key, reason in told.left_out if key not in shared]
+        left_out += [(ties[key], f"is {key}, too: {reason}") for key, reason in told.left_out if key in ties]
         left_out += [
             (key, "not floating point, or empty")
             for key, tensor in checkpoint.state.items()
@@ -74,6 +83,9 @@ def prunable(checkpoint: Checkpoint, model: str | None = None, image_size: int |
                 "by their shapes these may be grouped convolutions, taken as one group: "
                 f"{some([layer.name for layer in grouped])}; give --model"
             )
+    if checkpoint.masks:
+        masks = masks_once(checkpoint.masks, ties_of(checkpoint.state), [layer.key for layer in layers], strict=False)
+        checkpoint = replace(checkpoint, masks=masks)
     kept = [layer for layer in layers if _counts(checkpoint.state[layer.key])]
     left_out += [(x.name, "not floating point, or empty") for x in layers if not _counts(checkpoint.state[x.key])]
     if not kept:
@@ -102,19 +114,6 @@ def maybe_grouped(layers: Sequence[Layer]) -> list[Layer]:
         keeps_width = layer.kind == "window" and before.shape[0] == K
         if C == 1 < K or (keeps_width and C < K and K % C == 0):
             found.append(layer)
-    return found
-
-
-def distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that lie at different places; of those that share one (tied weights) the first."""
-    places: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
-    found = {}
-    for key, tensor in state.items():
-        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        if tensor.numel() and place in places:
-            continue
-        places.add(place)
-        found[key] = tensor
     return found
 
 

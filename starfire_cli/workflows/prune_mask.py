@@ -19,6 +19,7 @@ from starfire_cli.formats.overwriting import files_of, refuse_overwriting
 from starfire_cli.pruned import Progress, Pruned, SweepPoint
 from starfire_cli.pruning.elimination import EliminationReport, eliminate
 from starfire_cli.pruning.recipe import compose_recipes
+from starfire_cli.pruning.ties import apply_once
 from starfire_cli.text import counted
 from starfire_cli.workflows.inspect import inspect
 from starfire_cli.workflows.oneshot import prune_once, refuse_ambiguous
@@ -172,4 +173,4 @@ def _zeros_taken(job: Job) -> list[str]:
 
 def _as_stored(state: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
     """A network's state in the types that the checkpoint had."""
-    return {key: tensor.to(old[key].dtype) if key in old else tensor for key, tensor in state.items()}
+    return apply_once(lambda key, tensor: tensor.to(old[key].dtype) if key in old else tensor, state)

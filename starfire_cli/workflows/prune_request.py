@@ -132,6 +132,7 @@ def open_job(request: PruneRequest) -> Job:
     request.check()
     checkpoint = files.load(find_checkpoint(request.checkpoint), weights=request.weights)
     found = prunable(checkpoint, request.model, request.trial.image_size)
+    checkpoint = found.checkpoint
     if not found.layers:
         why = f"; --model SPEC says what these are: {some(found.unclear)}" if found.unclear else ""
         if not why and found.left_out:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from starfire_cli.errors import BadOption, StarfireError, option
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.pruning.recipe import Recipe, apply_shrink
-from starfire_cli.workflows.fitting import fitted, refuse
+from starfire_cli.workflows.fitting import fitted, loadable, refuse
 
 _FILLING = ("normal_", "uniform_", "fill_", "zero_")
 _GUESS = 1000  # classes, where neither metadata nor weights have told yet
@@ -99,7 +99,7 @@ def revive(checkpoint: Checkpoint, spec: str, image_size: int | None = None) -> 
     """The network with the checkpoint's weights, on the CPU, in eval mode. Raises as `skeleton`."""
     found = skeleton(checkpoint, spec, image_size)
     net = fresh(checkpoint, found)
-    net.load_state_dict(found.checkpoint.state, strict=False)
+    net.load_state_dict(loadable(net, found.checkpoint).state, strict=False)
     return replace(found, net=net.eval())
 
 

@@ -15,6 +15,7 @@ from starfire_cli.errors import BadOption, Mismatch, StarfireError
 from starfire_cli.formats import checkpoint as files
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.formats.run import Run, runs_in
+from starfire_cli.pruning.ties import apply_once
 from starfire_cli.workflows import statistics
 from starfire_cli.workflows.alike import check_requests, check_sessions
 from starfire_cli.workflows.describe import meta_of
@@ -62,7 +63,7 @@ def save(session: Session, path: Path, metrics: dict[str, Any]) -> None:
         training["compact"] = {"channels_last": session.channels_last}
     if session.ema is not None:
         # `model` is what was measured, the average; what training goes on with lies beside it.
-        training["raw"] = states[0]
+        training["raw"] = apply_once(lambda _, tensor: tensor.detach().cpu(), states[0])
         training["ema"] = {"decay": session.request.ema, "updates": int(session.ema.n_averaged)}
     meta = meta_of(session, metrics)
     with session.ranks.undisturbed():

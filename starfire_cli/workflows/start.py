@@ -9,9 +9,10 @@ from torch import nn
 
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.pruning import Layer, Masks, layers_of_model, select
+from starfire_cli.pruning.ties import masks_once, parameters_of, ties_of, unify
 from starfire_cli.text import counted, some
 from starfire_cli.workflows.dead_weights import DeadWeights, find_dead_weights
-from starfire_cli.workflows.fitting import fitted, other_classes, refuse
+from starfire_cli.workflows.fitting import fitted, loadable, other_classes, refuse
 from starfire_cli.workflows.request import TrainRequest
 
 
@@ -42,6 +43,7 @@ def take_weights(
     found, left_out = layers_of_model(net)
     layers, exempt = select(found, only=request.only, keep_dense=request.keep_dense)
     start = Start(layers=layers, left_out=left_out + exempt)
+    start.notes += [f"{key} is one tensor with {first} and is trained as such" for key, first in unify(net)]
     checkpoint = resume or initial
     head: list[str] = []
     if checkpoint is None:
@@ -54,19 +56,15 @@ def take_weights(
         start.notes.append(f"{', '.join(head)} start fresh: the checkpoint was trained on other classes")
     else:
         refuse(net, checkpoint, request.model, classes if resume is None else None)
+    loadable(net, checkpoint)
     net.load_state_dict({key: tensor for key, tensor in checkpoint.state.items() if key not in head}, strict=False)
+    masks = masks_once(checkpoint.masks or {}, ties_of(net.state_dict()), [layer.key for layer in found])
     if resume is not None:
-        masks = checkpoint.masks or {}
         start.masks = {layer.key: masks[layer.key] for layer in found if layer.key in masks}
     else:
         start.notes += checkpoint.notes
-        dead = find_dead_weights(
-            {key: weight.detach() for key, weight in net.named_parameters()},
-            checkpoint.masks,
-            found,
-            zeros=request.init_zeros == "dead",
-            fresh=head,
-        )
+        weights = {key: weight.detach() for key, weight in parameters_of(net).items()}
+        dead = find_dead_weights(weights, masks, found, zeros=request.init_zeros == "dead", fresh=head)
         start.masks = dead.masks
         start.notes += _dead_in_words(checkpoint, found, dead)
     # What came in dead stays dead, also in layers that this run's method does not touch.

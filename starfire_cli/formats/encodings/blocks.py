@@ -20,20 +20,15 @@ SIDES = (8, 4, 3, 2)
 class Blocks:
     """A bit a tile; then a bit for each weight of the live tiles, in the matrix's own order."""
 
+    def bound(self, mask_KCn: Bits) -> float | None:
+        found = _cheapest(mask_KCn)
+        return None if found is None else found[0]
+
     def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
-        if mask_KCn.shape[2] != 1 or mask_KCn.size == 0:
+        found = _cheapest(mask_KCn)
+        if found is None:
             return None
-        mask_OI = mask_KCn[:, :, 0]
-        kept = np.array([mask_OI.sum()])
-        tried = []
-        for side in SIDES:
-            alive = _tiles(mask_OI, side)
-            inside = _weights_in(alive, side, mask_OI.shape)
-            bits = log2_choose(alive.size, np.array([alive.sum()])) + log2_choose(inside, kept)
-            tried.append((bits, side, alive))
-        bits, side, alive = min(tried, key=lambda t: t[0])
-        if bits > 0.99 * log2_choose(mask_OI.size, kept):
-            return None  # tiles that tell nothing about the weights in them
+        (bits, side, alive), mask_OI = found, mask_KCn[:, :, 0]
         out.byte(side)
         out.bits(alive.reshape(-1))
         out.bits(mask_OI[_spread(alive, side, mask_OI.shape)])
@@ -48,6 +43,25 @@ class Blocks:
         mask = _spread(data.bits(rows * columns).reshape(rows, columns), side, (O, I))
         mask[mask] = data.bits(int(mask.sum()))
         return Alive(mask.reshape(-1))
+
+
+def _cheapest(mask_KCn: Bits) -> tuple[float, int, Bits] | None:
+    """Of all sizes of tiles the one that takes the fewest bits: (bits, side, which tiles hold anything alive).
+
+    None where tiles tell nothing about the weights in them.
+    """
+    if mask_KCn.shape[2] != 1 or mask_KCn.size == 0:
+        return None
+    mask_OI = mask_KCn[:, :, 0]
+    kept = np.array([mask_OI.sum()])
+    tried = []
+    for side in SIDES:
+        alive = _tiles(mask_OI, side)
+        inside = _weights_in(alive, side, mask_OI.shape)
+        bits = log2_choose(alive.size, np.array([alive.sum()])) + log2_choose(inside, kept)
+        tried.append((bits, side, alive))
+    best = min(tried, key=lambda t: t[0])
+    return best if best[0] <= 0.99 * log2_choose(mask_OI.size, kept) else None
 
 
 def _tiles(mask_OI: Bits, side: int) -> Bits:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from starfire_cli.formats.encoding import ENCODINGS, Alive
 from starfire_cli.formats.information import counts_bits, log2_choose
 from starfire_cli.formats.streams import Bits, Reader, Writer
@@ -15,11 +17,16 @@ class CK:
     """Every kernel is all alive or all dead; kernels of one weight are better called unstructured."""
 
     def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
+        bits = self.bound(mask_KCn)
+        if bits is not None:
+            out.bits(mask_KCn[:, :, 0].reshape(-1))
+        return bits
+
+    def bound(self, mask_KCn: Bits) -> float | None:
         K, _, n = mask_KCn.shape
-        if n < 2 or not (mask_KCn == mask_KCn[:, :, :1]).all():
+        alive_KC = mask_KCn[:, :, 0] if n else mask_KCn.any(2)
+        if n < 2 or not all(np.array_equal(mask_KCn[:, :, place], alive_KC) for place in range(1, n)):
             return None
-        alive_KC = mask_KCn[:, :, 0]
-        out.bits(alive_KC.reshape(-1))
         kept_C = alive_KC.sum(0)
         # The method keeps equally many kernels of each input channel; where a mask does not, the counts cost too.
         return log2_choose(K, kept_C) + counts_bits(kept_C)

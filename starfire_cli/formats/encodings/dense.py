@@ -16,8 +16,11 @@ from starfire_cli.formats.streams import Bits, Reader, Writer
 class Dense:
     """All weights are alive."""
 
-    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
+    def bound(self, mask_KCn: Bits) -> float | None:
         return 0.0 if mask_KCn.all() else None
+
+    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
+        return self.bound(mask_KCn)
 
     def decode(self, shape: tuple[int, int, int], data: Reader) -> Alive:
         return Alive(np.ones(1, np.bool_), math.prod(shape))

@@ -18,6 +18,9 @@ class Unstructured:
 
     def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
         out.bits(mask_KCn.reshape(-1))
+        return self.bound(mask_KCn)
+
+    def bound(self, mask_KCn: Bits) -> float | None:
         anywhere = log2_choose(mask_KCn.size, np.array([mask_KCn.sum()]))
         # Pruned by the ck rule, 1 x 1 kernels keep equally many weights of each input channel: a little less to say.
         kept_Cn = mask_KCn.sum(0)

@@ -29,18 +29,26 @@ _TABLED = 12  # windows up to this size are looked up among all their patterns
 class Window:
     """The count of each window, then the pattern numbers of those that keep some but not all, in planes of bytes."""
 
-    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
+    def bound(self, mask_KCn: Bits) -> float | None:
         n = mask_KCn.shape[2]
         if not 2 <= n <= LARGEST:
             return None
+        kept_M = _kept(mask_KCn.reshape(-1, n))
+        return log2_choose(n, kept_M) + counts_bits(kept_M)
+
+    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
+        n = mask_KCn.shape[2]
+        bits = self.bound(mask_KCn)
+        if bits is None:
+            return None
         mask_Mn = mask_KCn.reshape(-1, n)
-        kept_M = mask_Mn.sum(1, dtype=np.uint8)
+        kept_M = _kept(mask_Mn)
         present, index = np.unique(kept_M, return_inverse=True)
         out.symbols(index.astype(np.uint8).reshape(-1), present.astype(np.int64))
         numbers = _rank(mask_Mn)[(kept_M > 0) & (kept_M < n)]
         for shift, limit in _planes(present.tolist(), n):
             out.small((numbers >> np.uint64(shift)).astype(np.uint8), limit)
-        return log2_choose(n, kept_M) + counts_bits(kept_M)
+        return bits
 
     def decode(self, shape: tuple[int, int, int], data: Reader) -> Alive:
         K, C, n = shape
@@ -70,6 +78,15 @@ class Window:
             mask_Mn[part] = _unrank(number_M, kept_M[part], n)
             done += here
         return Alive(mask_Mn.reshape(-1))
+
+
+def _kept(mask_Mn: Bits) -> NDArray[np.uint8]:
+    """How many weights each window keeps; adding n columns is many times faster than summing M short rows."""
+    bits = mask_Mn.view(np.uint8)
+    kept_M = bits[:, 0].copy()
+    for place in range(1, bits.shape[1]):
+        kept_M += bits[:, place]
+    return kept_M
 
 
 def _planes(present: list[int], n: int) -> list[tuple[int, int]]:
