@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,11 +50,15 @@ def _storage(size: int) -> torch.UntypedStorage | None:
     """Shared memory of `size` bytes; None where a process without /dev/shm may do without."""
     if not size:
         return None
+    storages: Any = torch.UntypedStorage  # whose stub lacks what follows
     descriptor = _memory_file(size)
     try:
-        if descriptor is None:
-            return torch.UntypedStorage(size).share_memory_()
-        return torch.UntypedStorage._new_shared_fd_cpu(descriptor, size)  # maps a duplicate of the descriptor
+        shared: torch.UntypedStorage = (
+            storages(size).share_memory_()
+            if descriptor is None
+            else storages._new_shared_fd_cpu(descriptor, size)  # maps a duplicate of the descriptor
+        )
+        return shared
     except (RuntimeError, OSError) as error:
         raise full(error, size) from None
     finally:
