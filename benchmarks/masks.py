@@ -29,8 +29,8 @@ from starfire_cli.models import build_model
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Layer, Pruner, layers_of_model
 from starfire_cli.pruning.budget import ConvBudget
 from starfire_cli.pruning.era import Era
-from starfire_cli.pruning.families import ConvMethod, LinearMethod
 from starfire_cli.pruning.kernels import KERNELS, Job, Kernels, Standing
+from starfire_cli.pruning.methods import ConvMethod, LinearMethod
 
 ERA = 1000  # steps; two thirds of an epoch of Tiny-ImageNet at batch 64, where the paper's era has ten epochs
 STEPS = 12  # of an era of 120, from threshold 0.45 on: budgets rise as they do in the middle of one

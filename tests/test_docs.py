@@ -38,7 +38,7 @@ def with_the_worked_method(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("starfire_cli", "tests"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
-    copy.joinpath("starfire_cli", "pruning", "conv", "filter.py").write_text(code, encoding="utf-8")
+    copy.joinpath("starfire_cli", "pruning", "methods", "filter.py").write_text(code, encoding="utf-8")
     return copy
 
 

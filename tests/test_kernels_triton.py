@@ -36,7 +36,7 @@ from starfire_cli.pruning.kernels import triton as ours
 from starfire_cli.pruning.kernels._triton_table import BLOCK, FEW, LISTED, NEURON, NINE, ROWS, WIDE, Tally
 from starfire_cli.pruning.kernels.torch import TorchKernels
 from starfire_cli.pruning.kernels.triton import TritonKernels
-from starfire_cli.pruning.linear._rules import tiles_of
+from starfire_cli.pruning.methods._linear_rules import tiles_of
 from tests.methods_strategies import conv_cases, conv_layer, linear_cases, linear_layer, thresholds, variants
 
 DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")  # in a process of their own

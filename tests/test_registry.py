@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS
-from starfire_cli.pruning.conv.intra import Intra
+from starfire_cli.pruning.methods.intra import Intra
 from starfire_cli.registry import Family, parse_number, parse_value
 
 
@@ -114,7 +114,7 @@ def test_a_family_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_names_are_known_without_importing_torch() -> None:
     code = (
         "import sys; from starfire_cli.registry import Family;"
-        "print(Family('x', 'starfire_cli.pruning.conv').names(), 'torch' in sys.modules)"
+        "print(Family('x', 'starfire_cli.pruning.methods').taking('conv').names(), 'torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == f"{CONV_METHODS.names()} False"

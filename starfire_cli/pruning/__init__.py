@@ -5,9 +5,9 @@ group), an R x S window; a linear weight is (O, I), O output neurons. See docs/m
 """
 
 from starfire_cli.pruning.budget import ConvBudget, Goal, LinearBudget
-from starfire_cli.pruning.families import CONV_METHODS, LINEAR_METHODS, ConvMethod, LinearMethod
 from starfire_cli.pruning.layers import Layer, layers_of_model, layers_of_state, select
 from starfire_cli.pruning.masks import Masks
+from starfire_cli.pruning.methods import CONV_METHODS, LINEAR_METHODS, ConvMethod, LinearMethod
 from starfire_cli.pruning.pruner import Pruner
 
 __all__ = [

@@ -14,11 +14,11 @@ from starfire_cli.pruning._counts import Counts
 from starfire_cli.pruning._held import Held, state_of
 from starfire_cli.pruning.budget import Goal, LinearBudget
 from starfire_cli.pruning.era import Era
-from starfire_cli.pruning.families import ByRules, ConvMethod, LinearMethod
 from starfire_cli.pruning.kernels import NAN, Budget, Job, Standing, choose
 from starfire_cli.pruning.kernels.torch import is_finite, write_dead
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masks import Masks, digest
+from starfire_cli.pruning.methods import ByRules, ConvMethod, LinearMethod
 
 # With a gradient of zero and a state of zero these leave a weight of zero where it is, so that masking gradients and
 # clearing state when a weight dies is all that has to be done. Any other optimizer is enforced after every step.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from starfire_cli.pruning.budget import LinearBudget
 from starfire_cli.pruning.kernels import Budget, Job
-from starfire_cli.pruning.linear._rules import tiles_of
+from starfire_cli.pruning.methods._linear_rules import tiles_of
 
 BLOCK = 1024
 """Windows, weights or tiles that one program works on,"""

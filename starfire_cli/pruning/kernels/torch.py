@@ -12,10 +12,10 @@ from torch import Tensor
 
 from starfire_cli.pruning._threads import in_threads
 from starfire_cli.pruning.budget import LinearBudget
-from starfire_cli.pruning.conv._rules import conv_mask
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job, OneByOne
 from starfire_cli.pruning.kernels._few import cost, integers, prune_few
-from starfire_cli.pruning.linear._rules import linear_mask
+from starfire_cli.pruning.methods._conv_rules import conv_mask
+from starfire_cli.pruning.methods._linear_rules import linear_mask
 
 _MANY = 1 << 21  # gradients on a CPU that are worth all threads
 _PIECE = 1 << 18  # gradients that one takes at a time: torch makes factors of their masks, in memory of its own

@@ -34,7 +34,7 @@ from starfire_cli.pruning.kernels._triton_table import (
     Tiled,
     build,
 )
-from starfire_cli.pruning.linear._rules import _strongest, tiles_of
+from starfire_cli.pruning.methods._linear_rules import _strongest, tiles_of
 
 _OPTIONS: dict[str, dict[str, int]] = {  # 4 warps for all others
     "channels": {"num_warps": 16},

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from starfire_cli.pruning.budget import ConvBudget, Goal
-from starfire_cli.pruning.families import CONV_METHODS
 from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.methods import METHODS
 
 
-@CONV_METHODS.register("dense")
+@METHODS.register("dense", "conv", "linear")
 @dataclass(frozen=True, kw_only=True)
 class Dense:
     """Nothing is pruned."""

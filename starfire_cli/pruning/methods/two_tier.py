@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.budget import Goal, LinearBudget, pruned
-from starfire_cli.pruning.families import LINEAR_METHODS
 from starfire_cli.pruning.layers import Layer
-from starfire_cli.pruning.linear._rules import LinearRules, tiles_of
-from starfire_cli.pruning.linear.block import check_tile
+from starfire_cli.pruning.methods import METHODS
+from starfire_cli.pruning.methods._linear_rules import LinearRules, tiles_of
+from starfire_cli.pruning.methods.block import check_tile
 
 
-@LINEAR_METHODS.register("two-tier")
+@METHODS.register("two-tier", "linear")
 @dataclass(frozen=True, kw_only=True)
 class TwoTier(LinearRules):
     """Tiles go for a share of the threshold, then single weights until the layer reaches it.

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.budget import ConvBudget, Goal
-from starfire_cli.pruning.conv._rules import ConvRules, kernel_count, window_count
-from starfire_cli.pruning.families import CONV_METHODS
 from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.methods import METHODS
+from starfire_cli.pruning.methods._conv_rules import ConvRules, kernel_count, window_count
 
 
-@CONV_METHODS.register("window")
+@METHODS.register("window", "conv")
 @dataclass(frozen=True, kw_only=True)
 class Window(ConvRules):
     """The smallest weights of each window go; 1 x 1 convolutions follow the ck rule.

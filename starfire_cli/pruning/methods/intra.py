@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.budget import ConvBudget, Goal
-from starfire_cli.pruning.conv._rules import ConvRules, kernel_count, kernels_for_rest, window_count
-from starfire_cli.pruning.conv.window import check_max_nonzero
-from starfire_cli.pruning.families import CONV_METHODS
 from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.methods import METHODS
+from starfire_cli.pruning.methods._conv_rules import ConvRules, kernel_count, kernels_for_rest, window_count
+from starfire_cli.pruning.methods.window import check_max_nonzero
 
 
-@CONV_METHODS.register("intra")
+@METHODS.register("intra", "conv")
 @dataclass(frozen=True, kw_only=True)
 class Intra(ConvRules):
     """Windows lose a share of the threshold, whole kernels the rest; 1 x 1 convolutions follow the ck rule.

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.budget import Goal, LinearBudget, pruned
-from starfire_cli.pruning.families import LINEAR_METHODS
 from starfire_cli.pruning.layers import Layer
-from starfire_cli.pruning.linear._rules import LinearRules, tiles_of
+from starfire_cli.pruning.methods import METHODS
+from starfire_cli.pruning.methods._linear_rules import LinearRules, tiles_of
 
 
-@LINEAR_METHODS.register("block")
+@METHODS.register("block", "linear")
 @dataclass(frozen=True, kw_only=True)
 class Block(LinearRules):
     """The tiles with the smallest sum of |w| go; in every row of tiles one stays.

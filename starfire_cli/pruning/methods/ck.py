@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from starfire_cli.pruning.budget import ConvBudget, Goal
-from starfire_cli.pruning.conv._rules import ConvRules, kernel_count
-from starfire_cli.pruning.families import CONV_METHODS
 from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.methods import METHODS
+from starfire_cli.pruning.methods._conv_rules import ConvRules, kernel_count
 
 
-@CONV_METHODS.register("ck")
+@METHODS.register("ck", "conv")
 @dataclass(frozen=True, kw_only=True)
 class CK(ConvRules):
     """For each input channel, the kernels whose largest weight is smallest go.

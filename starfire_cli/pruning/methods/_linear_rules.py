@@ -11,7 +11,7 @@ from starfire_cli.pruning.layers import Layer
 
 
 class LinearRules:
-    """A method whose masks follow the rules of this file (`families.ByRules`); it says how many, they say which."""
+    """A method whose masks follow the rules of this file (`methods.ByRules`); it says how many, they say which."""
 
     def seen(self, layer: Layer) -> Layer:
         return layer

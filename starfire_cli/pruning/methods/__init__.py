@@ -1,13 +1,14 @@
-"""The two families of pruning methods, and what a member must be able to do.
+"""The family of pruning methods, one a file, and what a member must be able to do.
 
-A convolution method is one file in `conv/`, a linear one in `linear/`. Each splits the question in two: `budget` says
-in whole numbers what must be gone (arithmetic, no tensors), `mask` says which. While a layer's budget stays the same
-its mask does too, since nothing that died comes back: that is what makes a mask after every step cost almost nothing.
+A method says in its registration which layers it takes, "conv", "linear" or both. It splits the question in two:
+`budget` says in whole numbers what must be gone (arithmetic, no tensors), `mask` says which. While a layer's budget
+stays the same its mask does too, since nothing that died comes back: that is what makes a mask after every step cost
+almost nothing.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -49,5 +50,6 @@ class ByRules(Protocol):
         ...
 
 
-CONV_METHODS: Family[ConvMethod] = Family("pruning method", "starfire_cli.pruning.conv")
-LINEAR_METHODS: Family[LinearMethod] = Family("pruning method for linear layers", "starfire_cli.pruning.linear")
+METHODS: Family[Any] = Family("pruning method", "starfire_cli.pruning.methods")
+CONV_METHODS: Family[ConvMethod] = METHODS.taking("conv")
+LINEAR_METHODS: Family[LinearMethod] = METHODS.taking("linear", "pruning method for linear layers")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from starfire_cli.pruning.budget import Goal, LinearBudget, pruned
-from starfire_cli.pruning.families import LINEAR_METHODS
 from starfire_cli.pruning.layers import Layer
-from starfire_cli.pruning.linear._rules import LinearRules
+from starfire_cli.pruning.methods import METHODS
+from starfire_cli.pruning.methods._linear_rules import LinearRules
 
 
-@LINEAR_METHODS.register("fine")
+@METHODS.register("fine", "linear")
 @dataclass(frozen=True, kw_only=True)
 class Fine(LinearRules):
     """The smallest weights of the layer go; every output neuron keeps at least one."""

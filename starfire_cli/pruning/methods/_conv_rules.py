@@ -12,7 +12,7 @@ _SHORT = 9  # weights of a window that are compared pair by pair
 
 
 class ConvRules:
-    """A method whose masks follow the rules of this file (`families.ByRules`); it says how many, they say which."""
+    """A method whose masks follow the rules of this file (`methods.ByRules`); it says how many, they say which."""
 
     def seen(self, layer: Layer) -> Layer:
         return layer

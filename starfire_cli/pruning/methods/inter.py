@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.budget import ConvBudget, Goal, pruned
-from starfire_cli.pruning.conv._rules import ConvRules
-from starfire_cli.pruning.conv.intra import Intra
-from starfire_cli.pruning.families import CONV_METHODS
 from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.methods import METHODS
+from starfire_cli.pruning.methods._conv_rules import ConvRules
+from starfire_cli.pruning.methods.intra import Intra
 
 ORDERS = ("ck-window", "window-ck")
 
 
-@CONV_METHODS.register("inter")
+@METHODS.register("inter", "conv")
 @dataclass(frozen=True, kw_only=True)
 class Inter(ConvRules):
     """First one kind of pruning, then the other.
