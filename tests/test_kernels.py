@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from starfire_cli.errors import BadOption, StarfireError
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
-from starfire_cli.pruning.budget import ConvBudget, LinearBudget
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Budget, Pruner, layers_of_model
 from starfire_cli.pruning.era import Era
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job, agrees, choose
 from starfire_cli.pruning.kernels.torch import TorchKernels
 from starfire_cli.pruning.layers import Layer
+from tests.cuts import conv_cuts, linear_cuts
 
 CPU = torch.device("cpu")
 pytest.importorskip("numba")
@@ -28,7 +28,7 @@ pytest.importorskip("numba")
 
 def job_of(
     weight: Tensor,
-    budget: ConvBudget | LinearBudget,
+    budget: Budget,
     *,
     groups: int = 1,
     dead: float = 0.0,
@@ -107,7 +107,7 @@ def test_numba_does_what_torch_does(K, C, window, groups, kind, dead, share, lay
         weight = weight.to(memory_format=torch.channels_last)
     elif layout == "transposed":
         weight = weight.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2)
-    budget = ConvBudget(round(share[0] * window[0] * window[1]), round(share[1] * K))
+    budget = conv_cuts(round(share[0] * window[0] * window[1]), round(share[1] * K))
     check(job_of(weight, budget, groups=groups, dead=dead, others=others, seed=seed))
 
 
@@ -125,7 +125,7 @@ def test_numba_does_what_torch_does(K, C, window, groups, kind, dead, share, lay
 @settings(max_examples=150)
 def test_linear_layers_too(O, I, kind, dead, share, tile, transposed, dtype, seed) -> None:  # type: ignore[no-untyped-def]
     weight = values(kind, (I, O), seed).to(dtype).t() if transposed else values(kind, (O, I), seed).to(dtype)
-    budget = LinearBudget(tiles=0 if tile == 1 else O * I // 9, weights=round(share * O * I), tile=tile)
+    budget = linear_cuts(tiles=0 if tile == 1 else O * I // 9, weights=round(share * O * I), tile=tile)
     check(job_of(weight, budget, dead=dead, seed=seed))
 
 
@@ -134,11 +134,11 @@ def test_linear_layers_too(O, I, kind, dead, share, tile, transposed, dtype, see
 def test_rows_longer_than_a_block(K: int, C: int, layout: torch.memory_format) -> None:
     weight = values("normal", (K, C, 3, 3), 1).to(memory_format=layout)
     for count in (1, 3, K // 2, K - 1):
-        check(job_of(weight, ConvBudget(4, count), dead=0.2))
-        check(job_of(weight, ConvBudget(0, count), others=0))
+        check(job_of(weight, conv_cuts(4, count), dead=0.2))
+        check(job_of(weight, conv_cuts(0, count), others=0))
 
 
-def worn(job: Job, budget: ConvBudget | LinearBudget) -> Job:
+def worn(job: Job, budget: Budget) -> Job:
     """The layer as an earlier `budget` left it."""
     before = copy_of(job)
     KERNELS.build("torch").prune([replace(before, budget=budget)])
@@ -166,8 +166,8 @@ def test_a_layer_that_loses_more(rows, C, window, groups, kind, dead, before, mo
     weight = values(kind, (rows * groups, C, *window), seed).to(memory_format=layout)
     size = window[0] * window[1]
     earlier, later = (min(i, size) for i in (min(in_window), max(in_window)))
-    job = job_of(weight, ConvBudget(later, min(before + more, rows)), groups=groups, dead=dead, seed=seed)
-    check(worn(job, ConvBudget(earlier, min(before, rows))))
+    job = job_of(weight, conv_cuts(later, min(before + more, rows)), groups=groups, dead=dead, seed=seed)
+    check(worn(job, conv_cuts(earlier, min(before, rows))))
 
 
 @given(
@@ -183,17 +183,17 @@ def test_a_layer_that_loses_more(rows, C, window, groups, kind, dead, before, mo
 @settings(max_examples=200)
 def test_a_linear_layer_that_loses_more(O, I, kind, dead, before, more, others, seed) -> None:  # type: ignore[no-untyped-def]
     earlier = round(before * O * I)
-    budget = LinearBudget(tiles=0, weights=min(earlier + more, O * I), tile=1)
+    budget = linear_cuts(tiles=0, weights=min(earlier + more, O * I), tile=1)
     job = job_of(values(kind, (O, I), seed), budget, dead=dead, others=others, seed=seed)
-    check(worn(job, LinearBudget(tiles=0, weights=earlier, tile=1)))
+    check(worn(job, linear_cuts(tiles=0, weights=earlier, tile=1)))
 
 
 @pytest.mark.parametrize("C", [511, 513, 1030])  # parts of 511 -> 512, 257 -> 264, 344 channels
 @pytest.mark.parametrize("kind", ["normal", "few", "equal"])
 def test_channels_that_miss_different_numbers(kind: str, C: int) -> None:
     for count in (30, 33, 60):
-        check(job_of(values(kind, (100, C, 1, 1), 0), ConvBudget(0, count), dead=0.3))
-        check(job_of(values(kind, (20, C, 3, 3), 0).to(memory_format=torch.channels_last), ConvBudget(4, 9), dead=0.3))
+        check(job_of(values(kind, (100, C, 1, 1), 0), conv_cuts(0, count), dead=0.3))
+        check(job_of(values(kind, (20, C, 3, 3), 0).to(memory_format=torch.channels_last), conv_cuts(4, 9), dead=0.3))
 
 
 def test_several_layers_in_several_threads() -> None:
@@ -201,10 +201,10 @@ def test_several_layers_in_several_threads() -> None:
     try:
         torch.set_num_threads(3)
         jobs = [
-            job_of(values("few", (8 + i, 5, 3, 3), i), ConvBudget(i % 9, i % 5), dead=0.1, seed=i) for i in range(40)
+            job_of(values("few", (8 + i, 5, 3, 3), i), conv_cuts(i % 9, i % 5), dead=0.1, seed=i) for i in range(40)
         ]
-        jobs.append(job_of(values("few", (30, 20), 0), LinearBudget(tiles=0, weights=300, tile=1)))
-        jobs.append(job_of(values("few", (300, 1000), 0), LinearBudget(tiles=0, weights=90_000, tile=1)))
+        jobs.append(job_of(values("few", (30, 20), 0), linear_cuts(tiles=0, weights=300, tile=1)))
+        jobs.append(job_of(values("few", (300, 1000), 0), linear_cuts(tiles=0, weights=90_000, tile=1)))
         check(*jobs)
         with ThreadPoolExecutor(4) as pool:  # and from several threads at once
             for done in [pool.submit(check, *jobs) for _ in range(20)]:
@@ -218,8 +218,8 @@ def test_several_layers_in_several_threads() -> None:
 def test_what_cannot_be_compared_is_left_alone(name: str, bad: float) -> None:
     weight = values("normal", (8, 4, 3, 3), 0)
     weight[7, 3, 2, 2] = bad
-    job = job_of(weight, ConvBudget(3, 2), dead=0.0)
-    fine = job_of(values("normal", (8, 4, 3, 3), 0), ConvBudget(3, 2))
+    job = job_of(weight, conv_cuts(3, 2), dead=0.0)
+    fine = job_of(values("normal", (8, 4, 3, 3), 0), conv_cuts(3, 2))
     mine = [copy_of(job), copy_of(fine)]
     assert KERNELS.build(name).prune(mine).tolist() == [NAN, 4 * (2 * 9 + 6 * 3)]
     assert all(same_bits(x, y) for x, y in zip(tensors(mine[0]), tensors(job), strict=True))
@@ -231,7 +231,7 @@ def test_a_nan_at_the_very_end_is_seen_before_anything_is_written(shape: tuple[i
     weight[(-1,) * len(shape)] = torch.nan
     if len(shape) == 4:
         weight = weight.to(memory_format=torch.channels_last)
-    job = job_of(weight, ConvBudget(3, 2) if len(shape) == 4 else LinearBudget(tiles=0, weights=90, tile=1))
+    job = job_of(weight, conv_cuts(3, 2) if len(shape) == 4 else linear_cuts(tiles=0, weights=90, tile=1))
     mine = copy_of(job)
     assert KERNELS.build("numba").prune([mine]).tolist() == [NAN]
     assert all(same_bits(x, y) for x, y in zip(tensors(mine), tensors(job), strict=True))
@@ -323,13 +323,13 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SAME = """
 import torch
-from tests.test_kernels import ConvBudget, LinearBudget, check, job_of, values
+from tests.test_kernels import conv_cuts, linear_cuts, check, job_of, values
 for layout in (torch.contiguous_format, torch.channels_last):
     for kind in ("normal", "few"):
-        check(job_of(values(kind, (40, 70, 3, 3), 0).to(memory_format=layout), ConvBudget(4, 20), dead=0.2))
-        check(job_of(values(kind, (40, 70, 1, 1), 0), ConvBudget(0, 3), groups=2))
-        check(job_of(values(kind, (300, 70, 1, 1), 0), ConvBudget(0, 4)))
-        check(job_of(values(kind, (40, 70), 0), LinearBudget(0, 100, 1)))
+        check(job_of(values(kind, (40, 70, 3, 3), 0).to(memory_format=layout), conv_cuts(4, 20), dead=0.2))
+        check(job_of(values(kind, (40, 70, 1, 1), 0), conv_cuts(0, 3), groups=2))
+        check(job_of(values(kind, (300, 70, 1, 1), 0), conv_cuts(0, 4)))
+        check(job_of(values(kind, (40, 70), 0), linear_cuts(0, 100, 1)))
 from starfire_cli.pruning.kernels import _loops
 code = "".join(_loops.window.inspect_asm().values())
 print("zmm" in code, "ymm" in code)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from starfire_cli.errors import BadOption, StarfireError, unknown
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, ConvMethod, LinearMethod
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Method
 from starfire_cli.pruning.era import RAMPS, parse_era
 from starfire_cli.workflows.optim import OPTIMIZERS, SCHEDULES
 from starfire_cli.workflows.recipes import recipe_for
@@ -106,8 +106,8 @@ class TrainRequest:
 class Pruning:
     """The resolved pruning half of a request."""
 
-    conv: ConvMethod
-    linear: LinearMethod
+    conv: Method
+    linear: Method
     target: float
     method_spec: str
     fc_spec: str

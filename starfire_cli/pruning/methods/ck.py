@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from starfire_cli.pruning.budget import ConvBudget, Goal
+from starfire_cli.pruning.budget import Goal, pruned
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.methods import METHODS
-from starfire_cli.pruning.methods._conv_rules import ConvRules, kernel_count
+from starfire_cli.pruning.methods._cuts import kernel_cut
+from starfire_cli.pruning.units import Budget, Cut
 
 
 @METHODS.register("ck", "conv")
 @dataclass(frozen=True, kw_only=True)
-class CK(ConvRules):
+class CK:
     """For each input channel, the kernels whose largest weight is smallest go.
 
     A depthwise kernel is all its channel has, so depthwise layers stay dense.
@@ -23,11 +24,7 @@ class CK(ConvRules):
 
     depthwise: bool = False
 
-    def budget(self, layer: Layer, goal: Goal) -> ConvBudget | None:
-        if layer.depthwise and not self.depthwise:
-            return None
-        return ConvBudget(0, kernel_count(self.seen(layer), goal.threshold))
-
-    def seen(self, layer: Layer) -> Layer:
-        """A depthwise layer, if it is to be pruned at all, as K kernels that read one channel."""
-        return replace(layer, groups=1) if layer.depthwise else layer
+    def budget(self, layer: Layer, goal: Goal) -> Budget | None:
+        if not layer.depthwise:
+            return (kernel_cut(layer, goal.threshold),)
+        return (Cut("RS", "", pruned(layer.shape[0], goal.threshold)),) if self.depthwise else None

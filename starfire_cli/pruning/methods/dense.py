@@ -1,14 +1,13 @@
-"""No convolution is pruned: the baseline."""
+"""Nothing is pruned: the baseline."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from starfire_cli.pruning.budget import ConvBudget, Goal
+from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.methods import METHODS
+from starfire_cli.pruning.units import Budget
 
 
 @METHODS.register("dense", "conv", "linear")
@@ -16,8 +15,5 @@ from starfire_cli.pruning.methods import METHODS
 class Dense:
     """Nothing is pruned."""
 
-    def budget(self, layer: Layer, goal: Goal) -> ConvBudget | None:
+    def budget(self, layer: Layer, goal: Goal) -> Budget | None:
         return None
-
-    def mask(self, layer: Layer, weight_KCRS: Tensor, alive_KCRS: Tensor, budget: ConvBudget) -> Tensor:
-        return alive_KCRS.clone()

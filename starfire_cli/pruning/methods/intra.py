@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from starfire_cli.errors import BadOption
-from starfire_cli.pruning.budget import ConvBudget, Goal
+from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.methods import METHODS
-from starfire_cli.pruning.methods._conv_rules import ConvRules, kernel_count, kernels_for_rest, window_count
-from starfire_cli.pruning.methods.window import check_max_nonzero
+from starfire_cli.pruning.methods._cuts import (
+    check_max_nonzero,
+    check_share,
+    kernel_cut_for_rest,
+    pointwise_budget,
+    window_cut,
+)
+from starfire_cli.pruning.units import Budget, Cut
 
 
 @METHODS.register("intra", "conv")
 @dataclass(frozen=True, kw_only=True)
-class Intra(ConvRules):
+class Intra:
     """Windows lose a share of the threshold, whole kernels the rest; 1 x 1 convolutions follow the ck rule.
 
     Args:
@@ -33,22 +38,16 @@ class Intra(ConvRules):
         check_max_nonzero(self.max_nonzero)
         check_share(self.share)
 
-    def budget(self, layer: Layer, goal: Goal) -> ConvBudget | None:
-        if layer.kind == "pointwise":  # a depthwise one is all its channels have: ck would take every weight
-            return None if layer.depthwise else ConvBudget(0, kernel_count(layer, goal.threshold))
+    def budget(self, layer: Layer, goal: Goal) -> Budget | None:
+        if layer.kind == "pointwise":
+            return pointwise_budget(layer, goal)
         if layer.depthwise:  # no whole depthwise kernel goes, so the windows take all of it
-            return ConvBudget(window_count(layer, goal.threshold, self.max_nonzero, goal.progress), 0)
-        now, final = self._counts(layer, goal), self._counts(layer, replace(goal, progress=1.0))
+            return (window_cut(layer, goal.threshold, self.max_nonzero, goal.progress),)
+        (windows, now), (_, final) = self._cuts(layer, goal), self._cuts(layer, replace(goal, progress=1.0))
         # Each time the windows lose one more weight the kernels' share falls back, but the dead stay dead: without the
         # bound, kernels that went early would carry the layer past its target.
-        return ConvBudget(now.in_window, min(now.kernels, final.kernels))
+        return windows, min(now, final, key=lambda cut: cut.count)
 
-    def _counts(self, layer: Layer, goal: Goal) -> ConvBudget:
-        in_window = window_count(layer, self.share * goal.threshold, self.max_nonzero, goal.progress)
-        return ConvBudget(in_window, kernels_for_rest(layer, goal.threshold, in_window))
-
-
-def check_share(share: float) -> None:
-    """Raises BadOption unless `share` is a part of a whole."""
-    if not 0 <= share <= 1:
-        raise BadOption(f"share={share} is out of range; it is a part of the threshold, 0 to 1")
+    def _cuts(self, layer: Layer, goal: Goal) -> tuple[Cut, Cut]:
+        windows = window_cut(layer, self.share * goal.threshold, self.max_nonzero, goal.progress)
+        return windows, kernel_cut_for_rest(layer, goal.threshold, windows)

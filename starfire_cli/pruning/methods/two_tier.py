@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from starfire_cli.errors import BadOption
-from starfire_cli.pruning.budget import Goal, LinearBudget, pruned
+from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.methods import METHODS
-from starfire_cli.pruning.methods._linear_rules import LinearRules, tiles_of
-from starfire_cli.pruning.methods.block import check_tile
+from starfire_cli.pruning.methods._cuts import check_share, check_tile, tile_cut, weight_cut
+from starfire_cli.pruning.units import Budget
 
 
 @METHODS.register("two-tier", "linear")
 @dataclass(frozen=True, kw_only=True)
-class TwoTier(LinearRules):
+class TwoTier:
     """Tiles go for a share of the threshold, then single weights until the layer reaches it.
 
     Args:
@@ -28,9 +26,7 @@ class TwoTier(LinearRules):
 
     def __post_init__(self) -> None:
         check_tile(self.n)
-        if not 0 <= self.share <= 1:
-            raise BadOption(f"share={self.share} is out of range; it is a part of the threshold, 0 to 1")
+        check_share(self.share)
 
-    def budget(self, layer: Layer, goal: Goal) -> LinearBudget | None:
-        tiles = pruned(math.prod(tiles_of(layer, self.n)), self.share * goal.threshold)
-        return LinearBudget(tiles=tiles, weights=pruned(layer.weights, goal.threshold), tile=self.n)
+    def budget(self, layer: Layer, goal: Goal) -> Budget | None:
+        return tile_cut(layer, self.share * goal.threshold, self.n), weight_cut(layer, goal.threshold)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from starfire_cli.errors import BadOption
-from starfire_cli.pruning.budget import ConvBudget, Goal
+from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.methods import METHODS
-from starfire_cli.pruning.methods._conv_rules import ConvRules, kernel_count, window_count
+from starfire_cli.pruning.methods._cuts import check_max_nonzero, pointwise_budget, window_cut
+from starfire_cli.pruning.units import Budget
 
 
 @METHODS.register("window", "conv")
 @dataclass(frozen=True, kw_only=True)
-class Window(ConvRules):
+class Window:
     """The smallest weights of each window go; 1 x 1 convolutions follow the ck rule.
 
     Args:
@@ -25,13 +25,7 @@ class Window(ConvRules):
     def __post_init__(self) -> None:
         check_max_nonzero(self.max_nonzero)
 
-    def budget(self, layer: Layer, goal: Goal) -> ConvBudget | None:
-        if layer.kind == "pointwise":  # a depthwise one is all its channels have: ck would take every weight
-            return None if layer.depthwise else ConvBudget(0, kernel_count(layer, goal.threshold))
-        return ConvBudget(window_count(layer, goal.threshold, self.max_nonzero, goal.progress), 0)
-
-
-def check_max_nonzero(max_nonzero: int | None) -> None:
-    """Raises BadOption unless a 3 x 3 window can keep that many."""
-    if max_nonzero is not None and not 1 <= max_nonzero <= 9:
-        raise BadOption(f"max_nonzero={max_nonzero} is out of range; a 3x3 window keeps 1 to 9 weights")
+    def budget(self, layer: Layer, goal: Goal) -> Budget | None:
+        if layer.kind == "pointwise":
+            return pointwise_budget(layer, goal)
+        return (window_cut(layer, goal.threshold, self.max_nonzero, goal.progress),)
