@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from starfire_cli.errors import BadOption, StarfireError
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Budget, Pruner, layers_of_model
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Budget, Cut, Goal, Method, Pruner, layers_of_model
+from starfire_cli.pruning.budget import pruned
 from starfire_cli.pruning.era import Era
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job, agrees, choose
 from starfire_cli.pruning.kernels.torch import TorchKernels
@@ -127,6 +128,66 @@ def test_linear_layers_too(O, I, kind, dead, share, tile, transposed, dtype, see
     weight = values(kind, (I, O), seed).to(dtype).t() if transposed else values(kind, (O, I), seed).to(dtype)
     budget = linear_cuts(tiles=0 if tile == 1 else O * I // 9, weights=round(share * O * I), tile=tile)
     check(job_of(weight, budget, dead=dead, seed=seed))
+
+
+@pytest.mark.parametrize("kind", ["normal", "few", "equal"])
+def test_depthwise_kernels_that_compete_across_groups(kind: str) -> None:
+    for weight in (values(kind, (70, 1, 3, 3), 0), values(kind, (70, 1, 1, 1), 0)):
+        for count in (1, 7, 40, 70):
+            check(job_of(weight, (Cut("RS", "", count),), groups=70, dead=0.1))
+            check(job_of(weight, (Cut("", "KC", 1), Cut("RS", "", count)), groups=70))
+
+
+PATTERNS = [
+    ((8, 3, 3, 3), 2, conv_cuts(3, 2), True),
+    ((8, 3, 3, 3), 2, (Cut("", "KC", 3),), True),
+    ((8, 3, 1, 1), 1, (Cut("RS", "C", 3),), True),
+    ((8, 1, 3, 3), 8, (Cut("RS", "", 3),), True),
+    ((8, 3, 3, 3), 1, (Cut("RS", "", 3),), False),  # kernels of the layer
+    ((8, 3, 3, 3), 1, conv_cuts(3, 2)[::-1], False),  # kernels before windows
+    ((8, 3, 3, 3), 1, (Cut("RS", "C", 3), Cut("RS", "C", 4)), False),
+    ((8, 3, 3, 3), 1, (Cut("RS", "C", 3, reduce="sum"),), False),
+    ((8, 3, 3, 3), 1, (Cut("RS", "C", 3, keep="K"),), False),
+    ((8, 3, 3, 3), 1, (Cut("CRS", "", 3),), False),
+    ((8, 3, 3, 3), 1, (Cut("", "", 3, keep="K"),), False),
+    ((8, 3, 3, 3), 1, (), False),
+    ((8, 30), 1, linear_cuts(3, 40, 4), True),
+    ((8, 30), 1, linear_cuts(3, 0, 4), True),
+    ((8, 30), 1, linear_cuts(0, 40, 1), True),
+    ((8, 30), 1, (Cut("", "", 40),), False),  # nothing is kept
+    ((8, 30), 1, (Cut("", "", 4, keep="K", tile=2),), False),  # tiles by their largest weight
+    ((8, 30), 1, (Cut("RS", "C", 3),), False),  # weights of an input
+]
+
+
+@pytest.mark.parametrize(("shape", "groups", "cuts", "known"), PATTERNS)
+def test_the_patterns_that_fast_kernels_take(shape: tuple[int, ...], groups: int, cuts: Budget, known: bool) -> None:
+    layer = job_of(torch.zeros(shape), cuts, groups=groups).layer
+    assert {name: KERNELS.build(name).takes(layer, cuts) for name in ("torch", "numba", "triton")} == {
+        "torch": True,
+        "numba": known,
+        "triton": known,
+    }
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Of all rows of windows those of the smallest mean go, and of linear layers single weights."""
+
+    def budget(self, layer: Layer, goal: Goal) -> Budget | None:
+        if layer.kind == "linear":
+            return (Cut("", "", pruned(layer.weights, goal.threshold), keep="K"),)
+        cut = Cut("S", "", 0, reduce="mean")
+        count = pruned(cut.competitors(layer.shape, layer.groups), goal.threshold)
+        return (replace(cut, count=count),)
+
+
+def test_what_fast_kernels_do_not_take_is_pruned_by_torch_beside_them() -> None:
+    (one, a), (two, b) = (trained(name, Rows(), Rows()) for name in ("torch", "numba"))
+    assert (one.kernels, two.kernels) == ("torch", "numba")
+    assert one.digest() == two.digest() and one.zeros == two.zeros
+    assert one.zeros == {"0.weight": 153, "2.weight": 90, "4.weight": 4032}  # of 72 rows of 3, 128 weights, 5760
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -253,15 +314,15 @@ def test_gradients_of_the_dead_are_silent(name: str, dtype: torch.dtype) -> None
         assert same_bits(g, torch.where(mask, old, 0))
 
 
-def trained(kernels: str, conv: str, fc: str) -> tuple[Pruner, nn.Module]:
+def trained(kernels: str, conv: Method, fc: Method) -> tuple[Pruner, nn.Module]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 1), nn.Flatten(), nn.Linear(16 * 36, 10))
     model.to(memory_format=torch.channels_last)
     pruner = Pruner(
         model,
         layers_of_model(model)[0],
-        conv=CONV_METHODS.build(conv),
-        linear=LINEAR_METHODS.build(fc),
+        conv=conv,
+        linear=fc,
         target=0.7,
         era=Era(first_step=2, last_step=20),
         kernels=kernels,
@@ -281,7 +342,8 @@ def trained(kernels: str, conv: str, fc: str) -> tuple[Pruner, nn.Module]:
 @pytest.mark.parametrize("fc", ["fine", "two-tier:n=2"])
 @pytest.mark.parametrize("conv", ["window", "ck", "intra", "inter"])
 def test_training_is_the_same_to_the_bit(conv: str, fc: str) -> None:
-    (one, a), (two, b) = (trained(name, conv, fc) for name in ("torch", "numba"))
+    methods = CONV_METHODS.build(conv), LINEAR_METHODS.build(fc)
+    (one, a), (two, b) = (trained(name, *methods) for name in ("torch", "numba"))
     assert (one.kernels, two.kernels) == ("torch", "numba")
     assert one.digest() == two.digest() and one.zeros == two.zeros and any(one.zeros.values())
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))

@@ -35,7 +35,7 @@ from starfire_cli.pruning.kernels import triton as ours
 from starfire_cli.pruning.kernels._triton_table import BLOCK, FEW, LISTED, NEURON, NINE, ROWS, WIDE, Tally, tiles_of
 from starfire_cli.pruning.kernels.torch import TorchKernels
 from starfire_cli.pruning.kernels.triton import TritonKernels
-from starfire_cli.pruning.units import Budget
+from starfire_cli.pruning.units import Budget, Cut
 from tests.cuts import conv_cuts, linear_cuts
 from tests.methods_strategies import conv_cases, conv_layer, linear_cases, linear_layer, thresholds, variants
 
@@ -160,7 +160,11 @@ def jobs(draw: st.DrawFn) -> Job:
     case = draw(linear_cases() if linear else conv_cases())
     shape = case.layer.shape
     if draw(st.booleans()):
-        spec = draw(st.sampled_from(["fine", "block:n=3", "two-tier:n=2"] if linear else ["window", "ck", "intra"]))
+        spec = draw(
+            st.sampled_from(
+                ["fine", "block:n=3", "two-tier:n=2"] if linear else ["window", "ck", "ck:depthwise=true", "intra"]
+            )
+        )
         method = (LINEAR_METHODS if linear else CONV_METHODS).build(spec)
         budget = method.budget(case.layer, Goal(target=draw(thresholds)))
     else:
@@ -222,6 +226,7 @@ ODD = {
     "more dead than due": job((40, 3, 3, 3), conv_cuts(2, 2), dead=0.8),
     "nothing due": job((6, 3, 3, 3), conv_cuts(0, 0)),
     "depthwise as one": job((70, 1, 3, 3), conv_cuts(4, 21)),
+    "across groups": job((70, 1, 3, 3), (Cut("", "KC", 4), Cut("RS", "", 21)), groups=70),
     "subnormal": job((8, 4, 3, 3), conv_cuts(4, 3), torch.arange(-144, 144).view(8, 4, 3, 3) * 2.0**-149),
     "subnormal bfloat16": job(
         (8, 4, 3, 3), conv_cuts(4, 3), (torch.arange(-144, 144).view(8, 4, 3, 3) % 64 * 2.0**-133).bfloat16()

@@ -162,7 +162,9 @@ class Table:
         """
         due: list[int] = []
         inside = channels = weights = 0
-        counts = [None if budget is None else read_counts(budget) for budget in budgets]
+        distinct = {id(budget): budget for budget in budgets if budget is not None}  # layers of one shape share theirs
+        read = {key: read_counts(budget) for key, budget in distinct.items()}
+        counts = [read.get(id(budget)) for budget in budgets]
         for number, count in enumerate(counts):  # as many times a step as there are layers: so one loop does it all
             if count is None:
                 due += _PASSED_OVER

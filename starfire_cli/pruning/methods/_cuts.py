@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.budget import Goal, pruned
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.units import Budget, Cut
 
 
+@lru_cache(maxsize=1 << 12)  # asked for every shape at every step of an era, and equal cuts compare faster if the same
+def windows(count: int) -> Cut:
+    """So many weights of every window."""
+    return Cut("", "KC", count)
+
+
+@lru_cache(maxsize=1 << 12)
+def kernels(count: int) -> Cut:
+    """So many whole kernels of every input channel."""
+    return Cut("RS", "C", count)
+
+
 def window_cut(layer: Layer, threshold: float, max_nonzero: int | None, progress: float) -> Cut:
     """Weights of every window (Algorithm 3); the cap holds in 3 x 3 windows only."""
     cap = max_nonzero if layer.shape[2:] == (3, 3) else None
-    return Cut("", "KC", pruned(layer.window, threshold, cap, progress))
+    return windows(pruned(layer.window, threshold, cap, progress))
 
 
 def kernel_cut(layer: Layer, threshold: float) -> Cut:
     """Whole kernels of every input channel (Algorithm 1); in a group, its K / groups kernels compete."""
-    return Cut("RS", "C", pruned(layer.shape[0] // layer.groups, threshold))
+    return kernels(pruned(layer.shape[0] // layer.groups, threshold))
 
 
-def kernel_cut_for_rest(layer: Layer, threshold: float, windows: Cut) -> Cut:
-    """Kernels of every input channel so that the layer reaches `threshold` after `windows` were cut everywhere.
+def kernel_cut_for_rest(layer: Layer, threshold: float, before: Cut) -> Cut:
+    """Kernels of every input channel so that the layer reaches `threshold` after `before` of its windows.
 
     The share is q = (t - s) / (1 - s), where s of each window is gone (docs/method.md on Algorithm 4).
     """
-    reached = windows.count / layer.window
+    reached = before.count / layer.window
     return kernel_cut(layer, (threshold - reached) / (1 - reached) if threshold > reached else 0.0)
 
 

@@ -12,6 +12,7 @@ from starfire_cli.errors import BadOption
 from starfire_cli.pruning.budget import Goal, pruned
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.methods import METHODS
+from starfire_cli.pruning.methods._cuts import kernels, windows
 from starfire_cli.pruning.methods.intra import Intra
 from starfire_cli.pruning.units import Budget
 
@@ -48,8 +49,8 @@ class Inter:
         final = self._intra().budget(layer, replace(goal, progress=1.0))
         assert final is not None
         early, late = min(1.0, goal.progress / self.split), max(0.0, (goal.progress - self.split) / (1 - self.split))
-        phases = (late, early) if self.order == "ck-window" else (early, late)  # of the windows and of the kernels
-        return tuple(replace(cut, count=pruned(cut.count, due)) for cut, due in zip(final, phases, strict=True))
+        of_windows, of_kernels = (late, early) if self.order == "ck-window" else (early, late)
+        return windows(pruned(final[0].count, of_windows)), kernels(pruned(final[1].count, of_kernels))
 
     def _intra(self) -> Intra:
         return Intra(share=self.share, max_nonzero=self.max_nonzero)

@@ -43,11 +43,11 @@ class Intra:
             return pointwise_budget(layer, goal)
         if layer.depthwise:  # no whole depthwise kernel goes, so the windows take all of it
             return (window_cut(layer, goal.threshold, self.max_nonzero, goal.progress),)
-        (windows, now), (_, final) = self._cuts(layer, goal), self._cuts(layer, replace(goal, progress=1.0))
+        (in_window, now), (_, final) = self._cuts(layer, goal), self._cuts(layer, replace(goal, progress=1.0))
         # Each time the windows lose one more weight the kernels' share falls back, but the dead stay dead: without the
         # bound, kernels that went early would carry the layer past its target.
-        return windows, min(now, final, key=lambda cut: cut.count)
+        return in_window, min(now, final, key=lambda cut: cut.count)
 
     def _cuts(self, layer: Layer, goal: Goal) -> tuple[Cut, Cut]:
-        windows = window_cut(layer, self.share * goal.threshold, self.max_nonzero, goal.progress)
-        return windows, kernel_cut_for_rest(layer, goal.threshold, windows)
+        cut = window_cut(layer, self.share * goal.threshold, self.max_nonzero, goal.progress)
+        return cut, kernel_cut_for_rest(layer, goal.threshold, cut)
