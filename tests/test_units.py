@@ -141,3 +141,11 @@ def test_any_tensor_may_give_the_scores() -> None:
     weight, gradient = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[9.0, 1.0, -5.0]])
     alive = torch.ones(1, 3, dtype=torch.bool)
     assert apply_cuts(weight * gradient, alive, (Cut("", "", 1),)).tolist() == [[True, False, True]]
+
+
+def test_units_whose_weights_differ_compare_as_they_should() -> None:
+    """In float32 both outputs add up to 1, and the tie would cost the first."""
+    weight = torch.tensor([[1.0, 2.0**-25], [1.0, 0.0]])
+    alive = torch.ones(2, 2, dtype=torch.bool)
+    left = apply_cuts(weight, alive, (Cut("C", "", 1, reduce="sum"),))
+    assert left.tolist() == [[True, True], [False, False]]
