@@ -26,10 +26,8 @@ from _common import Results, _wait
 from torch import Tensor
 
 from starfire_cli.models import build_model
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Layer, Pruner, layers_of_model
-from starfire_cli.pruning.budget import ConvBudget
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Layer, Method, Pruner, layers_of_model
 from starfire_cli.pruning.era import Era
-from starfire_cli.pruning.families import ConvMethod, LinearMethod
 from starfire_cli.pruning.kernels import KERNELS, Job, Kernels, Standing
 
 ERA = 1000  # steps; two thirds of an epoch of Tiny-ImageNet at batch 64, where the paper's era has ten epochs
@@ -63,14 +61,13 @@ class Weights:
         alive = [torch.ones_like(w, dtype=torch.bool) for w in weights]
         return cls(layers, weights, alive, [torch.randn_like(w) for w in weights])
 
-    def standing(self, kernels: Kernels, rule: ConvMethod | LinearMethod) -> Standing:
+    def standing(self, kernels: Kernels, rule: Method) -> Standing:
         """All layers made ready, as the pruner does it."""
         jobs = []
         for layer, weight, alive, momentum in zip(self.layers, self.weights, self.alive, self.momenta, strict=True):
             budget = rule.budget(layer, Goal(target=0.6, progress=0.5))
             assert budget is not None
-            seen = rule.seen(layer)  # type: ignore[union-attr]
-            jobs.append(Job(layer=seen, weight=weight, alive=alive, budget=budget, others=(momentum,)))
+            jobs.append(Job(layer=layer, weight=weight, alive=alive, budget=budget, others=(momentum,)))
         return kernels.standing(jobs)
 
 
@@ -122,8 +119,8 @@ def others(
         goal = Goal(target=0.6, progress=0.75 + number / 120)
         for layer, weight, gate in zip(held.layers, held.weights, floats, strict=True):
             budget = rule.budget(layer, goal)
-            assert isinstance(budget, ConvBudget)
-            gate.copy_(mask(weight, budget.in_window or budget.kernels))
+            assert budget is not None
+            gate.copy_(mask(weight, budget[0].count))
             weight.mul_(gate)
 
     run(0)

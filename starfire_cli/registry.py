@@ -1,16 +1,19 @@
 """How a name on the command line becomes an object: `window:max_nonzero=2` to a frozen dataclass and back.
 
 A family is a folder with one file a member: `names()` reads the folder and imports nothing, so that `--help` stays
-fast; `build()` imports the one file it needs. A member's options are its dataclass fields.
+fast; `build()` imports the one file it needs. A member's options are its dataclass fields. A member may be registered
+for uses, as in `@METHODS.register("dense", "conv", "linear")`; `taking("linear")` is the family of those.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import pkgutil
 import types
 import typing
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, TypeVar, Union
@@ -34,15 +37,29 @@ class Family(Generic[T]):
         self.noun = noun
         self.package = package
         self._members: dict[str, type[T]] = {}
+        self._use: str | None = None
+
+    def taking(self, use: str, noun: str | None = None) -> Family[T]:
+        """The members that are registered for `use`, as a family; `noun` is what one is called in messages."""
+        part: Family[T] = Family(noun or self.noun, self.package)
+        part._members, part._use = self._members, use
+        return part
 
     def names(self) -> list[str]:
         """The members' names, sorted; read from the folder, nothing is imported."""
         folder = Path(__file__).parent.joinpath(*self.package.split(".")[1:])
-        stems = (m.name for m in pkgutil.iter_modules([str(folder)]))
-        return sorted(s.replace("_", "-") for s in stems if not s.startswith("_"))
+        stems = [m.name for m in pkgutil.iter_modules([str(folder)]) if not m.name.startswith("_")]
+        if self._use is not None:
+            stems = [stem for stem in stems if self._use in _uses(folder / f"{stem}.py")]
+        return sorted(stem.replace("_", "-") for stem in stems)
 
-    def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator: `@FAMILY.register("window")` above a frozen dataclass."""
+    def register(self, name: str, *uses: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator: `@FAMILY.register("window", "conv")` above a frozen dataclass.
+
+        Args:
+            name: the member's.
+            uses: what it can be used for, as literals: `taking` reads them from the file.
+        """
 
         def add(cls: type[T]) -> type[T]:
             assert dataclasses.is_dataclass(cls), f"{cls} must be a frozen dataclass"
@@ -86,6 +103,15 @@ class Family(Generic[T]):
             if f.init and getattr(member, f.name) != f.default
         ]
         return f"{name}:{','.join(options)}" if options else name
+
+
+@cache
+def _uses(path: Path) -> frozenset[str]:
+    """What a member's file registers it for, read from its source."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "register":
+            return frozenset(str(a.value) for a in node.args[1:] if isinstance(a, ast.Constant))
+    return frozenset()
 
 
 def parse_value(text: str, kind: Any, what: str) -> Any:

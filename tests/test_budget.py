@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starfire_cli.pruning.budget import Goal, prune_smallest, pruned
+from starfire_cli.pruning.budget import Goal, pruned
+from starfire_cli.pruning.smallest import prune_smallest
 from tests.paper_loops import first_to_go
 
 sizes = st.one_of(st.integers(1, 2000), st.integers(1, 3_000_000).map(lambda n: 100 * n))  # n * t is often whole

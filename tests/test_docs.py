@@ -38,7 +38,7 @@ def with_the_worked_method(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("starfire_cli", "tests"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
-    copy.joinpath("starfire_cli", "pruning", "conv", "filter.py").write_text(code, encoding="utf-8")
+    copy.joinpath("starfire_cli", "pruning", "methods", "filter.py").write_text(code, encoding="utf-8")
     return copy
 
 
@@ -52,14 +52,14 @@ def test_the_worked_method_is_one_file(with_the_worked_method: Path) -> None:
     assert "filter" in run(with_the_worked_method, "-c", "import starfire_cli.cli as c; c.main(['train', '--help'])")
     code = (
         "import torch\n"
-        "from starfire_cli.pruning import CONV_METHODS, Goal, Layer\n"
-        "method = CONV_METHODS.build('filter:p=2')\n"
+        "from starfire_cli.pruning import CONV_METHODS, Goal, Layer, apply_cuts\n"
+        "method = CONV_METHODS.build('filter:euclidean=true')\n"
         "weight = torch.tensor([3.0, 1.0, 4.0, 2.0]).reshape(4, 1, 1, 1).expand(4, 2, 3, 3)\n"
         "layer = Layer(name='x', key='x', kind='window', shape=(4, 2, 3, 3))\n"
-        "mask = method.mask(layer, weight, weight != 0, method.budget(layer, Goal(target=0.5)))\n"
+        "mask = apply_cuts(weight, weight != 0, method.budget(layer, Goal(target=0.5)))\n"
         "print(CONV_METHODS.spec(method), mask.flatten(1).all(1).int().tolist(), int(mask.sum()))\n"
     )
-    assert run(with_the_worked_method, "-c", code) == "filter:p=2 [1, 0, 1, 0] 36\n"
+    assert run(with_the_worked_method, "-c", code) == "filter:euclidean=true [1, 0, 1, 0] 36\n"
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def name_of(module: Path) -> str:
 
 
 def part_of(name: str) -> str:
-    """`starfire_cli.pruning.conv.ck` is part of `pruning`; the package's own `__init__` of nothing."""
+    """`starfire_cli.pruning.methods.ck` is part of `pruning`; the package's own `__init__` of nothing."""
     return name.split(".")[1] if "." in name else ""
 
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from starfire_cli.errors import BadOption, StarfireError
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
-from starfire_cli.pruning.budget import ConvBudget, LinearBudget
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Budget, Cut, Goal, Method, Pruner, layers_of_model
+from starfire_cli.pruning.budget import pruned
 from starfire_cli.pruning.era import Era
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job, agrees, choose
 from starfire_cli.pruning.kernels.torch import TorchKernels
 from starfire_cli.pruning.layers import Layer
+from tests.cuts import conv_cuts, linear_cuts
 
 CPU = torch.device("cpu")
 pytest.importorskip("numba")
@@ -28,7 +29,7 @@ pytest.importorskip("numba")
 
 def job_of(
     weight: Tensor,
-    budget: ConvBudget | LinearBudget,
+    budget: Budget,
     *,
     groups: int = 1,
     dead: float = 0.0,
@@ -107,7 +108,7 @@ def test_numba_does_what_torch_does(K, C, window, groups, kind, dead, share, lay
         weight = weight.to(memory_format=torch.channels_last)
     elif layout == "transposed":
         weight = weight.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2)
-    budget = ConvBudget(round(share[0] * window[0] * window[1]), round(share[1] * K))
+    budget = conv_cuts(round(share[0] * window[0] * window[1]), round(share[1] * K))
     check(job_of(weight, budget, groups=groups, dead=dead, others=others, seed=seed))
 
 
@@ -125,8 +126,68 @@ def test_numba_does_what_torch_does(K, C, window, groups, kind, dead, share, lay
 @settings(max_examples=150)
 def test_linear_layers_too(O, I, kind, dead, share, tile, transposed, dtype, seed) -> None:  # type: ignore[no-untyped-def]
     weight = values(kind, (I, O), seed).to(dtype).t() if transposed else values(kind, (O, I), seed).to(dtype)
-    budget = LinearBudget(tiles=0 if tile == 1 else O * I // 9, weights=round(share * O * I), tile=tile)
+    budget = linear_cuts(tiles=0 if tile == 1 else O * I // 9, weights=round(share * O * I), tile=tile)
     check(job_of(weight, budget, dead=dead, seed=seed))
+
+
+@pytest.mark.parametrize("kind", ["normal", "few", "equal"])
+def test_depthwise_kernels_that_compete_across_groups(kind: str) -> None:
+    for weight in (values(kind, (70, 1, 3, 3), 0), values(kind, (70, 1, 1, 1), 0)):
+        for count in (1, 7, 40, 70):
+            check(job_of(weight, (Cut("RS", "", count),), groups=70, dead=0.1))
+            check(job_of(weight, (Cut("", "KC", 1), Cut("RS", "", count)), groups=70))
+
+
+PATTERNS = [
+    ((8, 3, 3, 3), 2, conv_cuts(3, 2), True),
+    ((8, 3, 3, 3), 2, (Cut("", "KC", 3),), True),
+    ((8, 3, 1, 1), 1, (Cut("RS", "C", 3),), True),
+    ((8, 1, 3, 3), 8, (Cut("RS", "", 3),), True),
+    ((8, 3, 3, 3), 1, (Cut("RS", "", 3),), False),  # kernels of the layer
+    ((8, 3, 3, 3), 1, conv_cuts(3, 2)[::-1], False),  # kernels before windows
+    ((8, 3, 3, 3), 1, (Cut("RS", "C", 3), Cut("RS", "C", 4)), False),
+    ((8, 3, 3, 3), 1, (Cut("RS", "C", 3, reduce="sum"),), False),
+    ((8, 3, 3, 3), 1, (Cut("RS", "C", 3, keep="K"),), False),
+    ((8, 3, 3, 3), 1, (Cut("CRS", "", 3),), False),
+    ((8, 3, 3, 3), 1, (Cut("", "", 3, keep="K"),), False),
+    ((8, 3, 3, 3), 1, (), False),
+    ((8, 30), 1, linear_cuts(3, 40, 4), True),
+    ((8, 30), 1, linear_cuts(3, 0, 4), True),
+    ((8, 30), 1, linear_cuts(0, 40, 1), True),
+    ((8, 30), 1, (Cut("", "", 40),), False),  # nothing is kept
+    ((8, 30), 1, (Cut("", "", 4, keep="K", tile=2),), False),  # tiles by their largest weight
+    ((8, 30), 1, (Cut("RS", "C", 3),), False),  # weights of an input
+]
+
+
+@pytest.mark.parametrize(("shape", "groups", "cuts", "known"), PATTERNS)
+def test_the_patterns_that_fast_kernels_take(shape: tuple[int, ...], groups: int, cuts: Budget, known: bool) -> None:
+    layer = job_of(torch.zeros(shape), cuts, groups=groups).layer
+    assert {name: KERNELS.build(name).takes(layer, cuts) for name in ("torch", "numba", "triton")} == {
+        "torch": True,
+        "numba": known,
+        "triton": known,
+    }
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Of all rows of windows those of the smallest mean go, and of linear layers single weights."""
+
+    def budget(self, layer: Layer, goal: Goal) -> Budget | None:
+        if layer.kind == "linear":
+            return (Cut("", "", pruned(layer.weights, goal.threshold), keep="K"),)
+        cut = Cut("S", "", 0, reduce="mean")
+        count = pruned(cut.competitors(layer.shape, layer.groups), goal.threshold)
+        return (replace(cut, count=count),)
+
+
+def test_what_fast_kernels_do_not_take_is_pruned_by_torch_beside_them() -> None:
+    (one, a), (two, b) = (trained(name, Rows(), Rows()) for name in ("torch", "numba"))
+    assert (one.kernels, two.kernels) == ("torch", "numba")
+    assert one.digest() == two.digest() and one.zeros == two.zeros
+    assert one.zeros == {"0.weight": 153, "2.weight": 90, "4.weight": 4032}  # of 72 rows of 3, 128 weights, 5760
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -134,11 +195,11 @@ def test_linear_layers_too(O, I, kind, dead, share, tile, transposed, dtype, see
 def test_rows_longer_than_a_block(K: int, C: int, layout: torch.memory_format) -> None:
     weight = values("normal", (K, C, 3, 3), 1).to(memory_format=layout)
     for count in (1, 3, K // 2, K - 1):
-        check(job_of(weight, ConvBudget(4, count), dead=0.2))
-        check(job_of(weight, ConvBudget(0, count), others=0))
+        check(job_of(weight, conv_cuts(4, count), dead=0.2))
+        check(job_of(weight, conv_cuts(0, count), others=0))
 
 
-def worn(job: Job, budget: ConvBudget | LinearBudget) -> Job:
+def worn(job: Job, budget: Budget) -> Job:
     """The layer as an earlier `budget` left it."""
     before = copy_of(job)
     KERNELS.build("torch").prune([replace(before, budget=budget)])
@@ -166,8 +227,8 @@ def test_a_layer_that_loses_more(rows, C, window, groups, kind, dead, before, mo
     weight = values(kind, (rows * groups, C, *window), seed).to(memory_format=layout)
     size = window[0] * window[1]
     earlier, later = (min(i, size) for i in (min(in_window), max(in_window)))
-    job = job_of(weight, ConvBudget(later, min(before + more, rows)), groups=groups, dead=dead, seed=seed)
-    check(worn(job, ConvBudget(earlier, min(before, rows))))
+    job = job_of(weight, conv_cuts(later, min(before + more, rows)), groups=groups, dead=dead, seed=seed)
+    check(worn(job, conv_cuts(earlier, min(before, rows))))
 
 
 @given(
@@ -183,17 +244,17 @@ def test_a_layer_that_loses_more(rows, C, window, groups, kind, dead, before, mo
 @settings(max_examples=200)
 def test_a_linear_layer_that_loses_more(O, I, kind, dead, before, more, others, seed) -> None:  # type: ignore[no-untyped-def]
     earlier = round(before * O * I)
-    budget = LinearBudget(tiles=0, weights=min(earlier + more, O * I), tile=1)
+    budget = linear_cuts(tiles=0, weights=min(earlier + more, O * I), tile=1)
     job = job_of(values(kind, (O, I), seed), budget, dead=dead, others=others, seed=seed)
-    check(worn(job, LinearBudget(tiles=0, weights=earlier, tile=1)))
+    check(worn(job, linear_cuts(tiles=0, weights=earlier, tile=1)))
 
 
 @pytest.mark.parametrize("C", [511, 513, 1030])  # parts of 511 -> 512, 257 -> 264, 344 channels
 @pytest.mark.parametrize("kind", ["normal", "few", "equal"])
 def test_channels_that_miss_different_numbers(kind: str, C: int) -> None:
     for count in (30, 33, 60):
-        check(job_of(values(kind, (100, C, 1, 1), 0), ConvBudget(0, count), dead=0.3))
-        check(job_of(values(kind, (20, C, 3, 3), 0).to(memory_format=torch.channels_last), ConvBudget(4, 9), dead=0.3))
+        check(job_of(values(kind, (100, C, 1, 1), 0), conv_cuts(0, count), dead=0.3))
+        check(job_of(values(kind, (20, C, 3, 3), 0).to(memory_format=torch.channels_last), conv_cuts(4, 9), dead=0.3))
 
 
 def test_several_layers_in_several_threads() -> None:
@@ -201,10 +262,10 @@ def test_several_layers_in_several_threads() -> None:
     try:
         torch.set_num_threads(3)
         jobs = [
-            job_of(values("few", (8 + i, 5, 3, 3), i), ConvBudget(i % 9, i % 5), dead=0.1, seed=i) for i in range(40)
+            job_of(values("few", (8 + i, 5, 3, 3), i), conv_cuts(i % 9, i % 5), dead=0.1, seed=i) for i in range(40)
         ]
-        jobs.append(job_of(values("few", (30, 20), 0), LinearBudget(tiles=0, weights=300, tile=1)))
-        jobs.append(job_of(values("few", (300, 1000), 0), LinearBudget(tiles=0, weights=90_000, tile=1)))
+        jobs.append(job_of(values("few", (30, 20), 0), linear_cuts(tiles=0, weights=300, tile=1)))
+        jobs.append(job_of(values("few", (300, 1000), 0), linear_cuts(tiles=0, weights=90_000, tile=1)))
         check(*jobs)
         with ThreadPoolExecutor(4) as pool:  # and from several threads at once
             for done in [pool.submit(check, *jobs) for _ in range(20)]:
@@ -218,8 +279,8 @@ def test_several_layers_in_several_threads() -> None:
 def test_what_cannot_be_compared_is_left_alone(name: str, bad: float) -> None:
     weight = values("normal", (8, 4, 3, 3), 0)
     weight[7, 3, 2, 2] = bad
-    job = job_of(weight, ConvBudget(3, 2), dead=0.0)
-    fine = job_of(values("normal", (8, 4, 3, 3), 0), ConvBudget(3, 2))
+    job = job_of(weight, conv_cuts(3, 2), dead=0.0)
+    fine = job_of(values("normal", (8, 4, 3, 3), 0), conv_cuts(3, 2))
     mine = [copy_of(job), copy_of(fine)]
     assert KERNELS.build(name).prune(mine).tolist() == [NAN, 4 * (2 * 9 + 6 * 3)]
     assert all(same_bits(x, y) for x, y in zip(tensors(mine[0]), tensors(job), strict=True))
@@ -231,7 +292,7 @@ def test_a_nan_at_the_very_end_is_seen_before_anything_is_written(shape: tuple[i
     weight[(-1,) * len(shape)] = torch.nan
     if len(shape) == 4:
         weight = weight.to(memory_format=torch.channels_last)
-    job = job_of(weight, ConvBudget(3, 2) if len(shape) == 4 else LinearBudget(tiles=0, weights=90, tile=1))
+    job = job_of(weight, conv_cuts(3, 2) if len(shape) == 4 else linear_cuts(tiles=0, weights=90, tile=1))
     mine = copy_of(job)
     assert KERNELS.build("numba").prune([mine]).tolist() == [NAN]
     assert all(same_bits(x, y) for x, y in zip(tensors(mine), tensors(job), strict=True))
@@ -253,15 +314,15 @@ def test_gradients_of_the_dead_are_silent(name: str, dtype: torch.dtype) -> None
         assert same_bits(g, torch.where(mask, old, 0))
 
 
-def trained(kernels: str, conv: str, fc: str) -> tuple[Pruner, nn.Module]:
+def trained(kernels: str, conv: Method, fc: Method) -> tuple[Pruner, nn.Module]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 1), nn.Flatten(), nn.Linear(16 * 36, 10))
     model.to(memory_format=torch.channels_last)
     pruner = Pruner(
         model,
         layers_of_model(model)[0],
-        conv=CONV_METHODS.build(conv),
-        linear=LINEAR_METHODS.build(fc),
+        conv=conv,
+        linear=fc,
         target=0.7,
         era=Era(first_step=2, last_step=20),
         kernels=kernels,
@@ -281,7 +342,8 @@ def trained(kernels: str, conv: str, fc: str) -> tuple[Pruner, nn.Module]:
 @pytest.mark.parametrize("fc", ["fine", "two-tier:n=2"])
 @pytest.mark.parametrize("conv", ["window", "ck", "intra", "inter"])
 def test_training_is_the_same_to_the_bit(conv: str, fc: str) -> None:
-    (one, a), (two, b) = (trained(name, conv, fc) for name in ("torch", "numba"))
+    methods = CONV_METHODS.build(conv), LINEAR_METHODS.build(fc)
+    (one, a), (two, b) = (trained(name, *methods) for name in ("torch", "numba"))
     assert (one.kernels, two.kernels) == ("torch", "numba")
     assert one.digest() == two.digest() and one.zeros == two.zeros and any(one.zeros.values())
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
@@ -323,13 +385,13 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SAME = """
 import torch
-from tests.test_kernels import ConvBudget, LinearBudget, check, job_of, values
+from tests.test_kernels import conv_cuts, linear_cuts, check, job_of, values
 for layout in (torch.contiguous_format, torch.channels_last):
     for kind in ("normal", "few"):
-        check(job_of(values(kind, (40, 70, 3, 3), 0).to(memory_format=layout), ConvBudget(4, 20), dead=0.2))
-        check(job_of(values(kind, (40, 70, 1, 1), 0), ConvBudget(0, 3), groups=2))
-        check(job_of(values(kind, (300, 70, 1, 1), 0), ConvBudget(0, 4)))
-        check(job_of(values(kind, (40, 70), 0), LinearBudget(0, 100, 1)))
+        check(job_of(values(kind, (40, 70, 3, 3), 0).to(memory_format=layout), conv_cuts(4, 20), dead=0.2))
+        check(job_of(values(kind, (40, 70, 1, 1), 0), conv_cuts(0, 3), groups=2))
+        check(job_of(values(kind, (300, 70, 1, 1), 0), conv_cuts(0, 4)))
+        check(job_of(values(kind, (40, 70), 0), linear_cuts(0, 100, 1)))
 from starfire_cli.pruning.kernels import _loops
 code = "".join(_loops.window.inspect_asm().values())
 print("zmm" in code, "ymm" in code)

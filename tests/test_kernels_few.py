@@ -20,11 +20,13 @@ from torch import Tensor
 
 from starfire_cli.pruning import _threads
 from starfire_cli.pruning._threads import in_threads
-from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job
 from starfire_cli.pruning.kernels._few import prune_few
+from starfire_cli.pruning.kernels._patterns import LinearCounts, read_counts
 from starfire_cli.pruning.kernels._select import magnitudes, smallest, unsigned
 from starfire_cli.pruning.layers import Kind, Layer
+from starfire_cli.pruning.units import Budget
+from tests.cuts import conv_cuts, linear_cuts
 from tests.paper_loops import decided_ck, decided_fine, decided_window, first_to_go
 
 KINDS = ("normal", "few", "equal", "subnormal", "zeros", "huge")
@@ -51,7 +53,7 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
 
 def job_of(
     shape: tuple[int, ...],
-    budget: ConvBudget | LinearBudget,
+    budget: Budget,
     *,
     kind: str = "normal",
     layout: str = "contiguous",
@@ -83,11 +85,13 @@ def bits(x: Tensor) -> Tensor:
 
 def expected(job: Job) -> Tensor:
     """What is left, by literal loops."""
-    if isinstance(job.budget, LinearBudget):
-        return torch.tensor(decided_fine(job.weight.tolist(), job.alive.tolist(), job.budget.weights))
+    counts = read_counts(job.budget)
+    assert counts is not None
+    if isinstance(counts, LinearCounts):
+        return torch.tensor(decided_fine(job.weight.tolist(), job.alive.tolist(), counts.weights))
     theta, alive = job.weight.flatten(2).tolist(), job.alive.flatten(2).tolist()
-    left = decided_window(theta, alive, job.budget.in_window) if job.budget.in_window else alive
-    left = decided_ck(theta, left, job.budget.kernels, job.layer.groups) if job.budget.kernels else left
+    left = decided_window(theta, alive, counts.in_window) if counts.in_window else alive
+    left = decided_ck(theta, left, counts.kernels, job.layer.groups) if counts.kernels else left
     return torch.tensor(left).reshape(job.layer.shape)
 
 
@@ -107,12 +111,8 @@ def check(job: Job, *, shortcut: bool | None = None) -> None:
 
 def worn(job: Job, fewer: int) -> Job:
     """The layer as it stood `fewer` units earlier, so that all but some columns are short of the same number."""
-    b, before = job.budget, copy_of(job)
-    earlier = (
-        LinearBudget(0, max(0, b.weights - fewer), 1)
-        if isinstance(b, LinearBudget)
-        else ConvBudget(max(0, b.in_window - fewer), max(0, b.kernels - fewer))
-    )
+    before = copy_of(job)
+    earlier = tuple(replace(cut, count=max(0, cut.count - fewer)) for cut in job.budget)
     KERNELS.build("torch").prune([replace(before, budget=earlier)])
     return before
 
@@ -131,7 +131,7 @@ def worn(job: Job, fewer: int) -> Job:
     seed=st.integers(0, 9),
 )
 def test_convolutions(K, C, window, kind, layout, dtype, dead, share, groups, fewer, seed) -> None:  # type: ignore[no-untyped-def]
-    budget = ConvBudget(round(share[0] * window[0] * window[1]), round(share[1] * K))
+    budget = conv_cuts(round(share[0] * window[0] * window[1]), round(share[1] * K))
     shape = (K * groups, C, *window)
     job = job_of(shape, budget, kind=kind, layout=layout, dtype=dtype, dead=dead, groups=groups, seed=seed)
     check(worn(job, fewer))
@@ -148,7 +148,7 @@ def test_convolutions(K, C, window, kind, layout, dtype, dead, share, groups, fe
     seed=st.integers(0, 9),
 )
 def test_linear_layers(O, I, kind, layout, dead, share, fewer, seed) -> None:  # type: ignore[no-untyped-def]
-    job = job_of((O, I), LinearBudget(0, round(share * O * I), 1), kind=kind, layout=layout, dead=dead, seed=seed)
+    job = job_of((O, I), linear_cuts(0, round(share * O * I), 1), kind=kind, layout=layout, dead=dead, seed=seed)
     check(worn(job, fewer))
 
 
@@ -157,17 +157,17 @@ def test_linear_layers(O, I, kind, layout, dead, share, fewer, seed) -> None:  #
 @pytest.mark.parametrize(
     ("shape", "budget", "dead"),
     [
-        ((130, 5, 3, 3), ConvBudget(4, 7), 0.3),
-        ((130, 5, 1, 1), ConvBudget(0, 16), 0.0),
-        ((1030, 2, 1, 1), ConvBudget(0, 100), 0.0),  # odd numbers of rows to halve
-        ((3, 4, 1, 1), ConvBudget(0, 3), 0.0),  # all of it
-        ((1, 4, 3, 3), ConvBudget(0, 1), 0.5),  # columns of one
-        ((9, 4, 3, 3), ConvBudget(2, 2), 1.0),  # all dead
-        ((9, 4, 3, 3), ConvBudget(0, 0), 0.5),
-        ((6, 3, 9, 9), ConvBudget(3, 1), 0.0),
-        ((20, 20), LinearBudget(0, 40, 1), 0.0),
-        ((20, 1), LinearBudget(0, 9, 1), 0.0),  # every weight keeps its neuron alive
-        ((20, 20), LinearBudget(0, 100, 1), 1.0),
+        ((130, 5, 3, 3), conv_cuts(4, 7), 0.3),
+        ((130, 5, 1, 1), conv_cuts(0, 16), 0.0),
+        ((1030, 2, 1, 1), conv_cuts(0, 100), 0.0),  # odd numbers of rows to halve
+        ((3, 4, 1, 1), conv_cuts(0, 3), 0.0),  # all of it
+        ((1, 4, 3, 3), conv_cuts(0, 1), 0.5),  # columns of one
+        ((9, 4, 3, 3), conv_cuts(2, 2), 1.0),  # all dead
+        ((9, 4, 3, 3), conv_cuts(0, 0), 0.5),
+        ((6, 3, 9, 9), conv_cuts(3, 1), 0.0),
+        ((20, 20), linear_cuts(0, 40, 1), 0.0),
+        ((20, 1), linear_cuts(0, 9, 1), 0.0),  # every weight keeps its neuron alive
+        ((20, 20), linear_cuts(0, 100, 1), 1.0),
     ],
 )
 @pytest.mark.parametrize("kind", ["normal", "few", "equal"])
@@ -178,12 +178,12 @@ def test_the_shortcut_is_taken(shape, budget, dead, kind, dtype, layout) -> None
 @pytest.mark.parametrize(
     ("job", "reason"),
     [
-        (job_of((64, 4, 1, 1), ConvBudget(0, 32)), "half of all"),
-        (job_of((8, 4, 3, 3), ConvBudget(6, 0)), "six of nine"),
-        (job_of((8, 4, 3, 3), ConvBudget(1, 1), groups=2), "groups compete apart"),
-        (job_of((2, 2, 12, 12), ConvBudget(3, 0)), "more weights than a signed byte counts"),
-        (job_of((8, 4, 3, 3), ConvBudget(1, 1), dtype=torch.bfloat16), "numpy does not know the type"),
-        (job_of((8, 9), LinearBudget(0, 40, 1)), "more than an eighth"),
+        (job_of((64, 4, 1, 1), conv_cuts(0, 32)), "half of all"),
+        (job_of((8, 4, 3, 3), conv_cuts(6, 0)), "six of nine"),
+        (job_of((8, 4, 3, 3), conv_cuts(1, 1), groups=2), "groups compete apart"),
+        (job_of((2, 2, 12, 12), conv_cuts(3, 0)), "more weights than a signed byte counts"),
+        (job_of((8, 4, 3, 3), conv_cuts(1, 1), dtype=torch.bfloat16), "numpy does not know the type"),
+        (job_of((8, 9), linear_cuts(0, 40, 1)), "more than an eighth"),
     ],
 )
 def test_what_is_left_to_the_rules(job: Job, reason: str) -> None:
@@ -193,7 +193,7 @@ def test_what_is_left_to_the_rules(job: Job, reason: str) -> None:
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("shape", [(40, 4, 3, 3), (40, 30)])
 def test_nan_and_inf(shape: tuple[int, ...], bad: float) -> None:
-    job = job_of(shape, ConvBudget(1, 1) if len(shape) == 4 else LinearBudget(0, 9, 1))
+    job = job_of(shape, conv_cuts(1, 1) if len(shape) == 4 else linear_cuts(0, 9, 1))
     job.weight.view(-1)[77] = bad
     done = copy_of(job)
     assert prune_few(done) == NAN

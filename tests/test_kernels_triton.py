@@ -29,14 +29,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Pruner, layers_of_model
-from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.era import Era
-from starfire_cli.pruning.kernels import KERNELS, Budget, Job, _triton_table, choose, installed
+from starfire_cli.pruning.kernels import KERNELS, Job, _triton_table, choose, installed
 from starfire_cli.pruning.kernels import triton as ours
-from starfire_cli.pruning.kernels._triton_table import BLOCK, FEW, LISTED, NEURON, NINE, ROWS, WIDE, Tally
+from starfire_cli.pruning.kernels._triton_table import BLOCK, FEW, LISTED, NEURON, NINE, ROWS, WIDE, Tally, tiles_of
 from starfire_cli.pruning.kernels.torch import TorchKernels
 from starfire_cli.pruning.kernels.triton import TritonKernels
-from starfire_cli.pruning.linear._rules import tiles_of
+from starfire_cli.pruning.units import Budget, Cut
+from tests.cuts import conv_cuts, linear_cuts
 from tests.methods_strategies import conv_cases, conv_layer, linear_cases, linear_layer, thresholds, variants
 
 DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")  # in a process of their own
@@ -107,7 +107,7 @@ def quick_interpreter() -> None:
 
 def job(
     shape: tuple[int, ...],
-    budget: ConvBudget | LinearBudget,
+    budget: Budget,
     weight: Tensor | None = None,
     *,
     groups: int = 1,
@@ -160,7 +160,11 @@ def jobs(draw: st.DrawFn) -> Job:
     case = draw(linear_cases() if linear else conv_cases())
     shape = case.layer.shape
     if draw(st.booleans()):
-        spec = draw(st.sampled_from(["fine", "block:n=3", "two-tier:n=2"] if linear else ["window", "ck", "intra"]))
+        spec = draw(
+            st.sampled_from(
+                ["fine", "block:n=3", "two-tier:n=2"] if linear else ["window", "ck", "ck:depthwise=true", "intra"]
+            )
+        )
         method = (LINEAR_METHODS if linear else CONV_METHODS).build(spec)
         budget = method.budget(case.layer, Goal(target=draw(thresholds)))
     else:
@@ -168,10 +172,10 @@ def jobs(draw: st.DrawFn) -> Job:
     if budget is None and linear:
         tile = draw(st.integers(1, 4))
         tiles = tiles_of(case.layer, tile)
-        budget = LinearBudget(draw(st.integers(0, tiles[0] * tiles[1])), draw(st.integers(0, case.layer.weights)), tile)
+        budget = linear_cuts(draw(st.integers(0, tiles[0] * tiles[1])), draw(st.integers(0, case.layer.weights)), tile)
     elif budget is None:
         rivals = shape[0] // case.layer.groups
-        budget = ConvBudget(draw(st.integers(0, case.layer.window)), draw(st.integers(0, rivals)))
+        budget = conv_cuts(draw(st.integers(0, case.layer.window)), draw(st.integers(0, rivals)))
     forms = variants(case.weight.masked_fill(~case.alive, 0))
     weight = draw(st.sampled_from(forms)).clone(memory_format=torch.preserve_format)
     weight = draw(st.sampled_from([weight, *variants(weight)[-1:]]))
@@ -205,36 +209,37 @@ def everywhere_masks_are_the_reference_s(drawn: list[Job], listed: int) -> None:
 
 ALL_EQUAL = torch.full((40, 30), -0.5)
 ODD = {
-    "more rivals than 64, ties": job((70, 3, 1, 1), ConvBudget(0, 33), torch.full((70, 3, 1, 1), 0.25)),
-    "hundreds of rivals": job((300, 1, 1, 1), ConvBudget(0, 150)),
-    "few of many, ties": job((200, 3, 1, 1), ConvBudget(0, 20), torch.full((200, 3, 1, 1), 0.25), dead=0.01),
-    "few whole kernels": job((60, 20, 3, 3), ConvBudget(0, 30)),
-    "more channels than one program holds": job((5, 37, 1, 1), ConvBudget(0, 2), groups=5),
-    "several programs of windows": job((20, 61, 3, 3), ConvBudget(4, 7)),
+    "more rivals than 64, ties": job((70, 3, 1, 1), conv_cuts(0, 33), torch.full((70, 3, 1, 1), 0.25)),
+    "hundreds of rivals": job((300, 1, 1, 1), conv_cuts(0, 150)),
+    "few of many, ties": job((200, 3, 1, 1), conv_cuts(0, 20), torch.full((200, 3, 1, 1), 0.25), dead=0.01),
+    "few whole kernels": job((60, 20, 3, 3), conv_cuts(0, 30)),
+    "more channels than one program holds": job((5, 37, 1, 1), conv_cuts(0, 2), groups=5),
+    "several programs of windows": job((20, 61, 3, 3), conv_cuts(4, 7)),
     "channels_last": job(
-        (20, 61, 3, 3), ConvBudget(4, 7), torch.randn(20, 61, 3, 3).to(memory_format=torch.channels_last)
+        (20, 61, 3, 3), conv_cuts(4, 7), torch.randn(20, 61, 3, 3).to(memory_format=torch.channels_last)
     ),
-    "7 x 7": job((6, 3, 7, 7), ConvBudget(30, 2)),
-    "9 x 1": job((6, 3, 9, 1), ConvBudget(5, 0)),
-    "whole windows": job((6, 3, 3, 3), ConvBudget(9, 1)),
-    "all kernels": job((6, 3, 2, 2), ConvBudget(0, 6)),
-    "all dead": job((6, 3, 3, 3), ConvBudget(2, 2), dead=1.1),
-    "more dead than due": job((40, 3, 3, 3), ConvBudget(2, 2), dead=0.8),
-    "nothing due": job((6, 3, 3, 3), ConvBudget(0, 0)),
-    "depthwise as one": job((70, 1, 3, 3), ConvBudget(4, 21)),
-    "subnormal": job((8, 4, 3, 3), ConvBudget(4, 3), torch.arange(-144, 144).view(8, 4, 3, 3) * 2.0**-149),
+    "7 x 7": job((6, 3, 7, 7), conv_cuts(30, 2)),
+    "9 x 1": job((6, 3, 9, 1), conv_cuts(5, 0)),
+    "whole windows": job((6, 3, 3, 3), conv_cuts(9, 1)),
+    "all kernels": job((6, 3, 2, 2), conv_cuts(0, 6)),
+    "all dead": job((6, 3, 3, 3), conv_cuts(2, 2), dead=1.1),
+    "more dead than due": job((40, 3, 3, 3), conv_cuts(2, 2), dead=0.8),
+    "nothing due": job((6, 3, 3, 3), conv_cuts(0, 0)),
+    "depthwise as one": job((70, 1, 3, 3), conv_cuts(4, 21)),
+    "across groups": job((70, 1, 3, 3), (Cut("", "KC", 4), Cut("RS", "", 21)), groups=70),
+    "subnormal": job((8, 4, 3, 3), conv_cuts(4, 3), torch.arange(-144, 144).view(8, 4, 3, 3) * 2.0**-149),
     "subnormal bfloat16": job(
-        (8, 4, 3, 3), ConvBudget(4, 3), (torch.arange(-144, 144).view(8, 4, 3, 3) % 64 * 2.0**-133).bfloat16()
+        (8, 4, 3, 3), conv_cuts(4, 3), (torch.arange(-144, 144).view(8, 4, 3, 3) % 64 * 2.0**-133).bfloat16()
     ),
-    "float64 apart": job((8, 4, 3, 3), ConvBudget(4, 3), 1 + torch.randn(8, 4, 3, 3, dtype=torch.float64) * 1e-12),
-    "largest": job((8, 4, 3, 3), ConvBudget(4, 3), torch.full((8, 4, 3, 3), torch.finfo(torch.float32).max)),
-    "fine, ties over programs": job((40, 30), LinearBudget(0, 700, 1), ALL_EQUAL.clone()),
-    "fine, all but one a neuron": job((40, 30), LinearBudget(0, 1200, 1)),
-    "fine, float64": job((40, 30), LinearBudget(0, 700, 1), torch.randn(40, 30, dtype=torch.float64)),
-    "fine, long neurons, ties": job((2, 1100), LinearBudget(0, 2200, 1), torch.full((2, 1100), 0.5).half()),
-    "tiles, ties, ragged": job((41, 30), LinearBudget(40, 900, 4), torch.full((41, 30), 0.5), dead=0),
-    "tiles of 1, float64": job((40, 30), LinearBudget(300, 0, 1), torch.randn(40, 30, dtype=torch.float64)),
-    "all tiles": job((13, 7), LinearBudget(12, 91, 3)),
+    "float64 apart": job((8, 4, 3, 3), conv_cuts(4, 3), 1 + torch.randn(8, 4, 3, 3, dtype=torch.float64) * 1e-12),
+    "largest": job((8, 4, 3, 3), conv_cuts(4, 3), torch.full((8, 4, 3, 3), torch.finfo(torch.float32).max)),
+    "fine, ties over programs": job((40, 30), linear_cuts(0, 700, 1), ALL_EQUAL.clone()),
+    "fine, all but one a neuron": job((40, 30), linear_cuts(0, 1200, 1)),
+    "fine, float64": job((40, 30), linear_cuts(0, 700, 1), torch.randn(40, 30, dtype=torch.float64)),
+    "fine, long neurons, ties": job((2, 1100), linear_cuts(0, 2200, 1), torch.full((2, 1100), 0.5).half()),
+    "tiles, ties, ragged": job((41, 30), linear_cuts(40, 900, 4), torch.full((41, 30), 0.5), dead=0),
+    "tiles of 1, float64": job((40, 30), linear_cuts(300, 0, 1), torch.randn(40, 30, dtype=torch.float64)),
+    "all tiles": job((13, 7), linear_cuts(12, 91, 3)),
 }
 
 
@@ -249,7 +254,7 @@ def interpreted_what_dies_is_plus_zero_and_the_rest_keeps_its_bits() -> None:
     weight = torch.tensor([-3.0, -0.0, 0.0, -1.0, 5.0, -4.0, 2.0, 6.0, -7.0]).view(1, 1, 3, 3)
     alive = torch.ones(1, 1, 3, 3, dtype=torch.bool)
     other = torch.full((1, 1, 3, 3), -torch.inf)
-    budget = ConvBudget(3, 0)
+    budget = conv_cuts(3, 0)
     TritonKernels().prune(
         [Job(layer=conv_layer((1, 1, 3, 3)), weight=weight, alive=alive, budget=budget, others=(other,))]
     )
@@ -261,11 +266,11 @@ def interpreted_what_dies_is_plus_zero_and_the_rest_keeps_its_bits() -> None:
 
 @pytest.mark.parametrize(("dtype", "bad"), [*zip(FLOATS, [torch.nan, torch.inf, -torch.inf, torch.nan], strict=True)])
 def everywhere_a_layer_with_nan_or_inf_stays_as_it_is(dtype: torch.dtype, bad: float) -> None:
-    drawn = [job((6, 5, 3, 3), ConvBudget(4, 2)), job((9, 8), LinearBudget(2, 30, 2))]
+    drawn = [job((6, 5, 3, 3), conv_cuts(4, 2)), job((9, 8), linear_cuts(2, 30, 2))]
     drawn = [replace(j, weight=j.weight.to(dtype)) for j in drawn]
     for j in drawn:
         j.weight[-1, -1] = bad
-    assert check([*drawn, job((6, 5, 3, 3), ConvBudget(4, 2))]).tolist()[:2] == [-1, -1]
+    assert check([*drawn, job((6, 5, 3, 3), conv_cuts(4, 2))]).tolist()[:2] == [-1, -1]
 
 
 class NoWaiting(TorchDispatchMode):
@@ -280,7 +285,7 @@ class NoWaiting(TorchDispatchMode):
 
 
 def interpreted_nothing_waits_for_the_device() -> None:
-    drawn = copies([job((6, 5, 3, 3), ConvBudget(4, 2)), job((6, 5), LinearBudget(2, 20, 2))])
+    drawn = copies([job((6, 5, 3, 3), conv_cuts(4, 2)), job((6, 5), linear_cuts(2, 20, 2))])
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaiting():
         TorchKernels().prune(copies(drawn))
     with NoWaiting():
@@ -289,7 +294,7 @@ def interpreted_nothing_waits_for_the_device() -> None:
 
 def gpu_a_graph_captures_what_a_call_does() -> None:
     """A user's graph, of budgets that a call was made with before: it prunes what has grown back since."""
-    drawn = [job((70, 33, 3, 3), ConvBudget(4, 20)), job((300, 40, 1, 1), ConvBudget(0, 99)), *list(ODD.values())[-5:]]
+    drawn = [job((70, 33, 3, 3), conv_cuts(4, 20)), job((300, 40, 1, 1), conv_cuts(0, 99)), *list(ODD.values())[-5:]]
     mine, budgets = copies(drawn, DEVICE), [j.budget for j in drawn]
     weights = [j.weight.clone() for j in mine]
     standing = TritonKernels().standing(mine)
@@ -308,23 +313,21 @@ def gpu_a_graph_captures_what_a_call_does() -> None:
 
 def interpreted_what_is_captured_has_been_called_right_before() -> None:
     """A copy to the device that a graph holds would read the host's memory again at each replay."""
-    standing = TritonKernels().standing(
-        copies([job((6, 5, 3, 3), ConvBudget(0, 2)), job((6, 5), LinearBudget(0, 9, 1))])
-    )
-    standing.prune([ConvBudget(0, 2), None])
-    assert standing._tell([ConvBudget(0, 2), None], capturing=True) == {"channels"}
-    for budgets in ([ConvBudget(0, 3), None], [None, LinearBudget(1, 9, 2)]):
+    standing = TritonKernels().standing(copies([job((6, 5, 3, 3), conv_cuts(0, 2)), job((6, 5), linear_cuts(0, 9, 1))]))
+    standing.prune([conv_cuts(0, 2), None])
+    assert standing._tell([conv_cuts(0, 2), None], capturing=True) == {"channels"}
+    for budgets in ([conv_cuts(0, 3), None], [None, linear_cuts(1, 9, 2)]):
         with pytest.raises(RuntimeError, match="the same budgets right before"):
             standing._tell(budgets, capturing=True)
 
 
 def gpu_ties_in_hundreds_of_programs() -> None:  # the interpreter takes ten seconds
-    check([job((600, 900), LinearBudget(0, 530_000, 1), torch.full((600, 900), 0.5))])
+    check([job((600, 900), linear_cuts(0, 530_000, 1), torch.full((600, 900), 0.5))])
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def gpu_nothing_waits_for_the_device() -> None:
-    drawn = copies([job((6, 5, 3, 3), ConvBudget(4, 2)), job((6, 5), LinearBudget(2, 20, 2))], DEVICE)
+    drawn = copies([job((6, 5, 3, 3), conv_cuts(4, 2)), job((6, 5), linear_cuts(2, 20, 2))], DEVICE)
     again = copies(drawn, DEVICE)
     budgets = [j.budget for j in drawn]
     TritonKernels().prune(drawn)  # compiled
@@ -356,12 +359,12 @@ def interpreted_as_many_launches_for_many_layers_as_for_one(monkeypatch: pytest.
         TritonKernels().prune(copies(jobs))
         return list(launches)
 
-    window, intra = job((6, 5, 3, 3), ConvBudget(4, 0)), job((6, 5, 3, 3), ConvBudget(4, 2))
-    fine = job((6, 5), LinearBudget(0, 10, 1))
+    window, intra = job((6, 5, 3, 3), conv_cuts(4, 0)), job((6, 5, 3, 3), conv_cuts(4, 2))
+    fine = job((6, 5), linear_cuts(0, 10, 1))
     inside, whole = ["scan", "nine"], ["weakest", "take", "channels"]  # none lie side by side
     assert of(window) == of(window, window) == ["begin", *inside, "apply"]
-    assert of(intra, window, job((640, 5, 1, 1), ConvBudget(0, 2))) == ["begin", *inside, *whole, "apply"]
-    assert of(job((6, 5, 3, 3), ConvBudget(0, 2)), intra) == of(intra)
+    assert of(intra, window, job((640, 5, 1, 1), conv_cuts(0, 2))) == ["begin", *inside, *whole, "apply"]
+    assert of(job((6, 5, 3, 3), conv_cuts(0, 2)), intra) == of(intra)
     assert of(fine, fine) == ["begin", "neurons", "pick"]
     with listing(8):
         assert of(fine, fine) == ["begin", "neurons", "pick", *["select"] * 5, "finish"]
@@ -372,12 +375,7 @@ def rounds(drawn: Sequence[Job], count: int, seed: int) -> list[list[Budget | No
     generator, along = torch.Generator().manual_seed(seed), []
     for number in range(1, count + 1):
         skipped = torch.rand(len(drawn), generator=generator) < 0.3
-        due = [b if isinstance(b, ConvBudget) else b[:2] for b in (j.budget for j in drawn)]
-        scaled = [[n * number // count for n in b] for b in due]
-        budgets = [
-            ConvBudget(*n) if isinstance(j.budget, ConvBudget) else LinearBudget(*n, j.budget.tile)
-            for j, n in zip(drawn, scaled, strict=True)
-        ]
+        budgets = [tuple(replace(cut, count=cut.count * number // count) for cut in j.budget) for j in drawn]
         along.append([None if skip else budget for budget, skip in zip(budgets, skipped.tolist(), strict=True)])
     return along
 
@@ -409,10 +407,10 @@ def everywhere_layers_are_pruned_again_and_again(drawn: list[Job], seed: int, li
 
 MANY = [ODD[name] for name in ("several programs of windows", "more channels than one program holds")]
 MANY += [
-    job((9, 1, 3, 3), ConvBudget(4, 3)),
-    job((6, 3, 5, 5), ConvBudget(15, 2)),
-    job((40, 30), LinearBudget(0, 700, 1)),
-    job((41, 30), LinearBudget(40, 900, 4)),
+    job((9, 1, 3, 3), conv_cuts(4, 3)),
+    job((6, 3, 5, 5), conv_cuts(15, 2)),
+    job((40, 30), linear_cuts(0, 700, 1)),
+    job((41, 30), linear_cuts(40, 900, 4)),
 ]
 
 
@@ -422,13 +420,13 @@ def everywhere_few_more_of_many_kernels_each_time(monkeypatch: pytest.MonkeyPatc
     tied = (torch.arange(40 * 12) * 7 % 13 / 8).view(40, 12, 1, 1)
     beside = torch.randn(9, 12, 3, 3).to(memory_format=torch.channels_last)
     drawn = [
-        job((40, 12, 1, 1), ConvBudget(0, 6), tied),
-        job((33, 33, 1, 1), ConvBudget(0, 4)),
-        job((54, 132, 1, 1), ConvBudget(0, 6), groups=3, dead=0.0),
-        job((9, 3, 3, 3), ConvBudget(0, 3), dead=0.01),
-        job((9, 12, 3, 3), ConvBudget(0, 5), beside),
-        job((9, 12, 3, 3), ConvBudget(4, 3), beside),
-        job((40, 5, 1, 1), ConvBudget(0, 40)),
+        job((40, 12, 1, 1), conv_cuts(0, 6), tied),
+        job((33, 33, 1, 1), conv_cuts(0, 4)),
+        job((54, 132, 1, 1), conv_cuts(0, 6), groups=3, dead=0.0),
+        job((9, 3, 3, 3), conv_cuts(0, 3), dead=0.01),
+        job((9, 12, 3, 3), conv_cuts(0, 5), beside),
+        job((9, 12, 3, 3), conv_cuts(4, 3), beside),
+        job((40, 5, 1, 1), conv_cuts(0, 40)),
     ]
     check_again_and_again(drawn, 3, seed=1)
 
@@ -437,14 +435,14 @@ def everywhere_few_more_of_many_kernels_each_time(monkeypatch: pytest.MonkeyPatc
 def everywhere_what_is_listed_of_large_linear_layers_is_nearly_always_enough(dtype: torch.dtype) -> None:
     """Weights move a little between the calls, as in training; whatever was listed, the reference's go."""
     torch.manual_seed(0)
-    drawn = [job((30, 100), LinearBudget(0, 1, 1), torch.randn(30, 100, dtype=dtype), dead=0.0, others=0)]
+    drawn = [job((30, 100), linear_cuts(0, 1, 1), torch.randn(30, 100, dtype=dtype), dead=0.0, others=0)]
     mine, reference = copies(drawn, DEVICE), copies(drawn)
     with listing(256):
         standing, theirs, tallies = TritonKernels(graphs=False).standing(mine), TorchKernels().standing(reference), []
         begin = standing._begin
         with patch.object(standing, "_begin", lambda *args: tallies.append(begin(*args)) or tallies[-1]):
             for count in range(600, 1080, 40):
-                budgets = [LinearBudget(0, count, 1)]
+                budgets = [linear_cuts(0, count, 1)]
                 assert standing.prune(budgets).tolist() == theirs.prune(budgets).tolist()
                 assert torch.equal(mine[0].alive.cpu(), reference[0].alive), count
                 reference[0].weight.mul_(1 + 0.02 * torch.randn(30, 100)).mul_(reference[0].alive)
@@ -455,11 +453,11 @@ def everywhere_what_is_listed_of_large_linear_layers_is_nearly_always_enough(dty
 
 def everywhere_masks_that_others_changed() -> None:
     """What grew back is more than the last call left to do."""
-    drawn = [job((70, 40, 1, 1), ConvBudget(0, 3 * n), dead=0.0) for n in (1, 5)]
+    drawn = [job((70, 40, 1, 1), conv_cuts(0, 3 * n), dead=0.0) for n in (1, 5)]
     mine, reference = copies(drawn, DEVICE), copies(drawn)
     ours, theirs = TritonKernels().standing(mine), TorchKernels().standing(reference)
     for more in (0, 1, 2):
-        budgets = [ConvBudget(0, j.budget.kernels + more) for j in drawn]
+        budgets = [tuple(replace(cut, count=cut.count + more) for cut in j.budget[1:]) for j in drawn]
         assert ours.prune(budgets).tolist() == theirs.prune(budgets).tolist()
         for j in (*mine, *reference):
             j.alive[:, ::3] = True
@@ -472,12 +470,13 @@ def everywhere_masks_that_others_changed() -> None:
 def everywhere_linear_layers_that_others_changed(dtype: torch.dtype) -> None:
     """Down to the guards; then all grows back, and tiles go or fewer weights than before."""
     weight = torch.randn(12, 20, dtype=dtype)
-    for after in (LinearBudget(9, 36, 2), LinearBudget(0, 90, 2), LinearBudget(9, 120, 2)):
-        drawn = [job((12, 20), LinearBudget(1, 240, 2), weight, dead=0.0)]
+    for after in (linear_cuts(9, 36, 2), linear_cuts(0, 90, 2), linear_cuts(9, 120, 2)):
+        drawn = [job((12, 20), linear_cuts(1, 240, 2), weight, dead=0.0)]
         mine, reference = copies(drawn, DEVICE), copies(drawn)
         with listing(8):
             ours, theirs = TritonKernels().standing(mine), TorchKernels().standing(reference)
-            for budget in (LinearBudget(1, 240, 2), after, after._replace(weights=after.weights + 3)):
+            later = tuple(replace(cut, count=cut.count + 3) if cut.tile == 1 else cut for cut in after)
+            for budget in (linear_cuts(1, 240, 2), after, later):
                 assert ours.prune([budget]).tolist() == theirs.prune([budget]).tolist()
                 a, b = mine[0], reference[0]
                 tensors = zip((a.weight, a.alive, *a.others), (b.weight, b.alive, *b.others), strict=True)
@@ -539,7 +538,7 @@ def interpreted_a_graph_is_captured_once_and_told_what_is_due(monkeypatch: pytes
     assert len(captured) == 2 and len(replayed) == 4
     # Tiles of a layer that had none before, and windows of one weight: all is set up anew, nothing is lost.
     captured.clear()
-    changing = [job((9, 8), LinearBudget(3, 30, 1)), job((9, 8, 1, 1), ConvBudget(1, 4))]
+    changing = [job((9, 8), linear_cuts(3, 30, 1)), job((9, 8, 1, 1), conv_cuts(1, 4))]
     check_again_and_again(changing, 4, standing=standing)
     assert captured
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from starfire_cli.errors import BadOption
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal
-from starfire_cli.pruning.budget import ConvBudget, LinearBudget
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Layer, apply_cuts
 from starfire_cli.registry import Family
 from tests.methods_strategies import Case, conv_cases, conv_layer, linear_cases, linear_layer, thresholds, variants
 
@@ -28,15 +29,11 @@ LINEAR_SPECS = [*LINEAR_METHODS.names(), "block:n=1", "block:n=3", "two-tier:n=2
 
 def mask_of(spec: str, case: Case, goal: Goal, weight: Tensor | None = None, alive: Tensor | None = None) -> Tensor:
     """What `spec` leaves of a case; everything where it leaves the layer alone."""
-    family: Family[object] = LINEAR_METHODS if case.layer.kind == "linear" else CONV_METHODS  # type: ignore[assignment]
-    method = family.build(spec)
-    budget = method.budget(case.layer, goal)  # type: ignore[attr-defined]
+    budget = (LINEAR_METHODS if case.layer.kind == "linear" else CONV_METHODS).build(spec).budget(case.layer, goal)
     alive = case.alive if alive is None else alive
     if budget is None:
         return alive.clone()
-    mask = method.mask(case.layer, case.weight if weight is None else weight, alive, budget)  # type: ignore[attr-defined]
-    assert isinstance(mask, Tensor)
-    return mask
+    return apply_cuts(case.weight if weight is None else weight, alive, budget, case.layer.groups)
 
 
 any_case = pytest.mark.parametrize(
@@ -95,9 +92,9 @@ def test_while_the_budget_stays_so_does_the_mask(
     if not torch.equal(again, left):
         budget = LINEAR_METHODS.build(spec).budget(case.layer, goal)
         assert budget is not None
-        n = budget.tile
+        n = budget[0].tile
         tiles = [left[o : o + n, i : i + n] for o in range(0, left.shape[0], n) for i in range(0, left.shape[1], n)]
-        assert sum(not tile.any() for tile in tiles) < budget.tiles
+        assert sum(not tile.any() for tile in tiles) < budget[0].count
 
 
 @any_case
@@ -189,11 +186,21 @@ def test_options_out_of_range_are_named(family: Family[object], spec: str, says:
     assert says in str(error.value)
 
 
-def test_budgets_are_whole_numbers() -> None:
-    goal = Goal(target=0.63, progress=0.77)
-    for spec in CONV_SPECS:
-        budget = CONV_METHODS.build(spec).budget(conv_layer((16, 8, 3, 3)), goal)
-        assert budget is None or (isinstance(budget, ConvBudget) and all(isinstance(n, int) for n in budget))
-    for spec in LINEAR_SPECS:
-        counts = LINEAR_METHODS.build(spec).budget(linear_layer((10, 64)), goal)
-        assert counts is None or (isinstance(counts, LinearBudget) and all(isinstance(n, int) for n in counts))
+@pytest.mark.parametrize("spec", [*CONV_SPECS, *LINEAR_SPECS])
+def test_a_budget_is_the_same_cuts_all_along_and_their_counts_are_whole(spec: str) -> None:
+    """What allows the pruner to choose kernels once and for all, and to compare budgets."""
+    conv = spec in CONV_SPECS
+    layers = [
+        conv_layer((16, 8, 3, 3)),
+        conv_layer((16, 8, 1, 1)),
+        conv_layer((12, 1, 3, 3), 12),
+        conv_layer((6, 1, 1, 1), 6),
+    ]
+    for layer in layers if conv else [linear_layer((10, 64))]:
+        method = (CONV_METHODS if conv else LINEAR_METHODS).build(spec)
+        along = [method.budget(layer, Goal(target=0.63, progress=p / 13)) for p in range(14)]
+        forms = {None if cuts is None else tuple(replace(cut, count=0) for cut in cuts) for cuts in along}
+        assert len(forms) == 1
+        assert all(type(cut.count) is int for cuts in along for cut in cuts or ())
+        other = Layer(name="other", key="other.weight", kind=layer.kind, shape=layer.shape, groups=layer.groups)
+        assert method.budget(other, Goal(target=0.63)) == along[-1]

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, ConvBudget, Goal
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, apply_cuts
 from tests.methods_strategies import Case, conv_cases, conv_layer, linear_cases, thresholds, weights
 from tests.paper_loops import (
     decided_block,
@@ -37,7 +37,7 @@ def conv(spec: str, case: Case, goal: Goal) -> Tensor:
     method = CONV_METHODS.build(spec)
     budget = method.budget(case.layer, goal)
     assert budget is not None
-    return method.mask(case.layer, case.weight, case.alive, budget)
+    return apply_cuts(case.weight, case.alive, budget, case.layer.groups)
 
 
 def shuffled(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -126,21 +126,20 @@ def test_inter_prunes_in_two_phases(data: st.DataObject, t: float, split: float,
     weight = data.draw(weights(shape))
     final = CONV_METHODS.build("intra").budget(layer, Goal(target=t))
     goal = Goal(target=t, progress=progress / 20)
-    for order, first in (("ck-window", "kernels"), ("window-ck", "in_window")):
+    assert final is not None
+    for order, first in (("ck-window", 1), ("window-ck", 0)):  # kernels, windows
         method = CONV_METHODS.build(f"inter:order={order},split={split}")
         assert method.budget(layer, Goal(target=t)) == final
         budget = method.budget(layer, goal)
-        assert isinstance(budget, ConvBudget)
-        assert isinstance(final, ConvBudget)
-        second = "in_window" if first == "kernels" else "kernels"
+        assert budget is not None
         if progress / 20 <= split:
-            assert getattr(budget, second) == 0
+            assert budget[1 - first].count == 0
         else:
-            assert getattr(budget, first) == getattr(final, first)
+            assert budget[first] == final[first]
         case = Case(layer=layer, weight=weight, alive=torch.ones(shape, dtype=torch.bool))
-        left = decided_window(nested(weight), nested(case.alive), budget.in_window)  # type: ignore[arg-type]
+        left = decided_window(nested(weight), nested(case.alive), budget[0].count)  # type: ignore[arg-type]
         assert nested(conv(f"inter:order={order},split={split}", case, goal)) == decided_ck(
-            nested(weight), left, budget.kernels
+            nested(weight), left, budget[1].count
         )
 
 
@@ -148,7 +147,7 @@ def linear(spec: str, case: Case, t: float) -> list[list[bool]]:
     method = LINEAR_METHODS.build(spec)
     budget = method.budget(case.layer, Goal(target=t))
     assert budget is not None
-    mask: list[list[bool]] = method.mask(case.layer, case.weight, case.alive, budget).tolist()
+    mask: list[list[bool]] = apply_cuts(case.weight, case.alive, budget).tolist()
     return mask
 
 

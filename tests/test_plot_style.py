@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from starfire_cli.pruning.families import CONV_METHODS
+from starfire_cli.pruning.methods import CONV_METHODS
 from starfire_cli.report import style
 
 DARK = "#15181c"

@@ -77,7 +77,7 @@ def test_intra_and_inter_end_at_the_same_count_and_never_above(
     layer = layers_of_model(nn.Conv2d(2, K, 3))[0][0]
     final = CONV_METHODS.build(f"intra:share={share}{cap}").budget(layer, Goal(target=target))
     assert final is not None
-    in_window, kernels = final
+    in_window, kernels = (cut.count for cut in final)
     expected = 2 * (9 * kernels + (K - kernels) * in_window)
     assert expected / layer.weights >= target - 1e-9
     for spec in ("intra:", "inter:", "inter:order=window-ck,", "inter:split=0.2,"):

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starfire_cli.errors import BadOption
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS
-from starfire_cli.pruning.conv.intra import Intra
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, METHODS
+from starfire_cli.pruning.methods.intra import Intra
 from starfire_cli.registry import Family, parse_number, parse_value
 
 
@@ -111,10 +111,42 @@ def test_a_family_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert family.spec(Plain(n=2)) == "plain:n=2"
 
 
+def test_a_part_of_a_family_is_what_its_files_register_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family: Family[object] = Family("thing", "starfire_cli.things")
+    monkeypatch.setattr("starfire_cli.registry.__file__", str(tmp_path / "registry.py"))
+    folder = tmp_path / "things"
+    folder.mkdir()
+    (folder / "plain.py").write_text('@THINGS.register("plain")\nclass Plain: ...\n')
+    (folder / "wet.py").write_text('@THINGS.register("wet", "rain")\nclass Wet: ...\n')
+    (folder / "any_day.py").write_text('@THINGS.register(\n    "any-day", "rain", "sun"\n)\nclass AnyDay: ...\n')
+    rain, sun = family.taking("rain"), family.taking("sun", "thing for sunny days")
+    assert (family.names(), rain.names(), sun.names()) == (["any-day", "plain", "wet"], ["any-day", "wet"], ["any-day"])
+    with pytest.raises(BadOption, match="unknown thing for sunny days 'wet'; there are: any-day"):
+        sun.build("wet")
+
+    @family.register("any-day", "rain", "sun")
+    @dataclass(frozen=True, kw_only=True)
+    class AnyDay:
+        n: int = 1
+
+    assert rain.spec(AnyDay(n=2)) == sun.spec(AnyDay(n=2)) == "any-day:n=2"
+
+
+def test_both_options_pick_from_one_family() -> None:
+    assert METHODS.names() == sorted({*CONV_METHODS.names(), *LINEAR_METHODS.names()})
+    assert CONV_METHODS.member("dense") is LINEAR_METHODS.member("dense") is METHODS.member("dense")
+    with pytest.raises(
+        BadOption, match=r"^unknown pruning method for linear layers 'window'; there are: .*block, .*fine"
+    ):
+        LINEAR_METHODS.build("window")
+    with pytest.raises(BadOption, match=r"^unknown pruning method 'fine'; there are: .*ck, .*inter"):
+        CONV_METHODS.build("fine")
+
+
 def test_names_are_known_without_importing_torch() -> None:
     code = (
         "import sys; from starfire_cli.registry import Family;"
-        "print(Family('x', 'starfire_cli.pruning.conv').names(), 'torch' in sys.modules)"
+        "print(Family('x', 'starfire_cli.pruning.methods').taking('conv').names(), 'torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == f"{CONV_METHODS.names()} False"

@@ -15,7 +15,7 @@ from starfire_cli.cli import main
 from starfire_cli.formats.checkpoint import load, save
 from starfire_cli.formats.estimate import estimate
 from starfire_cli.formats.packing import pack
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Layer, layers_of_state
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Layer, apply_cuts, layers_of_state
 from starfire_cli.pruning.stats import layer_stats
 from starfire_cli.pruning.structure import structure_of
 from starfire_cli.workflows.inspect import inspect
@@ -35,8 +35,9 @@ def by_method(spec: str, shape: tuple[int, ...], target: float, groups: int = 1)
     torch.manual_seed(0)
     layer, weight = layer_of(shape, groups), torch.randn(shape)
     method = (LINEAR_METHODS if len(shape) == 2 else CONV_METHODS).build(spec)
-    budget = method.budget(layer, Goal(target=target))  # type: ignore[attr-defined]
-    return structure(method.mask(layer, weight, torch.ones(shape, dtype=torch.bool), budget), groups)  # type: ignore[attr-defined]
+    budget = method.budget(layer, Goal(target=target))
+    assert budget is not None
+    return structure(apply_cuts(weight, torch.ones(shape, dtype=torch.bool), budget, groups), groups)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_the_estimate_is_what_compress_needs(tmp_path: Path, method: str) -> Non
     for layer in layers_of_state(state)[:3]:
         budget = conv.budget(layer, Goal(target=0.7))
         assert budget is not None
-        masks[layer.key] = conv.mask(layer, state[layer.key], torch.ones(layer.shape, dtype=torch.bool), budget)
+        masks[layer.key] = apply_cuts(state[layer.key], torch.ones(layer.shape, dtype=torch.bool), budget)
     save(tmp_path / "a.pt", state=state, masks=masks, meta={})
     found = load(tmp_path / "a.pt")
     packed = pack(tmp_path / "b.safetensors", state=found.state, masks=found.masks, meta={})

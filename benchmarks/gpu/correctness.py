@@ -55,10 +55,9 @@ def masks_equal(device: torch.device, model_name: str, names: list[str]) -> dict
         along = [[rule.budget(layer, goal) for rule, layer in zip(rules, layers, strict=True)] for goal in goals]
         for name, tensors in sides.items():
             jobs = []
-            for layer, rule, budget, weight, mask, momentum in zip(layers, rules, along[0], *tensors, strict=True):
+            for layer, budget, weight, mask, momentum in zip(layers, along[0], *tensors, strict=True):
                 assert budget is not None
-                seen = rule.seen(layer)  # type: ignore[union-attr]
-                jobs.append(Job(layer=seen, weight=weight, alive=mask, budget=budget, others=(momentum,)))
+                jobs.append(Job(layer=layer, weight=weight, alive=mask, budget=budget, others=(momentum,)))
             standing = kernels[name].standing(jobs)
             for budgets in along:
                 standing.prune(budgets)

@@ -15,8 +15,8 @@ RUNTIME_PANEL = "Runtime"
 OUTPUT_PANEL = "Output"
 
 # Read from the folders: importing the families themselves would import torch.
-_CONV = ", ".join(Family[object]("pruning method", "starfire_cli.pruning.conv").names())
-_LINEAR = ", ".join(Family[object]("pruning method", "starfire_cli.pruning.linear").names())
+_METHODS = Family[object]("pruning method", "starfire_cli.pruning.methods")
+_CONV, _LINEAR = (", ".join(_METHODS.taking(kind).names()) for kind in ("conv", "linear"))
 
 # What a command works on
 CheckpointPath = Annotated[

@@ -4,23 +4,25 @@ Letters in comments and suffixes: a convolution weight is (K, C, R, S), K output
 group), an R x S window; a linear weight is (O, I), O output neurons. See docs/method.md.
 """
 
-from starfire_cli.pruning.budget import ConvBudget, Goal, LinearBudget
-from starfire_cli.pruning.families import CONV_METHODS, LINEAR_METHODS, ConvMethod, LinearMethod
+from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.layers import Layer, layers_of_model, layers_of_state, select
 from starfire_cli.pruning.masks import Masks
+from starfire_cli.pruning.methods import CONV_METHODS, LINEAR_METHODS, METHODS, Method
 from starfire_cli.pruning.pruner import Pruner
+from starfire_cli.pruning.units import Budget, Cut, apply_cuts
 
 __all__ = [
     "CONV_METHODS",
     "LINEAR_METHODS",
-    "ConvBudget",
-    "ConvMethod",
+    "METHODS",
+    "Budget",
+    "Cut",
     "Goal",
     "Layer",
-    "LinearBudget",
-    "LinearMethod",
     "Masks",
+    "Method",
     "Pruner",
+    "apply_cuts",
     "layers_of_model",
     "layers_of_state",
     "select",

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from starfire_cli.errors import Mismatch, StarfireError
 from starfire_cli.pruning._counts import Counts
 from starfire_cli.pruning._held import Held, state_of
-from starfire_cli.pruning.budget import Goal, LinearBudget
+from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.era import Era
-from starfire_cli.pruning.families import ByRules, ConvMethod, LinearMethod
-from starfire_cli.pruning.kernels import NAN, Budget, Job, Standing, choose
-from starfire_cli.pruning.kernels.torch import is_finite, write_dead
+from starfire_cli.pruning.kernels import Job, Standing, choose
+from starfire_cli.pruning.kernels.torch import TorchKernels, write_dead
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masks import Masks, digest
+from starfire_cli.pruning.methods import Method
 from starfire_cli.pruning.ties import parameters_of
+from starfire_cli.pruning.units import Budget, apply_cuts
 
 # With a gradient of zero and a state of zero these leave a weight of zero where it is, so that masking gradients and
 # clearing state when a weight dies is all that has to be done. Any other optimizer is enforced after every step.
@@ -58,8 +59,8 @@ class Pruner:
         model: nn.Module,
         layers: Sequence[Layer],
         *,
-        conv: ConvMethod,
-        linear: LinearMethod,
+        conv: Method,
+        linear: Method,
         target: float,
         era: Era,
         masks: Mapping[str, Tensor] | None = None,
@@ -71,24 +72,22 @@ class Pruner:
         self.linear = linear
         parameters = parameters_of(model)
         # A layer that the method leaves alone has no mask, unless it came with one.
-        goal = Goal(target=target)
-        self.layers = [
-            layer for layer in layers if self._budget(layer, goal) is not None or (masks and layer.key in masks)
-        ]
+        final = {layer.key: self._budget(layer, Goal(target=target)) for layer in layers}
+        self.layers = [layer for layer in layers if final[layer.key] is not None or (masks and layer.key in masks)]
         self.left_alone = [layer for layer in layers if layer not in self.layers]
         self.seconds = 0.0
         self._weights = {layer.key: parameters[layer.key] for layer in self.layers}
-        # As the rules see the layers whose method follows them; asking a protocol takes longer than a kernel's launch.
-        methods = {x: linear if x.kind == "linear" else conv for x in self.layers if self._budget(x, goal)}
-        self._seen = {layer.key: m.seen(layer) for layer, m in methods.items() if isinstance(m, ByRules)}
-        self._others = [layer for layer in self.layers if layer.key not in self._seen]
-        # Under rules, layers of one shape have one budget; they go by the shape's number.
-        shapes = {x.key: replace(x, name="", key="") if x.key in self._seen else x for x in self.layers}
+        # Layers of one shape have one budget; they go by the shape's number.
+        shapes = {layer.key: replace(layer, name="", key="") for layer in self.layers}
         self._shapes = list(dict.fromkeys(shapes.values()))
         self._shape_of = {key: self._shapes.index(shape) for key, shape in shapes.items()}
         self._alike = [[key for key in shapes if shapes[key] == shape] for shape in self._shapes]
         device = next((w.device for w in self._weights.values()), torch.device("cpu"))
         self.kernels, self._kernels = choose(kernels, device, sum(layer.weights for layer in self.layers))
+        # Layers whose pattern the kernels know, and those that plain torch prunes one by one.
+        due = {layer.key: (layer, budget) for layer in self.layers if (budget := final[layer.key]) is not None}
+        self._taken = {key: layer for key, (layer, budget) in due.items() if self._kernels.takes(layer, budget)}
+        self._others = [layer for key, (layer, _) in due.items() if key not in self._taken]
         # Masks have their weight's strides, so that no elementwise pass has to jump about in memory.
         self.masks: Masks = {k: torch.ones_like(w, dtype=torch.bool) for k, w in self._weights.items()}
         self._touched: dict[str, None] = {}  # layers that may have lost something, in the order of their first time
@@ -141,12 +140,12 @@ class Pruner:
         due = self._due(Goal(target=self.target, progress=progress))
         if not due:
             return False
-        if not due.keys().isdisjoint(self._seen):
-            counts = self._made_ready().prune(list(map(due.get, self._seen)))
-            self._counts.expect(((place, key) for place, key in enumerate(self._seen) if key in due), counts)
-        for layer in self._others:
-            if layer.key in due:
-                self._counts.expect([(0, layer.key)], self._by_own_mask(self._job(layer, due[layer.key])))
+        if not due.keys().isdisjoint(self._taken):
+            counts = self._made_ready().prune(list(map(due.get, self._taken)))
+            self._counts.expect(((place, key) for place, key in enumerate(self._taken) if key in due), counts)
+        if others := [self._job(layer, due[layer.key]) for layer in self._others if layer.key in due]:
+            counts = TorchKernels().prune(others)
+            self._counts.expect(((place, job.layer.key) for place, job in enumerate(others)), counts)
         # Gradients come and go, so that they are in no job; training has let go of them by now, other loops have not.
         self._silence(due)
         if next(iter(self._weights.values())).device.type != "cpu":
@@ -180,7 +179,7 @@ class Pruner:
     @property
     def delay(self) -> str | None:
         """What takes seconds when masks are first evaluated, as a line for the user; None if nothing."""
-        return self._kernels.delay() if self._seen else None
+        return self._kernels.delay() if self._taken else None
 
     @property
     def gated(self) -> int:
@@ -230,10 +229,8 @@ class Pruner:
         for layer in self.layers:
             budget = self._budget(layer, goal)
             weight, alive = self._weights[layer.key].detach(), self.masks[layer.key]
-            if isinstance(budget, LinearBudget):
-                alive = self.linear.mask(layer, weight, alive, budget)
-            elif budget is not None:
-                alive = self.conv.mask(layer, weight, alive, budget)
+            if budget is not None:
+                alive = apply_cuts(weight, alive, budget, layer.groups)
             left.append((layer, int(alive.sum())))
         return left
 
@@ -257,32 +254,18 @@ class Pruner:
             self._kernels.silence([g for g, _ in pairs], [mask for _, mask in pairs])
 
     def _made_ready(self) -> Standing:
-        """All layers that follow rules; anew where a tensor was replaced since."""
+        """All layers that the kernels take; anew where a tensor was replaced since."""
         if self._standing is None or not self._standing[0].still(self._optimizer):
-            ruled = [layer for layer in self.layers if layer.key in self._seen]
-            jobs = [self._job(layer, self._budgets[self._shape_of[layer.key]]) for layer in ruled]
-            held = Held([self._weights[key] for key in self._seen], self._optimizer, list(self._shadow.values()))
+            jobs = [self._job(layer, self._budgets[self._shape_of[key]]) for key, layer in self._taken.items()]
+            held = Held([self._weights[key] for key in self._taken], self._optimizer, list(self._shadow.values()))
             self._standing = held, self._kernels.standing(jobs)
         return self._standing[1]
 
     def _job(self, layer: Layer, budget: Budget) -> Job:
-        seen = self._seen.get(layer.key, layer)
         weight, mask = self._weights[layer.key], self.masks[layer.key]
         self._touched[layer.key] = None
         others = tuple(self._kept(weight, layer.key))
-        return Job(layer=seen, weight=weight.detach(), alive=mask, budget=budget, others=others)
-
-    def _by_own_mask(self, job: Job) -> Tensor:
-        """As `Kernels.prune`, for a method that has a mask of its own; its layer's count, (1,)."""
-        if not is_finite(job.weight):
-            return torch.tensor([NAN])
-        if isinstance(job.budget, LinearBudget):
-            mask = self.linear.mask(job.layer, job.weight, job.alive, job.budget)
-        else:
-            mask = self.conv.mask(job.layer, job.weight, job.alive, job.budget)
-        write_dead(mask, (job.weight, *job.others))
-        job.alive.copy_(mask)
-        return job.layer.weights - mask.sum()[None]
+        return Job(layer=layer, weight=weight.detach(), alive=mask, budget=budget, others=others)
 
     @torch.no_grad()
     def _enforce(self, keys: Iterable[str]) -> None:

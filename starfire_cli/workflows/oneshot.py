@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint import Checkpoint
 from starfire_cli.pruning import Layer, Masks, Pruner
-from starfire_cli.pruning.budget import ConvBudget, Goal
+from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.era import Era
 from starfire_cli.pruning.ties import replace_tied
 from starfire_cli.workflows.dead_weights import DeadWeights
@@ -79,7 +79,7 @@ def refuse_ambiguous(layers: Sequence[Layer], pruning: Pruning) -> None:
     doubtful = []
     for layer in maybe_grouped(layers):
         budget = pruning.conv.budget(layer, Goal(target=pruning.target))
-        if layer.shape[1] == 1 and isinstance(budget, ConvBudget) and budget.kernels:
+        if layer.shape[1] == 1 and any(cut.unit and cut.count for cut in budget or ()):
             doubtful.append(layer.name)
     if doubtful:
         more = f" (and {len(doubtful) - 1} more)" if len(doubtful) > 1 else ""

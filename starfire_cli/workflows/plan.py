@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from starfire_cli.errors import BadOption
-from starfire_cli.pruning import ConvBudget, Goal, Layer, LinearBudget, Pruner
+from starfire_cli.pruning import Budget, Cut, Goal, Layer, Pruner
 from starfire_cli.records import PlanLayer
 from starfire_cli.workflows.request import Pruning
 
@@ -34,24 +34,28 @@ def plan_layers(pruner: Pruner, pruning: Pruning, macs: Mapping[str, int]) -> tu
     return tuple(rows)
 
 
-def rule_in_words(layer: Layer, budget: ConvBudget | LinearBudget | None) -> str:
+def rule_in_words(layer: Layer, budget: Budget | None) -> str:
     """A budget for people."""
-    parts = []
-    match budget:
-        case ConvBudget(in_window=in_window, kernels=kernels):
-            competitors = layer.shape[0] // layer.groups
-            if in_window:
-                parts.append(f"{in_window}/{layer.window} of a window")
-            if kernels:
-                parts.append(
-                    f"{kernels}/{competitors} {'weights' if layer.kind == 'pointwise' else 'kernels'} of an input"
-                )
-        case LinearBudget(tiles=tiles, weights=weights, tile=tile):
-            if tiles:
-                parts.append(f"{tiles} {tile}x{tile} tiles")
-            if weights:
-                parts.append(f"{weights}/{layer.weights} weights{' in all' if tiles else ''}")
+    parts: list[str] = []
+    for cut in budget or ():
+        if cut.count:
+            again = " in all" if parts and not cut.unit else ""
+            parts.append(_cut_in_words(layer, cut) + again)
     return " + ".join(parts) or "nothing new"
+
+
+def _cut_in_words(layer: Layer, cut: Cut) -> str:
+    if not cut.unit and cut.reduce == "sum":
+        return f"{cut.count} {cut.tile}x{cut.tile} tiles"
+    share = f"{cut.count}/{cut.competitors(layer.shape, layer.groups)}"
+    if (cut.unit, cut.within) == ("", "KC"):
+        return f"{share} of a window"
+    unit = "" if cut.unit == "RS" and layer.window == 1 else cut.unit
+    of = {"": "", "C": " of an input", "K": " of an output"}.get(cut.within, f" in each {cut.within}")
+    return f"{share} {_UNITS.get(unit, f'units of {unit}')}{of}"
+
+
+_UNITS = {"": "weights", "RS": "kernels", "CRS": "filters", "KRS": "input channels", "S": "rows", "K": "columns"}
 
 
 def _too_sparse(layers: Sequence[Layer], pruning: Pruning, emptied: list[str]) -> str:
@@ -67,9 +71,8 @@ def _too_sparse(layers: Sequence[Layer], pruning: Pruning, emptied: list[str]) -
 
 def _empties(layers: Sequence[Layer], pruning: Pruning, target: float) -> bool:
     for layer in layers:
-        budget = pruning.conv.budget(layer, Goal(target=target)) if layer.kind != "linear" else None
-        if budget is not None and (
-            budget.in_window >= layer.window or budget.kernels >= layer.shape[0] // layer.groups
-        ):
+        method = pruning.linear if layer.kind == "linear" else pruning.conv
+        cuts = method.budget(layer, Goal(target=target)) or ()
+        if any(cut.count >= cut.competitors(layer.shape, layer.groups) and not cut.keep for cut in cuts):
             return True
     return False

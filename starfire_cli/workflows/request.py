@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from starfire_cli.damage import Damaged
 from starfire_cli.errors import BadOption, StarfireError, unknown
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, ConvMethod, LinearMethod
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Method
 from starfire_cli.pruning.era import RAMPS, parse_era
 from starfire_cli.values import LARGEST, LARGEST_WHOLE, RANGES
 from starfire_cli.workflows.optim import OPTIMIZERS, SCHEDULES
@@ -144,8 +144,8 @@ def _is_a(value: object, hint: Any) -> bool:
 class Pruning:
     """The resolved pruning half of a request."""
 
-    conv: ConvMethod
-    linear: LinearMethod
+    conv: Method
+    linear: Method
     target: float
     method_spec: str
     fc_spec: str

@@ -6,7 +6,6 @@ Nothing else is imported here: the member called `torch` would hide the package 
 from starfire_cli.pruning.kernels._interface import (
     KERNELS,
     NAN,
-    Budget,
     Job,
     Kernels,
     OneByOne,
@@ -16,4 +15,4 @@ from starfire_cli.pruning.kernels._interface import (
     installed,
 )
 
-__all__ = ["KERNELS", "NAN", "Budget", "Job", "Kernels", "OneByOne", "Standing", "agrees", "choose", "installed"]
+__all__ = ["KERNELS", "NAN", "Job", "Kernels", "OneByOne", "Standing", "agrees", "choose", "installed"]

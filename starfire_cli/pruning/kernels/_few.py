@@ -1,4 +1,4 @@
-"""What dies where little is due, as at most steps of an era? By numpy, in a fraction of the time of the rules.
+"""What dies where little is due, as at most steps of an era? By numpy, in a fraction of the time of `units`.
 
 Convolutions stand as (K, R, S, C) or (K, R * S, C), which channels_last memory is already. Loops are over whole layers
 or large pieces: threads wait for one another each time they enter or leave numpy.
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.kernels._interface import NAN, Job
+from starfire_cli.pruning.kernels._patterns import ConvCounts, LinearCounts, counts_of, groups_of
 from starfire_cli.pruning.kernels._select import Array, few, magnitudes, pieces, smallest, unsigned
 
 _ROUNDS = 4  # weights of a window that are looked for one by one; for more, comparing all pairs is faster
@@ -26,16 +26,16 @@ def prune_few(job: Job) -> int | None:
     None where more is due than is worth it, or nothing here knows how. The layer is then as it was, or on its way: what
     died would have died in any case.
     """
-    weight, budget = job.weight, job.budget
-    if weight.dtype not in (torch.float32, torch.float64) or not weight.numel():
+    weight, counts = job.weight, counts_of(job.layer, job.budget)
+    if counts is None or weight.dtype not in (torch.float32, torch.float64) or not weight.numel():
         return None
     tensors, alive = [_bits(x) for x in (weight, *job.others)], _bits(job.alive)
     if not _finite(weight.detach().numpy()):
         return NAN
-    if isinstance(budget, LinearBudget):
-        done = not budget.tiles and _single_weights(tensors, alive, budget.weights)
+    if isinstance(counts, LinearCounts):
+        done = not counts.tiles and _single_weights(tensors, alive, counts.weights)
     else:
-        done = _windows(tensors, alive, budget) and _kernels(tensors, alive, budget, job.layer.groups)
+        done = _windows(tensors, alive, counts) and _kernels(tensors, alive, counts, groups_of(job.layer, counts))
     return alive.size - int(np.count_nonzero(alive)) if done else None
 
 
@@ -51,15 +51,15 @@ def cost(job: Job) -> int:
     return job.weight.numel() + 3 * shape[0] * shape[1]
 
 
-def _windows(tensors: Sequence[Array], alive_KRSC: Array, budget: ConvBudget) -> bool:
+def _windows(tensors: Sequence[Array], alive_KRSC: Array, counts: ConvCounts) -> bool:
     K, R, S, C = alive_KRSC.shape
-    if not budget.in_window:
+    if not counts.in_window:
         return True
     if R * S > _BYTE:
         return False
     bits_KWC, alive_KWC = (x.reshape(K, R * S, C) for x in (tensors[0], alive_KRSC))
     # Each window has `in_window` dead or more once it is done.
-    missing_KC = np.add.reduce(alive_KWC, axis=1, dtype=np.int8) - np.int8(max(0, R * S - budget.in_window))
+    missing_KC = np.add.reduce(alive_KWC, axis=1, dtype=np.int8) - np.int8(max(0, R * S - counts.in_window))
     most = int(missing_KC.max())
     if most <= 0 or most > _ROUNDS:
         return most <= 0
@@ -85,16 +85,16 @@ def _windows(tensors: Sequence[Array], alive_KRSC: Array, budget: ConvBudget) ->
     return True
 
 
-def _kernels(tensors: Sequence[Array], alive_KRSC: Array, budget: ConvBudget, groups: int) -> bool:
+def _kernels(tensors: Sequence[Array], alive_KRSC: Array, counts: ConvCounts, groups: int) -> bool:
     K, R, S, C = alive_KRSC.shape
-    if not budget.kernels:
+    if not counts.kernels:
         return True
     if groups > 1:
         return False
     bits_KWC, alive_KWC = (x.reshape(K, R * S, C) for x in (tensors[0], alive_KRSC))
     alive_KC = alive_KWC.max(1) if R * S > 1 else alive_KWC[:, 0]
     living_C = np.add.reduce(alive_KC, axis=0, dtype=np.min_scalar_type(-K - 1)).astype(np.int64)
-    wanted_C = np.maximum(0, living_C - max(0, K - budget.kernels))
+    wanted_C = np.maximum(0, living_C - max(0, K - counts.kernels))
     most = int(wanted_C.max())
     if not most or not few(most, K):
         return not most

@@ -1,8 +1,7 @@
 """Who computes the masks and keeps zeros zero: one interface, several implementations that agree to the bit.
 
-`torch` is the reference and runs everywhere, `numba` is for CPUs (the extra `fast`), `triton` for CUDA. A method whose
-masks follow the common rules (`conv/_rules.py`, `linear/_rules.py`) is computed by any of them; a method with a mask of
-its own is asked itself.
+`torch` is the reference and runs everywhere, `numba` is for CPUs (the extra `fast`), `triton` for CUDA. The fast ones
+take the patterns of `_patterns.py`; all other cuts are made by `torch`.
 """
 
 from __future__ import annotations
@@ -11,17 +10,16 @@ import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from starfire_cli.errors import BadOption, unknown
-from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.layers import Kind, Layer
+from starfire_cli.pruning.units import Budget, Cut
 from starfire_cli.registry import Family
-
-Budget = ConvBudget | LinearBudget
 
 NAN = -1
 """In place of a count: the weights hold NaN or inf, and nothing was done to the layer."""
@@ -32,7 +30,7 @@ class Job:
     """One layer whose mask is due.
 
     Args:
-        layer: as the rules see it (a depthwise layer may be taken for an ordinary one: `layer.groups` counts).
+        layer: its kind, shape and groups count.
         weight: (K, C, R, S) or (O, I), floating, of any memory format; dead weights are 0.
         alive: bool, of the weight's shape and strides.
         budget: what must be gone.
@@ -62,6 +60,10 @@ class Standing(Protocol):
 
 class Kernels(Protocol):
     """An implementation. None of its calls waits for the device, but for one that captures a CUDA graph."""
+
+    def takes(self, layer: Layer, budget: Budget) -> bool:
+        """Whether they know the pattern of a layer's cuts, whatever the counts; other layers must be in no job."""
+        ...
 
     def prune(self, jobs: Sequence[Job]) -> Tensor:
         """Bring every job's layer down to its budget: `alive` in place, +0.0 written over what dies in all tensors.
@@ -142,14 +144,31 @@ def agrees(kernels: Kernels, device: torch.device) -> bool:
     budgets, and once more when another has been captured.
     """
     shapes = ((20, 33, 3, 3), (64, 72, 1, 1), (12, 8, 3, 3), (6, 5, 1, 7), (13, 21), (9, 10), (70, 80))
-    inside, whole, both, fine, tiles = ConvBudget(2, 0), ConvBudget(0, 3), ConvBudget(2, 1), 70, 3
+    inside, whole, fine = partial(Cut, "", "KC"), partial(Cut, "RS", "C"), partial(Cut, "", "", keep="K")
+    tiles = partial(Cut, "", "", reduce="sum", keep="K", tile=3)
     rounds: list[tuple[Budget | None, ...]] = [
-        (inside, whole, whole, both, LinearBudget(0, fine, 1), LinearBudget(2, 0, tiles), LinearBudget(0, 700, 1)),
-        (None, ConvBudget(0, 4), None, None, LinearBudget(0, 71, 1), None, LinearBudget(0, 750, 1)),
-        (None, ConvBudget(0, 5), ConvBudget(0, 5), None, LinearBudget(0, 90, 1), None, LinearBudget(0, 1500, 1)),
-        (ConvBudget(4, 3), None, None, ConvBudget(3, 2), LinearBudget(0, 150, 1), LinearBudget(5, 70, tiles), None),
-        (ConvBudget(4, 9), ConvBudget(0, 50), ConvBudget(0, 6), None, None, None, LinearBudget(0, 1501, 1)),
-        (None, ConvBudget(0, 51), ConvBudget(0, 7), None, LinearBudget(0, 151, 1), None, None),
+        (
+            (inside(2),),
+            (whole(3),),
+            (whole(3),),
+            (inside(2), whole(1)),
+            (fine(70),),
+            (tiles(2),),
+            (fine(700),),
+        ),
+        (None, (whole(4),), None, None, (fine(71),), None, (fine(750),)),
+        (None, (whole(5),), (whole(5),), None, (fine(90),), None, (fine(1500),)),
+        (
+            (inside(4), whole(3)),
+            None,
+            None,
+            (inside(3), whole(2)),
+            (fine(150),),
+            (tiles(5), fine(70)),
+            None,
+        ),
+        ((inside(4), whole(9)), (whole(50),), (whole(6),), None, None, None, (fine(1501),)),
+        (None, (whole(51),), (whole(7),), None, (fine(151),), None, None),
     ]
     outcomes = []
     for implementation in (kernels, KERNELS.build("torch")):

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from starfire_cli.pruning.budget import LinearBudget
-from starfire_cli.pruning.kernels import Budget, Job
-from starfire_cli.pruning.linear._rules import tiles_of
+from starfire_cli.pruning.kernels import Job
+from starfire_cli.pruning.kernels._patterns import LinearCounts, counts_of, groups_of, read_counts
+from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.units import Budget
 
 BLOCK = 1024
 """Windows, weights or tiles that one program works on,"""
@@ -140,6 +141,7 @@ class Table:
         parts: by the bytes of a weight: 2, 4 or 8.
         tiles: the jobs that may lose tiles, in the order of their second rows, with the side of a tile.
         windows: the jobs that may lose something inside of windows.
+        across: the jobs whose kernels compete across groups.
     """
 
     rows: Tensor
@@ -148,6 +150,7 @@ class Table:
     parts: dict[int, Part]
     tiles: dict[int, int]
     windows: set[int]
+    across: set[int]
 
     def due(
         self, budgets: Sequence[Budget | None], kernels: list[int], more: list[int]
@@ -159,16 +162,21 @@ class Table:
         """
         due: list[int] = []
         inside = channels = weights = 0
-        for number, budget in enumerate(budgets):  # as many times a step as there are layers: so one loop does it all
-            if budget is None:
+        distinct = {id(budget): budget for budget in budgets if budget is not None}  # layers of one shape share theirs
+        read = {key: read_counts(budget) for key, budget in distinct.items()}
+        counts = [read.get(id(budget)) for budget in budgets]
+        for number, count in enumerate(counts):  # as many times a step as there are layers: so one loop does it all
+            if count is None:
                 due += _PASSED_OVER
-            elif isinstance(budget, LinearBudget):
-                if budget.tiles and self.tiles.get(number) != budget.tile:
+            elif isinstance(count, LinearCounts):
+                if count.tiles and self.tiles.get(number) != count.tile:
                     raise LookupError(number)
                 weights = 1
-                due += (0, budget.weights, 0)
+                due += (0, count.weights, 0)
             else:
-                in_window, many = budget
+                in_window, many, across = count
+                if many and across != (number in self.across):
+                    raise LookupError(number)
                 if in_window:
                     if number not in self.windows:
                         raise LookupError(number)
@@ -180,8 +188,8 @@ class Table:
                 due += (in_window, many, more[number] if more[number] <= FEW else 0)
         tiles = 0
         for number in self.tiles:
-            budget = budgets[number]
-            many = budget.tiles if isinstance(budget, LinearBudget) else -1
+            count = counts[number]
+            many = count.tiles if isinstance(count, LinearCounts) else -1
             tiles |= many > 0
             due += (0, many, 0) if many >= 0 else _PASSED_OVER
         return due, _COMBINATIONS[inside + 2 * channels + 4 * weights + 8 * tiles]
@@ -197,24 +205,26 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
     limits: list[list[int]] = []
     losing_tiles: dict[int, int] = {}
     losing_inside: set[int] = set()
+    across: set[int] = set()
     targets: list[list[int]] = []
     parts: dict[int, Part] = defaultdict(Part)
     launches: dict[tuple[int, str], list[tuple[int, int]]] = defaultdict(list)  # of (row, how many programs)
     grids: dict[tuple[int, str], list[tuple[int, int, int]]] = defaultdict(list)  # of (row, shares, chunks of each)
     for number, (job, budget) in enumerate(zip(jobs, budgets, strict=True)):
-        layer, size = job.layer, job.weight.element_size()
-        part = parts[size]
-        (K, C), rivals = layer.shape[:2], layer.shape[0] // layer.groups
+        layer, size, counts = job.layer, job.weight.element_size(), counts_of(job.layer, budget)
+        assert counts is not None, "a budget that `takes` does not know"
+        part, groups = parts[size], groups_of(layer, counts)
+        (K, C), rivals = layer.shape[:2], layer.shape[0] // groups
         launches[size, "layers"].append((number, 1))
         limit = 0
         chunk, high, chunks, listed = -1, 0, 0, -1
-        if layer.kind == "linear":
-            if isinstance(budget, LinearBudget) and (budget.tiles or budget.tile > 1):
-                row, tiles = len(jobs) + len(rows_of_tiles), math.prod(tiles_of(layer, budget.tile))
+        if isinstance(counts, LinearCounts):
+            if counts.tiles or counts.tile > 1:
+                row, tiles = len(jobs) + len(rows_of_tiles), math.prod(tiles_of(layer, counts.tile))
                 launches[size, "tiles"].append((row, _blocks(tiles)))
                 rows_of_tiles.append([tiles, 0, 0, 0, 0, part.keys, *(0,) * 6, -1, 0])
-                losing_tiles[number] = budget.tile
-                part.tiled.append(Tiled(number, row, budget.tile))
+                losing_tiles[number] = counts.tile
+                part.tiled.append(Tiled(number, row, counts.tile))
                 part.keys += tiles
             launches[size, "lists"].append((number, 1))
             launches[size, "neurons"].append((number, K))
@@ -225,12 +235,14 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
             else:
                 launches[size, "weights"].append((number, _blocks(K * C)))
         else:
-            shares, high = layer.groups * _blocks(C, WIDE), max(ROWS, HIGH // layer.window)
+            shares, high = groups * _blocks(C, WIDE), max(ROWS, HIGH // layer.window)
             launches[size, "channels"].append((number, shares))
             chunk, chunks = part.chunks, _blocks(rivals, high)
             grids[size, "fours" if _side_by_side(job) else "ones"].append((number, shares, chunks))
             part.chunks += shares * chunks
-            if layer.window > 1 or budget[0]:
+            if counts.across:
+                across.add(number)
+            if layer.window > 1 or counts.in_window:
                 losing_inside.add(number)
                 launches[size, "windows"].append((number, _blocks(K * C)))
                 nine = layer.window == 9
@@ -253,7 +265,13 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
         parts=dict(parts),
         tiles=losing_tiles,
         windows=losing_inside,
+        across=across,
     )
+
+
+def tiles_of(layer: Layer, tile: int) -> tuple[int, int]:
+    """Rows and columns of `tile` x `tile` tiles; those at the ragged edges are smaller."""
+    return _blocks(layer.shape[0], tile), _blocks(layer.shape[1], tile)
 
 
 def _target(tensor: Tensor) -> list[int]:

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from starfire_cli.pruning._threads import in_threads
-from starfire_cli.pruning.budget import ConvBudget, LinearBudget
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job, OneByOne, installed
+from starfire_cli.pruning.kernels._patterns import ConvCounts, LinearCounts, counts_of, groups_of
 from starfire_cli.pruning.kernels.torch import TorchKernels, write_dead
+from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.units import Budget
 
 _PIECE = 1 << 20  # gradients of one layer that a thread takes at a time
 _NEURONS = 1 << 18  # weights of a linear layer, likewise, in whole neurons
@@ -32,6 +34,9 @@ class NumbaKernels:
         if device.type != "cpu":
             return f"numba computes on the CPU, the weights are on {device.type}"
         return None if installed("numba") else 'numba is not installed (pip install "starfire-cli[fast]")'
+
+    def takes(self, layer: Layer, budget: Budget) -> bool:
+        return counts_of(layer, budget) is not None
 
     def prune(self, jobs: Sequence[Job]) -> Tensor:
         layers = [(_Linear if _of_single_weights(job) else _Whole)(job) for job in jobs]
@@ -78,14 +83,14 @@ class _Whole:
         return self._count
 
     def _prune(self) -> None:
-        job = self._job
-        if isinstance(job.budget, LinearBudget) or not _fits(job):
+        job, counts = self._job, counts_of(self._job.layer, self._job.budget)
+        if not isinstance(counts, ConvCounts) or not _fits(job):
             self._count = int(TorchKernels().prune([job]))
         elif not _loops().finite(_flat(job.weight.detach()).view(np.int32)):
             self._count = NAN
         else:
             like, unlike = _others(job)
-            self._count = job.weight.numel() - _prune_convolution(job, job.budget, like)
+            self._count = job.weight.numel() - _prune_convolution(job, counts, like)
             write_dead(job.alive, unlike)
 
 
@@ -112,9 +117,10 @@ class _Linear:
     def finish(self) -> int:
         if -1 in self._living:
             return NAN
-        assert isinstance(self._job.budget, LinearBudget)
+        counts = counts_of(self._job.layer, self._job.budget)
+        assert isinstance(counts, LinearCounts)
         size, living, guarded = self._bits_OI.size, sum(self._living), int(np.count_nonzero(self._strongest_O >= 0))
-        missing = max(0, min(self._job.budget.weights, size - guarded) - (size - living))
+        missing = max(0, min(counts.weights, size - guarded) - (size - living))
         if missing:
             like, unlike = _others(self._job)
             others = tuple(other.numpy().view(np.int32) for other in like) or (self._bits_OI,)
@@ -129,7 +135,8 @@ class _Linear:
 
 def _of_single_weights(job: Job) -> bool:
     """Whether it is a job for `_Linear`."""
-    return isinstance(job.budget, LinearBudget) and not job.budget.tiles and _fits(job) and job.weight.is_contiguous()
+    counts = counts_of(job.layer, job.budget)
+    return isinstance(counts, LinearCounts) and not counts.tiles and _fits(job) and job.weight.is_contiguous()
 
 
 def _fits(job: Job) -> bool:
@@ -145,18 +152,18 @@ def _others(job: Job) -> tuple[list[Tensor], list[Tensor]]:
     return [x.detach() for like, x in pairs if like], [x for like, x in pairs if not like]
 
 
-def _prune_convolution(job: Job, budget: ConvBudget, like: Sequence[Tensor]) -> int:
+def _prune_convolution(job: Job, counts: ConvCounts, like: Sequence[Tensor]) -> int:
     """How many weights live once it is done."""
-    loops, groups = _loops(), job.layer.groups
+    loops, groups = _loops(), groups_of(job.layer, counts)
     places = [_as_KWC(x) for x in (job.alive, job.weight.detach(), *like)]
     arrays = [np.ascontiguousarray(x) for x in places]  # copies only where they are not in channels_last memory
     alive_KWC, (bits_KWC, *others) = arrays[0].view(np.uint8), (x.view(np.int32) for x in arrays[1:])
     beside = tuple(others) or (bits_KWC,)
     living = 0
-    if budget.in_window or not budget.kernels:
-        living = loops.window(bits_KWC, alive_KWC, budget.in_window, beside)
-    if budget.kernels:
-        living = loops.kernels(bits_KWC, alive_KWC, min(budget.kernels, len(bits_KWC) // groups), groups, beside)
+    if counts.in_window or not counts.kernels:
+        living = loops.window(bits_KWC, alive_KWC, counts.in_window, beside)
+    if counts.kernels:
+        living = loops.kernels(bits_KWC, alive_KWC, min(counts.kernels, len(bits_KWC) // groups), groups, beside)
     for place, array in zip(places, arrays, strict=True):
         if array is not place:
             place[...] = array

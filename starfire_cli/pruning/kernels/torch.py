@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from starfire_cli.pruning._threads import in_threads
-from starfire_cli.pruning.budget import LinearBudget
-from starfire_cli.pruning.conv._rules import conv_mask
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job, OneByOne
 from starfire_cli.pruning.kernels._few import cost, integers, prune_few
-from starfire_cli.pruning.linear._rules import linear_mask
+from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.units import Budget, apply_cuts
 
 _MANY = 1 << 21  # gradients on a CPU that are worth all threads
 _PIECE = 1 << 18  # gradients that one takes at a time: torch makes factors of their masks, in memory of its own
@@ -24,17 +23,20 @@ _PIECE = 1 << 18  # gradients that one takes at a time: torch makes factors of t
 @KERNELS.register("torch")
 @dataclass(frozen=True, kw_only=True)
 class TorchKernels:
-    """Layers of which little is due go side by side (`_few.py`), the others one after the other by the rules."""
+    """Layers of which little is due go side by side (`_few.py`), the others one after the other by `units`."""
 
     @classmethod
     def why_not(cls, device: torch.device) -> str | None:
         return None
 
+    def takes(self, layer: Layer, budget: Budget) -> bool:
+        return True
+
     def prune(self, jobs: Sequence[Job]) -> Tensor:
         on_cpu = [job for job in jobs if job.weight.device.type == "cpu"]
         done = iter(in_threads([(cost(job), partial(prune_few, job)) for job in on_cpu]))
         counts = [next(done) if job.weight.device.type == "cpu" else None for job in jobs]
-        found = [_by_rules(job) if n is None else torch.tensor(n) for job, n in zip(jobs, counts, strict=True)]
+        found = [_by_units(job) if n is None else torch.tensor(n) for job, n in zip(jobs, counts, strict=True)]
         return torch.stack(found) if found else torch.zeros(0, dtype=torch.int64)
 
     def standing(self, jobs: Sequence[Job]) -> OneByOne:
@@ -59,16 +61,12 @@ def _pieces(gradient: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(torch.split(gradient, outputs), torch.split(mask, outputs), strict=True)
 
 
-def _by_rules(job: Job) -> Tensor:
+def _by_units(job: Job) -> Tensor:
     """`prune` for a single layer however much is due; its count, a scalar."""
     weight, alive = job.weight, job.alive
     if not is_finite(weight):
         return torch.tensor(NAN, device=weight.device)
-    if isinstance(job.budget, LinearBudget):
-        mask = linear_mask(job.layer, weight, alive, job.budget)
-    else:
-        mask = conv_mask(job.layer, weight, alive, job.budget)
-    alive.copy_(mask)
+    alive.copy_(apply_cuts(weight, alive, job.budget, job.layer.groups))
     write_dead(alive, (weight, *job.others))
     return alive.numel() - count_alive(alive)
 

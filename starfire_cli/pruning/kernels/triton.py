@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from starfire_cli.pruning.kernels import KERNELS, Budget, Job, installed
+from starfire_cli.pruning.kernels import KERNELS, Job, installed
+from starfire_cli.pruning.kernels._patterns import counts_of
 from starfire_cli.pruning.kernels._triton_muting import Muting
 from starfire_cli.pruning.kernels._triton_table import (
     BLOCK,
@@ -33,8 +33,10 @@ from starfire_cli.pruning.kernels._triton_table import (
     Tally,
     Tiled,
     build,
+    tiles_of,
 )
-from starfire_cli.pruning.linear._rules import _strongest, tiles_of
+from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.units import Budget, Cut, rank_units
 
 _OPTIONS: dict[str, dict[str, int]] = {  # 4 warps for all others
     "channels": {"num_warps": 16},
@@ -65,6 +67,9 @@ class TritonKernels:
         if device.type == "cuda" or interpreted:
             return None
         return f"triton computes on CUDA, the weights are on {device.type}"
+
+    def takes(self, layer: Layer, budget: Budget) -> bool:
+        return counts_of(layer, budget) is not None
 
     def prune(self, jobs: Sequence[Job]) -> Tensor:
         if not jobs:
@@ -287,14 +292,9 @@ def _launch(kernel: Any, programs: Tensor, *arguments: Any, **constants: Any) ->
 def _tile_scores(job: Job, tiled: Tiled) -> tuple[Tensor, Tensor, Tensor]:
     """Of a linear layer's tiles the scores, float64, which are alive and which keep a neuron alive, (rows, columns).
 
-    By the very operations of `linear_mask`: a sum in another order may round to another number.
+    By the very operations of `units`: a sum in another order may round to another number.
     """
-    (O, I), n = job.layer.shape, tiled.tile
-    rows, columns = tiles_of(job.layer, n)
-    edges = (0, columns * n - I, 0, rows * n - O)
-    score_OI = torch.where(job.alive, job.weight.detach().abs().double(), 0.0)
-    score_T = pad(score_OI, edges).reshape(rows, n, columns, n).sum((1, 3))
-    alive_NT = pad(job.alive, edges).reshape(rows * n, columns, n).any(-1)  # by neuron and tile
-    guard_NT = _strongest(score_T.repeat_interleave(n, 0), alive_NT)
-    alive_T, guard_T = (x.reshape(rows, n, columns).any(1) for x in (alive_NT, guard_NT))
+    score, alive, guard = rank_units(job.weight, job.alive, Cut("", "", 0, reduce="sum", keep="K", tile=tiled.tile))
+    assert guard is not None
+    score_T, alive_T, guard_T = (x.reshape(tiles_of(job.layer, tiled.tile)) for x in (score.double(), alive, guard))
     return score_T, alive_T, guard_T

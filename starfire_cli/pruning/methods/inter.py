@@ -9,18 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from starfire_cli.errors import BadOption
-from starfire_cli.pruning.budget import ConvBudget, Goal, pruned
-from starfire_cli.pruning.conv._rules import ConvRules
-from starfire_cli.pruning.conv.intra import Intra
-from starfire_cli.pruning.families import CONV_METHODS
+from starfire_cli.pruning.budget import Goal, pruned
 from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.methods import METHODS
+from starfire_cli.pruning.methods._cuts import kernels, windows
+from starfire_cli.pruning.methods.intra import Intra
+from starfire_cli.pruning.units import Budget
 
 ORDERS = ("ck-window", "window-ck")
 
 
-@CONV_METHODS.register("inter")
+@METHODS.register("inter", "conv")
 @dataclass(frozen=True, kw_only=True)
-class Inter(ConvRules):
+class Inter:
     """First one kind of pruning, then the other.
 
     Args:
@@ -42,14 +43,14 @@ class Inter(ConvRules):
         if not 0 < self.split < 1:
             raise BadOption(f"split={self.split} is out of range; it lies between 0 and 1")
 
-    def budget(self, layer: Layer, goal: Goal) -> ConvBudget | None:
+    def budget(self, layer: Layer, goal: Goal) -> Budget | None:
         if layer.kind == "pointwise" or layer.depthwise:  # only one rule applies, so there is nothing to put in phases
             return self._intra().budget(layer, goal)
         final = self._intra().budget(layer, replace(goal, progress=1.0))
         assert final is not None
         early, late = min(1.0, goal.progress / self.split), max(0.0, (goal.progress - self.split) / (1 - self.split))
-        of_kernels, of_window = (early, late) if self.order == "ck-window" else (late, early)
-        return ConvBudget(pruned(final.in_window, of_window), pruned(final.kernels, of_kernels))
+        of_windows, of_kernels = (late, early) if self.order == "ck-window" else (early, late)
+        return windows(pruned(final[0].count, of_windows)), kernels(pruned(final[1].count, of_kernels))
 
     def _intra(self) -> Intra:
         return Intra(share=self.share, max_nonzero=self.max_nonzero)

@@ -1,1 +1,0 @@
-"""The convolution methods, one a file."""

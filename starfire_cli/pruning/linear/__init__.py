@@ -1,1 +1,0 @@
-"""The methods for linear layers, one a file."""
