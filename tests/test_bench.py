@@ -200,13 +200,13 @@ def test_a_network_that_cannot_be_traced_is_timed_dense(tmp_path: Path) -> None:
 
 def test_options_that_mean_nothing(pruned: Path, tmp_path: Path, capsys: Capture) -> None:
     tiny = (pruned, "--model", "tests.tiny:net")
-    assert "--batch '1,x' is no list" in fails(capsys, *tiny, "--batch", "1,x")
+    assert "--batch '1,x': 'x' is no number in a list" in fails(capsys, *tiny, "--batch", "1,x")
     assert "--batch '0' is no list" in fails(capsys, *tiny, "--batch", "0")
     assert "such as 3x224x224" in fails(capsys, *tiny, "--input", "3x2x4")
     assert "has 1 channels" in fails(capsys, *tiny, "--input", "1x28x28")
-    assert "--threads 0 makes no sense" in fails(capsys, *tiny, "--threads", "0")
+    assert "--threads 0 is out of range" in fails(capsys, *tiny, "--threads", "0")
     assert "--seconds 0 is no time" in fails(capsys, *tiny, "--seconds", "0")
-    assert "--seconds nan is no time" in fails(capsys, *tiny, "--seconds", "nan")
+    assert "--seconds nan is not a number" in fails(capsys, *tiny, "--seconds", "nan")
     assert "does not say which model it is" in fails(capsys, pruned)
     assert "does not fit --model resnet20" in fails(capsys, pruned, "--model", "resnet20", code=1)
     assert "no file or run folder" in fails(capsys, tmp_path / "b.pt", code=1)

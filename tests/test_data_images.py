@@ -292,7 +292,7 @@ def test_names_of_files_do_not_reach_the_terminal_raw(
     [
         (["train", "--data", ""], {}, "--data '' is empty"),
         (["train", "--data", " "], {}, "--data ' ' is empty"),
-        (["train", "--augment", ""], {}, "augmentation ''"),
+        (["train", "--augment", ""], {}, "--augment '' is empty"),
         (["train", "--data", "~nobody-of-that-name/x"], {}, "no home folder ~nobody-of-that-name"),
         (["train", "--data", "folder:~nobody-of-that-name"], {}, "no home folder ~nobody-of-that-name"),
         (["train", "--data", "mnist"], {"STARFIRE_DATA": "~nobody-of-that-name"}, "STARFIRE_DATA=~nobody-of"),

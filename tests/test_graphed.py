@@ -92,8 +92,10 @@ class StandIn:
             monkeypatch.setattr(torch.cuda, name, member)
         monkeypatch.setattr("starfire_cli.workflows.session.refuse", lambda *args: None)
         monkeypatch.setattr(training, "StepGraph", Made)
-        opened = training._open_run
-        monkeypatch.setattr(training, "_open_run", lambda session: self.nets.append(session.model) or opened(session))
+        trained = training._trained
+        monkeypatch.setattr(
+            training, "_trained", lambda session, folder: self.nets.append(session.model) or trained(session, folder)
+        )
 
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 2**-4), ("adam", 2**-10), ("adamw", 2**-10)])

@@ -171,7 +171,7 @@ def test_weights_that_differ_only_in_float64_are_told_apart() -> None:
         (CONV_METHODS, "window:max_nonzero=0", "1 to 9"),
         (CONV_METHODS, "window:max_nonzero=10", "1 to 9"),
         (CONV_METHODS, "intra:share=1.5", "0 to 1"),
-        (CONV_METHODS, "intra:share=nan", "0 to 1"),
+        (CONV_METHODS, "intra:share=nan", "is not a number"),
         (CONV_METHODS, "inter:order=both", "ck-window, window-ck"),
         (CONV_METHODS, "inter:split=1", "between 0 and 1"),
         (LINEAR_METHODS, "block:n=5", "1 to 4"),

@@ -258,7 +258,7 @@ def test_keep_dense_and_only(tmp_path):
         (["--batch-size", "0"], "--batch-size 0 is out of range"),
         (["--momentum", "1.5"], "--momentum 1.5"),
         (["--betas", "0.9"], "two numbers"),
-        (["--lr-drops", "a,b"], "list of numbers"),
+        (["--lr-drops", "a,b"], "is no number in a list"),
         (["--device", "cuda:9"], "--device 'cuda:9'"),
         (["--device", "tpu9"], "no torch device"),
         (["--data", "no/such/place"], "there is no no/such/place"),

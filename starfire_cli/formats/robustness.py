@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from starfire_cli.damage import DamagedFile, reading
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.atomic import write_text
 
@@ -41,16 +42,17 @@ def read_robustness(path: Path, *, fresh: bool = False) -> dict[str, Any] | None
     """
     document: Any = None
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        if path.suffix != ".json":
-            document = None
-        elif fresh:
+        with reading(path):
+            try:
+                text = path.read_bytes()
+            except FileNotFoundError:
+                return None
+            document = json.loads(text.decode())
+    except DamagedFile as error:
+        if path.suffix == ".json" and fresh:
             return None
-        else:
-            raise StarfireError(f"{path} is damaged ({error}); --fresh replaces it") from None
+        if path.suffix == ".json":
+            raise DamagedFile(f"{error}; --fresh replaces it") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT or document.get("version") != VERSION:
         raise StarfireError(f"{path} is there and no result of starfire attack; --out FILE writes elsewhere")
     return document

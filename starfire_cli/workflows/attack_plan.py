@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from starfire_cli.attacks import ATTACKS, Attack, AttackProgress, NetworkResult, Size
+from starfire_cli.damage import DamagedFile, reading
 from starfire_cli.data import Split
 from starfire_cli.formats.atomic import check_writable
 from starfire_cli.formats.robustness import PER_IMAGE, read_robustness, write_robustness
@@ -152,23 +153,28 @@ class Plan:
 
     def _recall(self, earlier: dict[str, Any], images: int) -> tuple[str, ...]:
         """Take over what an earlier run found out, if it was about the same thing."""
-        held = earlier.get("settings") or {}
+        try:
+            with reading(self.path):
+                return self._taken_up(earlier, images)
+        except DamagedFile:
+            self.tallies.clear()
+            self.heard.clear()
+            return (f"{self.path} is damaged; everything is attacked again",)
+
+    def _taken_up(self, earlier: dict[str, Any], images: int) -> tuple[str, ...]:
+        held = dict(earlier.get("settings") or {})
         differing = [key for key in self._settings if held.get(key) != self._settings[key]]
         if differing:
             words = {"digest": "other weights"}
             why = ", ".join(words.get(key, f"another {key.replace('_', ' ')}") for key in differing)
             return (f"{self.path} is about {why}; it is replaced",)
-        try:
-            for name, by_size in earlier[PER_IMAGE].items():
-                self.tallies[name] = {float(size): Tally.from_plain(one, images) for size, one in by_size.items()}
-        except (KeyError, TypeError, ValueError, AttributeError):
-            self.tallies.clear()
-            return (f"{self.path} is damaged; everything is attacked again",)
+        for name, by_size in earlier[PER_IMAGE].items():
+            self.tallies[name] = {float(size): Tally.from_plain(one, images) for size, one in by_size.items()}
         if self._shown_to in (None, earlier.get("shown_to")):
             self._shown_to = earlier.get("shown_to")
         else:
             for tally in self.tallies.get(ATTACK, {}).values():
                 tally.transfer = None  # it was another network that saw these images
-        self.heard.update(dict.fromkeys(earlier.get("notes", [])))
+        self.heard.update((str(note), None) for note in earlier.get("notes", []))
         done = sum(t.done for by_size in self.tallies.values() for t in by_size.values())
         return (f"{self.path} is taken up where it was left (--fresh starts over)",) if done else ()

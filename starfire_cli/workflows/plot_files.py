@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from starfire_cli.damage import reading
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.robustness import read_robustness
 from starfire_cli.formats.run import Run
@@ -117,10 +118,8 @@ def read_sizes(document: Mapping[str, Any]) -> tuple[Path, Path, int] | None:
 
 def read_json(path: Path) -> Mapping[str, Any]:
     """A JSON object. Raises StarfireError."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StarfireError(f"{path} cannot be read: {error}") from None
+    with reading(path):
+        document = json.loads(path.read_bytes().decode())
     if not isinstance(document, dict):
         raise StarfireError(f"{path} is no result that can be drawn: it holds a {type(document).__name__}")
     return document

@@ -7,7 +7,7 @@ import math
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from starfire_cli.damage import Damaged
 from starfire_cli.errors import BadOption, StarfireError, unknown
@@ -16,9 +16,6 @@ from starfire_cli.pruning.era import RAMPS, parse_era
 from starfire_cli.values import LARGEST, LARGEST_WHOLE, RANGES
 from starfire_cli.workflows.optim import OPTIMIZERS, SCHEDULES
 from starfire_cli.workflows.recipes import recipe_for
-
-if TYPE_CHECKING:
-    from starfire_cli.workflows.network import Channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +80,8 @@ class TrainRequest:
     resume: Path | None = None
     init: Path | None = None
     init_zeros: str = "dead"
-    mean: Channels | None = None
-    std: Channels | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     weights: str | None = None
     save_every: int | None = None
     max_steps: int | None = None
