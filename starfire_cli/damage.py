@@ -47,6 +47,8 @@ def reading(path: Path | str, part: str = "") -> Iterator[None]:
     except StarfireError:
         raise
     except Exception as error:
+        if type(error) is NameError or isinstance(error, ImportError):
+            raise  # no file's content does that: it is our own mistake, or a package that is not there
         where = f"{printable(part, 160)}: " if part else ""
         if _no_memory(error):
             text = "reading it takes more memory than there is; it is damaged, or too large for this machine"

@@ -106,3 +106,9 @@ def test_what_the_system_refuses_is_not_called_damage(number: int) -> None:
 def test_a_finding_of_ours_is_repeated_without_its_class() -> None:
     with pytest.raises(DamagedFile, match=f"^{PATH} is damaged: line 3: 7 is no shape$"), reading(PATH, "line 3"):
         raise Damaged("7 is no shape")
+
+
+@pytest.mark.parametrize("error", [NameError("name 'x' is not defined"), ModuleNotFoundError("No module named 'x'")])
+def test_mistakes_that_no_content_provokes_are_not_called_damage(error: Exception) -> None:
+    with pytest.raises(type(error)), reading("a.pt"):
+        raise error
