@@ -14,10 +14,10 @@ import torch
 import zstandard
 from torch import Tensor
 
-from starfire_cli.formats import packed
-from starfire_cli.formats.interchange import write_bitmask
-from starfire_cli.formats.packing import pack
-from starfire_cli.formats.rounding import round_state
+from starfire_cli.formats.checkpoint.interchange import write_bitmask
+from starfire_cli.formats.packed import read as packed
+from starfire_cli.formats.packed.rounding import round_state
+from starfire_cli.formats.packed.write import pack
 
 State = dict[str, Tensor]
 Way = tuple[str, Callable[[Path], object], Callable[[Path], object]]

@@ -7,7 +7,7 @@ import torchvision
 from torch import Tensor
 
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
-from starfire_cli.pruning.era import Era
+from starfire_cli.pruning.schedule import Era
 
 State = dict[str, Tensor]
 

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from starfire_cli.attacks import ATTACKS
 from starfire_cli.attacks._gradient import frozen
 from starfire_cli.data import DataOptions, open_val
-from starfire_cli.formats import checkpoint as files
+from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.models import Normalized, build_model
-from starfire_cli.workflows.attack_sweep import ATTACK, CLEAN, Sweep, Tally
-from starfire_cli.workflows.network import build_network
+from starfire_cli.networks.network import build_network
+from starfire_cli.workflows.attack.sweep import ATTACK, CLEAN, Sweep, Tally
 
 SIZES = [1 / 255, 2 / 255, 4 / 255, 8 / 255, 0.05, 0.1]
 STEPS, STEP = 10, 2 / 255

@@ -16,12 +16,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from torch import nn
 
-from starfire_cli.formats.checkpoint import Checkpoint, load
-from starfire_cli.formats.packing import pack
+from starfire_cli.formats.checkpoint.file import load
+from starfire_cli.formats.checkpoint.record import Checkpoint
+from starfire_cli.formats.packed.write import pack
 from starfire_cli.models import build_model
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Masks, Pruner, layers_of_model
-from starfire_cli.pruning.era import Era
-from starfire_cli.workflows.inspect import inspect
+from starfire_cli.pruning.schedule import Era
+from starfire_cli.workflows.inspect.run import inspect
 
 NETWORKS = ("resnet20", "mobilenet_v2", "squeezenet1_0")
 METHODS = (("window", "fine"), ("ck", "fine"), ("intra", "block"))

@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from benchmarks._common import Results
-from starfire_cli.formats import checkpoint
+from starfire_cli.formats.checkpoint import file as checkpoint
 from starfire_cli.models import build_model
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
-from starfire_cli.pruning.era import Era
-from starfire_cli.timings import BatchTimings
-from starfire_cli.workflows.bench import BenchRequest, bench
+from starfire_cli.pruning.schedule import Era
+from starfire_cli.records.bench import BatchTimings
+from starfire_cli.workflows.bench.run import BenchRequest, bench
 
 #       name                  network      side method    target batches
 ROWS = [

@@ -35,10 +35,11 @@ from _common import where
 from _input_peers import Epoch, peers, webdataset
 from PIL import Image
 
-from starfire_cli.data import DataOptions, decode, open_data
+from starfire_cli.data import DataOptions, open_data
 from starfire_cli.data.finding import find
-from starfire_cli.data.shards import Shards
-from starfire_cli.workflows.pack_data import PackRequest, pack
+from starfire_cli.data.images import decode
+from starfire_cli.data.shards.layout import Shards
+from starfire_cli.workflows.data.pack import PackRequest, pack
 
 ROWS = {  # height, width, side in the batch, crop, images
     "small": (32, 32, 32, "crop-flip", 10_000),

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from starfire_cli.models import build_model
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Layer, Method, Pruner, layers_of_model
-from starfire_cli.pruning.era import Era
 from starfire_cli.pruning.kernels import KERNELS, Job, Kernels, Standing
+from starfire_cli.pruning.schedule import Era
 
 ERA = 1000  # steps; two thirds of an epoch of Tiny-ImageNet at batch 64, where the paper's era has ten epochs
 STEPS = 12  # of an era of 120, from threshold 0.45 on: budgets rise as they do in the middle of one

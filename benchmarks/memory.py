@@ -21,9 +21,9 @@ import torch
 from _common import Results
 from input import make
 
-from starfire_cli.workflows.recipes import RECIPES
-from starfire_cli.workflows.request import TrainRequest
-from starfire_cli.workflows.train import train
+from starfire_cli.workflows.train.loop import train
+from starfire_cli.workflows.train.recipes import RECIPES
+from starfire_cli.workflows.train.request import TrainRequest
 
 STEPS = 3
 METHODS = ("dense", "window", "ck")

@@ -24,7 +24,7 @@ from _pack_bound import State, bound
 from _pack_ways import ways
 from _resnet50 import resnet50
 
-from starfire_cli.formats import checkpoint
+from starfire_cli.formats.checkpoint import file as checkpoint
 
 ROWS = {
     "window49": ("window:max_nonzero=4", 5 / 9),

@@ -22,13 +22,13 @@ import torchvision
 from _common import median_ms, seconds, where
 
 from starfire_cli import runtime
+from starfire_cli.distributed.agreement import Agreement
+from starfire_cli.distributed.ranks import Ranks
+from starfire_cli.distributed.replica import Replica
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
-from starfire_cli.pruning.era import Era
-from starfire_cli.workflows.agreement import Agreement
-from starfire_cli.workflows.compact import CompactState
-from starfire_cli.workflows.optim import build_optimizer
-from starfire_cli.workflows.ranks import Ranks
-from starfire_cli.workflows.replica import Replica
+from starfire_cli.pruning.schedule import Era
+from starfire_cli.workflows.train.compact_state import CompactState
+from starfire_cli.workflows.train.optim import build_optimizer
 
 
 def main() -> None:

@@ -29,9 +29,9 @@ from input import make
 from torch import nn
 
 from starfire_cli.models import build_model
-from starfire_cli.records import EpochRecord
-from starfire_cli.workflows.request import TrainRequest
-from starfire_cli.workflows.train import train
+from starfire_cli.records.train import EpochRecord
+from starfire_cli.workflows.train.loop import train
+from starfire_cli.workflows.train.request import TrainRequest
 
 ROWS = {  # model, side, batch, crop, sides of the files
     "cifar": ("resnet20", 32, 128, "crop-flip", (32, 32)),

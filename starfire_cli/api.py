@@ -27,7 +27,8 @@ def load(path: str | PathLike[str], *, weights: str | None = None) -> dict[str, 
     Raises:
         StarfireError: the file is missing, damaged, or no checkpoint; one line that says which.
     """
-    from starfire_cli.formats import checkpoint, packed
+    from starfire_cli.formats.checkpoint import file as checkpoint
+    from starfire_cli.formats.packed import read as packed
     from starfire_cli.formats.run import find_checkpoint
 
     with for_python():
@@ -68,9 +69,9 @@ def load_model(
         StarfireError: as for `load`, or something is neither said nor given, or the weights do not fit.
     """
     from starfire_cli import runtime
-    from starfire_cli.formats import checkpoint
+    from starfire_cli.formats.checkpoint import file as checkpoint
     from starfire_cli.formats.run import find_checkpoint
-    from starfire_cli.workflows.ready import as_trained
+    from starfire_cli.networks.ready import as_trained
 
     with for_python():
         file = checkpoint.load(find_checkpoint(Path(path)), weights=weights)

@@ -48,7 +48,8 @@ class Family(Generic[T]):
     def names(self) -> list[str]:
         """The members' names, sorted; read from the folder, nothing is imported."""
         folder = Path(__file__).parent.joinpath(*self.package.split(".")[1:])
-        stems = [m.name for m in pkgutil.iter_modules([str(folder)]) if not m.name.startswith("_")]
+        found = pkgutil.iter_modules([str(folder)])
+        stems = [m.name for m in found if not m.ispkg and not m.name.startswith("_")]
         if self._use is not None:
             stems = [stem for stem in stems if self._use in _uses(folder / f"{stem}.py")]
         return sorted(stem.replace("_", "-") for stem in stems)

@@ -23,7 +23,7 @@ EXCEPTIONS = [
     kind
     for kind in vars(builtins).values()
     if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, OSError | UnicodeError | Warning)
-    if not issubclass(kind, BaseExceptionGroup)
+    if not issubclass(kind, BaseExceptionGroup | ImportError) and kind is not NameError  # ours, see below
 ]
 
 

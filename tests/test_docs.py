@@ -64,6 +64,14 @@ def test_the_worked_method_is_one_file(with_the_worked_method: Path) -> None:
 
 @pytest.mark.slow
 def test_the_worked_method_passes_what_every_method_must(with_the_worked_method: Path) -> None:
-    arguments = ["-m", "pytest", "-q", "-k", "filter", "tests/test_methods.py", "tests/test_pruner.py"]
+    arguments = [
+        "-m",
+        "pytest",
+        "-q",
+        "-k",
+        "filter",
+        "tests/pruning/methods/test_methods.py",
+        "tests/pruning/test_pruner.py",
+    ]
     out = run(with_the_worked_method, *arguments, "-p", "no:cacheprovider")
     assert int(re.findall(r"(\d+) passed", out)[0]) >= 20

@@ -18,14 +18,14 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"commands", "api"},
-    {"workflows", "report"},
-    {"histories", "pruned"},  # plain values that workflows make and report shows
-    {"records", "findings", "timings", "labels"},
-    {"formats", "models", "data", "attacks", "sparse"},
-    {"pruning"},
+    {"workflows"},
+    {"report", "networks"},
+    {"records"},  # plain values that workflows make and reports show
+    {"formats", "sparse", "distributed"},
+    {"models", "data", "attacks", "pruning"},
     {"registry", "runtime"},
     {"damage"},
-    {"text", "values"},
+    {"labels", "text", "values"},
     {"errors", "output"},
 ]
 FLOOR = {part: height for height, parts in enumerate(reversed(FLOORS)) for part in parts}

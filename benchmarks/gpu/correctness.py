@@ -16,15 +16,16 @@ import torch
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from _common import Results, gpu_arguments
 
-from starfire_cli.formats.checkpoint import Checkpoint, load
+from starfire_cli.formats.checkpoint.file import load
+from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import Run
 from starfire_cli.models import build_model
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Pruner, layers_of_model
-from starfire_cli.pruning.era import Era
 from starfire_cli.pruning.kernels import KERNELS, Job
 from starfire_cli.pruning.masks import digest
-from starfire_cli.workflows.request import TrainRequest
-from starfire_cli.workflows.train import train
+from starfire_cli.pruning.schedule import Era
+from starfire_cli.workflows.train.loop import train
+from starfire_cli.workflows.train.request import TrainRequest
 
 PAIRS = (("window", "fine"), ("ck", "block"), ("intra", "two-tier"), ("inter:order=window-ck", "fine"))
 

@@ -22,7 +22,7 @@ from _common import Results
 from masks import ERA, in_training
 
 from starfire_cli.pruning import Pruner
-from starfire_cli.pruning.kernels import _triton_muting
+from starfire_cli.pruning.kernels.gpu import muting as _triton_muting
 from starfire_cli.pruning.kernels.triton import TritonKernels, TritonStanding
 
 TURNS = 5

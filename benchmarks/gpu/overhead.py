@@ -24,7 +24,7 @@ from _common import Results, _wait, gpu_arguments
 
 from starfire_cli.models import build_model
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
-from starfire_cli.pruning.era import Era
+from starfire_cli.pruning.schedule import Era
 
 ERA = 1000  # steps; two thirds of an epoch of Tiny-ImageNet at batch 64, where the paper's era has ten epochs
 TURN = 10  # steps

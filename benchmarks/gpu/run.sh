@@ -40,7 +40,7 @@ sees_cuda() { "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_availa
 [ "$DEVICE" != cuda ] || [ "$step" = tests ] || sees_cuda || fail "torch sees no CUDA device here; DEVICE=cpu TINY=1 tries a step on a CPU"
 case $step in
     correctness | overhead | launches) run "benchmarks/gpu/$step.py" --device "$DEVICE" --out "$OUT/gpu-$step.json" "${tiny[@]}" "$@" ;;
-    tests) run -m pytest -o addopts= -p no:cacheprovider tests/test_kernels_triton.py tests/test_graphed.py -k gpu "$@" ;;
+    tests) run -m pytest -o addopts= -p no:cacheprovider tests/pruning/kernels/test_kernels_triton.py tests/workflows/train/test_cuda_graph.py -k gpu "$@" ;;
     masks) run benchmarks/masks.py --device "$DEVICE" --batch 64 --size 224 --out "$OUT/gpu-masks.json" "$@" ;;
     train) run benchmarks/train.py --device "$DEVICE" --rows tiny,cifar,large --steps 100 --turns 1 --workers 14 --out "$OUT/gpu-train.json" "$@" ;;
     memory) run benchmarks/memory.py --device "$DEVICE" --out "$OUT/gpu-memory.json" "$@" ;;

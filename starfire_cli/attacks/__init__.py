@@ -1,15 +1,6 @@
 """Which attacks there are, what measuring (`sweep`) and training (`adversary`) ask of one, and what comes of it."""
 
 from starfire_cli.attacks._family import ATTACKS, Adversarial, Attack, with_options
-from starfire_cli.attacks._records import (
-    AttackProgress,
-    AttackRecord,
-    AttackReport,
-    AttackStarted,
-    NetworkResult,
-    PairPoint,
-    RobustPoint,
-)
 from starfire_cli.attacks._sizes import Size, parse_sizes
 from starfire_cli.attacks._training import Adversary, adversary
 
@@ -18,13 +9,6 @@ __all__ = [
     "Adversarial",
     "Adversary",
     "Attack",
-    "AttackProgress",
-    "AttackRecord",
-    "AttackReport",
-    "AttackStarted",
-    "NetworkResult",
-    "PairPoint",
-    "RobustPoint",
     "Size",
     "adversary",
     "parse_sizes",

@@ -79,11 +79,11 @@ def attack(
 ) -> None:
     """Measure how robust a network is against attacks of its input, and whether another one is more so."""
     from starfire_cli.errors import BadOption
-    from starfire_cli.report.attack_table import display, names
+    from starfire_cli.networks.network import parse_channels
+    from starfire_cli.report.attack import display, names
     from starfire_cli.report.console import say
-    from starfire_cli.workflows.attack import AttackRequest
-    from starfire_cli.workflows.attack import attack as run_attack
-    from starfire_cli.workflows.network import parse_channels
+    from starfire_cli.workflows.attack.run import AttackRequest
+    from starfire_cli.workflows.attack.run import attack as run_attack
 
     try:
         step = None if step_size is None else parse_number(step_size)
@@ -122,8 +122,8 @@ def attack(
         typer.echo("interrupted; the same command goes on where this one stopped", err=True)
         raise
     if plot:
-        from starfire_cli.report.figures.robustness import robustness_figure
-        from starfire_cli.report.saving import save_figures
+        from starfire_cli.report.plot.figures.robustness import robustness_figure
+        from starfire_cli.report.plot.saving import save_figures
 
         called = names(report)
         figure = robustness_figure(

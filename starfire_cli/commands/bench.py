@@ -77,10 +77,10 @@ def bench(
 
     All take turns in one run, with the same images and threads, and their outputs are compared.
     """
-    from starfire_cli.report.bench_table import display
-    from starfire_cli.workflows.bench import BenchRequest
-    from starfire_cli.workflows.bench import bench as run_bench
-    from starfire_cli.workflows.network import parse_channels
+    from starfire_cli.networks.network import parse_channels
+    from starfire_cli.report.bench import display
+    from starfire_cli.workflows.bench.run import BenchRequest
+    from starfire_cli.workflows.bench.run import bench as run_bench
 
     request = BenchRequest(
         checkpoint=checkpoint,

@@ -115,14 +115,14 @@ def compress(
         raise BadOption("--mean and --std are for --to onnx, which writes a network that takes pixels in [0, 1]")
     if (data is not None or images is not None) and values == "exact":
         raise BadOption("--data and --images are for --values bf16 or fp16; exact values cannot change the accuracy")
-    from starfire_cli.report.compress_table import display
-    from starfire_cli.workflows import compress as packing
+    from starfire_cli.report.compress import display
+    from starfire_cli.workflows.compress import run
 
     if unpack:
-        outcomes = packing.unpack(checkpoint, out)
+        outcomes = run.unpack(checkpoint, out)
     elif to is not None:
-        from starfire_cli.workflows.export import export  # brings torchvision, slow to import
-        from starfire_cli.workflows.network import parse_channels
+        from starfire_cli.networks.network import parse_channels
+        from starfire_cli.workflows.compress.export import export  # brings torchvision, slow to import
 
         outcomes = export(
             checkpoint,
@@ -134,8 +134,8 @@ def compress(
             std=parse_channels(std, "--std"),
         )
     else:
-        outcomes = packing.compress(
-            packing.CompressRequest(
+        outcomes = run.compress(
+            run.CompressRequest(
                 checkpoint=checkpoint,
                 out=out,
                 values=values,

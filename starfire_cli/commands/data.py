@@ -75,9 +75,9 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Pack images into tar shards that are read from front to back; an interrupted packing goes on where it was."""
-    from starfire_cli.report.packing import display
-    from starfire_cli.workflows.pack_data import PackRequest
-    from starfire_cli.workflows.pack_data import pack as packing
+    from starfire_cli.report.data import display
+    from starfire_cli.workflows.data.pack import PackRequest
+    from starfire_cli.workflows.data.pack import pack as packing
 
     request = PackRequest(
         source=source,

@@ -24,11 +24,11 @@ from starfire_cli.commands.options import (
     Workers,
 )
 from starfire_cli.errors import BadOption, Mismatch
-from starfire_cli.findings import Comparison, Inspection, LayerDifference, LayerFinding
+from starfire_cli.records.inspect import Comparison, Inspection, LayerDifference, LayerFinding
 from starfire_cli.report import inspect_json
-from starfire_cli.report.compare_table import show_comparison
+from starfire_cli.report.compare import show_comparison
 from starfire_cli.report.console import open_console
-from starfire_cli.report.inspect_table import show_inspection
+from starfire_cli.report.inspect import show_inspection
 from starfire_cli.text import by_number
 
 SORTS = ("model", "sparsity", "name", "size")
@@ -101,8 +101,8 @@ def inspect(
     Any checkpoint will do: starfire's own, packed or not, state dicts, safetensors, other tools' pruned models.
     With two checkpoints, show what lies between them; with --evaluate, also how many predictions flipped.
     """
-    from starfire_cli.workflows.inspect import inspect_fitted, open_checkpoint
-    from starfire_cli.workflows.rebuild import parse_input
+    from starfire_cli.networks.rebuild import parse_input
+    from starfire_cli.workflows.inspect.run import inspect_fitted, open_checkpoint
 
     if sort not in SORTS:
         raise BadOption(f"--sort {sort!r} is unknown; there are: {', '.join(SORTS)}")
@@ -119,8 +119,8 @@ def inspect(
         names = _listed(found[0], layers)
         _show_one(found[0], _sorted(found[0].layers, names, sort), as_json, as_csv)
     else:
-        from starfire_cli.workflows.compare import compare, predictions
-        from starfire_cli.workflows.network import parse_channels
+        from starfire_cli.networks.network import parse_channels
+        from starfire_cli.workflows.inspect.compare import compare, predictions
 
         two, second = inspect_fitted(open_checkpoint(other, weights), model=model, image=size)
         found.append(two)

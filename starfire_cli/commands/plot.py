@@ -14,13 +14,13 @@ import typer
 from starfire_cli.commands.options import OUTPUT_PANEL, Weights
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.report.console import say
-from starfire_cli.report.kinds import KINDS
+from starfire_cli.report.plot.kinds import KINDS
 from starfire_cli.values import parse_list, parse_whole
 
 if TYPE_CHECKING:
-    from starfire_cli.histories import Material
-    from starfire_cli.report.groups import Group
-    from starfire_cli.workflows.plot import Sources
+    from starfire_cli.records.plot import Material
+    from starfire_cli.report.plot.groups import Group
+    from starfire_cli.workflows.plot.run import Sources
 
 _FORMATS = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".txt": "terminal", "": "terminal"}
 
@@ -109,8 +109,8 @@ def plot(
     ] = False,
 ) -> None:
     """Draw runs and checkpoints: accuracy, sparsity, layers, masks, robustness, trade-offs; the paper's tables."""
-    from starfire_cli.report.kinds import parse_kinds
-    from starfire_cli.workflows.plot import gather
+    from starfire_cli.report.plot.kinds import parse_kinds
+    from starfire_cli.workflows.plot.run import gather
 
     kinds = parse_kinds(kind or [])
     if x not in ("epoch", "step"):
@@ -143,9 +143,9 @@ def _draw(
     html: Path | None,
     quiet: bool,
 ) -> None:
-    from starfire_cli.report.groups import group_runs
-    from starfire_cli.report.kinds import draw, left_out, usual_kinds
-    from starfire_cli.report.saving import save_figures
+    from starfire_cli.report.plot.groups import group_runs
+    from starfire_cli.report.plot.kinds import draw, left_out, usual_kinds
+    from starfire_cli.report.plot.saving import save_figures
 
     groups = group_runs(sources.runs)
     asked = bool(kinds)
@@ -172,7 +172,7 @@ def _draw(
                 say(f"written {path}")
     if html is not None:
         from starfire_cli.formats.atomic import write_text
-        from starfire_cli.report.html import html_page
+        from starfire_cli.report.plot.html import html_page
 
         drawn = {
             name: (lambda inches, name=name: draw(name, material, axis=axis, width=inches, groups=groups))
@@ -193,15 +193,15 @@ def _open(
     from rich.progress import track
 
     from starfire_cli.report.console import open_console
-    from starfire_cli.report.groups import entitled
-    from starfire_cli.report.kinds import worth_opening
-    from starfire_cli.workflows.plot import material
+    from starfire_cli.report.plot.groups import entitled
+    from starfire_cli.report.plot.kinds import worth_opening
+    from starfire_cli.workflows.plot.run import material
 
     paths = worth_opening(kinds, groups, sources.checkpoints)
     networks = []
     if paths:
-        from starfire_cli.histories import NetworkPicture
-        from starfire_cli.workflows.plot_networks import look_into
+        from starfire_cli.records.plot import NetworkPicture
+        from starfire_cli.workflows.plot.networks import look_into
 
         console = open_console(stderr=True)
         looking = look_into(sources, paths, masks="kernels" in kinds, layers=layer, weights=weights)
@@ -217,9 +217,9 @@ def _open(
 def _table(paths: list[Path], number: int, at: str | None, form: str | None, out: Path | None, quiet: bool) -> None:
     from starfire_cli.formats.atomic import write_text
     from starfire_cli.report.console import open_console
-    from starfire_cli.report.paper_tables import paper_tables
-    from starfire_cli.report.table_text import format_name, show, write
-    from starfire_cli.workflows.plot import gather
+    from starfire_cli.report.plot.paper_tables import paper_tables
+    from starfire_cli.report.plot.table_text import format_name, show, write
+    from starfire_cli.workflows.plot.run import gather
 
     if out is not None and form is None and out.suffix.lower() not in _FORMATS:
         raise BadOption(f"--out {out} ends in none of .md, .tex, .csv, .txt; --format says what to write into others")
@@ -248,7 +248,7 @@ def _epochs(text: str | None) -> list[int]:
 
 
 def _check(out: Path | None, html: Path | None) -> None:
-    from starfire_cli.report.saving import check_target
+    from starfire_cli.report.plot.saving import check_target
 
     if out is not None:
         check_target(out)
@@ -259,7 +259,7 @@ def _check(out: Path | None, html: Path | None) -> None:
 def _keep(sources: Sources, *, out: Path | None = None, html: Path | None = None) -> None:
     """Raises BadOption if what is shown would be written over."""
     from starfire_cli.formats.overwriting import refuse_overwriting
-    from starfire_cli.report.saving import SHOWN
+    from starfire_cli.report.plot.saving import SHOWN
 
     for option, path in (("--out", out), ("--html", html)):
         if path is not None:

@@ -149,11 +149,11 @@ def prune_mask(
     Any checkpoint will do, and no model is needed: shapes tell. With --evaluate, or --data for other data than the
     checkpoint's, accuracy is measured before and after.
     """
-    from starfire_cli.report.prune_table import display
-    from starfire_cli.workflows.network import parse_channels
-    from starfire_cli.workflows.prune_mask import prune_mask as run
-    from starfire_cli.workflows.prune_request import PruneRequest
-    from starfire_cli.workflows.trial import TrialRequest
+    from starfire_cli.networks.network import parse_channels
+    from starfire_cli.networks.trial import TrialRequest
+    from starfire_cli.report.prune import display
+    from starfire_cli.workflows.prune.request import PruneRequest
+    from starfire_cli.workflows.prune.run import prune_mask as run
 
     if as_csv and (as_json or sweep is None):
         raise BadOption("--csv prints the points of a --sweep, and not beside --json")

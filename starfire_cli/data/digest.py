@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from starfire_cli.data.draws import Ints
-from starfire_cli.data.shards import Shards
+from starfire_cli.data.shards.layout import Shards
 from starfire_cli.data.source import Encoded
 
 PIXELS = 2**20  # bytes of decoded images that are looked at, spread evenly over all of them

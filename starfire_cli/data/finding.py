@@ -6,10 +6,12 @@ import os
 import shlex
 from pathlib import Path
 
-from starfire_cli.data import decode, remote, scan
+from starfire_cli.data import scan
+from starfire_cli.data.images import decode
 from starfire_cli.data.places import expanded
 from starfire_cli.data.sets import SETS
 from starfire_cli.data.sets.webdataset import WebDataset
+from starfire_cli.data.shards import remote
 from starfire_cli.data.source import Source
 from starfire_cli.errors import BadOption, StarfireError, unknown
 

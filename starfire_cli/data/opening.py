@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 
 from starfire_cli import damage
-from starfire_cli.data import decode, once, road, statistics
+from starfire_cli.data import statistics
 from starfire_cli.data.augment import AUGMENTATIONS, Augment
 from starfire_cli.data.draws import Draws
 from starfire_cli.data.finding import find, refuse_url
+from starfire_cli.data.images import decode, decode_cache, input_pipeline
+from starfire_cli.data.images.input_pipeline import Road
+from starfire_cli.data.images.resident import ResidentSplit
+from starfire_cli.data.images.stream import StreamSplit
+from starfire_cli.data.images.workers import Reader
 from starfire_cli.data.options import Data, DataInfo, DataOptions, Split
-from starfire_cli.data.reader import Reader
-from starfire_cli.data.resident import ResidentSplit
-from starfire_cli.data.road import Road
-from starfire_cli.data.shards import Shards
+from starfire_cli.data.shards.layout import Shards
 from starfire_cli.data.source import Part, Pixels, Source, Stats
 from starfire_cli.data.splitting import limited, parts, passed_over, same_classes, validation
-from starfire_cli.data.stream import StreamSplit
 from starfire_cli.errors import BadOption, StarfireError
 
 STATS_SAMPLE = 512  # large images that are decoded for mean and std
@@ -44,10 +45,10 @@ def open_data(spec: str, options: DataOptions, *, known: DataInfo | None = None)
             f"--batch-size {options.batch_size} is more than the {len(train)} training images; "
             f"--batch-size {len(train)} or less works"
         )
-    way = road.choose(train, len(train) + len(val), options)
+    way = input_pipeline.choose(train, len(train) + len(val), options)
     auto = options.augment == "auto"
-    augment = AUGMENTATIONS.build(road.auto_augment(source, train, way) if auto else options.augment)
-    way = road.with_resize(way, augment)
+    augment = AUGMENTATIONS.build(input_pipeline.auto_augment(source, train, way) if auto else options.augment)
+    way = input_pipeline.with_resize(way, augment)
     train_split, train_notes = _split(train, way, options, augment)
     val_way = way if known is None or known.image_size != way.out else dataclasses.replace(way, resize=known.resize)
     val_split, val_notes = _split(val, val_way, options, None)
@@ -141,10 +142,10 @@ def _found_again(known: DataInfo, options: DataOptions) -> Source:
 
 def _way(val: Part, known: DataInfo | None, options: DataOptions) -> Road:
     if known is None or options.image_size != known.image_size:
-        return road.choose(val, len(val), options)
+        return input_pipeline.choose(val, len(val), options)
     stored = int(val.images.shape[-1]) if isinstance(val, Pixels) else known.stored
-    if stored is not None and 3 * stored**2 * len(val) > road.ROOM:  # no training has ever kept so much
-        return road.choose(val, len(val), options)
+    if stored is not None and 3 * stored**2 * len(val) > input_pipeline.ROOM:  # no training has ever kept so much
+        return input_pipeline.choose(val, len(val), options)
     return Road(stored=stored, out=known.image_size, resize=known.resize)
 
 
@@ -153,7 +154,7 @@ def _split(part: Part, way: Road, options: DataOptions, augment: Augment | None)
         return ResidentSplit(part, options, out=way.out, augment=augment, resize=way.resize), ()
     decode.prepare(much=way.stored is None or len(part) >= WORTH_IMPORTING)
     if way.stored is not None:
-        pixels, skipped, notes = once.decoded(part, way.stored, options)
+        pixels, skipped, notes = decode_cache.decoded(part, way.stored, options)
         split = ResidentSplit(pixels, options, out=way.out, augment=augment, resize=way.resize, skipped=skipped)
         return split, notes
     if augment is not None:  # an augmentation that cannot cut boxes says so now, not in a worker
@@ -172,5 +173,5 @@ def _measured(part: Part, split: Split, way: Road, options: DataOptions) -> Stat
     far = isinstance(part, Shards) and part.spool is not None
     sample = part.take(np.arange(min(STATS_SAMPLE, len(part)))) if far else limited(part, STATS_SAMPLE, "")
     assert not isinstance(sample, Pixels)
-    images, _ = once.read_all(Reader(files=sample, out=way.out, resize=way.resize or way.out), options)
+    images, _ = decode_cache.read_all(Reader(files=sample, out=way.out, resize=way.resize or way.out), options)
     return statistics.of_pixels(images)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from starfire_cli.data.draws import Ints, shuffled
-from starfire_cli.data.shards import Shards, check_length
+from starfire_cli.data.shards.layout import Shards, check_length
 
 Chosen = npt.NDArray[np.bool_] | npt.NDArray[np.int64]
 

@@ -13,12 +13,12 @@ from starfire_cli.errors import Mismatch, StarfireError
 from starfire_cli.pruning._counts import Counts
 from starfire_cli.pruning._held import Held, state_of
 from starfire_cli.pruning.budget import Goal
-from starfire_cli.pruning.era import Era
 from starfire_cli.pruning.kernels import Job, Standing, choose
 from starfire_cli.pruning.kernels.torch import TorchKernels, write_dead
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masks import Masks, digest
 from starfire_cli.pruning.methods import Method
+from starfire_cli.pruning.schedule import Era
 from starfire_cli.pruning.ties import parameters_of
 from starfire_cli.pruning.units import Budget, apply_cuts
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from starfire_cli.findings import Comparison, Inspection, LayerDifference, LayerFinding
+from starfire_cli.records.inspect import Comparison, Inspection, LayerDifference, LayerFinding
 from starfire_cli.text import shape_text
 
 CSV_COLUMNS = (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.pruning.graph import Traced, fitting_image
+from starfire_cli.pruning.channels.graph import Traced, fitting_image
 
 _IN_PLACE: set[object] = {
     getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "ipow", "setitem")

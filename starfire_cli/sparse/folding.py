@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from starfire_cli.pruning.graph import Traced
+from starfire_cli.pruning.channels.graph import Traced
 from starfire_cli.sparse.convolution import Window
 from starfire_cli.sparse.weights import LiveWeights
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.pruning.graph import called, trace
+from starfire_cli.pruning.channels.graph import called, trace
 from starfire_cli.sparse.aliases import changes_what_others_see, check_reading
 from starfire_cli.sparse.convolution import Work
 from starfire_cli.sparse.folding import Folded, first, folded, kind, only_user, without_nothings

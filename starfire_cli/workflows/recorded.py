@@ -12,11 +12,11 @@ from starfire_cli.data import DataInfo
 from starfire_cli.data.finding import url_of
 from starfire_cli.data.sets.folder import differences
 from starfire_cli.errors import BadOption, StarfireError
-from starfire_cli.formats.checkpoint import Checkpoint
+from starfire_cli.formats.checkpoint.record import Checkpoint
+from starfire_cli.networks.network import Channels
+from starfire_cli.networks.rebuild import known_spec, said_of_model, untrusted
 from starfire_cli.text import printable
-from starfire_cli.workflows.network import Channels
-from starfire_cli.workflows.rebuild import known_spec, said_of_model, untrusted
-from starfire_cli.workflows.request import TrainRequest
+from starfire_cli.workflows.train.request import TrainRequest
 
 # Of a request, what the checkpoint's record fills in where the user gave nothing.
 _FILLED = ("model", "data", "image_size", "mean", "std", "val_fraction", "split_seed")

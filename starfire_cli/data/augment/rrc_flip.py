@@ -11,7 +11,7 @@ from torch import Tensor
 
 from starfire_cli.data.augment import AUGMENTATIONS
 from starfire_cli.data.draws import Draws, Ints
-from starfire_cli.data.resample import crop_resize
+from starfire_cli.data.images.resample import crop_resize
 from starfire_cli.errors import BadOption
 
 TRIES = 10

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from starfire_cli.data import packed, remote, tarset
 from starfire_cli.data.sets import SETS
+from starfire_cli.data.shards import index as packed
+from starfire_cli.data.shards import remote, tarset
 from starfire_cli.data.source import Source
 from starfire_cli.errors import BadOption
 

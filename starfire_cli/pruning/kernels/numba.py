@@ -189,6 +189,6 @@ def _as_KWC(tensor_KCRS: Tensor) -> np.ndarray[Any, Any]:
 
 
 def _loops() -> ModuleType:
-    from starfire_cli.pruning.kernels import _loops  # numba takes a tenth of a second to import
+    from starfire_cli.pruning.kernels.cpu import loops as _loops  # numba takes a tenth of a second to import
 
     return _loops

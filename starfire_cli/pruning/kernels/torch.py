@@ -12,7 +12,7 @@ from torch import Tensor
 
 from starfire_cli.pruning._threads import in_threads
 from starfire_cli.pruning.kernels import KERNELS, NAN, Job, OneByOne
-from starfire_cli.pruning.kernels._few import cost, integers, prune_few
+from starfire_cli.pruning.kernels.cpu.few import cost, integers, prune_few
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.units import Budget, apply_cuts
 

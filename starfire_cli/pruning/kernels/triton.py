@@ -18,8 +18,8 @@ from torch import Tensor
 
 from starfire_cli.pruning.kernels import KERNELS, Job, installed
 from starfire_cli.pruning.kernels._patterns import counts_of
-from starfire_cli.pruning.kernels._triton_muting import Muting
-from starfire_cli.pruning.kernels._triton_table import (
+from starfire_cli.pruning.kernels.gpu.muting import Muting
+from starfire_cli.pruning.kernels.gpu.table import (
     BLOCK,
     FEW,
     KINDS,
@@ -186,7 +186,7 @@ class TritonStanding:
 
     def _begin(self, size: int, part: Part) -> tuple[Tensor, Tensor]:
         """What the kernels for linear layers count in: `tally` and `histograms`, zeros where a layer is due."""
-        from starfire_cli.pruning.kernels._triton_device import begin
+        from starfire_cli.pruning.kernels.gpu.device import begin
 
         rows, on = self._table.rows, part.programs["layers"]
         tally, histograms = self._empty(len(rows), Tally.WIDTH, dtype=torch.int64), self._empty(len(rows), size, 256)
@@ -195,9 +195,9 @@ class TritonStanding:
 
     def _prune_convolutions(self, size: int, part: Part, needed: frozenset[str]) -> None:
         """Bring those down whose weights have `size` bytes."""
-        from starfire_cli.pruning.kernels import _triton_channels as of_channels
-        from starfire_cli.pruning.kernels import _triton_device as device
-        from starfire_cli.pruning.kernels._triton_weakest import weakest
+        from starfire_cli.pruning.kernels.gpu import channels
+        from starfire_cli.pruning.kernels.gpu import device as device
+        from starfire_cli.pruning.kernels.gpu.weakest import weakest
 
         def launch(kernel: Any, name: str, *more: Tensor, **constants: int) -> None:
             self._on(part, kernel, name, *more, BYTES=size, **constants)
@@ -213,15 +213,15 @@ class TritonStanding:
             for name in ("fours", "ones"):
                 fours = name == "fours"
                 launch(weakest, name, lows, ats, dead, FEW=FEW, ROWS=ROWS, WIDE=WIDE, FOURS=fours)
-            launch(of_channels.take, "channels", lows, ats, dead, left, FEW=FEW, DEPTH=ROWS, WIDE=WIDE)
-            launch(of_channels.channels, "channels", left, HIGH=2 * ROWS, WIDE=WIDE)
+            launch(channels.take, "channels", lows, ats, dead, left, FEW=FEW, DEPTH=ROWS, WIDE=WIDE)
+            launch(channels.channels, "channels", left, HIGH=2 * ROWS, WIDE=WIDE)
         if "inside" in needed:
             launch(device.apply, "windows", BLOCK=BLOCK)
 
     def _prune_linear(self, size: int, part: Part, tally: Tensor, histograms: Tensor, *, tiles: bool) -> None:
         """Bring those down whose weights have `size` bytes."""
-        from starfire_cli.pruning.kernels import _triton_linear as linear
-        from starfire_cli.pruning.kernels import _triton_listed as listed
+        from starfire_cli.pruning.kernels.gpu import linear as linear
+        from starfire_cli.pruning.kernels.gpu import listed as listed
 
         if tiles and part.tiled:
             self._take_tiles(part)
@@ -250,7 +250,7 @@ class TritonStanding:
 
     def _take_tiles(self, part: Part) -> None:
         """Mark all weights whose tiles go."""
-        from starfire_cli.pruning.kernels._triton_linear import select
+        from starfire_cli.pruning.kernels.gpu.linear import select
 
         rows, programs = self._table.rows, part.programs["tiles"]
         tally = torch.zeros(len(rows), Tally.WIDTH, dtype=torch.int64, device=self._device)

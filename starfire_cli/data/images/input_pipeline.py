@@ -1,0 +1,128 @@
+"""By which road do a data set's images come: decoded once and kept on the device, or by workers in every epoch?"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import torch
+
+from starfire_cli.data.augment import Augment
+from starfire_cli.data.augment.rrc_flip import ResizedCropFlip
+from starfire_cli.data.images import decode
+from starfire_cli.data.options import DataOptions
+from starfire_cli.data.shards.layout import Shards
+from starfire_cli.data.shards.readahead import brought
+from starfire_cli.data.source import Encoded, Part, Pixels, Source
+from starfire_cli.errors import StarfireError
+
+SMALL = 96  # pixels; an image with a longer side is decoded anew in every epoch
+ROOM = int(2.5e9)  # bytes of decoded images that may stay on the device
+SAMPLE = 32  # images whose headers are read to find out
+LARGE_OUT = 224
+EVAL_RATIO = 256 / 224  # short side over crop, for large images, as everywhere since AlexNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Road:
+    """How images become what the network sees.
+
+    Args:
+        stored: side of the images kept on the device; None where workers decode.
+        out: side of the images in a batch.
+        resize: side that validation images are scaled to before the centre crop; None for no crop.
+    """
+
+    stored: int | None
+    out: int
+    resize: int | None
+
+
+def choose(train: Part, images: int, options: DataOptions) -> Road:
+    """The road for a set of `images` images in all. Raises StarfireError where no header can be read."""
+    if isinstance(train, Pixels):
+        stored = int(train.images.shape[-1])
+        return Road(stored=stored, out=options.image_size or stored, resize=None)
+    sizes = sample_sizes(train)
+    longest = max(max(size) for size in sizes)
+    natural = round(statistics.median(min(size) for size in sizes))
+    if longest > SMALL:
+        out = options.image_size or LARGE_OUT
+        return Road(stored=None, out=out, resize=round(out * EVAL_RATIO))
+    out = options.image_size or natural
+    stored = natural if len(set(sizes)) == 1 else out
+    if 3 * stored**2 * images > room(options.device):
+        return Road(stored=None, out=out, resize=out)
+    return Road(stored=stored, out=out, resize=None)
+
+
+def with_resize(road: Road, augment: Augment) -> Road:
+    """Kept images that are scaled for the network are validated as large ones are, where training cuts boxes."""
+    if road.stored in (None, road.out) or not isinstance(augment, ResizedCropFlip):
+        return road
+    return Road(stored=road.stored, out=road.out, resize=round(road.out * EVAL_RATIO))
+
+
+def room(device: torch.device) -> int:
+    """Bytes that decoded images may take on the device."""
+    if device.type != "cuda":
+        return ROOM
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(ROOM, free // 4)
+
+
+def sample_sizes(files: Encoded) -> list[tuple[int, int]]:
+    """Height and width of images spread over the set. Raises StarfireError where not one header can be read."""
+    sizes, problem = [], ""
+    positions = sample_of(files)
+    with brought(files, positions):
+        for position in positions:
+            try:
+                sizes.append(decode.size_of(BytesIO(files.read(position))))
+            except (decode.Corrupt, OSError) as error:
+                problem = f"corrupt image {files.where(position)} ({error})"
+    if not sizes:
+        raise StarfireError(f"{problem}, and so are all others that were tried")
+    return sizes
+
+
+def auto_augment(source: Source, train: Part, road: Road) -> str:
+    """What `auto` means: the set's own, or what the images suggest."""
+    if source.augment is not None:
+        return source.augment
+    if not isinstance(train, Pixels) and shows_signs(source.classes, train):
+        return "affine" if road.stored else "rrc-flip:scale=0.5,flip=0"
+    return "crop-flip" if road.stored and road.stored <= 48 else "rrc-flip"
+
+
+def shows_signs(classes: tuple[str, ...], files: Encoded) -> bool:
+    """Grey images whose classes are called by single characters: digits or letters, which must not be mirrored."""
+    if any(len(name) != 1 for name in classes):
+        return False
+    positions = sample_of(files)
+    with brought(files, positions):
+        return all(_grey(files, position) for position in positions)
+
+
+def _grey(files: Encoded, position: int) -> bool:
+    try:
+        with decode.quiet():
+            red, green, blue = decode.decode(files.read(position))
+    except (decode.Corrupt, OSError):  # says nothing; opening the set will name it
+        return True
+    return torch.equal(red, green) and torch.equal(green, blue)
+
+
+def sample_of(files: Encoded) -> list[int]:
+    """Up to `SAMPLE` positions: of remote shards the first ones, so that not all shards must come."""
+    if isinstance(files, Shards) and files.spool is not None:
+        return list(range(min(SAMPLE, len(files))))
+    return spread_out(len(files))
+
+
+def spread_out(count: int) -> list[int]:
+    """Up to `SAMPLE` positions, evenly over `count`."""
+    positions: list[int] = np.unique(np.linspace(0, count - 1, min(SAMPLE, count)).astype(np.int64)).tolist()
+    return positions

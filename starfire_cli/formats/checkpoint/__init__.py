@@ -1,0 +1,1 @@
+"""Checkpoints on disk, in the formats that people have."""

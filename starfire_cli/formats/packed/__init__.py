@@ -1,0 +1,1 @@
+"""The packed format (docs/formats.md)."""

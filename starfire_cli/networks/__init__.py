@@ -1,0 +1,1 @@
+"""Networks: restored from checkpoints, evaluated, and their prunable layers."""

@@ -1,0 +1,1 @@
+"""Dead channels: found, folded away and removed."""

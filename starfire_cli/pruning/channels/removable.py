@@ -1,0 +1,123 @@
+"""Which channel numbers can go from a network, and which layer's bias takes over the constants they carried."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from starfire_cli.pruning.channels.constants import Constants, keeps_constants, live_of
+from starfire_cli.pruning.channels.coupling import Channels, Reader
+from starfire_cli.pruning.channels.graph import Traced
+from starfire_cli.pruning.channels.recipe import Recipe
+
+# Layer -> whose tensor takes over its constants ("bias", "new bias", or the name of the BatchNorm behind it), and what
+# it gains for each output, (O,), float64.
+Gains = dict[str, tuple[str, Tensor]]
+
+
+class Removable:
+    """Which channel numbers go, and what stands in the way of the others."""
+
+    def __init__(self, traced: Traced, masks: Mapping[str, Tensor], found: Constants, channels: Channels) -> None:
+        self.traced, self.found, self.channels = traced, found, channels
+        self.live: dict[str, Tensor] = {}  # (K, C) or (O, I): does any weight of the kernel live
+        for name in channels.owners:
+            module = traced.root.get_submodule(name)
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                live = live_of(masks, name, module.weight)
+                self.live[name] = live.flatten(2).any(2) if live.ndim == 4 else live
+        self.why: dict[int, str] = {}
+        self.gone = torch.zeros(channels.count, dtype=torch.bool)
+        self._choose()
+
+    def _choose(self) -> None:
+        """Nothing is left of a dimension whose channels all go: one of them must stay, which may make others stay."""
+        keep = dict(self.channels.pinned)
+        while True:
+            self.gone, self.why = self._fixpoint(keep)
+            emptied = [n for n in self.channels.owners.values() if bool(self.gone[n].all())]
+            if not emptied:
+                return
+            for numbers in emptied:
+                keep.setdefault(int(numbers[0]), "is the one channel that its layer must keep")
+
+    def _fixpoint(self, keep: Mapping[int, str]) -> tuple[Tensor, dict[int, str]]:
+        """The most that can go: a channel stays if one that stays reads it. Also why each of the others stays."""
+        gone = torch.zeros_like(self.gone)
+        for numbers in self.channels.owners.values():
+            gone[numbers] = True
+        gone[torch.tensor(list(keep), dtype=torch.long)] = False
+        before = None
+        while before is None or not bool((before == gone).all()):
+            before, why = gone.clone(), dict(keep)
+            # From the network's end on, so that a chain of layers is settled in one pass.
+            for reader in reversed(self.channels.readers):
+                stuck_I, padded_I = self._stuck(reader, gone)
+                gone[reader.reads_I[stuck_I]] = False
+                for number, padded in zip(reader.reads_I[stuck_I].tolist(), padded_I[stuck_I].tolist(), strict=True):
+                    said = "{} reads a constant there and pads with zeros" if padded else "{} reads the image there"
+                    why.setdefault(number, said.format(reader.name))
+        return gone, why
+
+    def _stuck(self, reader: Reader, gone: Tensor) -> tuple[Tensor, Tensor]:
+        """Which inputs a layer cannot do without, (I,), and which carry a constant that padding makes unfit to fold."""
+        read_I = self.live[reader.name][~gone[reader.gives_O]].any(0)
+        carried_I = self.found.reads[reader.node]
+        module = self.traced.root.get_submodule(reader.name)
+        padded_I = torch.zeros_like(read_I)
+        if isinstance(module, nn.Conv2d) and not keeps_constants(module):
+            padded_I = carried_I.isfinite() & carried_I.ne(0)
+        return read_I & (padded_I | ~carried_I.isfinite()), padded_I
+
+    def gains(self) -> Gains:
+        """The constants that layers read from channels that go."""
+        gains: Gains = {}
+        for reader in self.channels.readers:
+            gone_I = self.gone[reader.reads_I]
+            weight = self.traced.module(reader.node).weight
+            assert isinstance(weight, Tensor)
+            sums_OI = weight[:, gone_I].flatten(2).sum(2) if weight.ndim == 4 else weight[:, gone_I]
+            gain_O = sums_OI @ self.found.reads[reader.node][gone_I].nan_to_num(nan=0.0)
+            if bool(gain_O[~self.gone[reader.gives_O]].any()):
+                gains[reader.name] = self._taker(reader), gain_O
+        return gains
+
+    def _taker(self, reader: Reader) -> str:
+        if self.traced.module(reader.node).bias is not None:
+            return "bias"
+        users = list(reader.node.users)
+        if len(users) == 1 and self.traced.role(users[0]) == "batchnorm" and self.traced.once(str(users[0].target)):
+            return str(users[0].target)
+        return "new bias"
+
+    def recipe(self, gains: Gains) -> Recipe:
+        """What to cut."""
+        recipe: Recipe = {}
+        for name, numbers in self.channels.owners.items():
+            if bool(self.gone[numbers].any()):
+                kept = (~self.gone[numbers]).nonzero().flatten().tolist()
+                cut = recipe.setdefault(name, {})
+                cut["out"] = kept
+                module = self.traced.root.get_submodule(name)
+                if isinstance(module, nn.Conv2d) and module.groups > 1:
+                    each = module.out_channels // module.in_channels
+                    cut["in"] = [k // each for k in kept[::each]]
+        for reader in self.channels.readers:
+            if bool(self.gone[reader.reads_I].any()):
+                kept = (~self.gone[reader.reads_I]).nonzero().flatten().tolist()
+                recipe.setdefault(reader.name, {})["in"] = kept
+        for name, (taker, _) in gains.items():
+            if taker == "new bias":
+                recipe[name]["bias"] = True
+        return recipe
+
+    def stayed(self, name: str) -> dict[str, int]:
+        """Reason -> how many of a layer's outputs have no live weight and stay."""
+        live = self.live.get(name)
+        if live is None:
+            return {}
+        numbers = self.channels.owners[name][~live.any(1)]
+        return dict(Counter(self.why.get(n, "nothing") for n in numbers[~self.gone[numbers]].tolist()))

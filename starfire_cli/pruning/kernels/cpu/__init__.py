@@ -1,0 +1,1 @@
+"""What the masks' fast kernels on a CPU are made of."""

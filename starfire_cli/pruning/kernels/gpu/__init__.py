@@ -1,0 +1,1 @@
+"""What the masks' Triton kernels are made of."""

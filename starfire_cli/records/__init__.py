@@ -1,0 +1,1 @@
+"""Plain values that workflows yield and reports show, named by command."""

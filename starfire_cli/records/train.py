@@ -1,0 +1,155 @@
+"""Records of `starfire train`: its plan, its progress, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanLayer:
+    """One layer at the era's end.
+
+    Args:
+        rule: what goes, in words ("6 of 9 in each window").
+        left: weights that stay.
+        macs: multiply-accumulates of one image, dense.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    rule: str
+    weights: int
+    left: int
+    macs: int
+
+    @property
+    def sparsity(self) -> float:
+        """Dead weights over all weights of the layer."""
+        return 1 - self.left / self.weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run before it starts.
+
+    Args:
+        settings: (name, value) of the resolved configuration, for people.
+        timeline: (epoch, what happens there).
+        left_out: (layer or parameter, why it is not pruned).
+    """
+
+    settings: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    layers: tuple[PlanLayer, ...]
+    left_out: tuple[tuple[str, str], ...]
+    timeline: tuple[tuple[float, str], ...]
+    parameters: int
+    macs: int
+
+    @property
+    def prunable(self) -> int:
+        """Weights of all layers that take part."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def dead(self) -> int:
+        """Weights that will be dead."""
+        return sum(layer.weights - layer.left for layer in self.layers)
+
+    @property
+    def macs_left(self) -> int:
+        """Multiply-accumulates of one image that still multiply by something."""
+        return self.macs - sum(round(layer.macs * layer.sparsity) for layer in self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """Training begins, or goes on, in `run` after `step` of `steps` optimizer steps."""
+
+    run: Path
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    steps_per_epoch: int
+    resumed: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """How far the epoch is: running means over its steps so far, accuracies as fractions."""
+
+    epoch: int
+    batch: int
+    step: int
+    loss: float
+    top1: float
+    threshold: float
+    sparsity: float
+    images_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One row of metrics.jsonl; accuracies and sparsities as fractions, times in seconds."""
+
+    epoch: int
+    step: int
+    threshold: float
+    sparsity_prunable: float
+    sparsity_total: float
+    train_loss: float
+    train_top1: float
+    val_loss: float
+    val_top1: float
+    val_top5: float
+    lr: float
+    images_per_second: float
+    seconds: float
+    mask_seconds: float
+    best: bool
+    robust_top1: float | None = None
+    gradient_bytes: int | None = None  # that each of several processes sent in a step, on average
+    memory_bytes: int | None = None  # of a CUDA device, the most that tensors have taken so far
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """Training ended early and was saved: on a signal, or because `--max-steps` was reached (signal 0).
+
+    `command` is what goes on from there. Loss, accuracy and speed are those of the epoch under way, so far; None where
+    it has not begun.
+    """
+
+    signal: int
+    checkpoint: Path
+    command: tuple[str, ...]
+    epoch: int
+    step: int
+    steps: int
+    loss: float | None = None
+    top1: float | None = None
+    images_per_second: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """Training is done; the numbers are the best checkpoint's."""
+
+    run: Path
+    checkpoint: Path
+    val_top1: float
+    val_top5: float
+    target: float
+    sparsity_prunable: float
+    sparsity_total: float
+    epochs: int
+    seconds: float
+    images_per_second: float
+    notes: tuple[str, ...] = ()
+
+
+Record = Plan | Started | StepRecord | EpochRecord | Stopped | Finished

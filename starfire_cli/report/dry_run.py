@@ -1,0 +1,46 @@
+"""What `--dry-run` shows: the resolved settings, the network layer by layer, and the era's time line."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from starfire_cli.records.train import Plan
+
+
+def show_settings(console: Console, plan: Plan) -> None:
+    """The resolved configuration, in as few lines as the width allows."""
+    console.print("settings: " + "  ".join(f"{name} {value}" for name, value in plan.settings), markup=False)
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    """The whole plan of a run."""
+    for note in plan.notes:
+        console.print(note, markup=False)
+    show_settings(console, plan)
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("layer", overflow="fold")
+    table.add_column("kind")
+    table.add_column("shape")
+    table.add_column("what goes")
+    for name in ("weights", "kept", "sparsity"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in plan.layers:
+        shape = "x".join(map(str, row.shape))
+        table.add_row(row.name, row.kind, shape, row.rule, f"{row.weights:,}", f"{row.left:,}", f"{row.sparsity:.4f}")
+    console.print(table)
+    console.print(
+        f"in all {plan.dead:,} of {plan.prunable:,} prunable weights go: "
+        f"sparsity {plan.dead / max(1, plan.prunable):.4f}, "
+        f"and {plan.dead / max(1, plan.parameters):.4f} of all {plan.parameters:,} parameters",
+        markup=False,
+    )
+    console.print(
+        f"multiply-accumulates an image: {plan.macs:,} dense, {plan.macs_left:,} left "
+        f"({plan.macs_left / max(1, plan.macs):.1%})",
+        markup=False,
+    )
+    for epoch, what in plan.timeline:
+        console.print(f"epoch {round(epoch, 2):g}: {what}", markup=False)
+    for name, why in plan.left_out:
+        console.print(f"not pruned: {name} ({why})", markup=False)

@@ -1,0 +1,164 @@
+"""In which ways can a network be run on this CPU? Dense ones, by torch and by others' engines, and ours."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from starfire_cli.errors import StarfireError
+from starfire_cli.sparse import SparseNetwork
+from starfire_cli.text import reason
+from starfire_cli.workflows.compress.export import graph_needs, write_graph
+
+Run = Callable[[], Tensor]
+
+
+class Graph:
+    """The network as an ONNX file, written when it is wanted for the first time.
+
+    Args:
+        model: to be exported.
+        side: of its images, in pixels.
+        path: of the file.
+    """
+
+    def __init__(self, model: nn.Module, side: int, path: Path) -> None:
+        self._model, self._side, self._path = model, side, path
+        self._problem: str | None = None
+
+    def written(self) -> Path:
+        """Where it is. Raises StarfireError, quickly from the second time on."""
+        if self._problem is None and not self._path.exists():
+            self._problem = graph_needs()
+            try:
+                if self._problem is None:
+                    write_graph(self._model, torch.zeros(2, 3, self._side, self._side), self._path)
+            except Exception as error:  # noqa: BLE001 - exporters raise anything
+                self._problem = f"it cannot be exported to ONNX: {reason(error)}"
+        if self._problem is not None:
+            raise StarfireError(self._problem)
+        return self._path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every engine is asked to run.
+
+    Args:
+        model: float32, in eval mode, on the CPU; not to be changed.
+        images: (N, 3, H, W), float32.
+        threads: that may be used.
+        graph: the model for those who read ONNX.
+        sparse: the model for those who make use of zeros, or why there is none.
+    """
+
+    model: nn.Module
+    images: Tensor
+    threads: int
+    graph: Graph
+    sparse: SparseNetwork | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One way to run a network.
+
+    Args:
+        name: for programs; `label` for people.
+        ready: makes everything ready, and returns what is timed; raises whatever it likes.
+        sparse: whether it makes use of zeros.
+    """
+
+    name: str
+    label: str
+    ready: Callable[[Job], Run]
+    sparse: bool = False
+
+
+def _contiguous(job: Job) -> Run:
+    return _in_inference(job.model, job.images)
+
+
+def _channels_last(job: Job) -> Run:
+    # Images that lie in memory as this network likes them: that they must be laid out is not its time.
+    model = copy.deepcopy(job.model).to(memory_format=torch.channels_last)
+    return _in_inference(model, job.images.to(memory_format=torch.channels_last))
+
+
+def _compiled(job: Job) -> Run:
+    # Frozen: BatchNorm is folded into weights and these lie as oneDNN likes them, as in the other engines.
+    torch.compiler.reset()
+    return _in_inference(torch.compile(job.model, dynamic=False, options={"freezing": True}), job.images)
+
+
+def _onnxruntime(job: Job) -> Run:
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise StarfireError('onnxruntime is not installed (pip install "starfire-cli[onnx]")')
+    path = job.graph.written()
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = job.threads, 1
+    options.log_severity_level = 3
+    batch = onnx.load(path, load_external_data=False).graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    if batch:
+        options.add_free_dimension_override_by_name(batch, len(job.images))
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    pixels = {session.get_inputs()[0].name: job.images.numpy()}
+    return lambda: torch.from_numpy(session.run(None, pixels)[0])
+
+
+def _openvino(job: Job) -> Run:
+    if importlib.util.find_spec("openvino") is None:
+        raise StarfireError('openvino is not installed (pip install "starfire-cli[bench]")')
+    path = job.graph.written()
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    model.reshape(list(job.images.shape))
+    settings = {
+        "INFERENCE_NUM_THREADS": job.threads,
+        "ENABLE_HYPER_THREADING": True,  # else it may use fewer threads than it was given
+        "NUM_STREAMS": "1",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    pixels = [job.images.numpy()]
+    return lambda: torch.from_numpy(request.infer(pixels, share_inputs=True, share_outputs=True)[0])
+
+
+def _starfire(job: Job) -> Run:
+    if isinstance(job.sparse, str):
+        raise StarfireError(job.sparse)
+    job.sparse.choices(tuple(job.images.shape))
+    return _in_inference(job.sparse, job.images)
+
+
+def _in_inference(model: Callable[[Tensor], Tensor], images: Tensor) -> Run:
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return model(images)
+
+    return run
+
+
+PLAIN = "torch"
+COMPILED = "torch-compile"
+ENGINES = (
+    Engine(name=PLAIN, label="torch, contiguous", ready=_contiguous),
+    Engine(name="torch-channels-last", label="torch, channels_last", ready=_channels_last),
+    Engine(name=COMPILED, label="torch.compile, frozen", ready=_compiled),
+    Engine(name="onnxruntime", label="ONNX Runtime", ready=_onnxruntime),
+    Engine(name="openvino", label="OpenVINO", ready=_openvino),
+    Engine(name="starfire", label="starfire, live weights", ready=_starfire, sparse=True),
+)
+"""In the order in which they are shown; the first is what the others' outputs are compared with."""

@@ -1,0 +1,262 @@
+"""How fast is a network on this CPU, dense and from its live weights? All ways side by side (docs/bench.md)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import tempfile
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from starfire_cli import runtime
+from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.formats.checkpoint import file as files
+from starfire_cli.formats.checkpoint.record import Checkpoint
+from starfire_cli.formats.run import find_checkpoint
+from starfire_cli.models import count_macs
+from starfire_cli.networks.network import Channels, Network
+from starfire_cli.networks.ready import as_trained
+from starfire_cli.networks.rebuild import parse_input
+from starfire_cli.records.bench import BatchTimings, LayerTiming, Progress, Setting, Timing
+from starfire_cli.sparse import SparseNetwork, missing, sparsify
+from starfire_cli.text import reason
+from starfire_cli.values import parse_list, parse_whole
+from starfire_cli.workflows.bench.engines import COMPILED, ENGINES, PLAIN, Engine, Graph, Job, Run
+from starfire_cli.workflows.bench.rounds import in_rounds
+
+_TAKING_PART = ("numpy", "llvmlite", "onnxruntime", "openvino")
+_BUSY = 0.7  # processes that run or want to, on average over the last minute
+_INSIDE = "net."  # a network lies in `Normalized`
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRequest:
+    """What `starfire bench` is asked to do; the fields are the command's options.
+
+    Args:
+        checkpoint: a file of any format, a run folder, or None for the newest run.
+        batch: how many images a call gets, such as "1,16".
+        image: the input, such as "3x224x224" or "224"; None: as the checkpoint says.
+        threads: for every way; None: as many as torch takes.
+        seconds: of timing for each way and batch.
+        compile: whether torch.compile takes part.
+        model: the spec of the network, where the file does not say or names code.
+        weights: of a file with several networks which; see `formats.checkpoint.load`.
+        num_classes: where the file does not say.
+        mean: of its pixels in [0, 1] per channel, likewise.
+        std: likewise.
+    """
+
+    checkpoint: Path | None = None
+    batch: str = "1,16"
+    image: str | None = None
+    threads: int | None = None
+    seconds: float = 3.0
+    compile: bool = True
+    model: str | None = None
+    weights: str | None = None
+    num_classes: int | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
+
+
+def bench(request: BenchRequest) -> Iterator[Progress | Setting | BatchTimings]:
+    """Time every way to run the network; yields the setting, and then what was timed, a batch size at a time.
+
+    A way that fails is reported with its reason; only the plain dense network has to run.
+
+    Raises:
+        BadOption, StarfireError: one line: what cannot be done, and what would work.
+    """
+    batches, side = _batches(request.batch), _side(request.image)
+    if request.threads is not None and not 1 <= request.threads <= 1024:
+        raise BadOption(f"--threads {request.threads} makes no sense; this machine has {os.cpu_count()}")
+    if not 0 < request.seconds < float("inf"):
+        raise BadOption(f"--seconds {request.seconds:g} is no time; 3 is the default")
+    network, notes = _network(request)
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.threads or before)
+    try:
+        yield from _bench(request, network, notes, batches, side or network.image_size)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _bench(
+    request: BenchRequest, network: Network, notes: list[str], batches: tuple[int, ...], side: int
+) -> Iterator[Progress | Setting | BatchTimings]:
+    model = network.model
+    try:
+        macs = count_macs(model, side)
+    except Exception as error:  # noqa: BLE001 - a model may raise anything for an input it does not take
+        raise StarfireError(f"the network does not take images of 3x{side}x{side}: {reason(error)}") from None
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and name in macs}
+    bare = [
+        LayerTiming(
+            name=name,
+            shape=tuple(layer.weight.shape),
+            live=int(torch.count_nonzero(layer.weight)),
+            how="torch",
+            seconds={},
+            macs=macs[name],
+        )
+        for name, layer in layers.items()
+    ]
+    if all(layer.density == 1 for layer in bare):
+        notes.append("no weight is zero, so there is nothing to be saved")
+    if (busy := _load()) > _BUSY:
+        notes.append(
+            f"this machine has been busy (load {busy:.1f}): nothing below can be trusted, and engines whose threads "
+            "wait for one another, such as torch, suffer most"
+        )
+    yield Setting(
+        path=network.path,
+        title=network.title,
+        input=(3, side, side),
+        batches=batches,
+        threads=torch.get_num_threads(),
+        processor=runtime.processor(),
+        versions=_versions(),
+        macs=sum(macs.values()),
+        macs_left=sum(layer.macs_left for layer in bare),
+        notes=tuple(notes),
+    )
+    sparse = _sparse(model)
+    engines = [engine for engine in ENGINES if request.compile or engine.name != COMPILED]
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Graph(model, side, Path(folder) / "model.onnx")
+        for batch in batches:
+            pixels = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
+            job = Job(model=model, images=pixels, threads=torch.get_num_threads(), graph=graph, sparse=sparse)
+            timings = yield from _timings(job, engines, request.seconds)
+            ran = any(timing.sparse and timing.problem is None for timing in timings)
+            found = _layers(sparse, job.images, bare) if ran and isinstance(sparse, SparseNetwork) else ()
+            yield BatchTimings(batch=batch, timings=timings, layers=found)
+
+
+def _timings(job: Job, engines: list[Engine], seconds: float) -> Generator[Progress, None, tuple[Timing, ...]]:
+    """Get every way ready, and time those that are; returns one `Timing` each."""
+    batch = f"{len(job.images)} image{'s' if len(job.images) > 1 else ''} a call"
+    found: dict[str, Timing] = {}
+    runs: dict[str, Run] = {}
+    expected: Tensor | None = None
+    for engine in engines:
+        yield Progress(text=f"{batch}: {engine.label} is made ready")
+        timing = Timing(name=engine.name, label=engine.label, sparse=engine.sparse)
+        started = perf_counter()
+        try:
+            run = engine.ready(job)
+            given = run().detach().clone()
+            ready = perf_counter() - started
+            run()  # once more: some engines settle in their second call
+            expected = given if expected is None else expected
+            difference = _difference(given, expected)
+        except Exception as error:  # noqa: BLE001 - other people's engines may raise anything
+            if engine.name == PLAIN:
+                raise StarfireError(f"the dense network does not run: {reason(error)}") from None
+            found[engine.name] = replace(timing, problem=reason(error))
+            continue
+        runs[engine.name] = run
+        found[engine.name] = replace(timing, ready=ready, difference=difference)
+    yield Progress(text=f"{batch}: {len(runs)} ways take turns, {seconds:g} s or more each")
+    for name, taken in in_rounds(runs, seconds).items():
+        timing = found[name]
+        found[name] = replace(timing, problem=taken) if isinstance(taken, str) else replace(timing, rounds=taken)
+    if found[PLAIN].problem is not None:
+        raise StarfireError(f"the dense network does not run: {found[PLAIN].problem}")
+    return tuple(found.values())
+
+
+def _difference(given: Tensor, expected: Tensor) -> float:
+    if given.shape != expected.shape:
+        raise StarfireError(f"its output is {tuple(given.shape)}, the dense network's {tuple(expected.shape)}")
+    return float((given - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+def _layers(sparse: SparseNetwork, images: Tensor, bare: list[LayerTiming]) -> tuple[LayerTiming, ...]:
+    """What the sparse network chose for each layer; layers that no way of ours can run stay as they are."""
+    chosen = {choice.name: choice for choice in sparse.choices(tuple(images.shape))}
+    found = []
+    for layer in bare:
+        name = layer.name.removeprefix(_INSIDE)
+        if layer.name in chosen:
+            choice = chosen[layer.name]
+            layer = replace(layer, how=choice.how, seconds=dict(choice.seconds))
+        found.append(replace(layer, name=name))
+    return tuple(found)
+
+
+def _sparse(model: nn.Module) -> SparseNetwork | str:
+    """The network from its live weights, or why there is none."""
+    try:
+        return missing() or sparsify(model)
+    except StarfireError as error:
+        return str(error)
+
+
+def _network(request: BenchRequest) -> tuple[Network, list[str]]:
+    """The network, and what had to be assumed."""
+    checkpoint = files.load(find_checkpoint(request.checkpoint), weights=request.weights)
+    notes: list[str] = []
+    mean, std = request.mean, request.std
+    if not _says_normalisation(checkpoint) and mean is None and std is None:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        notes.append("the file does not say how its images were normalised; mean 0 and std 1 cost the same")
+    network = as_trained(
+        checkpoint,
+        torch.device("cpu"),
+        model=request.model,
+        num_classes=request.num_classes,
+        image_size=_side(request.image),
+        mean=mean,
+        std=std,
+    )
+    return network, [*network.notes, *notes]
+
+
+def _says_normalisation(checkpoint: Checkpoint) -> bool:
+    data = checkpoint.meta.get("data")
+    return isinstance(data, dict) and ("mean" in data or "std" in data)
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    """`1,16` to numbers, each once. Raises BadOption."""
+    numbers = parse_list("--batch", text, parse_whole, "1,16")
+    if not all(0 < number <= 1 << 14 for number in numbers):
+        raise BadOption(f"--batch {text!r} is no list of numbers of images, such as 1,16; up to {1 << 14} work")
+    return tuple(dict.fromkeys(numbers))
+
+
+def _side(text: str | None) -> int | None:
+    """Pixels a side of `3x224x224` or `224`. Raises BadOption."""
+    if text is None:
+        return None
+    found = parse_input(f"3x{text}x{text}" if text.strip().isdecimal() else text)
+    assert found is not None
+    channels, side = found
+    if channels != 3:
+        raise BadOption(f"--input {text!r} has {channels} channels; networks here take 3, such as 3x224x224")
+    return side
+
+
+def _load() -> float:
+    """Of the last minute; this process has hardly added to it."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # not known on Windows
+        return 0.0
+
+
+def _versions() -> dict[str, str]:
+    found = runtime.versions()
+    for package in _TAKING_PART:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

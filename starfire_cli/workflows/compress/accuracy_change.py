@@ -1,0 +1,31 @@
+"""What rounding costs in accuracy: top-1 with the exact and with the rounded weights, on the same images."""
+
+from __future__ import annotations
+
+from starfire_cli import runtime
+from starfire_cli.data import DataOptions, open_val
+from starfire_cli.formats.checkpoint.record import Checkpoint
+from starfire_cli.networks.evaluate import evaluate
+from starfire_cli.networks.network import build_network
+from starfire_cli.records.compress import AccuracyChange
+
+
+def accuracy_change(
+    exact: Checkpoint,
+    rounded: Checkpoint,
+    *,
+    data: str | None,
+    images: int | None,
+    device: str,
+    model: str | None = None,
+) -> AccuracyChange:
+    """Measure both on the validation images that `data` or the checkpoint names; `model` as for `build_network`.
+
+    Raises StarfireError where the data or the network cannot be had.
+    """
+    place = runtime.pick_device(device)
+    options = DataOptions(device=place, limit_val=images)
+    info, split = open_val(exact.meta.get("data") or {}, data, options)
+    before, after = (evaluate(build_network(c, info, place, model=model).model, split) for c in (exact, rounded))
+    assert before is not None and after is not None, "nobody asked it to stop"
+    return AccuracyChange(data=info.spec, images=before.images, before=before.top1, after=after.top1)

@@ -1,0 +1,140 @@
+"""Forms that other tools read: plain safetensors, torch.nn.utils.prune, sparse bitmasks, ONNX (docs/compress.md)."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import nn
+
+from starfire_cli.errors import StarfireError, unknown
+from starfire_cli.formats.atomic import atomic_write
+from starfire_cli.formats.checkpoint import file as files
+from starfire_cli.formats.checkpoint.interchange import WRITERS
+from starfire_cli.formats.run import find_checkpoint
+from starfire_cli.networks.network import Channels, Network
+from starfire_cli.networks.ready import as_trained
+from starfire_cli.records.compress import Note, Outcome, Written
+from starfire_cli.workflows.compress.run import target
+
+FORMS = (*WRITERS, "onnx")
+_CLOSE = 1e-4  # of the largest logit: what float32 sums in another order may differ by
+
+
+def export(
+    path: Path | None,
+    form: str,
+    out: Path | None,
+    *,
+    model: str | None = None,
+    weights: str | None = None,
+    mean: Channels | None = None,
+    std: Channels | None = None,
+) -> Iterator[Outcome]:
+    """Write a checkpoint of any format in the form `form`; yields notes and at last what was written.
+
+    Args:
+        path: of any format, a run folder, or None for the newest run.
+        form: one of `FORMS`.
+        out: the file to write, or a folder for it; None for a name beside the checkpoint.
+        model: for ONNX, the spec of the network, where the file does not say or names code.
+        weights: of a file with several networks which; see `formats.checkpoint.load`.
+        mean: for ONNX, of the network's input in [0, 1] per channel, where the file does not say.
+        std: likewise.
+
+    Raises:
+        BadOption, StarfireError: no such form, no model known (ONNX), or the file does not compute the same.
+    """
+    if form not in FORMS:
+        raise unknown("form for --to", form, FORMS)
+    path = find_checkpoint(path)
+    checkpoint = files.load(path, weights=weights)
+    yield from (Note(text=note) for note in checkpoint.notes)
+    masks = checkpoint.masks or {}
+    started = perf_counter()
+    difference = None
+    if form == "onnx":
+        output = target(path, out, ".onnx", ".onnx")
+        network = as_trained(checkpoint, torch.device("cpu"), model=model, mean=mean, std=std)
+        yield from (Note(text=note) for note in network.notes if note not in checkpoint.notes)
+        difference = _write_onnx(output, network)
+        if difference is None:
+            yield Note(text='not checked: onnxruntime is not installed (pip install "starfire-cli[onnx]")')
+    else:
+        suffix, write = WRITERS[form]
+        output = target(path, out, suffix, suffix)
+        if form != "safetensors" and not masks:
+            yield Note(text=f"{path} has no masks: --to {form} writes dense tensors only")
+        write(output, checkpoint.state, masks)
+    yield Written(
+        input=path,
+        output=output,
+        form=form,
+        bytes=output.stat().st_size,
+        tensors=len(checkpoint.state),
+        masks=len(masks),
+        seconds=perf_counter() - started,
+        difference=difference,
+    )
+
+
+def _write_onnx(output: Path, network: Network) -> float | None:
+    """Export the network from pixels in [0, 1] to logits; returns how far onnxruntime's logits are from ours.
+
+    None where onnxruntime is not there to ask.
+    """
+    if problem := graph_needs():
+        raise StarfireError(f"--to onnx: {problem}")
+    model, size = network.model, network.image_size
+    pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / "model.onnx"
+        write_graph(model, pixels, temporary)
+        data = temporary.read_bytes()
+    difference = _difference(data, model, pixels)
+    if difference is not None and not difference <= _CLOSE:
+        raise StarfireError(f"{output} was not written: onnxruntime's logits differ by {difference:.2g} of the largest")
+    with atomic_write(output, need=len(data)) as file:
+        file.write(data)
+    return difference
+
+
+def graph_needs() -> str | None:
+    """Which package is missing to write ONNX, as a line for the user; None where all are there."""
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            return f'{package} is not installed (pip install "starfire-cli[onnx]")'
+    return None
+
+
+def write_graph(model: nn.Module, pixels: torch.Tensor, path: Path) -> None:
+    """The model as ONNX, for any number of images that are otherwise like `pixels`, at least two."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own about its exporter
+        torch.onnx.export(
+            model,
+            (pixels,),
+            path,
+            input_names=["pixels"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            external_data=False,
+            verbose=False,
+        )
+
+
+@torch.no_grad()
+def _difference(data: bytes, model: nn.Module, pixels: torch.Tensor) -> float | None:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"pixels": pixels.numpy()})
+    ours = model(pixels)
+    return float((torch.from_numpy(logits) - ours).abs().max() / ours.abs().max().clamp_min(1e-30))

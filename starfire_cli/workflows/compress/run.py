@@ -1,0 +1,201 @@
+"""How a checkpoint becomes as small as its information, and back again (docs/compress.md)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+from starfire_cli.errors import BadOption, Mismatch, StarfireError, unknown
+from starfire_cli.formats.checkpoint import file as files
+from starfire_cli.formats.checkpoint.record import Checkpoint
+from starfire_cli.formats.overwriting import files_of, refuse_overwriting
+from starfire_cli.formats.packed.read import is_packed
+from starfire_cli.formats.packed.rounding import ROUNDED, round_state
+from starfire_cli.formats.packed.streams import EFFORTS
+from starfire_cli.formats.packed.write import pack
+from starfire_cli.formats.run import find_checkpoint
+from starfire_cli.pruning.layers import layers_of_state
+from starfire_cli.pruning.masks import masks_from_zeros
+from starfire_cli.pruning.ties import replace_tied, ties_of
+from starfire_cli.records.compress import AccuracyChange, Compressed, Note, Outcome, Written
+
+VALUES = ("exact", *ROUNDED)
+MASKS = ("stored", "from-zeros")
+
+_TORCH = (".pt", ".pth", ".ckpt", ".bin")  # endings of what torch.save writes
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressRequest:
+    """What `starfire compress` is asked to do; the fields are the command's options.
+
+    Args:
+        checkpoint: a file of any format, a run folder, or None for the newest run.
+        out: the file to write, or a folder for it; None for a name beside the checkpoint.
+        values: "exact", or what the weights are rounded to: "bf16" or "fp16".
+        effort: "fast", "normal" or "best".
+        masks: "stored", or "from-zeros" to call every zero of a weight matrix or kernel dead.
+        keep_plain: leave all tensors that were never pruned as they are.
+        verify: read the file back before it gets its name.
+        data: where to measure accuracy when values are rounded, if not where the checkpoint says.
+        images: how many images to measure it on; all where None.
+        model: the spec of the network to measure, where the checkpoint does not say or names code.
+        weights: of a file with several networks which; see `formats.checkpoint.load`.
+        device: where to measure it.
+    """
+
+    checkpoint: Path | None = None
+    out: Path | None = None
+    values: str = "exact"
+    effort: str = "normal"
+    masks: str = "stored"
+    keep_plain: bool = False
+    verify: bool = True
+    data: str | None = None
+    images: int | None = None
+    model: str | None = None
+    weights: str | None = None
+    device: str = "auto"
+
+
+def compress(request: CompressRequest) -> Iterator[Outcome]:
+    """Pack a checkpoint; yields notes and at last what was written.
+
+    Raises:
+        BadOption, Mismatch, StarfireError: one line: what cannot be done, and what would work.
+    """
+    for option, given, known in (
+        ("--values", request.values, VALUES),
+        ("--effort", request.effort, EFFORTS),
+        ("--masks", request.masks, MASKS),
+    ):
+        if given not in known:
+            raise unknown(option, given, known)
+    path = find_checkpoint(request.checkpoint)
+    checkpoint = _load(path, request.weights, strict=request.masks == "stored")
+    yield from (Note(text=note) for note in checkpoint.notes)
+    if request.masks == "from-zeros":
+        checkpoint, signs = zeros_as_masks(checkpoint)
+        if signs:
+            yield Note(text=f"{signs} of the zeros were -0.0 and are packed as 0.0")
+    output = target(path, request.out, ".safetensors", ".packed.safetensors")
+    if request.out is None and output.exists() and not is_packed(output):
+        raise StarfireError(f"{output} exists and is not a packed file; give --out another name")
+    if not checkpoint.masks:
+        yield Note(text=_without_masks(checkpoint))
+    rounding = stored = accuracy = None
+    if request.values != "exact":
+        exact = checkpoint
+        state, stored, rounding = round_state(exact.state, exact.masks or {}, request.values)
+        checkpoint = replace(exact, state=state)
+        try:
+            accuracy = _accuracy(request, exact, checkpoint)
+        except StarfireError as error:
+            if request.data is not None:
+                raise
+            yield Note(text=f"accuracy before and after was not measured: {error}")
+    started = perf_counter()
+    packed = pack(
+        output,
+        state=checkpoint.state,
+        masks=checkpoint.masks,
+        meta=checkpoint.meta,
+        stored=stored,
+        effort=request.effort,
+        keep_plain=request.keep_plain,
+        verify=request.verify,
+    )
+    yield Compressed(
+        input=path,
+        output=output,
+        packed=packed,
+        seconds=perf_counter() - started,
+        verified=request.verify,
+        rounding=rounding,
+        accuracy=accuracy,
+    )
+
+
+def unpack(path: Path | None, out: Path | None) -> Iterator[Outcome]:
+    """Give a packed file back as a plain checkpoint. Raises StarfireError if it is none, or damaged."""
+    path = find_checkpoint(path)
+    if not is_packed(path):
+        raise StarfireError(f"{path} is not a packed file; starfire compress {path} packs it")
+    started = perf_counter()
+    checkpoint = files.load(path)
+    output = target(path, out, ".unpacked.pt", ".unpacked.pt")
+    files.save(output, state=checkpoint.state, masks=checkpoint.masks, meta=checkpoint.meta)
+    yield Written(
+        input=path,
+        output=output,
+        form="checkpoint",
+        bytes=output.stat().st_size,
+        tensors=len(checkpoint.state),
+        masks=len(checkpoint.masks or {}),
+        seconds=perf_counter() - started,
+    )
+
+
+def target(path: Path, out: Path | None, suffix: str, other: str) -> Path:
+    """Where to write: `out`, or in that folder, or beside `path`; `other` where `suffix` would name `path` itself.
+
+    Raises:
+        BadOption: `out` is `path`, or ends like a file of another kind, as which nobody could read it.
+    """
+    name = path.stem.removesuffix(".packed") + suffix
+    if out is None or out.is_dir():
+        folder = path.parent if out is None else out
+        output = folder / name
+        if output.exists() and os.path.samefile(output, path):
+            output = folder / (path.stem.removesuffix(".packed") + other)
+    else:
+        output = out
+        ending = f".{suffix.rpartition('.')[2]}"
+        alike = _TORCH if ending in _TORCH else (ending,)
+        if output.suffix in (*_TORCH, ".safetensors", ".onnx") and output.suffix not in alike:
+            raise BadOption(f"--out {output}: a {ending} file is written; give it that ending")
+    refuse_overwriting(output, files_of(path))
+    return output
+
+
+def _load(path: Path, weights: str | None, *, strict: bool) -> Checkpoint:
+    try:
+        return files.load(path, strict=strict, weights=weights)
+    except Mismatch as error:
+        raise Mismatch(f"{error}; --masks from-zeros packs the weights as they are") from None
+
+
+def zeros_as_masks(checkpoint: Checkpoint) -> tuple[Checkpoint, int]:
+    """The checkpoint with masks that call every zero of a kernel or matrix dead, and how many of these were -0.0."""
+    ties = ties_of(checkpoint.state)
+    old = {ties.get(key, key): mask for key, mask in (checkpoint.masks or {}).items()}
+    keys = dict.fromkeys([*old, *(layer.key for layer in layers_of_state(checkpoint.state))])
+    masks = masks_from_zeros(checkpoint.state, [key for key in keys if key in checkpoint.state])
+    masks = {key: mask for key, mask in masks.items() if key in old or not mask.all()}
+    state = checkpoint.state
+    signs = sum(int((state[key].float().signbit() & ~mask).sum()) for key, mask in masks.items())
+    state = replace_tied(state, {key: state[key].masked_fill(~mask, 0) for key, mask in masks.items()})
+    return replace(checkpoint, state=state, masks=masks), signs
+
+
+def _without_masks(checkpoint: Checkpoint) -> str:
+    # Zeros take no space wherever they lie, so that no layer has to be told from a table here.
+    weights = [w for w in checkpoint.state.values() if w.ndim > 1 and w.is_floating_point()]
+    zeros, total = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
+    if not zeros:
+        return f"{checkpoint.path} has no masks and no zeros: nothing is pruned; it is packed all the same"
+    return (
+        f"{checkpoint.path} has no masks; {zeros} of its {total} weights are zero and take no space, "
+        "but nothing says that they must stay zero (--masks from-zeros does)"
+    )
+
+
+def _accuracy(request: CompressRequest, exact: Checkpoint, rounded: Checkpoint) -> AccuracyChange:
+    from starfire_cli.workflows.compress.accuracy_change import accuracy_change  # brings torchvision, slow to import
+
+    return accuracy_change(
+        exact, rounded, data=request.data, images=request.images, device=request.device, model=request.model
+    )

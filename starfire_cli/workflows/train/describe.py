@@ -1,0 +1,116 @@
+"""What a run says about itself: its plan before it starts, its config.json, its checkpoints' metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+from typing import Any
+
+from starfire_cli import runtime
+from starfire_cli.formats.run import FORMAT
+from starfire_cli.records.train import Plan
+from starfire_cli.workflows.pruning import plan_layers
+from starfire_cli.workflows.train.session import Session
+
+# What a plan's settings leave out: shown elsewhere, or of no consequence for the result.
+_UNTOLD = {"command", "resume", "dry_run", "max_steps", "name", "out", "only", "keep_dense"}
+
+
+def plan_of(session: Session) -> Plan:
+    """The run before it starts. Raises BadOption where a layer would lose everything."""
+    era, rate, per_epoch = session.pruner.era, session.rate, session.steps_per_epoch
+    timeline: list[tuple[float, str]] = [(session.epochs, "training ends")]
+    if session.pruning.target:
+        timeline += [
+            (era.first_step / per_epoch, "pruning begins"),
+            (era.last_step / per_epoch, f"target {session.pruning.target:g} reached, the mask is fixed"),
+        ]
+    timeline += [(drop, f"learning rate falls to {rate.at(round(drop * per_epoch)):g}") for drop in lr_drops(session)]
+    settings = {k: v for k, v in dataclasses.asdict(session.request).items() if k not in _UNTOLD and v is not None}
+    if session.request.init is None:
+        del settings["init_zeros"]
+    settings |= {
+        "data": session.data.info.spec,
+        "image_size": session.data.info.image_size,
+        "augment": session.data.info.augment,
+        "method": session.pruning.method_spec,
+        "fc": session.pruning.fc_spec,
+        "device": str(session.device),
+        "amp": session.amp,
+        "channels_last": session.channels_last,
+        "kernels": session.pruner.kernels,
+    }
+    return Plan(
+        settings=tuple((k.replace("_", "-"), _in_words(v)) for k, v in settings.items() if v is not False and v != ()),
+        notes=(*session.notes, *session.data.info.notes),
+        layers=plan_layers(session.pruner, session.pruning, session.macs),
+        left_out=tuple(session.left_out),
+        timeline=tuple(sorted(timeline)),
+        parameters=sum(p.numel() for p in session.net.parameters()),
+        macs=sum(session.macs.values()),
+    )
+
+
+def meta_of(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says about itself, in plain values."""
+    info, era = session.data.info, session.pruner.era
+    processes = {"processes": session.ranks.count} if session.ranks.count > 1 else {}
+    return {
+        "model": {
+            "spec": session.request.model,
+            "num_classes": len(info.classes),
+            "image_size": info.image_size,
+            **({"shrink": session.shrink} if session.shrink else {}),
+        },
+        "data": info.as_meta(),
+        "pruning": {
+            "method": session.pruning.method_spec,
+            "fc": session.pruning.fc_spec,
+            "target": session.pruning.target,
+            "era": [era.first_step / session.steps_per_epoch, era.last_step / session.steps_per_epoch],
+            "era_steps": [era.first_step, era.last_step],
+            "ramp": era.ramp,
+            "keep_dense": list(session.request.keep_dense),
+            "only": list(session.request.only),
+        },
+        "metrics": metrics,
+        "versions": runtime.versions(),
+        "hardware": runtime.hardware(session.device) | processes,
+        "command": session.request.command,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": session.request.seed,
+        "request": session.request.as_config(),
+        "steps_per_epoch": session.steps_per_epoch,
+    }
+
+
+def config_of(session: Session) -> dict[str, Any]:
+    """What config.json holds."""
+    meta = meta_of(session, {})
+    del meta["metrics"]
+    came_in = 0.0 if session.pruning.target else session.sparsity()[0]
+    return {
+        "format": FORMAT,
+        "version": 1,
+        **meta,
+        "layers": [{"name": x.name, "kind": x.kind, "shape": list(x.shape)} for x in session.pruner.layers],
+        "epochs": session.epochs,
+        "kernels": session.pruner.kernels,  # that `auto` has chosen
+        "lr_drops": lr_drops(session),
+        **({"inherited_sparsity": came_in} if came_in else {}),
+    }
+
+
+def lr_drops(session: Session) -> list[float]:
+    """The epochs after which the learning rate falls."""
+    if session.rate.schedule != "step":
+        return []
+    return [drop / session.steps_per_epoch for drop in session.rate.drops if drop < session.steps]
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ",".join(_in_words(v) for v in value) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

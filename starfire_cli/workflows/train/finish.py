@@ -1,0 +1,58 @@
+"""What is said and done when a run is over."""
+
+from __future__ import annotations
+
+import torch
+
+from starfire_cli.damage import reading
+from starfire_cli.formats.checkpoint import file as files
+from starfire_cli.formats.run import Run
+from starfire_cli.models import build_model
+from starfire_cli.pruning.channels.elimination import eliminate
+from starfire_cli.pruning.channels.recipe import apply_shrink
+from starfire_cli.records.train import Finished
+from starfire_cli.workflows.train.session import Session
+
+
+def finished(session: Session, run: Run) -> Finished:
+    """The figures of the best checkpoint; with `--eliminate`, it is first written once more, that much smaller."""
+    notes = _eliminated(session, run) if session.request.eliminate else ()
+    if session.replica is not None:
+        notes += session.replica.sending.report()
+    rows = run.read_metrics()
+    with reading(run.metrics_path):
+        over = [row for row in rows if row["step"] >= session.pruner.era.last_step] or rows
+        best = max(over, key=lambda row: row["val_top1"], default={})
+        rates = [float(row["images_per_second"]) for row in rows]
+        return Finished(
+            run=run.path,
+            checkpoint=run.best,
+            val_top1=float(best["val_top1"]),
+            val_top5=float(best["val_top5"]),
+            target=session.pruning.target,
+            sparsity_prunable=float(best["sparsity_prunable"]),
+            sparsity_total=float(best["sparsity_total"]),
+            epochs=session.epochs,
+            seconds=sum(float(row["seconds"]) for row in rows),
+            images_per_second=sum(rates) / len(rates),
+            notes=notes,
+        )
+
+
+def _eliminated(session: Session, run: Run) -> tuple[str, ...]:
+    """Write the best network again, without the linear weights that only see constants (section 2.1.2)."""
+    best = files.load(run.best)
+    net = build_model(
+        session.request.model or "", num_classes=len(session.data.info.classes), image_size=session.data.info.image_size
+    )
+    apply_shrink(net, session.shrink)
+    net.load_state_dict(best.state)
+    side = session.data.info.image_size
+    report = eliminate(net, best.masks or {}, example=torch.zeros(1, 3, side, side))
+    if report.declined:
+        return (f"nothing was eliminated: {report.declined}",)
+    files.save(run.eliminated, state=net.state_dict(), masks=report.masks, meta=best.meta)
+    said = [f"eliminated {report.weights} linear weights that only see constants: {run.eliminated}"]
+    for layer in report.layers:
+        said += [f"{layer.layer}: {count} inputs stay, {reason}" for reason, count in layer.kept.items()]
+    return tuple(said)

@@ -1,0 +1,93 @@
+"""What does a run begin with? A checkpoint's weights or fresh ones, what is dead of them, and which layers prune."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from starfire_cli.formats.checkpoint.record import Checkpoint
+from starfire_cli.networks.dead_weights import DeadWeights, find_dead_weights
+from starfire_cli.networks.fitting import fitted, loadable, other_classes, refuse
+from starfire_cli.pruning import Layer, Masks, layers_of_model, select
+from starfire_cli.pruning.ties import masks_once, parameters_of, ties_of, unify
+from starfire_cli.text import counted, some
+from starfire_cli.workflows.train.request import TrainRequest
+
+
+@dataclass(kw_only=True)
+class Start:
+    """Args:
+    layers: the layers to prune.
+    left_out: (name, reason) of the others.
+    masks: what is dead already.
+    notes: lines for the user.
+    """
+
+    layers: list[Layer]
+    left_out: list[tuple[str, str]]
+    masks: Masks | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def take_weights(
+    net: nn.Module, request: TrainRequest, classes: int, *, resume: Checkpoint | None, initial: Checkpoint | None
+) -> Start:
+    """Load the weights of `resume`, else of `initial` (`--init`), into `net`, else leave it as it is.
+
+    A classifier for another number of `classes` than `initial` has is left as initialised, and noted.
+
+    Raises StarfireError where the checkpoint does not fit the network, BadOption for a glob that matches nothing.
+    """
+    found, left_out = layers_of_model(net)
+    layers, exempt = select(found, only=request.only, keep_dense=request.keep_dense)
+    start = Start(layers=layers, left_out=left_out + exempt)
+    start.notes += [f"{key} is one tensor with {first} and is trained as such" for key, first in unify(net)]
+    checkpoint = resume or initial
+    head: list[str] = []
+    if checkpoint is None:
+        return start
+    if resume is not None:
+        checkpoint = replace(resume, state=(resume.training or {}).get("raw", resume.state))
+    checkpoint = fitted(net, checkpoint)
+    head = other_classes(net, checkpoint.state, classes) if resume is None else []
+    if head:
+        start.notes.append(f"{', '.join(head)} start fresh: the checkpoint was trained on other classes")
+    else:
+        refuse(net, checkpoint, request.model, classes if resume is None else None)
+    loadable(net, checkpoint)
+    net.load_state_dict({key: tensor for key, tensor in checkpoint.state.items() if key not in head}, strict=False)
+    masks = masks_once(checkpoint.masks or {}, ties_of(net.state_dict()), [layer.key for layer in found])
+    if resume is not None:
+        start.masks = {layer.key: masks[layer.key] for layer in found if layer.key in masks}
+    else:
+        start.notes += checkpoint.notes
+        weights = {key: weight.detach() for key, weight in parameters_of(net).items()}
+        dead = find_dead_weights(weights, masks, found, zeros=request.init_zeros == "dead", fresh=head)
+        start.masks = dead.masks
+        start.notes += _dead_in_words(checkpoint, found, dead)
+    # What came in dead stays dead, also in layers that this run's method does not touch.
+    start.layers = [layer for layer in found if layer in layers or layer.key in start.masks]
+    return start
+
+
+def _dead_in_words(checkpoint: Checkpoint, layers: list[Layer], dead: DeadWeights) -> Iterator[str]:
+    """What of the weights that were loaded counts as pruned, and why, as lines for the user."""
+    by_mask, by_zeros = sum(dead.by_mask.values()), sum(dead.by_zeros.values())
+    if by_mask or by_zeros:
+        why = {
+            "by its masks": by_mask,
+            "because they are zero (--init-zeros free lets these train)": by_zeros,
+        }
+        reasons = [f"{count:,} {text}" if by_mask and by_zeros else text for text, count in why.items() if count]
+        count = counted(len(dead.by_mask) + len(dead.by_zeros), "layer")
+        yield (
+            f"{checkpoint.path}: {by_mask + by_zeros:,} weights in {count} are dead and stay zero, "
+            f"{' and '.join(reasons)}"
+        )
+    if dead.untrained:
+        yield f"zero as a whole, so taken for never trained and free to train: {some(dead.untrained)}"
+    keys = {layer.key for layer in layers}
+    if lost := [key for key, mask in (checkpoint.masks or {}).items() if key not in keys and not mask.all()]:
+        yield f"masks of what is no prunable layer here are not kept: {some(lost)}"
