@@ -150,10 +150,10 @@ def prune_mask(
     checkpoint's, accuracy is measured before and after.
     """
     from starfire_cli.networks.network import parse_channels
-    from starfire_cli.networks.trial import TrialRequest
     from starfire_cli.report.prune import display
     from starfire_cli.workflows.prune.request import PruneRequest
     from starfire_cli.workflows.prune.run import prune_mask as run
+    from starfire_cli.workflows.prune.trial import TrialRequest
 
     if as_csv and (as_json or sweep is None):
         raise BadOption("--csv prints the points of a --sweep, and not beside --json")

@@ -16,10 +16,10 @@ from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.networks.dead_weights import DeadWeights, find_dead_weights
 from starfire_cli.networks.prunable import Prunable, prunable
 from starfire_cli.networks.rebuild import Rebuilt, revive, said_of_model
-from starfire_cli.networks.trial import Trial, TrialRequest
 from starfire_cli.pruning import Layer, Masks, select
 from starfire_cli.text import some
 from starfire_cli.workflows.prune.oneshot import recalibrate
+from starfire_cli.workflows.prune.trial import Trial, TrialRequest
 from starfire_cli.workflows.train.request import Pruning, TrainRequest, pruning_of
 
 

@@ -17,7 +17,6 @@ from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.overwriting import files_of, refuse_overwriting
 from starfire_cli.networks.rebuild import recipe_of
-from starfire_cli.networks.trial import Trial
 from starfire_cli.pruning.channels.elimination import EliminationReport, eliminate
 from starfire_cli.pruning.channels.recipe import compose_recipes
 from starfire_cli.pruning.ties import apply_once
@@ -28,6 +27,7 @@ from starfire_cli.workflows.prune.oneshot import prune_once, refuse_ambiguous
 from starfire_cli.workflows.prune.request import Job, PruneRequest, open_job, sparsity_of
 from starfire_cli.workflows.prune.shrink import shrink_network
 from starfire_cli.workflows.prune.sweep import sweep
+from starfire_cli.workflows.prune.trial import Trial
 from starfire_cli.workflows.recorded import fine_tuning
 from starfire_cli.workflows.train.request import Pruning
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 from torch import Tensor
 
 from starfire_cli.errors import BadOption
-from starfire_cli.networks.trial import Trial
 from starfire_cli.records.prune import Progress, SweepPoint
 from starfire_cli.workflows.prune.oneshot import prune_once
 from starfire_cli.workflows.prune.request import Job, sparsity_of
+from starfire_cli.workflows.prune.trial import Trial
 
 
 def sweep(job: Job, targets: tuple[float, ...]) -> Iterator[Progress | SweepPoint]:
