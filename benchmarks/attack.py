@@ -1,4 +1,4 @@
-"""How fast is an attack sweep, and does it count the same, image for image, as two public attack libraries?
+"""Times attack sweeps, and compares their verdicts, image by image, with those of two public attack libraries.
 
     python benchmarks/attack.py [--checkpoint FILE --data SPEC] [--images N] [--batch-size N] [--device D] [--out FILE]
 

@@ -1,4 +1,4 @@
-"""What does a mask refresh cost, and what keeping zeros zero? ResNet50, ours beside what others do, and the floor.
+"""Times mask evaluation and gradient masking on ResNet50, beside other people's ways and a lower bound.
 
     python benchmarks/masks.py [--device D] [--threads N] [--turns N] [--out FILE]
 

@@ -1,4 +1,4 @@
-"""What a program that uses the checkpoints calls: `load`, `load_model`, `sparsify` and `warmup` of `starfire_cli`."""
+"""The Python API for checkpoints: `load`, `load_model`, `sparsify` and `warmup` of `starfire_cli`."""
 
 from __future__ import annotations
 

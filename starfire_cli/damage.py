@@ -1,4 +1,4 @@
-"""Errors of damaged files: whatever a reader trips over becomes one line that names the file.
+"""Errors of damaged files: turns any exception of a reader into one line that names the file.
 
 A damaged or hostile file can provoke any exception in the code that reads it, so no reader lists them: it does its
 parsing under `reading(path)`, and nothing but parsing, so that what goes wrong there is the file's fault.

@@ -1,4 +1,4 @@
-"""What is said to a user when something cannot be done: one line that repeats what was given and says what works."""
+"""Errors shown to users: one line that repeats what was given and says what works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides what a network is called: by its method and target, or by its masks where a run pruned nothing itself."""
+"""Labels of networks: method and target, or the sparsity of the masks where a run pruned nothing itself."""
 
 from __future__ import annotations
 

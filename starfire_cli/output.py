@@ -1,4 +1,4 @@
-"""Standard streams that no command dies of: closed ones, full disks, gone readers, encodings without a letter."""
+"""Standard streams that no command dies of: closed ones, full disks, closed pipes, encodings that lack a character."""
 
 from __future__ import annotations
 

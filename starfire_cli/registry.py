@@ -1,4 +1,4 @@
-"""How a name on the command line becomes an object: `window:max_nonzero=2` to a frozen dataclass and back.
+"""Registries: turn a name on the command line into an object, `window:max_nonzero=2` into a frozen dataclass, and back.
 
 A family is a folder with one file a member: `names()` reads the folder and imports nothing, so that `--help` stays
 fast; `build()` imports the one file it needs. A member's options are its dataclass fields. A member may be registered

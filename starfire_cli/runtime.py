@@ -1,4 +1,4 @@
-"""Where a run happens: device, precision, seeds, determinism, and which rank of how many this process is."""
+"""The place of a run: device, precision, seeds, determinism, and this process's rank among how many."""
 
 from __future__ import annotations
 

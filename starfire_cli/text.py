@@ -1,4 +1,4 @@
-"""How names, sizes and shapes from a file are shown to people."""
+"""Formats names, sizes and shapes from files for people."""
 
 from __future__ import annotations
 

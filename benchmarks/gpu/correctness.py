@@ -1,4 +1,4 @@
-"""Are the GPU paths right? Masks equal to the CPU's bit for bit, nothing revives under AMP, a run resumes.
+"""Checks the GPU paths: masks equal to the CPU's bit for bit, nothing revives under AMP, a run resumes.
 
 python benchmarks/gpu/correctness.py --device cuda --out docs/results/gpu-correctness.json
 python benchmarks/gpu/correctness.py --device cpu --tiny --out /tmp/c.json      # the same, small, on a CPU

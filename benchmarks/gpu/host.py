@@ -1,4 +1,4 @@
-"""How long is Python busy with masks and gradients at a step on a GPU? Runs anywhere: nothing goes to the device.
+"""Times Python's work on masks and gradients at a training step on a GPU. Runs anywhere: nothing goes to the device.
 
     python benchmarks/gpu/host.py --out docs/results/host.json
 

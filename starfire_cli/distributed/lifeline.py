@@ -1,4 +1,4 @@
-"""Connections by which the ranks of a job learn within seconds that one of them has ended, which, and why.
+"""Connections by which the ranks of a job learn within seconds that one of them has ended, which one, and why.
 
 A collective operation notices that a process is gone only where it was about to hear from it, cannot say which rank it
 was, and may wait for half an hour. So every rank keeps a connection to rank 0, which the operating system closes when

@@ -1,4 +1,4 @@
-"""Which network do weights belong to, when a checkpoint is all that is left?"""
+"""Rebuilds the network that a checkpoint's weights belong to."""
 
 from __future__ import annotations
 

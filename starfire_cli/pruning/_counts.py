@@ -1,4 +1,4 @@
-"""How many weights of each layer are dead? Counted on the weights' device, which is waited for when somebody asks."""
+"""Counts of the dead weights of each layer, computed on the weights' device and read only when somebody asks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Small pieces of work that release Python's lock, in as many threads as torch uses, in its own where that can be.
+"""Runs small pieces of work that release the GIL in as many threads as torch uses, in torch's own threads where
+possible.
 
 An OpenMP thread that has just computed for torch goes on spinning for milliseconds in the hope of more. Other threads
 would have to share their cores with such; the same threads are at it at once.

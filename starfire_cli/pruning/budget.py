@@ -1,4 +1,4 @@
-"""Goals and counts: how many of some competitors are pruned (paper, Algorithms 1 and 3; docs/method.md)."""
+"""Goals and counts: the number of competitors that a rate prunes (paper, Algorithms 1 and 3; docs/method.md)."""
 
 from __future__ import annotations
 

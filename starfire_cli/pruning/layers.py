@@ -1,4 +1,4 @@
-"""Which parameters can be pruned, and of what kind each is."""
+"""Finds the prunable parameters of a model, and the kind of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a set of masks is, apart from how it came about: a dict from state-dict key to bool tensor, True = alive."""
+"""Masks, however they were made: a dict from state-dict key to bool tensor, True = alive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When weights are pruned: from an optimizer step to how far pruning must have come (paper, section 2, figure 1b)."""
+"""Pruning schedules: the share of the target that is due at each optimizer step (paper, section 2, figure 1b)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The smallest of each row of competitors: exact counts, ties by index (docs/method.md)."""
+"""Selects the smallest of each row of competitors: exact counts, ties by index (docs/method.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells the prunable layers of a bare state dict from its other tensors, by names, neighbouring keys and shapes.
+"""Finds the prunable layers of a bare state dict by names, neighbouring keys and shapes.
 
 A Conv2d or Linear keeps its weight as `NAME.weight`, (K, C, R, S) or (O, I), and its bias, if any, as `NAME.bias`, (K,)
 or (O,). Embeddings, tables, constants, norms over maps and transposed convolutions have 2 or 4 axes as well. What is

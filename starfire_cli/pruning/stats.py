@@ -1,4 +1,4 @@
-"""What a layer's mask says about its sparsity: the counts of one row of the per-layer table (paper, figure 5)."""
+"""Sparsity statistics of a layer's mask: the counts in one row of the per-layer table (paper, figure 5)."""
 
 from __future__ import annotations
 

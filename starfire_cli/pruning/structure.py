@@ -1,4 +1,4 @@
-"""Which structure a mask has, told from the mask alone: whole kernels, k of 9 in a window, tiles, or none."""
+"""Detects the structure of a mask from the mask alone: whole kernels, k of 9 in a window, tiles, or none."""
 
 from __future__ import annotations
 

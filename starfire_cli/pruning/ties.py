@@ -1,4 +1,4 @@
-"""Finds tied weights: names of a state dict or model that are one tensor, and tensors that merely overlap in memory.
+"""Finds tied weights (names of a state dict or model that are one tensor) and tensors that merely overlap in memory.
 
 Two names are tied where storage, offset, shape, strides and type are the same; whatever happens to one happens to the
 other, so a tie is pruned, counted and written once. Tensors that share memory in any other way (`b = a.t()`, a slice of

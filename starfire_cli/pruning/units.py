@@ -1,4 +1,4 @@
-"""Units of weights that go together, and the competitions that the weakest of them lose.
+"""Units of weights that are pruned together, and the competitions that the weakest of them lose.
 
 Axes are those of a convolution weight, (K, C, R, S); a linear weight (O, I) has K = O, C = I and R = S = 1. A grouped
 convolution is several side by side: where K or C tells competitions apart, each group's are its own.

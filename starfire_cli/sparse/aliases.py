@@ -1,4 +1,4 @@
-"""May a network's maps be kept where loops like them, or does something change a map in place that others see?"""
+"""Alias check: finds maps that are changed in place where others see them, which the loops must not lay out anew."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which way is fastest for each layer? All that come into question are run once or a few times, here."""
+"""Autotuning: runs all eligible implementations of each layer once or a few times and keeps the fastest."""
 
 from __future__ import annotations
 

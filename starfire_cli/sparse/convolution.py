@@ -1,4 +1,4 @@
-"""How does one convolution, pooling or the intake of an image become steps of a program?"""
+"""Lowers one convolution, pooling or image intake to steps of a program."""
 
 from __future__ import annotations
 

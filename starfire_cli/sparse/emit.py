@@ -1,4 +1,4 @@
-"""How does a loop become machine code for the processor at hand, without a compiler being installed?
+"""Emits loops as machine code for the processor at hand, with no compiler installed.
 
 Loops are written down as LLVM's assembly by the few words below, and compiled by llvmlite (it comes with numba, the
 extra `fast`). Variables live in memory here; LLVM's own passes put them into registers.

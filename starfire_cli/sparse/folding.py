@@ -1,4 +1,4 @@
-"""Which weights does a network consist of, once BatchNorm is folded in and what does nothing is gone?"""
+"""The weights of a network once BatchNorm is folded in and operations without effect are gone."""
 
 from __future__ import annotations
 

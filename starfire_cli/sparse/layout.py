@@ -1,4 +1,4 @@
-"""How does a feature map lie in memory while the sparse loops work on it?
+"""The memory layout of a feature map while the sparse loops work on it.
 
 One plane a channel, row after row, with room for zeros above and below the image and at the end of each row: a row's
 zeros are also what stands left of the next row. A map's zeros are never written, so they stay zero.

@@ -1,4 +1,4 @@
-"""How does a sparse linear layer run: for one image by picking up its inputs, for several with an image a lane?"""
+"""Sparse linear layers: a gather of the inputs for one image, one vector lane an image for several."""
 
 from __future__ import annotations
 

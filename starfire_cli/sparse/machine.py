@@ -1,4 +1,4 @@
-"""Who runs the loops: any number of threads on one image, or each thread on images of its own?
+"""The virtual machine that runs the loops: any number of threads on one image, or each thread on images of its own.
 
 A program is a row of steps; a step's tasks are handed out one by one. A thread goes on to the next step when all tasks
 of the step before are done, by whomever: no step waits for a thread that has not come yet.

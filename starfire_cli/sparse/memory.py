@@ -1,4 +1,4 @@
-"""Which maps share the same memory, since no two of them are needed at a time?
+"""Memory planning: maps share memory where no two of them are needed at the same time.
 
 Only maps of the same layout share: the zeros around one are then the zeros around the other.
 """

@@ -1,4 +1,4 @@
-"""A network whose convolutions and linear layers run from their live weights: what users get."""
+"""`SparseNetwork`: a network whose convolutions and linear layers run from their live weights."""
 
 from __future__ import annotations
 

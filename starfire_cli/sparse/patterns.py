@@ -1,4 +1,4 @@
-"""Which operations beside convolutions can a loop do: taking in images, thinning out, pooling?"""
+"""The operations beside convolutions that a loop can do: image intake, subsampling and pooling."""
 
 from __future__ import annotations
 

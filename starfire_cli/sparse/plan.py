@@ -1,4 +1,4 @@
-"""In which order, by which loops and where in memory does a network run, for images of one shape?"""
+"""The execution plan of a network for images of one shape: the order of its steps, their loops and their memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where does memory come from that every call goes through? From few large pieces, in huge pages if there are any.
+"""A pool of memory that every call reuses: a few large pieces, in huge pages where there are any.
 
 numpy asks the system for huge pages where an array is large, torch does not; a network touches more small pages than a
 core remembers.

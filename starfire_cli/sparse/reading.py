@@ -1,4 +1,4 @@
-"""What does a network compute, as a list of operations of which the loops can run some?
+"""Reads a network as a list of operations, some of which the loops can run.
 
 BatchNorm goes into the weights before it, addition and ReLU into the convolution whose output they change.
 """

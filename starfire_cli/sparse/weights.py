@@ -1,4 +1,4 @@
-"""Which weights of a layer are there, and how are they strung up for the loops that use them?"""
+"""The live weights of a layer, packed in the order in which the loops use them."""
 
 from __future__ import annotations
 

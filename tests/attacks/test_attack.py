@@ -1,4 +1,4 @@
-"""Whether attacks move images as they say, and leave the network as they found it."""
+"""Attacks move images by what they say, and leave the network as they found it."""
 
 from __future__ import annotations
 

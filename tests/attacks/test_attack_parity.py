@@ -1,4 +1,4 @@
-"""Whether FGSM and PGD give the very pixels of two public attack libraries, and so the same verdict, image by image."""
+"""Parity of FGSM and PGD with two public attack libraries: the same pixels, and so the same verdict, image by image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where sparse execution would go astray in memory: maps beyond 2 GB, threads that take the same, views that negate."""
+"""Memory of sparse execution: maps beyond 2 GB, threads that take the same, views that negate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Which channels of a network do not depend on the image, and what they carry instead (docs/elimination.md).
+"""Finds the channels of a network that do not depend on the image, and the constants that they carry
+(docs/elimination.md).
 
 The network runs once on an image of NaN, where NaN means "depends on the image". A convolution or linear output is NaN
 only where a live weight reads a NaN; what remains a number is what that channel always carries, through BatchNorm and

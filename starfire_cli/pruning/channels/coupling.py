@@ -1,4 +1,5 @@
-"""Which channels must stay or go together: what one layer gives, BatchNorm scales, sums add up, and others read.
+"""Finds the channels that must be kept or removed together: a layer's outputs, the BatchNorm that scales them, the sums
+they enter and the layers that read them.
 
 Each channel of each layer's output gets a number; a sum unites the numbers of what it adds, a concatenation strings
 them together, flattening repeats them once a pixel. All dimensions of all parameters that carry one number are cut

@@ -1,4 +1,4 @@
-"""Which weights of a linear layer are fed by dead channels, and can go too (paper, section 2.1.2, figure 3).
+"""Eliminates weights of linear layers that are fed by dead channels (paper, section 2.1.2, figure 3).
 
 The paper zeroes the linear weights behind a dead convolution channel. Such a channel seldom gives 0: BatchNorm makes it
 a constant, and in a ResNet it is one summand of many. So a column goes only if its input is the same for every image,

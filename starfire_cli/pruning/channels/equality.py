@@ -1,4 +1,4 @@
-"""Whether two networks are the same function: their outputs in eval mode on random images, in float64."""
+"""Checks that two networks are the same function: compares their outputs in eval mode on random images, in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network does to each channel on its way: its torch.fx graph, and the role each node plays in it.
+"""The torch.fx graph of a network, with the role of each node: what it does to the channels that pass through it.
 
 Only what is listed here is followed. Everything else has the role "unknown": nothing is concluded across it.
 """

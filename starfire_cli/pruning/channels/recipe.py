@@ -1,4 +1,5 @@
-"""How a network is cut to fewer channels, written down: so that a checkpoint of the small one can be loaded again.
+"""Recipes of channel removal: a record of how a network was cut to fewer channels, from which its checkpoint can be
+loaded again.
 
 A recipe names each layer that changed and the indices that stay, in plain types that fit a checkpoint's metadata:
 `{"layer1.0.conv1": {"out": [0, 2]}, "layer1.0.bn1": {"out": [0, 2]}, "layer1.0.conv2": {"in": [0, 2], "bias": True}}`.

@@ -1,4 +1,4 @@
-"""Which channel numbers can go from a network, and which layer's bias takes over the constants they carried."""
+"""Finds the channels that can be removed from a network, and the biases that take over the constants they carried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which channels of a network can be removed for good, leaving a smaller dense network that is the same function.
+"""Shrinks a network: removes dead channels for good and leaves a smaller dense network that is the same function.
 
 A channel goes if every layer that reads it either reads it with dead weights only, or finds a constant there that its
 bias (or the BatchNorm behind it) can take over. See docs/elimination.md for what is declined, and why.

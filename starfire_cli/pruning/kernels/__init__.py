@@ -1,4 +1,4 @@
-"""Who computes the masks, one implementation a file; see `_interface.py`.
+"""Implementations of the mask kernels, one a file; `_interface.py` describes them.
 
 Nothing else is imported here: the member called `torch` would hide the package of that name.
 """

@@ -1,4 +1,5 @@
-"""Who computes the masks and keeps zeros zero: one interface, several implementations that agree to the bit.
+"""The interface of the mask kernels, which compute masks and keep zeros zero: several implementations that agree to the
+bit.
 
 `torch` is the reference and runs everywhere, `numba` is for CPUs (the extra `fast`), `triton` for CUDA. The fast ones
 take the patterns of `_patterns.py`; all other cuts are made by `torch`.

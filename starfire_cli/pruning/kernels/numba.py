@@ -1,4 +1,4 @@
-"""CPU: loops compiled by numba for the processor at hand (the extra `fast`)."""
+"""CPU kernels: loops that numba compiles for the processor at hand (the extra `fast`)."""
 
 from __future__ import annotations
 

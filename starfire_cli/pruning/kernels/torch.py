@@ -1,4 +1,4 @@
-"""Plain torch: the reference for all the others, on any device."""
+"""Plain torch kernels, on any device: the reference for all the others."""
 
 from __future__ import annotations
 

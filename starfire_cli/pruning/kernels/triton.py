@@ -1,4 +1,5 @@
-"""CUDA: Triton kernels, in a handful of launches for all layers of a call; nothing but a graph's capture waits.
+"""CUDA kernels in Triton: a handful of launches for all layers of a call; only the capture of a CUDA graph
+synchronises.
 
 Layers that are pruned again and again have their table on the device; a call tells it what is due and replays one CUDA
 graph, in which the programs of layers that are not due end at once. Checked to be equal to `torch` bit for bit under

@@ -1,4 +1,4 @@
-"""The family of pruning methods, one a file, and what a member must be able to do.
+"""The family of pruning methods, one a file, and the interface of a member.
 
 A method says in its registration which layers it takes, "conv", "linear" or both, and in whole numbers what must be
 gone of each; `units.apply_cuts`, or the kernels, find which weights these are. While a layer's budget stays the same

@@ -1,4 +1,4 @@
-"""The cuts that several methods make, and the ranges of the options that they share."""
+"""Cuts that several methods make, and the ranges of the options that they share."""
 
 from __future__ import annotations
 

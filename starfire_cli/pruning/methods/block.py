@@ -1,4 +1,4 @@
-"""Block pruning: whole n x n tiles of the weight matrix go (paper, section 2.1.2, figure 2d)."""
+"""Block pruning: prunes whole n x n tiles of the weight matrix (paper, section 2.1.2, figure 2d)."""
 
 from __future__ import annotations
 

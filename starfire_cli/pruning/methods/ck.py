@@ -1,4 +1,4 @@
-"""CK pruning: of the K kernels that read one input channel, whole kernels go (paper, section 2.1.1, Algorithm 1)."""
+"""CK pruning: prunes the weakest of the K kernels that read one input channel (paper, section 2.1.1, Algorithm 1)."""
 
 from __future__ import annotations
 

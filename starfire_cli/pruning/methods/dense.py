@@ -1,4 +1,4 @@
-"""Nothing is pruned: the baseline."""
+"""No pruning: the dense baseline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine pruning: all weights of the layer compete one by one (paper, section 2.1.2)."""
+"""Fine pruning: prunes single weights, all weights of the layer competing (paper, section 2.1.2)."""
 
 from __future__ import annotations
 

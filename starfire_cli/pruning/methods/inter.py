@@ -1,4 +1,4 @@
-"""Inter-epoch pruning: the era falls into two phases, whole kernels and windows (paper, section 7.1).
+"""Inter-epoch pruning: splits the era into a phase of whole kernels and a phase of windows (paper, section 7.1).
 
 Both phases lead to the counts that intra reaches with the same share: the kernels take what the windows' whole
 numbers leave of the target, so the layer still ends at it.

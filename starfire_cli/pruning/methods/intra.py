@@ -1,4 +1,4 @@
-"""Intra-epoch pruning: window first, then whole kernels of what is left (paper, section 2.1.1, Algorithm 4).
+"""Intra-epoch pruning: cuts windows first, then whole kernels of what is left (paper, section 2.1.1, Algorithm 4).
 
 The paper's `window_mask = generate_ck_sparsity_mask(...)` is read as the misprint of the window routine that its text
 describes, and the kernel step takes just what the layer still lacks, so that the layer as a whole meets the threshold.

@@ -1,4 +1,4 @@
-"""Two-tier pruning: whole tiles for a share of the threshold, then single weights (paper, section 2.1.2)."""
+"""Two-tier pruning: prunes whole tiles for a share of the threshold, then single weights (paper, section 2.1.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Window pruning: in each R x S window the smallest weights go (paper, section 2.1.1, Algorithm 3)."""
+"""Window pruning: prunes the smallest weights of each R x S window (paper, section 2.1.1, Algorithm 3)."""
 
 from __future__ import annotations
 

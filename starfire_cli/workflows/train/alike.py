@@ -1,4 +1,4 @@
-"""Comparison of what the ranks were asked for and what they found, before they train together."""
+"""Checks, before ranks train together, that they were given the same request and found the same data."""
 
 from __future__ import annotations
 

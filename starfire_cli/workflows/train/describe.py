@@ -1,4 +1,4 @@
-"""What a run says about itself: its plan before it starts, its config.json, its checkpoints' metadata."""
+"""Descriptions of a run: its plan before it starts, its config.json, its checkpoints' metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said and done when a run is over."""
+"""Finishes a run: its closing record and, with `--eliminate`, one more checkpoint."""
 
 from __future__ import annotations
 

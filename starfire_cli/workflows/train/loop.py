@@ -1,4 +1,4 @@
-"""How a sparse network is trained (paper, Algorithm 2): a dense start, the pruning era, a fixed mask after it."""
+"""The training loop of a sparse network (paper, Algorithm 2): a dense start, the pruning era, fixed masks after it."""
 
 from __future__ import annotations
 

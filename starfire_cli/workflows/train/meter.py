@@ -1,4 +1,4 @@
-"""How an epoch is going: running sums of loss and hits, kept on the device so that no step waits for them."""
+"""Running sums of an epoch's loss and hits, kept on the device so that no step waits for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts in which a rank works through its share of a batch, and the identity of the images in them."""
+"""Micro-batches: the parts of a rank's share of a batch, and the identity of the images in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user asked `train` for, and what that comes to once a recipe has filled the gaps."""
+"""The request to `train`: what the user asked for, and its settings once a recipe has filled the gaps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run is saved so that nothing is lost, and taken up again to the bit."""
+"""Saves the state of a run so that nothing is lost, and restores it to the bit."""
 
 from __future__ import annotations
 

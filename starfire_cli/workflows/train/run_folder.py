@@ -1,4 +1,4 @@
-"""Opens the folder of a run for training: made or found, locked against other processes, and gone again if it fails."""
+"""Opens the folder of a run for training: creates or finds it, locks it, and removes it if setting up fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything one training run holds while it trains, and how it is set up."""
+"""The session: everything that a training run holds while it trains, and its set-up."""
 
 from __future__ import annotations
 

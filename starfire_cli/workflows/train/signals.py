@@ -1,4 +1,4 @@
-"""How a run learns that it should stop: the first Ctrl-C or SIGTERM is noted, a second Ctrl-C is not waited for."""
+"""Stop signals: notes the first Ctrl-C or SIGTERM for the training loop; a second Ctrl-C ends the process at once."""
 
 from __future__ import annotations
 

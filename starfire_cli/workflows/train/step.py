@@ -1,4 +1,4 @@
-"""How do weights change in one optimizer step? Forward, backward, the gradients' masks (paper, Algorithm 2)."""
+"""One optimizer step: forward, backward, masked gradients, update (paper, Algorithm 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether all implementations of the mask kernels agree to the bit, on every shape, tie and memory format."""
+"""All implementations of the mask kernels agree to the bit, on every shape, tie and memory format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether numpy's shortcut where little is due gives the masks of literal loops, and writes what it must."""
+"""Numpy's shortcut where little is due gives the masks of literal loops, and writes what it must."""
 
 from __future__ import annotations
 

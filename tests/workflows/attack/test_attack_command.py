@@ -1,4 +1,4 @@
-"""Whether `starfire attack` measures what it says, takes up what was stopped, and compares on the same images."""
+"""`starfire attack` measures what it says, takes up what was stopped, and compares on the same images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether bench times what it says: arithmetic against other code, engines that fail, and what users see."""
+"""`starfire bench` times what it says: arithmetic against other code, engines that fail, and what users see."""
 
 from __future__ import annotations
 

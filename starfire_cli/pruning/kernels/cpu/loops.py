@@ -1,4 +1,5 @@
-"""The loops behind `numba.py`, over plain arrays: kernels stand as (K, R*S, C), which channels_last memory is already.
+"""The compiled loops behind `numba.py`, over plain arrays: kernels are stored as (K, R*S, C), which channels_last
+memory is already.
 
 Every function is compiled for the processor at hand; none takes the GIL, none starts threads. The innermost loops run
 along rows that are one in memory, which is the form that LLVM turns into vector code; there, bits are put together

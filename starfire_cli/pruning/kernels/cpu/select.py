@@ -1,4 +1,4 @@
-"""Which are the smallest of each column, where few are wanted? Three passes at the speed of memory tell (numpy)."""
+"""Selects the few smallest entries of each column in three passes at the speed of memory (numpy)."""
 
 from __future__ import annotations
 

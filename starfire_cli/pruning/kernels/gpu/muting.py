@@ -1,4 +1,4 @@
-"""Gradients of dead weights become zero on a GPU, in one launch; the device keeps what it was told of their places."""
+"""Masks gradients on a GPU in one launch; the addresses of masks and gradients stay on the device between calls."""
 
 from __future__ import annotations
 

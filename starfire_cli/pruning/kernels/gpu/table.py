@@ -1,4 +1,5 @@
-"""What are the Triton kernels told? One table of all layers and tensors, uploaded at once, and who works on what.
+"""The table that the Triton kernels read: all layers and tensors, uploaded at once, and the division of the work among
+programs.
 
 Nothing here needs Triton or a CUDA device.
 """
