@@ -1,4 +1,4 @@
-"""Fits a checkpoint's tensors to the keys of a network, and reports what does not fit.
+"""Brings a checkpoint's tensors under the keys of a network, and says what does not fit.
 
 The weights may lie deeper or shallower in the file than in the network (`model.` of Lightning, `backbone.`), and those
 of a network that computes a weight from parts (weight_norm) come back in parts, as the file has them.

@@ -1,4 +1,4 @@
-"""Restores a network that takes pixels in [0, 1] from a checkpoint, and reports why one cannot be restored."""
+"""How a checkpoint becomes a network that takes pixels in [0, 1], and what is said when it cannot."""
 
 from __future__ import annotations
 

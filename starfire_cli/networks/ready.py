@@ -1,4 +1,4 @@
-"""Restores networks from checkpoints alone, without data: from what the file says about itself."""
+"""From a checkpoint alone to its network: for whoever has no data at hand, only what the file says about itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rebuilds the network that a checkpoint's weights belong to."""
+"""Which network do weights belong to, when a checkpoint is all that is left?"""
 
 from __future__ import annotations
 

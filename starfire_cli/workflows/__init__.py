@@ -1,1 +1,1 @@
-"""The work behind the commands, a folder a command; it yields the records that report/ shows."""
+"""Workflows: the work of each command, in a folder each, without console output."""

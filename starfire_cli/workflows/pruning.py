@@ -1,4 +1,4 @@
-"""The pruning plan of a run: the counts that method and target come to in each layer, before anything is trained."""
+"""The pruning plan of a run: what method and target come to in each layer, before anything is trained."""
 
 from __future__ import annotations
 
