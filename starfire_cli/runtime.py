@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from starfire_cli.errors import BadOption, option
 from starfire_cli.text import reason
+from starfire_cli.version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -153,10 +154,8 @@ def versions() -> dict[str, str]:
     import torch
     import torchvision
 
-    import starfire_cli
-
     return {
-        "starfire": starfire_cli.__version__,
+        "starfire": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),

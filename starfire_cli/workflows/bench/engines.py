@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.errors import StarfireError
+from starfire_cli.formats.onnx_graph import missing_package, write_graph
 from starfire_cli.sparse import SparseNetwork
 from starfire_cli.text import reason
-from starfire_cli.workflows.compress.export import graph_needs, write_graph
 
 Run = Callable[[], Tensor]
 
@@ -35,7 +35,7 @@ class Graph:
     def written(self) -> Path:
         """Where it is. Raises StarfireError, quickly from the second time on."""
         if self._problem is None and not self._path.exists():
-            self._problem = graph_needs()
+            self._problem = missing_package()
             try:
                 if self._problem is None:
                     write_graph(self._model, torch.zeros(2, 3, self._side, self._side), self._path)

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from starfire_cli import __version__
 from starfire_cli.data.draws import shuffled
 from starfire_cli.data.finding import find
 from starfire_cli.data.images import decode
@@ -34,6 +33,7 @@ from starfire_cli.data.splitting import limited, passed_over
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.atomic import atomic_write, write_text
 from starfire_cli.records.data import PackedData, PackingPart, PackingStarted
+from starfire_cli.version import __version__
 from starfire_cli.workflows.data.write_shards import Task, is_done, record_of, written
 
 PROGRESS = ".packing"  # a folder in OUT that goes when the set is whole

@@ -28,9 +28,9 @@ from starfire_cli.pruning import Pruner
 from starfire_cli.pruning.channels.recipe import apply_shrink
 from starfire_cli.pruning.schedule import Era
 from starfire_cli.workflows.recorded import Defaults, fill_from, known_data
-from starfire_cli.workflows.train.alike import content
 from starfire_cli.workflows.train.compact_state import CompactState
 from starfire_cli.workflows.train.cuda_graph import StepGraph, refuse
+from starfire_cli.workflows.train.digest import content
 from starfire_cli.workflows.train.micro_batches import part_sizes
 from starfire_cli.workflows.train.optim import LearningRate, build_optimizer
 from starfire_cli.workflows.train.request import TrainRequest, era_steps, fill, pruning_of
