@@ -105,7 +105,7 @@ def sparsify(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> Spa
 
 
 def warmup(model: SparseNetwork, *images: Sequence[int]) -> None:
-    """Do now what the first images would wait for: compile loops, and measure which are fastest.
+    """Compile loops and measure which are fastest now, instead of at the first images.
 
     Args:
         model: what `sparsify` or `load_model(..., sparse=True)` returned; a dense network is left alone.

@@ -24,7 +24,7 @@ class DamagedFile(StarfireError):
 
 
 class Damaged(ValueError):
-    """What a reader finds wrong, in words for the user; `reading` adds the file's name."""
+    """A fault that a reader finds in a file, in words for the user; `reading` adds the file's name."""
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def _no_memory(error: Exception) -> bool:
 
 
 def _told(error: Exception) -> str:
-    """What the error says; its class too, where the text alone would be a riddle."""
+    """The text of an error, with its class where the text alone would be a riddle."""
     if isinstance(error, Damaged):
         return reason(error, 400)
     if isinstance(error, RecursionError):

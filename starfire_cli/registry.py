@@ -108,7 +108,7 @@ class Family(Generic[T]):
 
 @cache
 def _uses(path: Path) -> frozenset[str]:
-    """What a member's file registers it for, read from its source."""
+    """The uses that a member's file registers it for, read from its source."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "register":
             return frozenset(str(a.value) for a in node.args[1:] if isinstance(a, ast.Constant))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The processes that train one network together, as whoever started them says.
+    """The processes that train one network together, as described by their launcher.
 
     Args:
         rank: this process's number among all.
@@ -150,7 +150,7 @@ def seed_everything(seed: int, *, deterministic: bool = False) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What a run was made with, as plain strings."""
+    """The versions of the software that a run depends on, as plain strings."""
     import torch
     import torchvision
 
@@ -175,7 +175,7 @@ def processor() -> str:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What a run was made on: device name and threads."""
+    """The hardware of a run: device name and threads."""
     import torch
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()

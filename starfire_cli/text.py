@@ -51,7 +51,7 @@ def by_number(key: str) -> list[tuple[bool, int, str]]:
 
 
 def reason(error: BaseException, limit: int = 160) -> str:
-    """What an error of other people's code says, on one line."""
+    """An error message of other people's code, on one line."""
     return printable(" ".join(str(error).split()) or type(error).__name__, limit)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Held:
-    """Where all tensors lie that go with these weights, to see at little cost whether any was moved or replaced.
+    """The addresses of all tensors that go with some weights, to notice cheaply when one was moved or replaced.
 
     Args:
         weights: what is pruned.
@@ -44,6 +44,6 @@ class Held:
 
 
 def state_of(weight: nn.Parameter, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
-    """What an optimizer keeps for each weight of a parameter, by name."""
+    """The optimizer's state of a parameter as far as it has the parameter's shape, by name."""
     state = optimizer.state.get(weight, {}) if optimizer is not None else {}
     return {name: v for name, v in state.items() if isinstance(v, Tensor) and v.shape == weight.shape}

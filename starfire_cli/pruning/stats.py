@@ -59,7 +59,7 @@ def layer_stats(layer: Layer, alive: Tensor) -> LayerStats:
 
 
 def kept_in_kernels(layer: Layer, alive: Tensor) -> NDArray[Any]:
-    """How many weights each kernel keeps, (K, C); a linear layer's kernels are its weights, (O, I)."""
+    """The number of weights that each kernel keeps, (K, C); a linear layer's kernels are its weights, (O, I)."""
     K, C = layer.shape[:2]
     window = layer.window
     bits = alive.contiguous().numpy().reshape(K * C, window).view(np.uint8)

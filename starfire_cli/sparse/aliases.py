@@ -67,7 +67,7 @@ def _its_own(traced: Traced, node: fx.Node) -> bool:
 
 
 def _made_for(traced: Traced, same: fx.Node) -> bool:
-    """`same` is its input unchanged: was that made for it alone?"""
+    """Whether the input of `same`, which returns it unchanged, was made for it alone."""
     source = same.args[0]
     assert isinstance(source, fx.Node)
     return len(source.users) == 1 and source.op != "placeholder" and traced.role(source) in _NEW

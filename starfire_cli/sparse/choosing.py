@@ -20,7 +20,7 @@ BATCH = 4  # images that torch gets at a time where there are several
 
 
 def choose(operations: Sequence[Operation], maps: Maps, *, alone: bool, in_loops: bool = True) -> list[Choice]:
-    """The fastest way for each operation.
+    """Time the candidates for each operation and choose the fastest.
 
     Args:
         operations: of a network.
@@ -90,7 +90,7 @@ def _in_loops(operation: Operation, work: Work, kind: Kind, maps: Maps, alone: b
 
 
 def _dense(operation: Operation, maps: Maps, alone: bool, rival: float) -> float:
-    """torch, and the way from and to the loops' layout; run once only where it is far slower than `rival`."""
+    """Time torch, with conversion from and to the loops' layout; once only where it is far slower than `rival`."""
     assert operation.folded is not None
     images = 1 if alone else BATCH
     memory, values = [], []
@@ -104,7 +104,7 @@ def _dense(operation: Operation, maps: Maps, alone: bool, rival: float) -> float
 
 
 def _linear(operation: Operation, alone: bool) -> dict[str, float]:
-    """Before each try the caches are filled with something else: a linear layer's weights come from far away."""
+    """Time a linear layer with cold caches, as its weights come from far away in a network."""
     assert operation.folded is not None
     live = operation.folded.live
     images = 1 if alone else BATCH

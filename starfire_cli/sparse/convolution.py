@@ -25,7 +25,7 @@ _WORTH = 40_000  # multiply-accumulates that are worth the handing out of a task
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """What a convolution or pooling looks at.
+    """The window of a convolution or pooling.
 
     Args:
         size: of the kernel, (R, S).
@@ -40,22 +40,24 @@ class Window:
     dilation: tuple[int, int]
 
     def reach(self, axis: int, tap: Any) -> Any:
-        """Rows (axis 0) or columns from an output's first pixel to what `tap` sees, in the input or in its halves."""
+        """The offset in rows (axis 0) or columns from an output's first pixel to what `tap` reads, in the input or its
+        halves.
+        """
         return (tap * self.dilation[axis] - self.padding[axis]) // self.stride
 
     def half(self, axis: int, tap: Any) -> Any:
-        """Which half of the rows or columns that is: even ones or odd ones."""
+        """The half of the rows or columns that `tap` reads: 0 for even ones, 1 for odd ones."""
         return (tap * self.dilation[axis] - self.padding[axis]) % self.stride
 
     def room(self, axis: int, pixels: int, out: int) -> int:
-        """Zeros that are looked at beyond `pixels` on either side, where there are `out` outputs."""
+        """The zeros needed beyond `pixels` on either side for `out` outputs."""
         first, last = int(self.reach(axis, 0)), int(self.reach(axis, self.size[axis] - 1))
         return max(0, -first, last + out - pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a map is.
+    """The place of a map in memory.
 
     Args:
         kept: whether it is among those kept for all images.
@@ -70,7 +72,7 @@ class Place:
     channels: int
 
     def fields(self, name: str) -> dict[str, int]:
-        """The arguments that say so to a loop."""
+        """The loop arguments that describe the place."""
         return {f"{name}_region": int(self.kept), name: FLOAT * (self.offset + self.layout.start)}
 
 
@@ -94,17 +96,17 @@ class Work:
 
     @property
     def channels(self) -> tuple[int, int]:
-        """Of input and output."""
+        """The numbers of input and output channels."""
         return self.live.shape[1] * self.live.groups, self.live.shape[0]
 
     def halves(self) -> list[tuple[int, int]]:
-        """For stride 2: the halves of rows and columns that are looked at."""
+        """For stride 2, the halves of rows and columns that are read."""
         window = self.window
         rows = sorted({window.half(0, y) for y in range(window.size[0])})
         return [(y, x) for y in rows for x in sorted({window.half(1, x) for x in range(window.size[1])})]
 
     def kinds(self) -> tuple[Kind, ...]:
-        """What can run it."""
+        """The kinds of loop that can run it."""
         R, S = self.window.size
         whole = (
             R == S and R in (2, 3) and self.window.stride == 1 and self.window.dilation == (1, 1) and self.does == "sum"

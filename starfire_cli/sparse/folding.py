@@ -32,7 +32,7 @@ class Folded:
 
 
 def without_nothings(traced: Traced) -> None:
-    """Take out what does nothing in eval mode: dropout, identities, empty sequences."""
+    """Remove operations that do nothing in eval mode: dropout, identities, empty sequences."""
     graph = traced.root.graph
     for node in list(graph.nodes):
         module = traced.module(node) if node.op == "call_module" else None
@@ -87,7 +87,7 @@ def kind(root: fx.GraphModule, node: fx.Node) -> Any:
 
 
 def only_user(node: fx.Node) -> fx.Node | None:
-    """Who takes the node's value, if that is one."""
+    """The only node that reads this node's value; None if there is not just one."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
@@ -97,13 +97,13 @@ def first(node: fx.Node) -> fx.Node:
 
 
 def attribute(root: Any, path: str) -> Any:
-    """What a `get_attr` node stands for."""
+    """The value of a `get_attr` node."""
     for name in path.split("."):
         root = getattr(root, name)
     return root
 
 
 def pair(value: Any) -> tuple[int, int]:
-    """One number for both axes, or one each."""
+    """A number for each axis, from one number or two."""
     first, second = value if isinstance(value, tuple | list) else (value, value)
     return int(first), int(second)

@@ -53,12 +53,12 @@ class SparseLinear:
 
     @staticmethod
     def most(inputs: int) -> int:
-        """Images of so many inputs that offsets of 32 bits reach at a time."""
+        """The largest number of images of so many inputs that 32-bit offsets can address at a time."""
         planes = LARGEST // (FLOAT * max(1, inputs))  # floats of each: its images, and less than ten cache lines beside
         return max(1, planes - 10 * LINE)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(..., I) to (..., O), float32."""
+        """Apply the layer: (..., I) to (..., O), float32."""
         flat = in_memory(images.reshape(-1, images.shape[-1]))
         found = torch.stack([self._one(row) for row in flat.contiguous()]) if len(flat) < FEW else self._all(flat)
         return found.reshape(*images.shape[:-1], -1)

@@ -38,7 +38,7 @@ FIELDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Finish:
-    """What is done to an output before it is written.
+    """The epilogue of an output: operations before it is written.
 
     Args:
         add: another map is added.

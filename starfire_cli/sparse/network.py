@@ -42,7 +42,7 @@ class SparseNetwork(nn.Module):
         self.train(False)
 
     def forward(self, images: Tensor) -> Any:
-        """Images (N, C, H, W), float32 on the CPU, to what the network gives for them."""
+        """The network's output for images (N, C, H, W), float32 on the CPU."""
         if images.device.type != "cpu" or images.dtype != torch.float32 or images.ndim != 4:
             raise StarfireError(
                 f"a sparse network takes float32 images (N, C, H, W) on the CPU, not {images.dtype} "
@@ -56,13 +56,13 @@ class SparseNetwork(nn.Module):
             return torch.cat([self.forward(part) for part in torch.split(images, plan.at_once)])
 
     def train(self, mode: bool = True) -> SparseNetwork:
-        """Only `train(False)` works: nothing can be learned by what has no gradients."""
+        """Accept `train(False)` only: without gradients nothing can be learned."""
         if mode:
             raise StarfireError("a sparse network only predicts; train the dense one it was made from")
         return super().train(False)
 
     def choices(self, images: Shape) -> list[Choice]:
-        """How each operation runs for images of a shape (N, C, H, W), and what was measured."""
+        """The choice of each operation for images of a shape (N, C, H, W), and the times measured."""
         if (
             not isinstance(images, tuple | list)
             or len(images) != 4

@@ -24,7 +24,7 @@ _POINT = Window(size=(1, 1), stride=1, padding=(0, 0), dilation=(1, 1))
 
 @dataclass(frozen=True, kw_only=True)
 class Intake:
-    """The images' node with those that normalise them, and what does all of it."""
+    """The images' node with the nodes that normalise them, and the operation that does all of it."""
 
     nodes: list[fx.Node]
     work: Work
@@ -59,7 +59,8 @@ def intake(root: fx.GraphModule, images: fx.Node, shapes: dict[fx.Node, Shape]) 
 
 
 def thinning(node: fx.Node, shapes: dict[fx.Node, Shape]) -> Work | None:
-    """Every other pixel, and channels of zeros around: the shortcut of the first ResNets, a 1x1 convolution."""
+    """The shortcut of the first ResNets as a 1x1 convolution: every other pixel, channels of zeros around; else None.
+    """
     if node.target is not F.pad or not isinstance(picked := node.args[0], fx.Node):
         return None
     if picked.target is not operator.getitem or len(picked.users) != 1:
@@ -75,7 +76,7 @@ def thinning(node: fx.Node, shapes: dict[fx.Node, Shape]) -> Work | None:
 
 
 def pooling(root: fx.GraphModule, node: fx.Node, shapes: dict[fx.Node, Shape], positive: set[fx.Node]) -> Work | None:
-    """Max pooling of maps that are nowhere below zero (`positive`), and the mean of whole maps."""
+    """Max pooling of maps that are nowhere below zero (`positive`), or the mean of whole maps, as work for a loop."""
     source = node.all_input_nodes[0] if node.all_input_nodes else None
     if source is None or len(shapes.get(source, ())) != 4:
         return None
@@ -99,7 +100,7 @@ def pooling(root: fx.GraphModule, node: fx.Node, shapes: dict[fx.Node, Shape], p
 
 
 def _around(pad: fx.Node) -> int | None:
-    """How many channels of zeros a node of `F.pad` puts before the others; None where it does anything else as well."""
+    """The number of channels of zeros that `F.pad` puts before the others; None if it does anything else."""
     sizes: Any = pad.args[1] if len(pad.args) == 2 else None
     plain = {"value": (None, 0, 0.0), "mode": ("constant",)}
     if not all(pad.kwargs[name] in plain.get(name, ()) for name in pad.kwargs):

@@ -29,7 +29,7 @@ ROOM = 128 << 20  # bytes of maps that are kept for all images of a pass
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """How one layer runs, and why.
+    """The implementation chosen for one layer, and why.
 
     Args:
         name: of the layer.
@@ -43,7 +43,7 @@ class Choice:
 
 
 class Maps:
-    """Layouts of all maps of one network for one shape of image.
+    """The layouts of all maps of one network for one shape of image.
 
     Args:
         operations: of the network.
@@ -83,18 +83,18 @@ class Maps:
         return found
 
     def layout(self, pixels: tuple[int, int]) -> Layout:
-        """Of all maps of so many pixels."""
+        """The layout of maps of so many pixels."""
         above, beside = self._needs[pixels]
         widest = emit.lanes()
         lanes = widest if pixels[1] > widest // 2 else max(4, widest // 2)
         return Layout(height=pixels[0], width=pixels[1], above=above, beside=beside, lanes=lanes)
 
     def pixels(self, node: fx.Node) -> tuple[int, int]:
-        """Height and width of a map."""
+        """The height and width of a map."""
         return self.shapes[node][2], self.shapes[node][3]
 
     def halved(self, node: fx.Node) -> tuple[int, int]:
-        """Height and width of each half of it."""
+        """The height and width of each half of a map."""
         H, W = self.pixels(node)
         return -(-H // 2), -(-W // 2)
 
@@ -141,11 +141,11 @@ class Plan:
 
     @property
     def at_once(self) -> int:
-        """Images of one pass."""
+        """The number of images of one pass."""
         return max(machine.threads(), ROOM // (4 * self._kept))
 
     def run(self, images: Tensor) -> Any:
-        """What the network returns for images (N, C, H, W), float32."""
+        """The network's output for images (N, C, H, W), float32."""
         passing, kept = self._take(len(images))
         values: dict[fx.Node, Any] = {self._network.input: images.contiguous()}
         pixels = list(machine.addresses(values[self._network.input]))
@@ -167,7 +167,7 @@ class Plan:
         return operation.work is not None and self._how[operation.node] in ("taps", "kernels")
 
     def _memory(self, groups: list[list[Operation]], maps: Maps) -> tuple[dict[fx.Node, Place], dict[fx.Node, Place]]:
-        """Where each map is, and the halves of those that are read with stride 2."""
+        """Plan the memory of all maps, and of the halves of those that are read with stride 2."""
         stage = {operation.node: i for i, group in enumerate(groups) for operation in group}
         loops = {operation.node for group in groups for operation in group if self._in_loops(operation)}
         touched: dict[fx.Node, None] = {}  # maps that loops read or write
@@ -233,7 +233,7 @@ class Plan:
         return Program(found)
 
     def _take(self, images: int) -> tuple[Tensor, Tensor]:
-        """Memory that no other call uses now."""
+        """Take memory that no other call uses now."""
         rows = 1 if self._alone else max(1, min(images, machine.threads()))
         with contextlib.suppress(IndexError):  # none is free, or another thread was faster
             while True:
@@ -302,7 +302,7 @@ class Plan:
 
 
 def dense_convolution(operation: Operation, weight: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    """What a loop would do, by torch."""
+    """The work of a loop, done by torch."""
     work, folded = operation.work, operation.folded
     assert work is not None and folded is not None
     window, live = work.window, folded.live

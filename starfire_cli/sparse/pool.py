@@ -26,14 +26,14 @@ def zeros(rows: int, floats: int) -> Tensor:
 
 
 class StrungWeights:
-    """Weights that were strung up once, for all programs that use them, side by side in memory."""
+    """A cache of weights ordered for the loops, shared by all programs that use them, side by side in memory."""
 
     def __init__(self) -> None:
         self._found: dict[Hashable, tuple[LiveWeights, Strung]] = {}
         self._piece, self._used = _aligned(0), 0
 
     def get(self, live: LiveWeights, key: Hashable, string: Callable[[], Strung]) -> Strung:
-        """What `string` gives for `live`, which together with `key` decides what that is."""
+        """The result of `string` for `live`, cached under `key`."""
         whole = id(live), key
         if whole not in self._found:
             made = string()

@@ -31,7 +31,7 @@ _ADD = {operator.add, torch.add, "add"} | _IN_PLACE
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One thing to be done.
+    """One operation of the network.
 
     Args:
         name: of the layer, or what is called.
@@ -83,12 +83,12 @@ class Network:
 
     @property
     def input(self) -> fx.Node:
-        """The node that stands for the images."""
+        """The node of the images."""
         return self._node("placeholder")
 
     @property
     def output(self) -> fx.Node:
-        """The node that stands for what the network returns."""
+        """The node of the network's result."""
         return self._node("output")
 
     def _node(self, op: str) -> fx.Node:
@@ -163,7 +163,7 @@ class Network:
     def _other(
         self, add: fx.Node, own: fx.Node, shapes: dict[fx.Node, Shape], order: dict[fx.Node, int]
     ) -> fx.Node | None:
-        """What is added to `own`, if the layer that gives `own` can do it: of two such layers the later one does."""
+        """The summand added to `own`, if the layer of `own` can add it: of two such layers the later one does."""
         if len(add.args) != 2:
             return None
         left, right = add.args

@@ -40,7 +40,7 @@ class LiveWeights:
 
     @classmethod
     def of(cls, weight_KCRS: Tensor, bias_K: Tensor | None, groups: int) -> LiveWeights:
-        """What is not zero in a dense weight; float32."""
+        """The live weights of a dense weight, in float32."""
         K, C, R, S = weight_KCRS.shape
         flat = in_memory(weight_KCRS.detach().float()).contiguous().flatten().numpy()
         alive = flat != 0
@@ -49,17 +49,17 @@ class LiveWeights:
 
     @property
     def where(self) -> npt.NDArray[np.int64]:
-        """(n,) positions in the dense weight."""
+        """The positions of the live weights in the dense weight, (n,)."""
         return np.flatnonzero(np.unpackbits(self.alive, count=int(np.prod(self.shape))))
 
     @property
     def density(self) -> float:
-        """Share of weights that are not zero."""
+        """The share of weights that are not zero."""
         return len(self.values) / max(1, int(np.prod(self.shape)))
 
     @property
     def kernels(self) -> int:
-        """R x S kernels with at least one weight that is not zero."""
+        """The number of R x S kernels with at least one weight that is not zero."""
         _, _, R, S = self.shape
         return len(np.unique(self.where // (R * S)))
 
@@ -79,7 +79,7 @@ class LiveWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class Strung:
-    """Entries in the order in which a loop meets them: by step over the input channels, then by output channel.
+    """Entries in the order of a loop: by step over the input channels, then by output channel.
 
     Args:
         steps: how many.
@@ -95,7 +95,7 @@ class Strung:
 
 
 def string_taps(live: LiveWeights, reach: Any, at_once: int) -> Strung:
-    """Every weight by itself.
+    """Order single weights for the loop `taps`.
 
     Args:
         live: the weights.
@@ -107,7 +107,7 @@ def string_taps(live: LiveWeights, reach: Any, at_once: int) -> Strung:
 
 
 def string_kernels(live: LiveWeights, reach: Any, at_once: int) -> Strung:
-    """Every kernel with a weight that is not zero, whole; arguments as for `string_taps`."""
+    """Order whole kernels with a weight that is not zero for the loop `kernels`; arguments as for `string_taps`."""
     K, C, R, S = live.shape
     pair, tap = np.divmod(live.where, R * S)
     kernels, row = np.unique(pair, return_inverse=True)

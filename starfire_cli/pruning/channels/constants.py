@@ -33,7 +33,7 @@ UNKNOWN = Unknown()
 
 @dataclass(kw_only=True)
 class Constants:
-    """What one pass over the graph found.
+    """The constants that one pass over the graph found.
 
     Args:
         reads: node of a convolution or linear layer -> what each of its inputs carries, (C,) or (I,); NaN: the image.
@@ -68,7 +68,9 @@ def find_constants(traced: Traced, masks: Mapping[str, Tensor], example: Tensor)
 
 
 def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Raises StarfireError for a mask without a weight of its shape, Mismatch for a dead weight that is not zero."""
+    """Check masks against weights. Raises StarfireError for a mask without a weight of its shape, Mismatch for a dead
+    weight that is not zero.
+    """
     parameters = parameters_of(model)
     for key, mask in masks.items():
         weight = parameters.get(key)
@@ -87,7 +89,7 @@ def live_of(masks: Mapping[str, Tensor], name: str, weight: Tensor) -> Tensor:
 
 
 class _Run(fx.Interpreter):
-    """Each node twice: really, and on what is known."""
+    """Runs each node twice: on the example, and on what is known."""
 
     def __init__(self, traced: Traced, masks: Mapping[str, Tensor]) -> None:
         super().__init__(traced.root)
@@ -193,14 +195,14 @@ def keeps_constants(conv: nn.Module) -> bool:
 
 
 def _read(live: Tensor, conv: nn.Module) -> Tensor:
-    """Which input channels a live kernel reads, (C of all groups,)."""
+    """The input channels that a live kernel reads, bool, (C of all groups,)."""
     assert isinstance(conv, nn.Conv2d)
     kernels = live.flatten(2).any(2)
     return kernels.reshape(conv.groups, -1, kernels.shape[1]).any(1).flatten()
 
 
 def _one_number_a_map(known: Any) -> Any:
-    """A channel of (N, C, H, W) that is not one number all over is NaN all over. In place: aliases must see it."""
+    """Set a channel of (N, C, H, W) that is not constant to NaN, in place, so that aliases see it."""
     if not isinstance(known, Tensor) or known.dim() != 4 or not known.is_floating_point() or not known.numel():
         return known
     same = _one_number(known.movedim(1, 0).flatten(1))
@@ -210,7 +212,7 @@ def _one_number_a_map(known: Any) -> Any:
 
 
 def _one_number(rows: Tensor) -> Tensor:
-    """Which rows hold one number, and no NaN, but for rounding in a pool."""
+    """A bool for each row: it holds one number, but for rounding in a pool, and no NaN."""
     first = rows[:, :1]
     return ((rows - first).abs() <= 1e-12 * first.abs()).all(1)
 

@@ -75,7 +75,7 @@ class _Numbering:
         self._owners: list[tuple[str, list[int]]] = []
 
     def visit(self, node: fx.Node) -> None:
-        """Number what `node` gives."""
+        """Number the channels of the output of `node`."""
         role = self.traced.role(node)
         inputs = [n for n in node.all_input_nodes if n in self.numbers]
         if role == "shape":
@@ -100,7 +100,7 @@ class _Numbering:
         self.numbers[node] = numbers
 
     def result(self) -> Channels:
-        """The numbers, each replaced by its class's."""
+        """The channel numbers, each replaced by its class's representative."""
         find = self._find
         self.channels.count = len(self._parent)
         for number, reason in self._pinned:

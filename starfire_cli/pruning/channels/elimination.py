@@ -32,7 +32,7 @@ class Producer:
 
 @dataclass(frozen=True, kw_only=True)
 class Eliminated:
-    """What was done to one linear layer.
+    """The record of one linear layer's elimination.
 
     Args:
         layer: its module name.
@@ -59,7 +59,7 @@ class Eliminated:
 
 @dataclass(frozen=True, kw_only=True)
 class EliminationReport:
-    """What `eliminate` did.
+    """The result of `eliminate`.
 
     Args:
         masks: the new masks, each a subset of the old.
@@ -76,7 +76,7 @@ class EliminationReport:
 
     @property
     def weights(self) -> int:
-        """How many weights died."""
+        """The number of weights that were eliminated."""
         return sum(layer.weights for layer in self.layers)
 
 
@@ -88,7 +88,7 @@ def eliminate(
     example: Tensor | None = None,
     only: Collection[str] | None = None,
 ) -> EliminationReport:
-    """Let the linear weights go whose input no longer depends on the image; fold what they added into the bias.
+    """Eliminate linear weights whose input does not depend on the image, and fold their constants into the bias.
 
     Args:
         model: changed in place, in linear weights and biases only, after its outputs were compared on a copy.
@@ -178,7 +178,7 @@ def _hands_off(traced: Traced, name: str, only: Collection[str] | None) -> str |
 
 
 class _Reasons:
-    """What is known of one linear layer's inputs, and why the others are not."""
+    """The known constants among one linear layer's inputs, and the reasons why the others are not known."""
 
     def __init__(self, traced: Traced, masks: Mapping[str, Tensor], found: Constants, node: fx.Node) -> None:
         self.layer = str(node.target)

@@ -104,7 +104,7 @@ class Traced:
         return self.root.get_submodule(str(node.target))
 
     def role(self, node: fx.Node) -> Role:
-        """What `node` does; "unknown" where nothing may be concluded."""
+        """The role of `node`; "unknown" where nothing may be concluded."""
         if node.op == "call_module":
             return module_role(self.module(node))
         if node.op == "call_function":
@@ -134,7 +134,7 @@ def trace(model: nn.Module) -> Traced:
 
 
 def module_role(module: nn.Module) -> Role:
-    """What a module does in eval mode. Subclasses with a forward of their own are unknown, parametrized ones too."""
+    """The role of a module in eval mode: "unknown" for parametrized ones and subclasses with a forward of their own."""
     if parametrize.is_parametrized(module):
         return "unknown"
     if isinstance(module, nn.Conv2d):
@@ -171,7 +171,7 @@ def fitting_image(traced: Traced, example: Tensor | None = None) -> Tensor:
 
 
 def called(node: fx.Node) -> str:
-    """How a node is called in messages."""
+    """The name of a node in messages."""
     return str(node.target) if node.op != "call_function" else getattr(node.target, "__name__", str(node.target))
 
 

@@ -19,7 +19,7 @@ Gains = dict[str, tuple[str, Tensor]]
 
 
 class Removable:
-    """Which channel numbers go, and what stands in the way of the others."""
+    """The channel numbers that can be removed, and the reasons why the others cannot."""
 
     def __init__(self, traced: Traced, masks: Mapping[str, Tensor], found: Constants, channels: Channels) -> None:
         self.traced, self.found, self.channels = traced, found, channels
@@ -34,7 +34,7 @@ class Removable:
         self._choose()
 
     def _choose(self) -> None:
-        """Nothing is left of a dimension whose channels all go: one of them must stay, which may make others stay."""
+        """Keep one channel of a dimension whose channels would all go, which may make others stay."""
         keep = dict(self.channels.pinned)
         while True:
             self.gone, self.why = self._fixpoint(keep)
@@ -45,7 +45,7 @@ class Removable:
                 keep.setdefault(int(numbers[0]), "is the one channel that its layer must keep")
 
     def _fixpoint(self, keep: Mapping[int, str]) -> tuple[Tensor, dict[int, str]]:
-        """The most that can go: a channel stays if one that stays reads it. Also why each of the others stays."""
+        """The largest set of channels of which none is needed by one that stays, and why each other one stays."""
         gone = torch.zeros_like(self.gone)
         for numbers in self.channels.owners.values():
             gone[numbers] = True
@@ -63,7 +63,7 @@ class Removable:
         return gone, why
 
     def _stuck(self, reader: Reader, gone: Tensor) -> tuple[Tensor, Tensor]:
-        """Which inputs a layer cannot do without, (I,), and which carry a constant that padding makes unfit to fold."""
+        """The inputs, (I,), that a layer needs, and those whose constant cannot be folded since the layer pads."""
         read_I = self.live[reader.name][~gone[reader.gives_O]].any(0)
         carried_I = self.found.reads[reader.node]
         module = self.traced.root.get_submodule(reader.name)
@@ -94,7 +94,7 @@ class Removable:
         return "new bias"
 
     def recipe(self, gains: Gains) -> Recipe:
-        """What to cut."""
+        """The recipe of the removal: the indices that stay of each layer that changes."""
         recipe: Recipe = {}
         for name, numbers in self.channels.owners.items():
             if bool(self.gone[numbers].any()):
@@ -115,7 +115,7 @@ class Removable:
         return recipe
 
     def stayed(self, name: str) -> dict[str, int]:
-        """Reason -> how many of a layer's outputs have no live weight and stay."""
+        """Reason -> number of a layer's outputs that have no live weight and stay."""
         live = self.live.get(name)
         if live is None:
             return {}

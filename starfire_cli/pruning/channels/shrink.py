@@ -27,7 +27,7 @@ from starfire_cli.pruning.ties import masks_everywhere
 
 @dataclass(frozen=True, kw_only=True)
 class ShrunkLayer:
-    """One convolution or linear layer.
+    """The record of one convolution or linear layer.
 
     Args:
         name: module name.
@@ -44,7 +44,7 @@ class ShrunkLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class ShrinkReport:
-    """What `shrink` did.
+    """The result of `shrink`.
 
     Args:
         model: the small network, in the mode (train or eval) of the one given; a copy of that if nothing could go.
@@ -70,7 +70,7 @@ class ShrinkReport:
 
 @torch.no_grad()
 def shrink(model: nn.Module, masks: Mapping[str, Tensor], *, example: Tensor | None = None) -> ShrinkReport:
-    """A copy of `model` without the channels that it can do without; in eval mode its outputs are the same.
+    """A copy of `model` without its removable channels; in eval mode its outputs are the same.
 
     Args:
         model: not changed.

@@ -27,7 +27,7 @@ _NEURONS = 1 << 18  # weights of a linear layer, likewise, in whole neurons
 @KERNELS.register("numba")
 @dataclass(frozen=True, kw_only=True)
 class NumbaKernels:
-    """Float32 weights in contiguous or channels_last memory; all others go the way of `torch`."""
+    """Kernels for float32 weights in contiguous or channels_last memory; all others fall back to `torch`."""
 
     @classmethod
     def why_not(cls, device: torch.device) -> str | None:
@@ -68,7 +68,7 @@ class NumbaKernels:
 
 
 class _Whole:
-    """A layer that one thread brings down."""
+    """A layer that one thread prunes."""
 
     rest = 0
 
@@ -79,7 +79,7 @@ class _Whole:
         return [(self._job.weight.numel(), self._prune)]
 
     def finish(self) -> int:
-        """How many of its weights are dead, or `NAN`; once all `tasks` are done."""
+        """The number of dead weights, or `NAN`; once all `tasks` are done."""
         return self._count
 
     def _prune(self) -> None:
@@ -95,7 +95,7 @@ class _Whole:
 
 
 class _Linear:
-    """A linear layer that loses single weights; as `_Whole`, but all threads look for what goes.
+    """A linear layer that loses single weights; as `_Whole`, but all threads search it.
 
     Args:
         rest: what there is to do in `finish`.
@@ -134,26 +134,26 @@ class _Linear:
 
 
 def _of_single_weights(job: Job) -> bool:
-    """Whether it is a job for `_Linear`."""
+    """Whether a job is one for `_Linear`."""
     counts = counts_of(job.layer, job.budget)
     return isinstance(counts, LinearCounts) and not counts.tiles and _fits(job) and job.weight.is_contiguous()
 
 
 def _fits(job: Job) -> bool:
-    """Whether the loops are made for a layer; all others go the way of `torch`."""
+    """Whether the loops support a layer; all others fall back to `torch`."""
     weight = job.weight
     return weight.dtype == torch.float32 and _dense(weight) and job.alive.stride() == weight.stride()
 
 
 def _others(job: Job) -> tuple[list[Tensor], list[Tensor]]:
-    """What lies in memory as the weight does, and what does not."""
+    """The tensors laid out in memory as the weight is, and the others."""
     fits = [x.dtype == torch.float32 and x.stride() == job.weight.stride() for x in job.others]
     pairs = list(zip(fits, job.others, strict=True))
     return [x.detach() for like, x in pairs if like], [x for like, x in pairs if not like]
 
 
 def _prune_convolution(job: Job, counts: ConvCounts, like: Sequence[Tensor]) -> int:
-    """How many weights live once it is done."""
+    """Prune a convolution; returns the number of live weights."""
     loops, groups = _loops(), groups_of(job.layer, counts)
     places = [_as_KWC(x) for x in (job.alive, job.weight.detach(), *like)]
     arrays = [np.ascontiguousarray(x) for x in places]  # copies only where they are not in channels_last memory
@@ -171,7 +171,7 @@ def _prune_convolution(job: Job, counts: ConvCounts, like: Sequence[Tensor]) -> 
 
 
 def _dense(tensor: Tensor) -> bool:
-    """Whether its numbers lie side by side in memory, in one of the two orders."""
+    """Whether a tensor is contiguous in memory in one of the two orders."""
     return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 

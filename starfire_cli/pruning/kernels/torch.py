@@ -23,7 +23,9 @@ _PIECE = 1 << 18  # gradients that one takes at a time: torch makes factors of t
 @KERNELS.register("torch")
 @dataclass(frozen=True, kw_only=True)
 class TorchKernels:
-    """Layers of which little is due go side by side (`_few.py`), the others one after the other by `units`."""
+    """The reference kernels: layers of which little is due run side by side (`cpu/few.py`), the others one by one by
+    `units`.
+    """
 
     @classmethod
     def why_not(cls, device: torch.device) -> str | None:
@@ -54,7 +56,7 @@ class TorchKernels:
 
 
 def _pieces(gradient: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both in the same pieces, of `_PIECE` numbers or whole outputs."""
+    """Both tensors in the same pieces, of `_PIECE` numbers or whole outputs."""
     if gradient.numel() <= _PIECE:
         return iter([(gradient, mask)])
     outputs = max(1, _PIECE * len(gradient) // gradient.numel())
@@ -62,7 +64,7 @@ def _pieces(gradient: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _by_units(job: Job) -> Tensor:
-    """`prune` for a single layer however much is due; its count, a scalar."""
+    """Prune a single layer, however much is due; returns its count, a scalar."""
     weight, alive = job.weight, job.alive
     if not is_finite(weight):
         return torch.tensor(NAN, device=weight.device)
@@ -72,14 +74,14 @@ def _by_units(job: Job) -> Tensor:
 
 
 def count_alive(mask: Tensor) -> Tensor:
-    """How many are alive, a scalar; on a CPU by numpy, which is an order of magnitude faster at it."""
+    """The number of live weights, a scalar; on a CPU by numpy, which is ten times faster at it."""
     if mask.device.type != "cpu":
         return mask.sum()
     return torch.tensor(np.count_nonzero(mask.numpy()))
 
 
 def is_finite(weight: Tensor) -> bool:
-    """Whether there is neither NaN nor inf. A sum that is finite tells, and is much faster than asking each weight."""
+    """Whether there is neither NaN nor inf: first by the sum, which is much faster than a look at each weight."""
     return bool(weight.sum().isfinite()) or bool(weight.isfinite().all())
 
 

@@ -134,7 +134,7 @@ class TritonStanding:
         self._due = torch.zeros(len(self._table.rows), Due.WIDTH, dtype=torch.int64, device=self._device)
 
     def _tell(self, budgets: Sequence[Budget | None], *, capturing: bool) -> frozenset[str]:
-        """Let the device know, and say what of `KINDS` is due."""
+        """Upload the due counts; returns those of `KINDS` that are due."""
         news = "what is captured has to have been called with the same budgets right before"
         try:
             told, needed = self._table.due(budgets, self._kernels, self._more)
@@ -155,7 +155,7 @@ class TritonStanding:
         return needed
 
     def _captured(self, needed: frozenset[str]) -> torch.cuda.CUDAGraph:
-        """Linear layers are a branch of their own, which goes first: a chain of small launches, which others hide.
+        """Capture the launches as a graph; linear layers, a chain of small launches, are a branch that goes first.
 
         All graphs use the same memory: nothing in it outlives a replay. It is kept by stream, so these are the same.
         """
@@ -172,7 +172,7 @@ class TritonStanding:
         return first, beside
 
     def _launch(self, needed: frozenset[str], beside: torch.cuda.Stream | None = None) -> None:
-        """All that is `needed`, linear layers on the stream `beside` if there is one."""
+        """Launch all that is `needed`, linear layers on the stream `beside` if there is one."""
         for size, part in self._table.parts.items():
             kept = self._begin(size, part)
             linear = "weights" in needed and part.lists > 0
@@ -186,7 +186,7 @@ class TritonStanding:
                 torch.cuda.current_stream(self._device).wait_stream(beside)
 
     def _begin(self, size: int, part: Part) -> tuple[Tensor, Tensor]:
-        """What the kernels for linear layers count in: `tally` and `histograms`, zeros where a layer is due."""
+        """Zero the counters of the linear kernels, `tally` and `histograms`, where a layer is due."""
         from starfire_cli.pruning.kernels.gpu.device import begin
 
         rows, on = self._table.rows, part.programs["layers"]
@@ -195,7 +195,7 @@ class TritonStanding:
         return tally, histograms
 
     def _prune_convolutions(self, size: int, part: Part, needed: frozenset[str]) -> None:
-        """Bring those down whose weights have `size` bytes."""
+        """Prune the convolutions whose weights have `size` bytes."""
         from starfire_cli.pruning.kernels.gpu import channels
         from starfire_cli.pruning.kernels.gpu import device as device
         from starfire_cli.pruning.kernels.gpu.weakest import weakest
@@ -220,7 +220,7 @@ class TritonStanding:
             launch(device.apply, "windows", BLOCK=BLOCK)
 
     def _prune_linear(self, size: int, part: Part, tally: Tensor, histograms: Tensor, *, tiles: bool) -> None:
-        """Bring those down whose weights have `size` bytes."""
+        """Prune the linear layers whose weights have `size` bytes."""
         from starfire_cli.pruning.kernels.gpu import linear as linear
         from starfire_cli.pruning.kernels.gpu import listed as listed
 
@@ -241,7 +241,7 @@ class TritonStanding:
             self._on(part, linear.finish, "weights", tally, guards, table.limits, states, ties, **block)
 
     def _on(self, part: Part, kernel: Any, name: str, *more: Tensor, **constants: int) -> None:
-        """Launch what has these programs; nothing where there are none."""
+        """Launch a kernel with these programs; nothing where there are none."""
         if name in part.programs:
             table, on = self._table, part.programs[name]
             _launch(kernel, on, table.rows, table.targets, on, self._due, self._counts, *more, **constants)
@@ -250,7 +250,7 @@ class TritonStanding:
         return torch.empty(shape, dtype=dtype, device=self._device)
 
     def _take_tiles(self, part: Part) -> None:
-        """Mark all weights whose tiles go."""
+        """Mark all weights of the tiles that go."""
         from starfire_cli.pruning.kernels.gpu.linear import select
 
         rows, programs = self._table.rows, part.programs["tiles"]
@@ -278,7 +278,7 @@ class TritonStanding:
 
 
 def options_of(kernel: str) -> dict[str, Any]:
-    """How a kernel is compiled."""
+    """The compile options of a kernel."""
     options = {"num_warps": 4, "enable_fp_fusion": False} | _OPTIONS.get(kernel, {})
     if torch.version.hip:  # AMD's compiler does not know it
         options.pop("maxnreg", None)
@@ -291,7 +291,7 @@ def _launch(kernel: Any, programs: Tensor, *arguments: Any, **constants: Any) ->
 
 
 def _tile_scores(job: Job, tiled: Tiled) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a linear layer's tiles the scores, float64, which are alive and which keep a neuron alive, (rows, columns).
+    """The scores of a linear layer's tiles, float64, those alive, and those that keep a neuron alive, (rows, columns).
 
     By the very operations of `units`: a sum in another order may round to another number.
     """

@@ -16,10 +16,10 @@ from starfire_cli.registry import Family
 
 
 class Method(Protocol):
-    """How layers are pruned."""
+    """A pruning method: a budget for each layer."""
 
     def budget(self, layer: Layer, goal: Goal) -> Budget | None:
-        """What must be gone of a layer at `goal`; None where the method leaves it alone.
+        """The cuts of a layer that are due at `goal`; None where the method leaves it alone.
 
         The layer's kind, shape and groups decide, not its name. Whatever the progress, the cuts are the same ones in
         the same order, and only their counts differ.

@@ -14,7 +14,7 @@ from starfire_cli.pruning.units import Budget, Cut
 @METHODS.register("ck", "conv")
 @dataclass(frozen=True, kw_only=True)
 class CK:
-    """For each input channel, the kernels whose largest weight is smallest go.
+    """Prunes, of each input channel, the kernels whose largest weight is smallest.
 
     A depthwise kernel is all its channel has, so depthwise layers stay dense.
 

@@ -13,7 +13,7 @@ from starfire_cli.pruning.units import Budget
 @METHODS.register("dense", "conv", "linear")
 @dataclass(frozen=True, kw_only=True)
 class Dense:
-    """Nothing is pruned."""
+    """Prunes nothing."""
 
     def budget(self, layer: Layer, goal: Goal) -> Budget | None:
         return None

@@ -22,7 +22,7 @@ ORDERS = ("ck-window", "window-ck")
 @METHODS.register("inter", "conv")
 @dataclass(frozen=True, kw_only=True)
 class Inter:
-    """First one kind of pruning, then the other.
+    """Prunes in two phases: first one kind of cut, then the other.
 
     Args:
         order: "ck-window" or "window-ck".

@@ -24,7 +24,7 @@ from starfire_cli.pruning.units import Budget, Cut
 @METHODS.register("intra", "conv")
 @dataclass(frozen=True, kw_only=True)
 class Intra:
-    """Windows lose a share of the threshold, whole kernels the rest; 1 x 1 convolutions follow the ck rule.
+    """Prunes a share of the threshold in windows, the rest as whole kernels; 1 x 1 convolutions follow the ck rule.
 
     Args:
         share: the part of the threshold that window pruning takes, in [0, 1].

@@ -14,7 +14,7 @@ from starfire_cli.pruning.units import Budget
 @METHODS.register("two-tier", "linear")
 @dataclass(frozen=True, kw_only=True)
 class TwoTier:
-    """Tiles go for a share of the threshold, then single weights until the layer reaches it.
+    """Prunes tiles for a share of the threshold, then single weights until the layer reaches it.
 
     Args:
         n: the side of a tile, 1 to 4.

@@ -41,13 +41,13 @@ def prune_few(job: Job) -> int | None:
 
 
 def integers(tensor: Tensor) -> Tensor:
-    """The bits of its numbers in place, as signed integers of as many bytes."""
+    """A view of a tensor's bits as signed integers of the same size."""
     kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return tensor.view(kinds[tensor.element_size()])
 
 
 def cost(job: Job) -> int:
-    """How long it takes: the weights are read, and each kernel ranked; a weight of a linear layer is one."""
+    """A relative estimate of the time: one for each weight that is read, three for each kernel that is ranked."""
     shape = job.weight.shape
     return job.weight.numel() + 3 * shape[0] * shape[1]
 
@@ -133,7 +133,7 @@ def _finite(weight: Array) -> bool:
 
 
 def _bits(tensor: Tensor) -> Array:
-    """`integers`; of a convolution as (K, R, S, C)."""
+    """As `integers`; a convolution's as (K, R, S, C)."""
     bits = integers(tensor.detach())
     numbers: Array = (bits if bits.ndim == 2 else bits.permute(0, 2, 3, 1)).numpy()
     return numbers
