@@ -41,8 +41,7 @@ class Layout:
 
     @property
     def plane(self) -> int:
-        """The stride of channels in floats: an odd number of cache lines, so that channels do not collide in a cache.
-        """
+        """The stride of channels in floats: an odd number of cache lines, lest channels collide in a cache."""
         lines = -(-(self.height + 2 * self.above) * self.row // LINE)
         return LINE * (lines + 1 - lines % 2)
 

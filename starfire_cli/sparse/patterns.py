@@ -59,8 +59,7 @@ def intake(root: fx.GraphModule, images: fx.Node, shapes: dict[fx.Node, Shape]) 
 
 
 def thinning(node: fx.Node, shapes: dict[fx.Node, Shape]) -> Work | None:
-    """The shortcut of the first ResNets as a 1x1 convolution: every other pixel, channels of zeros around; else None.
-    """
+    """The shortcut of the first ResNets (every other pixel, channels of zeros around) as a 1x1 convolution, or None."""
     if node.target is not F.pad or not isinstance(picked := node.args[0], fx.Node):
         return None
     if picked.target is not operator.getitem or len(picked.users) != 1:
