@@ -23,7 +23,7 @@ from masks import ERA, in_training
 
 from starfire_cli.pruning import Pruner
 from starfire_cli.pruning.kernels.gpu import muting as _triton_muting
-from starfire_cli.pruning.kernels.triton import TritonKernels, TritonStanding
+from starfire_cli.pruning.kernels.triton import TritonKernels, TritonLayers
 
 TURNS = 5
 
@@ -42,7 +42,7 @@ def microseconds(method: str, first: int) -> float:
     pruner._kernels = TritonKernels()
     step, taken = first, []
     zeros = PropertyMock(return_value={})
-    standing = patch.multiple(TritonStanding, _launch=lambda *_: None, _captured=lambda *_: Nothing())
+    standing = patch.multiple(TritonLayers, _launch=lambda *_: None, _captured=lambda *_: Nothing())
     eager = patch.object(torch.cuda, "is_current_stream_capturing", lambda: False)
     quiet = patch.object(_triton_muting, "_mute", lambda launch: None)
     with standing, eager, quiet, patch.object(Pruner, "zeros", zeros):

@@ -31,7 +31,7 @@ class Held:
         self._tensors = [*weights, *others, *self._named]
         self._lie = list(map(Tensor.data_ptr, self._tensors))
 
-    def still(self, optimizer: torch.optim.Optimizer | None) -> bool:
+    def unchanged(self, optimizer: torch.optim.Optimizer | None) -> bool:
         """Whether all of them are where they were, and no other came."""
         states = list(optimizer.state.values()) if optimizer is not None else []
         return (

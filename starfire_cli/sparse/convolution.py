@@ -24,7 +24,7 @@ _WORTH = 40_000  # multiply-accumulates that are worth the handing out of a task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class SlidingWindow:
     """The window of a convolution or pooling.
 
     Args:
@@ -88,7 +88,7 @@ class Work:
         does: `sum` is convolution, `mean` is over whole maps, `scale` makes a map of the pixels of an image.
     """
 
-    window: Window
+    window: SlidingWindow
     live: LiveWeights
     finish: Finish
     high: float = 0.0
@@ -215,7 +215,7 @@ def _code(work: Work, kind: Kind, lanes: int, tile: Tile, finish: Finish) -> emi
     return loops.taps(lanes=lanes, tile=tile, finish=finish)
 
 
-def _reaching(window: Window, layout: Layout) -> Callable[[Any, Any, Any], Any]:
+def _reaching(window: SlidingWindow, layout: Layout) -> Callable[[Any, Any, Any], Any]:
     return lambda c, y, x: FLOAT * (c * layout.plane + window.reach(0, y) * layout.row + window.reach(1, x))
 
 

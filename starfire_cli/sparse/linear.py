@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from starfire_cli.sparse import emit, loops
-from starfire_cli.sparse.convolution import Place, Window, Work, step, steps
+from starfire_cli.sparse.convolution import Place, SlidingWindow, Work, step, steps
 from starfire_cli.sparse.layout import FLOAT, LARGEST, LINE, Layout
 from starfire_cli.sparse.loops import FIELDS, Finish
 from starfire_cli.sparse.machine import Program, in_threads, threads
@@ -37,7 +37,9 @@ class SparseLinear:
         layout = Layout(height=1, width=images, above=0, beside=0, lanes=lanes)
         self._source = Place(kept=False, offset=0, layout=layout, channels=I)
         self._target = Place(kept=True, offset=0, layout=layout, channels=O)
-        work = Work(window=Window(size=(1, 1), stride=1, padding=(0, 0), dilation=(1, 1)), live=live, finish=Finish())
+        work = Work(
+            window=SlidingWindow(size=(1, 1), stride=1, padding=(0, 0), dilation=(1, 1)), live=live, finish=Finish()
+        )
         self._program = Program(
             steps(
                 work,

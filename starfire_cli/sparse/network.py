@@ -13,8 +13,8 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.pruning.ties import masks_everywhere, parameters_of
 from starfire_cli.sparse import choosing, emit
 from starfire_cli.sparse.patterns import Shape
-from starfire_cli.sparse.plan import Choice, Maps, Plan
-from starfire_cli.sparse.reading import Network
+from starfire_cli.sparse.plan import Choice, ExecutionPlan, Maps
+from starfire_cli.sparse.reading import TracedNetwork
 from starfire_cli.sparse.weights import in_memory
 
 
@@ -36,8 +36,8 @@ class SparseNetwork(nn.Module):
         super().__init__()
         if reason := emit.missing():
             raise StarfireError(f"sparse execution: {reason}")
-        self._network = Network(model)
-        self._plans: dict[Any, tuple[Plan, list[Choice]]] = {}
+        self._network = TracedNetwork(model)
+        self._plans: dict[Any, tuple[ExecutionPlan, list[Choice]]] = {}
         self._lock = Lock()
         self.train(False)
 
@@ -71,7 +71,7 @@ class SparseNetwork(nn.Module):
             raise StarfireError(f"{images!r} is no shape of images (N, C, H, W), such as (1, 3, 224, 224)")
         return self._plan(tuple(images))[1]
 
-    def _plan(self, images: Shape) -> tuple[Plan, list[Choice]]:
+    def _plan(self, images: Shape) -> tuple[ExecutionPlan, list[Choice]]:
         key = (images[1:], images[0] == 1, torch.get_num_threads())
         if key not in self._plans:
             with self._lock, torch.inference_mode():
@@ -83,7 +83,7 @@ class SparseNetwork(nn.Module):
                         operations = self._network.operations(shapes, in_torch=too_large)
                         maps = Maps(operations, shapes)
                     made = choosing.choose(operations, maps, alone=images[0] == 1, in_loops=self._network.in_loops)
-                    plan = Plan(self._network, images, operations, maps, [choice.how for choice in made])
+                    plan = ExecutionPlan(self._network, images, operations, maps, [choice.how for choice in made])
                     self._plans[key] = plan, made
         return self._plans[key]
 

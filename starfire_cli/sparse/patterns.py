@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from starfire_cli.sparse.convolution import Window, Work
+from starfire_cli.sparse.convolution import SlidingWindow, Work
 from starfire_cli.sparse.folding import attribute, only_user, pair
 from starfire_cli.sparse.loops import Finish
 from starfire_cli.sparse.weights import LiveWeights, in_memory
@@ -19,7 +19,7 @@ from starfire_cli.sparse.weights import LiveWeights, in_memory
 Shape = tuple[int, ...]
 _SUBTRACT, _DIVIDE = {operator.sub, torch.sub}, {operator.truediv, torch.div}
 _OTHER = slice(None, None, 2)
-_POINT = Window(size=(1, 1), stride=1, padding=(0, 0), dilation=(1, 1))
+_POINT = SlidingWindow(size=(1, 1), stride=1, padding=(0, 0), dilation=(1, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def thinning(node: fx.Node, shapes: dict[fx.Node, Shape]) -> Work | None:
     C, K = shapes[source][1], shapes[node][1]
     weight = torch.zeros(K, C, 1, 1)
     weight[around : around + C, :, 0, 0] = torch.eye(C)
-    window = Window(size=(1, 1), stride=2, padding=(0, 0), dilation=(1, 1))
+    window = SlidingWindow(size=(1, 1), stride=2, padding=(0, 0), dilation=(1, 1))
     return Work(window=window, live=LiveWeights.of(weight, None, 1), finish=Finish())
 
 
@@ -94,7 +94,7 @@ def pooling(root: fx.GraphModule, node: fx.Node, shapes: dict[fx.Node, Shape], p
         return None
     C = shapes[source][1]
     live = LiveWeights.of(torch.ones(C, 1, R, S), None, C)
-    window = Window(size=(R, S), stride=down, padding=pair(pool.padding), dilation=pair(pool.dilation))
+    window = SlidingWindow(size=(R, S), stride=down, padding=pair(pool.padding), dilation=pair(pool.dilation))
     return Work(window=window, live=live, finish=Finish(), does="max")
 
 

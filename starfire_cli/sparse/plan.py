@@ -21,7 +21,7 @@ from starfire_cli.sparse.machine import Program, Step
 from starfire_cli.sparse.memory import Slots
 from starfire_cli.sparse.patterns import Shape
 from starfire_cli.sparse.pool import zeros
-from starfire_cli.sparse.reading import Network, Operation
+from starfire_cli.sparse.reading import Operation, TracedNetwork
 
 How = Literal["taps", "kernels", "dense", "torch"]
 ROOM = 128 << 20  # bytes of maps that are kept for all images of a pass
@@ -109,7 +109,7 @@ class _Stage:
     program: Program | None
 
 
-class Plan:
+class ExecutionPlan:
     """Everything that is fixed before the first image comes.
 
     Args:
@@ -121,7 +121,7 @@ class Plan:
     """
 
     def __init__(
-        self, network: Network, images: Shape, operations: Sequence[Operation], maps: Maps, how: Sequence[How]
+        self, network: TracedNetwork, images: Shape, operations: Sequence[Operation], maps: Maps, how: Sequence[How]
     ) -> None:
         self._network, self._alone = network, images[0] == 1
         self._how = {operation.node: h for operation, h in zip(operations, how, strict=True)}

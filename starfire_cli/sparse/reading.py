@@ -18,7 +18,7 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.pruning.channels.graph import called, trace
 from starfire_cli.sparse.aliases import changes_what_others_see, check_reading
 from starfire_cli.sparse.convolution import Work
-from starfire_cli.sparse.folding import Folded, first, folded, kind, only_user, without_nothings
+from starfire_cli.sparse.folding import FoldedLayer, first, folded, kind, only_user, without_nothings
 from starfire_cli.sparse.loops import Finish
 from starfire_cli.sparse.patterns import Shape, intake, pooling, thinning
 from starfire_cli.sparse.pool import StrungWeights
@@ -46,11 +46,11 @@ class Operation:
     node: fx.Node
     inputs: tuple[fx.Node, ...]
     work: Work | None = None
-    folded: Folded | None = None
+    folded: FoldedLayer | None = None
     in_torch: bool = False
 
 
-class Network:
+class TracedNetwork:
     """A traced network without the weights of its convolutions and linear layers, which are in `folded`.
 
     Args:
@@ -65,7 +65,7 @@ class Network:
         self.in_loops = not changes_what_others_see(traced)  # else everything is left to torch
         self.root = traced.root.float()
         without_nothings(traced)
-        self.folded: dict[fx.Node, Folded] = {}
+        self.folded: dict[fx.Node, FoldedLayer] = {}
         self.strung = StrungWeights()  # what plans for several shapes of image share
         self.dense: dict[fx.Node, Tensor] = {}
         for node in self.root.graph.nodes:
@@ -142,7 +142,9 @@ class Network:
                 found.append(Operation(name=called(node), node=node, inputs=tuple(node.all_input_nodes), work=work))
         return found
 
-    def _chain(self, node: fx.Node, layer: Folded, shapes: dict[fx.Node, Shape], order: dict[fx.Node, int]) -> _Chain:
+    def _chain(
+        self, node: fx.Node, layer: FoldedLayer, shapes: dict[fx.Node, Shape], order: dict[fx.Node, int]
+    ) -> _Chain:
         chain = [node, *([layer.end] if layer.end is not node else [])]
         if layer.window is None or not self.in_loops:
             return _Chain(nodes=chain, finish=Finish())
@@ -188,7 +190,7 @@ class _Chain:
 class _OnMeta(fx.Interpreter):
     """Runs a network on tensors without values."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: TracedNetwork) -> None:
         import copy
 
         super().__init__(copy.deepcopy(network.root).to("meta"))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.pruning.channels.constants import Constants, keeps_constants, live_of
-from starfire_cli.pruning.channels.coupling import Channels, Reader
+from starfire_cli.pruning.channels.coupling import Channels, ReadingLayer
 from starfire_cli.pruning.channels.graph import Traced
-from starfire_cli.pruning.channels.recipe import Recipe
+from starfire_cli.pruning.channels.recipe import ShrinkRecipe
 
 # Layer -> whose tensor takes over its constants ("bias", "new bias", or the name of the BatchNorm behind it), and what
 # it gains for each output, (O,), float64.
@@ -62,7 +62,7 @@ class Removable:
                     why.setdefault(number, said.format(reader.name))
         return gone, why
 
-    def _stuck(self, reader: Reader, gone: Tensor) -> tuple[Tensor, Tensor]:
+    def _stuck(self, reader: ReadingLayer, gone: Tensor) -> tuple[Tensor, Tensor]:
         """The inputs, (I,), that a layer needs, and those whose constant cannot be folded since the layer pads."""
         read_I = self.live[reader.name][~gone[reader.gives_O]].any(0)
         carried_I = self.found.reads[reader.node]
@@ -85,7 +85,7 @@ class Removable:
                 gains[reader.name] = self._taker(reader), gain_O
         return gains
 
-    def _taker(self, reader: Reader) -> str:
+    def _taker(self, reader: ReadingLayer) -> str:
         if self.traced.module(reader.node).bias is not None:
             return "bias"
         users = list(reader.node.users)
@@ -93,9 +93,9 @@ class Removable:
             return str(users[0].target)
         return "new bias"
 
-    def recipe(self, gains: Gains) -> Recipe:
+    def recipe(self, gains: Gains) -> ShrinkRecipe:
         """The recipe of the removal: the indices that stay of each layer that changes."""
-        recipe: Recipe = {}
+        recipe: ShrinkRecipe = {}
         for name, numbers in self.channels.owners.items():
             if bool(self.gone[numbers].any()):
                 kept = (~self.gone[numbers]).nonzero().flatten().tolist()

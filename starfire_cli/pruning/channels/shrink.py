@@ -19,7 +19,7 @@ from starfire_cli.pruning.channels.constants import Constants, check_masks, find
 from starfire_cli.pruning.channels.coupling import find_channels
 from starfire_cli.pruning.channels.equality import ALLOWED, largest_difference, outputs_on_noise
 from starfire_cli.pruning.channels.graph import Traced, fitting_image, trace
-from starfire_cli.pruning.channels.recipe import Recipe, apply_shrink, shrink_masks
+from starfire_cli.pruning.channels.recipe import ShrinkRecipe, apply_shrink, shrink_masks
 from starfire_cli.pruning.channels.removable import Gains, Removable
 from starfire_cli.pruning.masks import Masks
 from starfire_cli.pruning.ties import masks_everywhere
@@ -60,7 +60,7 @@ class ShrinkReport:
 
     model: nn.Module
     masks: Masks
-    recipe: Recipe = field(default_factory=dict)
+    recipe: ShrinkRecipe = field(default_factory=dict)
     layers: tuple[ShrunkLayer, ...] = ()
     parameters: tuple[int, int]
     macs: tuple[int, int] = (0, 0)
@@ -115,7 +115,7 @@ def shrink(model: nn.Module, masks: Mapping[str, Tensor], *, example: Tensor | N
     )
 
 
-def _rebuild(model: nn.Module, recipe: Recipe, gains: Gains) -> None:
+def _rebuild(model: nn.Module, recipe: ShrinkRecipe, gains: Gains) -> None:
     """Fold the constants, then cut; in place."""
     for name, (taker, gain_O) in gains.items():
         if taker == "bias":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from starfire_cli.pruning._threads import in_threads
-from starfire_cli.pruning.kernels import KERNELS, NAN, Job, OneByOne
+from starfire_cli.pruning.kernels import KERNELS, NAN, MaskJob, OneByOne
 from starfire_cli.pruning.kernels.cpu.few import cost, integers, prune_few
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.units import Budget, apply_cuts
@@ -28,30 +28,30 @@ class TorchKernels:
     """
 
     @classmethod
-    def why_not(cls, device: torch.device) -> str | None:
+    def unsupported_reason(cls, device: torch.device) -> str | None:
         return None
 
     def takes(self, layer: Layer, budget: Budget) -> bool:
         return True
 
-    def prune(self, jobs: Sequence[Job]) -> Tensor:
+    def prune(self, jobs: Sequence[MaskJob]) -> Tensor:
         on_cpu = [job for job in jobs if job.weight.device.type == "cpu"]
         done = iter(in_threads([(cost(job), partial(prune_few, job)) for job in on_cpu]))
         counts = [next(done) if job.weight.device.type == "cpu" else None for job in jobs]
         found = [_by_units(job) if n is None else torch.tensor(n) for job, n in zip(jobs, counts, strict=True)]
         return torch.stack(found) if found else torch.zeros(0, dtype=torch.int64)
 
-    def standing(self, jobs: Sequence[Job]) -> OneByOne:
+    def prepare(self, jobs: Sequence[MaskJob]) -> OneByOne:
         return OneByOne(self, jobs)
 
-    def silence(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    def mask_gradients(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         if gradients[0].device.type != "cpu" or sum(map(Tensor.numel, gradients)) < _MANY:
             torch._foreach_mul_(list(map(integers, gradients)), list(masks))  # see `write_dead`
             return
         pieces = [piece for pair in zip(gradients, masks, strict=True) for piece in _pieces(*pair)]
         in_threads([(mask.numel(), partial(write_dead, mask, [gradient])) for gradient, mask in pieces])
 
-    def delay(self) -> str | None:
+    def warmup_notice(self) -> str | None:
         return None
 
 
@@ -63,7 +63,7 @@ def _pieces(gradient: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(torch.split(gradient, outputs), torch.split(mask, outputs), strict=True)
 
 
-def _by_units(job: Job) -> Tensor:
+def _by_units(job: MaskJob) -> Tensor:
     """Prune a single layer, however much is due; returns its count, a scalar."""
     weight, alive = job.weight, job.alive
     if not is_finite(weight):

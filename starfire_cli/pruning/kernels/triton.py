@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starfire_cli.pruning.kernels import KERNELS, Job, installed
+from starfire_cli.pruning.kernels import KERNELS, MaskJob, installed
 from starfire_cli.pruning.kernels._patterns import counts_of
 from starfire_cli.pruning.kernels.gpu.muting import Muting
 from starfire_cli.pruning.kernels.gpu.table import (
@@ -61,7 +61,7 @@ class TritonKernels:
     graphs: bool = True
 
     @classmethod
-    def why_not(cls, device: torch.device) -> str | None:
+    def unsupported_reason(cls, device: torch.device) -> str | None:
         if not installed("triton"):
             return "triton is not installed (on Linux, torch for CUDA brings it)"
         interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
@@ -72,18 +72,18 @@ class TritonKernels:
     def takes(self, layer: Layer, budget: Budget) -> bool:
         return counts_of(layer, budget) is not None
 
-    def prune(self, jobs: Sequence[Job]) -> Tensor:
+    def prune(self, jobs: Sequence[MaskJob]) -> Tensor:
         if not jobs:
             return torch.zeros(0, dtype=torch.int64)
-        return TritonStanding(jobs, graphs=False).prune([job.budget for job in jobs])
+        return TritonLayers(jobs, graphs=False).prune([job.budget for job in jobs])
 
-    def standing(self, jobs: Sequence[Job]) -> TritonStanding:
-        return TritonStanding(jobs, graphs=self.graphs)
+    def prepare(self, jobs: Sequence[MaskJob]) -> TritonLayers:
+        return TritonLayers(jobs, graphs=self.graphs)
 
-    def silence(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    def mask_gradients(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         self._muting(gradients, masks)
 
-    def delay(self) -> str | None:
+    def warmup_notice(self) -> str | None:
         return None  # not worth a line
 
     @cached_property
@@ -91,8 +91,8 @@ class TritonKernels:
         return Muting()
 
 
-class TritonStanding:
-    """`Standing` on a GPU. From the second call on graphs are captured, for which the device is waited for.
+class TritonLayers:
+    """`PreparedLayers` on a GPU. From the second call on graphs are captured, for which the device is waited for.
 
     There is one for each combination of what may be due. A call may be captured by others if the call before had the
     same budgets; RuntimeError otherwise. Their graph reads this object: it has to outlive the graph, and to be called
@@ -103,7 +103,7 @@ class TritonStanding:
     _compiled: bool  # all that a graph holds
     _told: list[int]  # what stands in `_due`
 
-    def __init__(self, jobs: Sequence[Job], *, graphs: bool) -> None:
+    def __init__(self, jobs: Sequence[MaskJob], *, graphs: bool) -> None:
         self._jobs = tuple(jobs)
         self._device = jobs[0].weight.device
         self._graphs = graphs and self._device.type == "cuda"
@@ -290,7 +290,7 @@ def _launch(kernel: Any, programs: Tensor, *arguments: Any, **constants: Any) ->
         kernel[(len(programs),)](*arguments, **constants, **options_of(kernel.__name__))
 
 
-def _tile_scores(job: Job, tiled: Tiled) -> tuple[Tensor, Tensor, Tensor]:
+def _tile_scores(job: MaskJob, tiled: Tiled) -> tuple[Tensor, Tensor, Tensor]:
     """The scores of a linear layer's tiles, float64, those alive, and those that keep a neuron alive, (rows, columns).
 
     By the very operations of `units`: a sum in another order may round to another number.

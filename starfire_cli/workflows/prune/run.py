@@ -20,11 +20,11 @@ from starfire_cli.networks.rebuild import recipe_of
 from starfire_cli.pruning.channels.elimination import EliminationReport, eliminate
 from starfire_cli.pruning.channels.recipe import compose_recipes
 from starfire_cli.pruning.ties import apply_once
-from starfire_cli.records.prune import Progress, Pruned, SweepPoint
+from starfire_cli.records.prune import Pruned, PruneProgress, SweepPoint
 from starfire_cli.text import counted
 from starfire_cli.workflows.inspect.run import inspect
 from starfire_cli.workflows.prune.oneshot import prune_once, refuse_ambiguous
-from starfire_cli.workflows.prune.request import Job, PruneRequest, open_job, sparsity_of
+from starfire_cli.workflows.prune.request import PruneJob, PruneRequest, open_job, sparsity_of
 from starfire_cli.workflows.prune.shrink import shrink_network
 from starfire_cli.workflows.prune.sweep import sweep
 from starfire_cli.workflows.prune.trial import Trial
@@ -32,21 +32,21 @@ from starfire_cli.workflows.recorded import fine_tuning
 from starfire_cli.workflows.train.request import Pruning
 
 
-def prune_mask(request: PruneRequest) -> Iterator[Progress | SweepPoint | Pruned]:
+def prune_mask(request: PruneRequest) -> Iterator[PruneProgress | SweepPoint | Pruned]:
     """Prune and write, or measure a sweep; yields lines of progress, then points of the curve or the result.
 
     Raises:
         BadOption, StarfireError: one line: what cannot be done, and what would work. Nothing is half-written.
     """
     job = open_job(request)
-    yield from (Progress(text=note) for note in (*job.checkpoint.notes, *job.found.notes))
+    yield from (PruneProgress(text=note) for note in (*job.checkpoint.notes, *job.found.notes))
     if request.sweep is not None:
         yield from sweep(job, request.sweep)
     else:
         yield from _prune(job)
 
 
-def _prune(job: Job) -> Iterator[Progress | Pruned]:
+def _prune(job: PruneJob) -> Iterator[PruneProgress | Pruned]:
     request, checkpoint = job.request, job.checkpoint
     assert request.target is not None
     pruning = job.pruning(request.target)
@@ -64,9 +64,9 @@ def _prune(job: Job) -> Iterator[Progress | Pruned]:
         if trial is not None:
             side = trial.info.image_size
             meta["data"] = trial.as_meta()
-            yield from (Progress(text=note) for note in trial.notes)
+            yield from (PruneProgress(text=note) for note in trial.notes)
             before = trial.measure(job.network(checkpoint.state).net)
-            yield Progress(text=f"before: top-1 {before.top1:.2%} on {before.images:,} images of {before.data}")
+            yield PruneProgress(text=f"before: top-1 {before.top1:.2%} on {before.images:,} images of {before.data}")
             if request.recalibrate:
                 did.append(job.recalibrated(net, trial))
         if request.eliminate:
@@ -120,7 +120,7 @@ def _out_path(request: PruneRequest, source: Path, pruning: Pruning) -> Path:
     return out
 
 
-def _meta(job: Job, pruning: Pruning) -> dict[str, Any]:
+def _meta(job: PruneJob, pruning: Pruning) -> dict[str, Any]:
     """What the new checkpoint says about itself: model and data as before, the pruning of this call."""
     old, network = job.checkpoint.meta, job.found.network
     model = dict(old.get("model") or {})
@@ -162,7 +162,7 @@ def _eliminated(report: EliminationReport) -> list[str]:
     return said
 
 
-def _zeros_taken(job: Job) -> list[str]:
+def _zeros_taken(job: PruneJob) -> list[str]:
     """What was concluded from zeros, where the file held no masks."""
     zeros = sum(job.dead.by_zeros.values())
     if not zeros:

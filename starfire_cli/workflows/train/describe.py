@@ -8,7 +8,7 @@ from typing import Any
 
 from starfire_cli import runtime
 from starfire_cli.formats.run import FORMAT
-from starfire_cli.records.train import Plan
+from starfire_cli.records.train import TrainingPlan
 from starfire_cli.workflows.pruning import plan_layers
 from starfire_cli.workflows.train.session import Session
 
@@ -16,7 +16,7 @@ from starfire_cli.workflows.train.session import Session
 _UNTOLD = {"command", "resume", "dry_run", "max_steps", "name", "out", "only", "keep_dense"}
 
 
-def plan_of(session: Session) -> Plan:
+def plan_of(session: Session) -> TrainingPlan:
     """The run before it starts. Raises BadOption where a layer would lose everything."""
     era, rate, per_epoch = session.pruner.era, session.rate, session.steps_per_epoch
     timeline: list[tuple[float, str]] = [(session.epochs, "training ends")]
@@ -40,7 +40,7 @@ def plan_of(session: Session) -> Plan:
         "channels_last": session.channels_last,
         "kernels": session.pruner.kernels,
     }
-    return Plan(
+    return TrainingPlan(
         settings=tuple((k.replace("_", "-"), _in_words(v)) for k, v in settings.items() if v is not False and v != ()),
         notes=(*session.notes, *session.data.info.notes),
         layers=plan_layers(session.pruner, session.pruning, session.macs),

@@ -76,7 +76,7 @@ def _trained(session: Session, folder: RunFolder) -> Iterator[Record]:
         steps=session.steps,
         steps_per_epoch=session.steps_per_epoch,
         resumed=session.resumed,
-        notes=(*session.notes, *folder.notes, *session.delays(), *session.data.info.notes),
+        notes=(*session.notes, *folder.notes, *session.warmup_notices(), *session.data.info.notes),
     )
     try:
         with Signals() as signals, session.ranks.explaining(lambda: last_good(run)):
@@ -129,7 +129,7 @@ def _one_epoch(session: Session, run: Run, signals: Signals) -> Iterator[Record]
             shown = now
             yield meter.record()
         at_limit = request.max_steps is not None and at.step >= request.max_steps and at.step < session.steps
-        stop = signals.heard(session.ranks) or at_limit
+        stop = signals.pending(session.ranks) or at_limit
         if stop or (request.save_every and at.step % request.save_every == 0):
             meter.settle()
             save(session, run.last, _metrics_so_far(session))
@@ -147,7 +147,7 @@ def _one_epoch(session: Session, run: Run, signals: Signals) -> Iterator[Record]
         session.data.val,
         autocast=session.autocast,
         adversary=session.adversary,
-        stop=lambda: bool(signals.heard(session.ranks)),
+        stop=lambda: bool(signals.pending(session.ranks)),
         ranks=session.ranks,
     )
     if accuracy is None:  # the epoch is trained but not measured: a resumed run measures it first

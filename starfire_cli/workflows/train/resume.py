@@ -21,7 +21,7 @@ from starfire_cli.networks.rebuild import runs_code, untrusted
 from starfire_cli.pruning.ties import apply_once
 from starfire_cli.workflows.train.alike import check_requests, check_sessions
 from starfire_cli.workflows.train.describe import meta_of
-from starfire_cli.workflows.train.request import TrainRequest, in_all
+from starfire_cli.workflows.train.request import TrainRequest, resolve_batch_size
 from starfire_cli.workflows.train.run_folder import RunFolder
 from starfire_cli.workflows.train.session import Decoding, Position, Session
 
@@ -88,7 +88,7 @@ def _own(session: Session, nets: list[nn.Module]) -> dict[str, Any]:
     }
 
 
-def _take_up_own(session: Session, training: dict[str, Any], nets: list[nn.Module]) -> None:
+def _restore_rank_state(session: Session, training: dict[str, Any], nets: list[nn.Module]) -> None:
     """Give this rank its own generators and statistics back; after a change of the number of ranks, new ones."""
     ranks, saved = session.ranks, training.get("ranks")
     if ranks.count == 1:
@@ -135,7 +135,7 @@ def open_session(
     ranks = ranks or Ranks()
     if ranks.count > 1:
         check_requests(request, ranks)
-    request, given = in_all(request, given, ranks.count)
+    request, given = resolve_batch_size(request, given, ranks.count)
     path = ranks.only_first(lambda: folder.take(request, _to_resume(request)) if folder else _to_resume(request))
     session = ranks.in_turn(lambda: _opened(request, given, path, decoding, ranks))
     if ranks.count > 1:
@@ -169,13 +169,13 @@ def _opened(
             )
     taken = {field: getattr(request, field) for field in (given & CHANGEABLE) | OF_THE_CALL}
     session = Session(dataclasses.replace(own, **taken), resume=checkpoint, decoding=decoding, ranks=ranks)
-    take_up(session, checkpoint)
+    restore_training_state(session, checkpoint)
     if Run(path.parent).config_path.exists():
         session.run = Run(path.parent)
     return session
 
 
-def take_up(session: Session, checkpoint: Checkpoint) -> None:
+def restore_training_state(session: Session, checkpoint: Checkpoint) -> None:
     """Bring a fresh session to where the checkpoint was. Raises StarfireError where the two do not belong together."""
     training, path = checkpoint.training or {}, checkpoint.path
     steps = checkpoint.meta.get("steps_per_epoch")
@@ -200,7 +200,7 @@ def take_up(session: Session, checkpoint: Checkpoint) -> None:
             session.averaged.load_state_dict(checkpoint.state)
             session.ema.n_averaged.fill_(training["ema"]["updates"])
         nets = [session.net] if session.averaged is None else [session.net, session.averaged]
-        _take_up_own(session, training, nets)
+        _restore_rank_state(session, training, nets)
     check_fixed(session)
     if session.at.step > session.steps:
         raise BadOption(f"--epochs {session.epochs} is less than what is trained already: {session.at.epoch} epochs")

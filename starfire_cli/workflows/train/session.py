@@ -63,7 +63,7 @@ class Session:
 
     Args:
         request: what was asked for; with `resume`, the resumed run's own request.
-        resume: the checkpoint whose weights and masks to go on with (see `resuming.take_up`).
+        resume: the checkpoint whose weights and masks to go on with (see `resume.restore_training_state`).
         given: which fields of the request the user gave explicitly; a checkpoint's record does not replace them.
         decoding: told (what, done, all) while small images are decoded once.
         ranks: this process among those that train together; none of them is waited for before `spread`.
@@ -187,10 +187,10 @@ class Session:
         if self.at.step >= self.pruner.era.last_step:
             self.masks_are_fixed()
 
-    def delays(self) -> Iterator[str]:
+    def warmup_notices(self) -> Iterator[str]:
         """What will be compiled on the way, as lines for the user."""
-        if delay := self.pruner.delay:
-            yield delay
+        if notice := self.pruner.warmup_notice:
+            yield notice
         if self.request.compile:
             yield "the first step waits for torch.compile, half a minute or more if nothing is cached"
 

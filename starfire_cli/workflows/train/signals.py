@@ -13,7 +13,7 @@ from starfire_cli.distributed.ranks import Ranks
 class Signals:
     """A context in which SIGINT and SIGTERM are remembered in `number` and training goes on to a safe point.
 
-    `agreed` is the signal on which all ranks stop; `heard` asks.
+    `agreed` is the signal on which all ranks stop; `pending` asks.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def heard(self, ranks: Ranks) -> int:
+    def pending(self, ranks: Ranks) -> int:
         """The signal that one of the ranks has had, 0 for none; every rank asks at the same steps."""
         self.agreed = ranks.stop(self.number)
         return self.agreed

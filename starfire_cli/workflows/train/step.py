@@ -1,4 +1,4 @@
-"""One optimizer step: forward, backward, masked gradients, update (paper, Algorithm 2)."""
+"""One update of the weights: forward, backward, the gradients' masks, the optimizer (paper, Algorithm 2)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
-from starfire_cli.workflows.train.micro_batches import Part, parts, places
+from starfire_cli.workflows.train.micro_batches import MicroBatch, parts, places
 from starfire_cli.workflows.train.session import Session
 
 
 def update(session: Session, images: Tensor, labels: Tensor, look: Callable[[Tensor], None]) -> Tensor:
     """Forward, backward, the gradients' masks, the optimizer. Returns the summed loss and the hits, (2,).
 
-    Nothing here waits for a GPU, and steps differ in nothing but tensors, so it may be captured (`graphed.py`). `look`
-    sees the sums before any weight changes.
+    Nothing here waits for a GPU, and steps differ in nothing but tensors, so it may be captured (`cuda_graph.py`).
+    `look` sees the sums before any weight changes.
     """
     request, optimizer = session.request, session.optimizer
     whole = session.whole_batch(len(labels))
@@ -53,7 +53,7 @@ def update(session: Session, images: Tensor, labels: Tensor, look: Callable[[Ten
     return sums
 
 
-def _attacked(session: Session, part: Part, whole: int) -> Tensor:
+def _attacked(session: Session, part: MicroBatch, whole: int) -> Tensor:
     ranks, accumulate = session.ranks, session.request.accumulate
     who = places(part, accumulate=accumulate, whole=whole, rank=ranks.rank, ranks=ranks.count)
     step = session.at.step * accumulate

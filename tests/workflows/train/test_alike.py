@@ -80,7 +80,7 @@ def test_other_data_are_named_on_every_rank(
     more |= {"image_size": 32, "epochs": 1, "era": "0:1", "model": "tests.tiny:net"}
     if change is fewer:  # paths alone are no difference
         found = differently(tmp_path / "runs", more, {"data": str(tmp_path / "b")})
-        assert found == ["Plan Started Stopped"] * 2
+        assert found == ["TrainingPlan Started Stopped"] * 2
     change(tmp_path / "b")
     found = differently(tmp_path / "bad", more, {"data": str(tmp_path / "b")})
     assert found[0] == found[1] and words in found[0] and "do not see the same data" in found[0]

@@ -15,7 +15,7 @@ from starfire_cli.errors import Mismatch
 from starfire_cli.formats.checkpoint.file import load
 from starfire_cli.formats.run import Run
 from starfire_cli.pruning.masks import digest
-from starfire_cli.records.train import EpochRecord, Finished, Plan
+from starfire_cli.records.train import EpochRecord, Finished, TrainingPlan
 from starfire_cli.workflows.train.loop import train
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.resume import open_session, save
@@ -73,7 +73,7 @@ def test_sparsity_only_grows_and_dead_weights_stay_exact_zeros(tmp_path, monkeyp
 def test_the_plan_says_what_training_then_does(tmp_path):
     for method in ("window", "ck", "intra:share=0.3", "inter"):
         _, records = run_of(tmp_path, method=method, target=0.6, fc="two-tier")
-        plan = next(r for r in records if isinstance(r, Plan))
+        plan = next(r for r in records if isinstance(r, TrainingPlan))
         end = records[-1]
         assert isinstance(end, Finished)
         assert end.sparsity_prunable == pytest.approx(plan.dead / plan.prunable, abs=1e-12)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from starfire_cli.pruning.kernels._interface import NAN, Job
+from starfire_cli.pruning.kernels._interface import NAN, MaskJob
 from starfire_cli.pruning.kernels._patterns import ConvCounts, LinearCounts, counts_of, groups_of
 from starfire_cli.pruning.kernels.cpu.select import Array, few, magnitudes, pieces, smallest, unsigned
 
@@ -21,7 +21,7 @@ _ROUNDS = 4  # weights of a window that are looked for one by one; for more, com
 _BYTE = 127  # of a window's weights, what a signed byte can count
 
 
-def prune_few(job: Job) -> int | None:
+def prune_few(job: MaskJob) -> int | None:
     """Bring a layer down to its budget, alive and all tensors, in one thread; returns its count as `Kernels.prune`.
 
     None where more is due than is worth it, or nothing here knows how. The layer is then as it was, or on its way: what
@@ -46,7 +46,7 @@ def integers(tensor: Tensor) -> Tensor:
     return tensor.view(kinds[tensor.element_size()])
 
 
-def cost(job: Job) -> int:
+def cost(job: MaskJob) -> int:
     """A relative estimate of the time: one for each weight that is read, three for each kernel that is ranked."""
     shape = job.weight.shape
     return job.weight.numel() + 3 * shape[0] * shape[1]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from starfire_cli.pruning.kernels import Job
+from starfire_cli.pruning.kernels import MaskJob
 from starfire_cli.pruning.kernels._patterns import LinearCounts, counts_of, groups_of, read_counts
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.units import Budget
@@ -196,7 +196,7 @@ class Table:
         return due, _COMBINATIONS[inside + 2 * channels + 4 * weights + 8 * tiles]
 
 
-def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
+def build(jobs: Sequence[MaskJob], budgets: Sequence[Budget]) -> Table:
     """The table of `jobs`, on their device, uploaded without waiting.
 
     There are programs for tiles, and for windows of one weight, only where a budget has such.
@@ -281,7 +281,7 @@ def _target(tensor: Tensor) -> list[int]:
     return [tensor.data_ptr(), tensor.element_size(), *(*tensor.stride(), 0, 0)[:4]]
 
 
-def _side_by_side(job: Job) -> bool:
+def _side_by_side(job: MaskJob) -> bool:
     """Whether channels 0 to 3, 4 to 7, ..., of 32 bits, of kernels of 1 or 3 x 3, lie next to one another, aligned."""
     sizes, tensors = job.layer.shape, (job.weight, job.alive)
     rest = [stride for tensor in tensors for n, stride in enumerate(tensor.stride()) if n != 1 and sizes[n] > 1]
