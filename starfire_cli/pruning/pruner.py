@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from starfire_cli.errors import Mismatch, StarfireError
 from starfire_cli.pruning._counts import Counts
-from starfire_cli.pruning._held import Held, state_of
+from starfire_cli.pruning._tensor_addresses import TensorAddresses, state_of
 from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.kernels import MaskJob, PreparedLayers, choose
 from starfire_cli.pruning.kernels.torch import TorchKernels, write_dead
@@ -93,7 +93,7 @@ class Pruner:
         self._touched: dict[str, None] = {}  # layers that may have lost something, in the order of their first time
         self._budgets: dict[int, Budget] = {}  # of each shape, what it last was
         self._counts = Counts(self._weights)
-        self._prepared: tuple[Held, PreparedLayers] | None = None
+        self._prepared: tuple[TensorAddresses, PreparedLayers] | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._shadow: dict[str, Tensor] = {}
         if masks:
@@ -155,7 +155,7 @@ class Pruner:
 
     @property
     def zeros(self) -> dict[str, int]:
-        """How many weights of each layer are dead. Waits for the device.
+        """The number of dead weights of each layer. Waits for the device.
 
         Raises StarfireError naming the first layer that held NaN or inf when its mask was due.
         """
@@ -178,7 +178,7 @@ class Pruner:
 
     @property
     def warmup_notice(self) -> str | None:
-        """What takes seconds when masks are first evaluated, as a line for the user; None if nothing."""
+        """A line for the user about a first evaluation of masks that takes seconds; None if it does not."""
         return self._kernels.warmup_notice() if self._taken else None
 
     @property
@@ -257,8 +257,9 @@ class Pruner:
         """All layers that the kernels take; anew where a tensor was replaced since."""
         if self._prepared is None or not self._prepared[0].unchanged(self._optimizer):
             jobs = [self._job(layer, self._budgets[self._shape_of[key]]) for key, layer in self._taken.items()]
-            held = Held([self._weights[key] for key in self._taken], self._optimizer, list(self._shadow.values()))
-            self._prepared = held, self._kernels.prepare(jobs)
+            weights = [self._weights[key] for key in self._taken]
+            addresses = TensorAddresses(weights, self._optimizer, list(self._shadow.values()))
+            self._prepared = addresses, self._kernels.prepare(jobs)
         return self._prepared[1]
 
     def _job(self, layer: Layer, budget: Budget) -> MaskJob:
@@ -276,6 +277,8 @@ class Pruner:
             write_dead(self.masks[key], (weight, *self._kept(weight, key), *gradient))
 
     def _kept(self, weight: nn.Parameter, key: str) -> list[Tensor]:
-        """What is kept from step to step and is zero where the weight is dead: the optimizer's state, the average."""
+        """The tensors that are zero where the weight is dead and kept from step to step: optimizer state, moving
+        average.
+        """
         shadow = self._shadow.get(key)
         return [*state_of(weight, self._optimizer).values(), *(() if shadow is None else (shadow,))]

@@ -33,7 +33,7 @@ def check_reading(traced: Traced) -> None:
         )
 
 
-def changes_what_others_see(traced: Traced) -> bool:
+def mutates_aliases(traced: Traced) -> bool:
     """Whether an operation changes a tensor in place that anything else may read."""
     return any(_in_place(traced, node) and not _its_own(traced, node) for node in traced.root.graph.nodes)
 

@@ -12,7 +12,7 @@ from starfire_cli.sparse.convolution import Kind, Place, Work, steps
 from starfire_cli.sparse.linear import SparseLinear
 from starfire_cli.sparse.machine import Program
 from starfire_cli.sparse.plan import Choice, How, Maps, dense_convolution
-from starfire_cli.sparse.pool import StrungWeights, zeros
+from starfire_cli.sparse.pool import LoopWeightsCache, zeros
 from starfire_cli.sparse.reading import Operation
 
 REPEATS = 3
@@ -82,10 +82,10 @@ def _in_loops(operation: Operation, work: Work, kind: Kind, maps: Maps, alone: b
         offset += layout.floats(channels)
     threads = machine.threads() if alone else 1
     program = Program(
-        steps(work, kind, places[0], places[1], other=places[2], half=half, threads=threads, strung=StrungWeights())
+        steps(work, kind, places[0], places[1], other=places[2], half=half, threads=threads, cache=LoopWeightsCache())
     )
     memory = zeros(1, offset)
-    taken = _fastest(lambda: program.one(memory.data_ptr(), memory.data_ptr(), 0, threads))
+    taken = _fastest(lambda: program.run_one(memory.data_ptr(), memory.data_ptr(), 0, threads))
     return taken if alone else taken / machine.threads()
 
 

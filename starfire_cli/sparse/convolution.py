@@ -13,8 +13,8 @@ from starfire_cli.sparse import emit, loops
 from starfire_cli.sparse.layout import FLOAT, Layout, Tiles, cut
 from starfire_cli.sparse.loops import FIELDS, Finish, Tile
 from starfire_cli.sparse.machine import Step
-from starfire_cli.sparse.pool import StrungWeights
-from starfire_cli.sparse.weights import LiveWeights, string_kernels, string_taps
+from starfire_cli.sparse.pool import LoopWeightsCache
+from starfire_cli.sparse.weights import LiveWeights, order_kernels, order_taps
 
 Kind = Literal["taps", "kernels"]
 NEAR = {"taps": 22 << 10, "kernels": 16 << 10}  # bytes of input that stay in a core's nearest cache
@@ -123,7 +123,7 @@ def steps(
     other: Place | None,
     half: Place | None,
     threads: int,
-    strung: StrungWeights,
+    cache: LoopWeightsCache,
 ) -> list[Step]:
     """The steps of `work`.
 
@@ -135,7 +135,7 @@ def steps(
         other: what is added.
         half: room for the halves of the input's rows and columns, for stride 2.
         threads: that share one image; 1 where each has its own.
-        strung: weights that were strung up for other programs; what is for this one is added.
+        cache: weights ordered for other programs; those for this one are added.
     """
     if work.does in ("scale", "mean"):
         return [_plainly(work, source, target, threads)]
@@ -158,9 +158,9 @@ def steps(
     C = work.channels[0]
     at_once = max(8, NEAR[kind] // in_cache)
     at_once = C if 3 * at_once >= 2 * C else at_once
-    string = string_kernels if kind == "kernels" else string_taps
+    order = order_kernels if kind == "kernels" else order_taps
     key = kind, seen.layout, work.window, at_once
-    entries = strung.get(work.live, key, lambda: string(work.live, reach, at_once))
+    entries = cache.get(work.live, key, lambda: order(work.live, reach, at_once))
     mask = out.mask().numpy()
     shared: dict[str, Any] = {
         **seen.fields("in"),

@@ -121,18 +121,18 @@ class Code:
         self._declared.add(f"declare {kind} {name}({', '.join([kind] * len(values))})")
         return self.let(f"call {kind} {name}({', '.join(f'{kind} {v}' for v in values)})")
 
-    def at_least_zero(self, value: str) -> str:
+    def relu(self, value: str) -> str:
         """ReLU; NaN stays NaN. One instruction on x86, where LLVM's own `maximum` takes three."""
         below = self.let(f"fcmp olt {self.vector} {value}, zeroinitializer")
         on = f"<{self.lanes} x i1>"
         return self.let(f"select {on} {below}, {self.vector} zeroinitializer, {self.vector} {value}")
 
-    def at_most(self, value: str, limit: str) -> str:
+    def minimum(self, value: str, limit: str) -> str:
         """The smaller of the two; NaN stays NaN."""
         above = self.let(f"fcmp ogt {self.vector} {value}, {limit}")
         return self.let(f"select <{self.lanes} x i1> {above}, {self.vector} {limit}, {self.vector} {value}")
 
-    def smaller(self, a: str, b: str) -> str:
+    def min_i64(self, a: str, b: str) -> str:
         """The smaller of two i64."""
         self._declared.add("declare i64 @llvm.smin.i64(i64, i64)")
         return self.let(f"call i64 @llvm.smin.i64(i64 {a}, i64 {b})")

@@ -31,7 +31,7 @@ class FoldedLayer:
     end: fx.Node
 
 
-def without_nothings(traced: Traced) -> None:
+def remove_noops(traced: Traced) -> None:
     """Remove operations that do nothing in eval mode: dropout, identities, empty sequences."""
     graph = traced.root.graph
     for node in list(graph.nodes):

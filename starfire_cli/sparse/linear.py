@@ -13,7 +13,7 @@ from starfire_cli.sparse.convolution import Place, SlidingWindow, Work, step, st
 from starfire_cli.sparse.layout import FLOAT, LARGEST, LINE, Layout
 from starfire_cli.sparse.loops import FIELDS, Finish
 from starfire_cli.sparse.machine import Program, in_threads, threads
-from starfire_cli.sparse.pool import StrungWeights
+from starfire_cli.sparse.pool import LoopWeightsCache
 from starfire_cli.sparse.weights import LiveWeights, in_memory
 
 FEW = 4  # images; so few are done one by one
@@ -49,12 +49,12 @@ class SparseLinear:
                 other=None,
                 half=None,
                 threads=threads(),
-                strung=StrungWeights(),
+                cache=LoopWeightsCache(),
             )
         )
 
     @staticmethod
-    def most(inputs: int) -> int:
+    def max_images(inputs: int) -> int:
         """The largest number of images of so many inputs that 32-bit offsets can address at a time."""
         planes = LARGEST // (FLOAT * max(1, inputs))  # floats of each: its images, and less than ten cache lines beside
         return max(1, planes - 10 * LINE)
@@ -70,7 +70,7 @@ class SparseLinear:
         target = torch.zeros(1, self._target.layout.floats(self._target.channels))
         view = self._source.layout.view(source, 0, self._source.channels)
         view[0, :, 0] = images_NI.t()
-        self._program.one(source.data_ptr(), target.data_ptr(), 0, threads())
+        self._program.run_one(source.data_ptr(), target.data_ptr(), 0, threads())
         return self._target.layout.view(target, 0, self._target.channels)[0, :, 0].t().contiguous()
 
     def _gathered(self) -> None:

@@ -62,7 +62,7 @@ class Program:
         self._run = ctypes.CFUNCTYPE(None, *_SIGNATURE)(_runner())
         self._offer = ctypes.cast(_offer(), ctypes.c_void_p).value
 
-    def one(self, passing: int, kept: int, image: int, threads: int) -> None:
+    def run_one(self, passing: int, kept: int, image: int, threads: int) -> None:
         """Run one image by `threads` threads together.
 
         Args:
@@ -79,7 +79,7 @@ class Program:
         finally:
             _settle(helpers)
 
-    def many(self, passing: Sequence[int], kept: Sequence[int], images: Sequence[int]) -> None:
+    def run_many(self, passing: Sequence[int], kept: Sequence[int], images: Sequence[int]) -> None:
         """Run images side by side, as many at a time as `passing` has addresses; the others are of each image."""
         todo = count()
 

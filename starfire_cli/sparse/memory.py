@@ -37,11 +37,11 @@ class Slots:
         slot.free, slot.channels = False, max(slot.channels, channels)
         return best
 
-    def give_back(self, number: int) -> None:
+    def release(self, number: int) -> None:
         """Free a slot."""
         self._slots[number].free = True
 
-    def lay_out(self) -> int:
+    def fix_offsets(self) -> int:
         """Fix the offsets of all slots; returns the floats in all."""
         offset = 0
         for slot in self._slots:
@@ -50,6 +50,6 @@ class Slots:
         return max(16, offset)
 
     def place(self, number: int, channels: int) -> Place:
-        """The place of slot `number` in memory, once `lay_out` has been called."""
+        """The place of slot `number` in memory, once `fix_offsets` has been called."""
         slot = self._slots[number]
         return Place(kept=self.kept, offset=slot.offset, layout=slot.layout, channels=channels)

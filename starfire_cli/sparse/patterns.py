@@ -58,7 +58,7 @@ def intake(root: fx.GraphModule, images: fx.Node, shapes: dict[fx.Node, Shape]) 
     return Intake(nodes=nodes, work=Work(window=_POINT, live=live, finish=Finish(), does="scale"))
 
 
-def thinning(node: fx.Node, shapes: dict[fx.Node, Shape]) -> Work | None:
+def subsampling(node: fx.Node, shapes: dict[fx.Node, Shape]) -> Work | None:
     """The shortcut of the first ResNets (every other pixel, channels of zeros around) as a 1x1 convolution, or None."""
     if node.target is not F.pad or not isinstance(picked := node.args[0], fx.Node):
         return None

@@ -155,9 +155,9 @@ class ExecutionPlan:
                     for operation in stage.operations:
                         self._in_torch(operation, values, kept)
                 elif len(images) == 1:
-                    stage.program.one(passing.data_ptr(), kept.data_ptr(), pixels[0], machine.threads())
+                    stage.program.run_one(passing.data_ptr(), kept.data_ptr(), pixels[0], machine.threads())
                 else:
-                    stage.program.many(list(machine.addresses(passing)), list(machine.addresses(kept)), pixels)
+                    stage.program.run_many(list(machine.addresses(passing)), list(machine.addresses(kept)), pixels)
             (returned,) = self._network.output.args
             return fx.node.map_arg(returned, lambda node: self._value(node, values, kept))
         finally:
@@ -203,12 +203,12 @@ class ExecutionPlan:
                 channels = maps.shapes[operation.inputs[0]][1] * len(operation.work.halves())
                 slot = slots[False].take(maps.layout(maps.halved(operation.inputs[0])), channels)
                 half[node] = slot, channels
-                slots[False].give_back(slot)
+                slots[False].release(slot)
             for source in operation.inputs:
                 left[source] -= 1
                 if not left[source] and source in number and source not in returned:
-                    slots[source in kept].give_back(number[source])
-        self._passing, self._kept = slots[False].lay_out(), slots[True].lay_out()
+                    slots[source in kept].release(number[source])
+        self._passing, self._kept = slots[False].fix_offsets(), slots[True].fix_offsets()
         places = {n: slots[n in kept].place(i, maps.shapes[n][1]) for n, i in number.items()}
         return places, {n: slots[False].place(i, channels) for n, (i, channels) in half.items()}
 
@@ -228,7 +228,7 @@ class ExecutionPlan:
                 other=other,
                 half=halves.get(o.node),
                 threads=sharing,
-                strung=self._network.strung,
+                cache=self._network.weights_cache,
             )
         return Program(found)
 
@@ -291,7 +291,7 @@ class ExecutionPlan:
         rows = value.shape[:-1].numel()
         if not rows:
             return value.new_empty((*value.shape[:-1], live.shape[0]))
-        most = SparseLinear.most(live.shape[1])
+        most = SparseLinear.max_images(live.shape[1])
         if rows > most:
             parts = torch.split(value.reshape(rows, -1), most)
             return torch.cat([self._linearly(operation, part) for part in parts]).reshape(*value.shape[:-1], -1)

@@ -15,13 +15,13 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.pruning.channels.graph import called, trace
-from starfire_cli.sparse.aliases import changes_what_others_see, check_reading
+from starfire_cli.pruning.channels.graph import node_name, trace
+from starfire_cli.sparse.aliases import check_reading, mutates_aliases
 from starfire_cli.sparse.convolution import Work
-from starfire_cli.sparse.folding import FoldedLayer, first, folded, kind, only_user, without_nothings
+from starfire_cli.sparse.folding import FoldedLayer, first, folded, kind, only_user, remove_noops
 from starfire_cli.sparse.loops import Finish
-from starfire_cli.sparse.patterns import Shape, intake, pooling, thinning
-from starfire_cli.sparse.pool import StrungWeights
+from starfire_cli.sparse.patterns import Shape, intake, pooling, subsampling
+from starfire_cli.sparse.pool import LoopWeightsCache
 
 _RELU = {nn.ReLU, F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_"}
 _RELU6 = {nn.ReLU6, F.relu6}
@@ -34,7 +34,7 @@ class Operation:
     """One operation of the network.
 
     Args:
-        name: of the layer, or what is called.
+        name: of the layer, or of the node.
         node: whose value this gives.
         inputs: the nodes whose values it takes; for `work` the map, and what is added.
         work: what a loop can do; None where torch does it.
@@ -62,11 +62,11 @@ class TracedNetwork:
     def __init__(self, model: nn.Module) -> None:
         traced = trace(model)
         check_reading(traced)
-        self.in_loops = not changes_what_others_see(traced)  # else everything is left to torch
+        self.in_loops = not mutates_aliases(traced)  # else everything is left to torch
         self.root = traced.root.float()
-        without_nothings(traced)
+        remove_noops(traced)
         self.folded: dict[fx.Node, FoldedLayer] = {}
-        self.strung = StrungWeights()  # what plans for several shapes of image share
+        self.weights_cache = LoopWeightsCache()  # what plans for several shapes of image share
         self.dense: dict[fx.Node, Tensor] = {}
         for node in self.root.graph.nodes:
             found = folded(traced, node)
@@ -110,7 +110,7 @@ class TracedNetwork:
         inside = {part for chain in chains.values() for part in chain.nodes}
         last = {chain.nodes[-1]: node for node, chain in chains.items()}
         possible = [node for node in order if node not in in_torch]
-        thinned = {node: work for node in possible if (work := thinning(node, shapes)) is not None}
+        thinned = {node: work for node in possible if (work := subsampling(node, shapes)) is not None}
         inside |= {first(node) for node in thinned}
         taken = intake(self.root, self.input, shapes)
         inside |= set(taken.nodes)
@@ -121,7 +121,7 @@ class TracedNetwork:
                 found.append(Operation(name="input", node=node, inputs=(), work=taken.work))
             elif node in thinned:
                 source = first(first(node))
-                found.append(Operation(name=called(node), node=node, inputs=(source,), work=thinned[node]))
+                found.append(Operation(name=node_name(node), node=node, inputs=(source,), work=thinned[node]))
             elif node in last:
                 start = last[node]
                 folded, chain = self.folded[start], chains[start]
@@ -139,7 +139,7 @@ class TracedNetwork:
                 work = pooling(self.root, node, shapes, positive) if node not in in_torch else None
                 if kind(self.root, node) in _RELU | _RELU6 or (work is not None and first(node) in positive):
                     positive.add(node)
-                found.append(Operation(name=called(node), node=node, inputs=tuple(node.all_input_nodes), work=work))
+                found.append(Operation(name=node_name(node), node=node, inputs=tuple(node.all_input_nodes), work=work))
         return found
 
     def _chain(

@@ -78,7 +78,7 @@ class LiveWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strung:
+class LoopWeights:
     """Entries in the order of a loop: by step over the input channels, then by output channel.
 
     Args:
@@ -94,7 +94,7 @@ class Strung:
     weights: Floats
 
 
-def string_taps(live: LiveWeights, reach: Any, at_once: int) -> Strung:
+def order_taps(live: LiveWeights, reach: Any, at_once: int) -> LoopWeights:
     """Order single weights for the loop `taps`.
 
     Args:
@@ -103,11 +103,11 @@ def string_taps(live: LiveWeights, reach: Any, at_once: int) -> Strung:
         at_once: input channels a step.
     """
     k, c, y, x = live.places()
-    return _strung(live, k, c, reach(c, y, x), live.values, 1, at_once)
+    return _ordered(live, k, c, reach(c, y, x), live.values, 1, at_once)
 
 
-def string_kernels(live: LiveWeights, reach: Any, at_once: int) -> Strung:
-    """Order whole kernels with a weight that is not zero for the loop `kernels`; arguments as for `string_taps`."""
+def order_kernels(live: LiveWeights, reach: Any, at_once: int) -> LoopWeights:
+    """Order whole kernels with a weight that is not zero for the loop `kernels`; arguments as for `order_taps`."""
     K, C, R, S = live.shape
     pair, tap = np.divmod(live.where, R * S)
     kernels, row = np.unique(pair, return_inverse=True)
@@ -116,17 +116,17 @@ def string_kernels(live: LiveWeights, reach: Any, at_once: int) -> Strung:
     k, c = np.divmod(kernels, C)
     c = c + (k // (K // live.groups)) * C
     zero = np.zeros_like(c)
-    return _strung(live, k, c, reach(c, zero, zero), whole, R * S, at_once)
+    return _ordered(live, k, c, reach(c, zero, zero), whole, R * S, at_once)
 
 
-def _strung(live: LiveWeights, k: Any, c: Any, offsets: Any, weights: Any, size: int, at_once: int) -> Strung:
+def _ordered(live: LiveWeights, k: Any, c: Any, offsets: Any, weights: Any, size: int, at_once: int) -> LoopWeights:
     K, C = live.shape[0], live.shape[1] * live.groups
     steps = -(-C // at_once) if live.groups == 1 else 1  # a group's channels are few as they are
     segment = (c // at_once if steps > 1 else 0) * K + k
     order = np.argsort(segment, kind="stable")
     starts = np.zeros(steps * K + 1, np.int32)
     np.cumsum(np.bincount(segment, minlength=steps * K), out=starts[1:])
-    return Strung(
+    return LoopWeights(
         steps=steps,
         segments=starts,
         offsets=np.ascontiguousarray(offsets[order], np.int32),

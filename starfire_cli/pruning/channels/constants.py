@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from starfire_cli.errors import Mismatch, StarfireError
-from starfire_cli.pruning.channels.graph import Role, Traced, called
+from starfire_cli.pruning.channels.graph import Role, Traced, node_name
 from starfire_cli.pruning.ties import parameters_of
 
 NAN = float("nan")
@@ -82,7 +82,7 @@ def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             raise Mismatch(f"{key}: {wrong} pruned weights are not zero")
 
 
-def live_of(masks: Mapping[str, Tensor], name: str, weight: Tensor) -> Tensor:
+def live_mask(masks: Mapping[str, Tensor], name: str, weight: Tensor) -> Tensor:
     """The mask of module `name`, bool on the CPU; all alive where there is none."""
     mask = masks.get(f"{name}.weight" if name else "weight")
     return torch.ones(weight.shape, dtype=torch.bool) if mask is None else mask.detach().cpu()
@@ -105,7 +105,7 @@ class _Run(fx.Interpreter):
         try:
             known = self._known(n, real, args, kwargs)
         except (RuntimeError, TypeError, ValueError):  # an operation used in a way it was not listed for
-            self.found.notes[n] = f"{called(n)} is not followed"
+            self.found.notes[n] = f"{node_name(n)} is not followed"
             known = _forget(real)
         self.known[n] = tree_map(_one_number_a_map, known)
         for done in self.user_to_last_uses.get(n, []):
@@ -134,7 +134,7 @@ class _Run(fx.Interpreter):
             return self._weighted(n, role, tensors[0], real)
         if role in ("unknown", "conv") or (role == "average" and not self._averages(n, args, kwargs)):
             if not all(t.isnan().all() for t in tensors):
-                self.found.notes[n] = f"{called(n)} is not followed"
+                self.found.notes[n] = f"{node_name(n)} is not followed"
             return _forget(real)
         zero = tensors[0].eq(0) | tensors[1].eq(0) if role == "multiply" and len(tensors) == 2 else None
         known = getattr(super(), n.op)(n.target, args, kwargs)
@@ -145,7 +145,7 @@ class _Run(fx.Interpreter):
         module = self.traced.module(n)
         weight = module.weight
         assert isinstance(weight, Tensor)
-        live = live_of(self.masks, str(n.target), weight)
+        live = live_mask(self.masks, str(n.target), weight)
         axis = 1 if role == "conv" else known.dim() - 1
         rows = known.movedim(axis, 0).reshape(known.shape[axis], -1)
         value = torch.where(_one_number(rows), rows[:, 0], NAN)

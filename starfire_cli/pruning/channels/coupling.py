@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
 from starfire_cli.pruning.channels.constants import Constants
-from starfire_cli.pruning.channels.graph import Traced, called
+from starfire_cli.pruning.channels.graph import Traced, node_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class _Numbering:
             self._pin(inputs, "is an output of the network")
             return
         if node not in self.shapes:  # several tensors, or none
-            self._pin(inputs, f"passes through {called(node)}, which is not followed")
+            self._pin(inputs, f"passes through {node_name(node)}, which is not followed")
             return
         numbers = None
         if node.op == "call_module" and role in ("conv", "linear", "batchnorm"):
@@ -93,7 +93,7 @@ class _Numbering:
             numbers = getattr(self, f"_{role}")(node, inputs)
         if numbers is None:
             what = {"input": "is a channel of the image", "constant": "meets a parameter that no layer owns"}
-            reason = what.get(role, f"passes through {called(node)}, where channels cannot be removed")
+            reason = what.get(role, f"passes through {node_name(node)}, where channels cannot be removed")
             self._pin(inputs, reason)
             numbers = self._fresh(self._width(node))
             self._pinned += [(n, reason) for n in numbers]
@@ -146,7 +146,7 @@ class _Numbering:
         before, after = self.shapes[inputs[0]], self.shapes[node]
         if len(inputs) != 1 or len(before) < 2 or len(after) < 2 or before[:2] != after[:2]:
             return None
-        if "mean" in called(node):
+        if "mean" in node_name(node):
             dims = tree_flatten(node.kwargs.get("dim", node.args[1:2]))[0]
             if len(before) != 4 or not dims or any(d not in (2, 3, -1, -2) for d in dims):
                 return None
@@ -183,7 +183,7 @@ class _Numbering:
             pixels *= side
         if len(before) < 2 or after != (before[0], before[1] * pixels):
             return None
-        if called(node) in ("view", "reshape"):
+        if node_name(node) in ("view", "reshape"):
             sizes = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
             # A number written out would not shrink along.
             if len(sizes) != 2 or sizes[1] != -1 or sizes[0] == -1:

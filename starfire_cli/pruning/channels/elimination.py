@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.pruning.channels.constants import Constants, check_masks, find_constants, live_of
+from starfire_cli.pruning.channels.constants import Constants, check_masks, find_constants, live_mask
 from starfire_cli.pruning.channels.equality import ALLOWED, largest_difference, outputs_on_noise
 from starfire_cli.pruning.channels.graph import Traced, fitting_image, producers, trace
 from starfire_cli.pruning.masks import Masks
@@ -121,7 +121,7 @@ def eliminate(
         if reason is not None:
             records[name] = Eliminated(layer=name, kept={reason: layer.in_features})
             continue
-        live_OI = live_of(masks, name, layer.weight)
+        live_OI = live_mask(masks, name, layer.weight)
         records[name], gone_I, gain_O = _fold(layer, live_OI, _Reasons(traced, masks, found, node))
         if records[name].columns:
             changes[name] = gone_I, gain_O
@@ -192,7 +192,7 @@ class _Reasons:
         for source in reversed(sources):
             weight = traced.module(source).weight
             assert isinstance(weight, Tensor)
-            dead_K = ~live_of(masks, str(source.target), weight).flatten(1).any(1)
+            dead_K = ~live_mask(masks, str(source.target), weight).flatten(1).any(1)
             producer = Producer(name=str(source.target), channels=len(dead_K), dead=int(dead_K.sum()))
             self.producers += (producer,)
             pixels, rest = divmod(len(self.carried_I), len(dead_K))

@@ -170,7 +170,7 @@ def fitting_image(traced: Traced, example: Tensor | None = None) -> Tensor:
     )
 
 
-def called(node: fx.Node) -> str:
+def node_name(node: fx.Node) -> str:
     """The name of a node in messages."""
     return str(node.target) if node.op != "call_function" else getattr(node.target, "__name__", str(node.target))
 

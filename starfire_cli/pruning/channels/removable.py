@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from starfire_cli.pruning.channels.constants import Constants, keeps_constants, live_of
+from starfire_cli.pruning.channels.constants import Constants, keeps_constants, live_mask
 from starfire_cli.pruning.channels.coupling import Channels, ReadingLayer
 from starfire_cli.pruning.channels.graph import Traced
 from starfire_cli.pruning.channels.recipe import ShrinkRecipe
@@ -27,7 +27,7 @@ class Removable:
         for name in channels.owners:
             module = traced.root.get_submodule(name)
             if isinstance(module, nn.Conv2d | nn.Linear):
-                live = live_of(masks, name, module.weight)
+                live = live_mask(masks, name, module.weight)
                 self.live[name] = live.flatten(2).any(2) if live.ndim == 4 else live
         self.why: dict[int, str] = {}
         self.gone = torch.zeros(channels.count, dtype=torch.bool)

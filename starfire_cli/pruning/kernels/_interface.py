@@ -83,7 +83,7 @@ class Kernels(Protocol):
         ...
 
     def warmup_notice(self) -> str | None:
-        """What the first calls do that takes seconds, as a line for the user; None if nothing."""
+        """A line for the user about first calls that take seconds; None if none do."""
         ...
 
 
@@ -104,7 +104,7 @@ class OneByOne:
 class _Member(Kernels, Protocol):
     @classmethod
     def unsupported_reason(cls, device: torch.device) -> str | None:
-        """What is missing to run on `device`, as a line for the user; None if nothing is."""
+        """A line for the user about what is missing to run on `device`; None if nothing is."""
         ...
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from starfire_cli.pruning._threads import in_threads
 from starfire_cli.pruning.kernels import KERNELS, NAN, MaskJob, OneByOne
-from starfire_cli.pruning.kernels.cpu.few import cost, integers, prune_few
+from starfire_cli.pruning.kernels.cpu.few import bit_view, cost, prune_few
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.units import Budget, apply_cuts
 
@@ -46,7 +46,7 @@ class TorchKernels:
 
     def mask_gradients(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         if gradients[0].device.type != "cpu" or sum(map(Tensor.numel, gradients)) < _MANY:
-            torch._foreach_mul_(list(map(integers, gradients)), list(masks))  # see `write_dead`
+            torch._foreach_mul_(list(map(bit_view, gradients)), list(masks))  # see `write_dead`
             return
         pieces = [piece for pair in zip(gradients, masks, strict=True) for piece in _pieces(*pair)]
         in_threads([(mask.numel(), partial(write_dead, mask, [gradient])) for gradient, mask in pieces])
@@ -88,4 +88,4 @@ def is_finite(weight: Tensor) -> bool:
 def write_dead(mask: Tensor, tensors: Sequence[Tensor]) -> None:
     """Write +0.0 where the mask is dead; no bit of the rest changes, be it NaN or -0.0."""
     for tensor in tensors:
-        integers(tensor).mul_(mask)  # several times as fast as masked_fill_
+        bit_view(tensor).mul_(mask)  # several times as fast as masked_fill_

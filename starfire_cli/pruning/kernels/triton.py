@@ -19,7 +19,7 @@ from torch import Tensor
 
 from starfire_cli.pruning.kernels import KERNELS, MaskJob, installed
 from starfire_cli.pruning.kernels._patterns import counts_of
-from starfire_cli.pruning.kernels.gpu.muting import Muting
+from starfire_cli.pruning.kernels.gpu.gradient_masking import GradientMasking
 from starfire_cli.pruning.kernels.gpu.table import (
     BLOCK,
     FEW,
@@ -81,14 +81,14 @@ class TritonKernels:
         return TritonLayers(jobs, graphs=self.graphs)
 
     def mask_gradients(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
-        self._muting(gradients, masks)
+        self._gradient_masking(gradients, masks)
 
     def warmup_notice(self) -> str | None:
         return None  # not worth a line
 
     @cached_property
-    def _muting(self) -> Muting:
-        return Muting()
+    def _gradient_masking(self) -> GradientMasking:
+        return GradientMasking()
 
 
 class TritonLayers:

@@ -663,10 +663,10 @@ def interpreted_places_of_gradients_are_told_once_and_no_more_than_eight_are_kep
         gradient.fill_(1.0)
         kernels.mask_gradients([gradient], [mask])
         assert torch.equal(gradient, mask.float())
-    assert len(kernels._muting._known) == 8
+    assert len(kernels._gradient_masking._known) == 8
 
 
-def gpu_a_graph_captures_the_muting_of_its_own_gradients() -> None:
+def gpu_a_graph_captures_the_masking_of_its_own_gradients() -> None:
     kernels, mask = TritonKernels(), (torch.arange(90 * 51) % 3 > 0).view(90, 51).to(DEVICE)
     weight = torch.ones(90, 51, device=DEVICE)
     kernels.mask_gradients([weight.clone()], [mask])  # compiled

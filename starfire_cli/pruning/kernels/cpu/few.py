@@ -40,7 +40,7 @@ def prune_few(job: MaskJob) -> int | None:
     return alive.size - int(np.count_nonzero(alive)) if done else None
 
 
-def integers(tensor: Tensor) -> Tensor:
+def bit_view(tensor: Tensor) -> Tensor:
     """A view of a tensor's bits as signed integers of the same size."""
     kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return tensor.view(kinds[tensor.element_size()])
@@ -133,7 +133,7 @@ def _finite(weight: Array) -> bool:
 
 
 def _bits(tensor: Tensor) -> Array:
-    """As `integers`; a convolution's as (K, R, S, C)."""
-    bits = integers(tensor.detach())
+    """As `bit_view`; a convolution's as (K, R, S, C)."""
+    bits = bit_view(tensor.detach())
     numbers: Array = (bits if bits.ndim == 2 else bits.permute(0, 2, 3, 1)).numpy()
     return numbers

@@ -62,7 +62,7 @@ class _Prepared:
         )
 
 
-class Muting:
+class GradientMasking:
     """Masks gradients: writes zeros where masks are dead."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Muting:
             else:
                 prepared = self._as_before(gradients, masks)
             for launch in prepared.launches:
-                _mute(launch)
+                _launch_kernel(launch)
         for number in prepared.others:
             gradients[number].masked_fill_(~masks[number], 0)
 
@@ -110,7 +110,7 @@ def _without_gaps(tensor: Tensor) -> bool:
     return extent == tensor.numel() > 0
 
 
-def _mute(launch: _Launch) -> None:
+def _launch_kernel(launch: _Launch) -> None:
     from starfire_cli.pruning.kernels.gpu.gradients import mute
 
     tensors = len(launch.table) // 4

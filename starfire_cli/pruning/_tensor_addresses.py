@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Held:
+class TensorAddresses:
     """The addresses of all tensors that go with some weights, to notice cheaply when one was moved or replaced.
 
     Args:
