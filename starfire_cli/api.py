@@ -94,7 +94,7 @@ def load_model(
     return sparsify(net)
 
 
-def _channels(name: str, given: Sequence[float] | None, least: float) -> tuple[float, float, float] | None:
+def _channels(name: str, given: object, least: float) -> tuple[float, float, float] | None:
     """A mean or std as a triple. Raises BadOption for what pixels in [0, 1] cannot have."""
     if given is None:
         return None
