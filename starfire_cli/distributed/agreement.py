@@ -1,4 +1,4 @@
-"""Have all ranks the same masks? Each computes its own from the same weights; a difference is found, and named."""
+"""Comparison of the masks of all ranks: each computes its own from the same weights; a difference is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does one rank's network learn from the images of all? DistributedDataParallel, with what training needs of it."""
+"""Data-parallel training of one rank's network: DistributedDataParallel, with what training needs of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which gradients are sent to the other ranks? Once the masks are fixed, those of live weights alone.
+"""All-reduce of sparse gradients: once the masks are fixed, those of live weights alone are sent.
 
 A communication hook of DistributedDataParallel. Gradients are summed, not averaged: each rank divides its loss by the
 whole batch already, so that shares of unequal size weigh as they would in one process.

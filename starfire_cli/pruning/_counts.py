@@ -1,4 +1,4 @@
-"""How many weights of each layer are dead? Counted on the weights' device, which is waited for when somebody asks."""
+"""Counts of each layer's dead weights, on the weights' device, which is waited for when they are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tensors go with the weights, and are they still the same? Asked at each step of an era, so it must be cheap."""
+"""Tensors that go with the weights, and whether they are unchanged; checked at each step of an era, so cheap."""
 
 from __future__ import annotations
 

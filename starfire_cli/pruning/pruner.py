@@ -1,4 +1,4 @@
-"""The one stateful object: layers x method x era -> masks, and the training loop's three calls (paper, Algorithm 2)."""
+"""The pruner: layers, methods and era in, masks out, by the training loop's three calls (paper, Algorithm 2)."""
 
 from __future__ import annotations
 

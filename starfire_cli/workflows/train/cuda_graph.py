@@ -1,4 +1,4 @@
-"""How is a whole training step replayed as one CUDA graph? Captured once, then a step is a single launch.
+"""Training steps as one CUDA graph: captured once, then a step is a single launch.
 
 What is captured is forward, backward, the gradients' masks and the optimizer; masks are evaluated outside of it, since
 every step of an era has another budget. Batches of another size than the usual (an epoch's last) run as ever.

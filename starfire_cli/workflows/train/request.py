@@ -1,4 +1,4 @@
-"""What the user asked `train` for, and what that comes to once a recipe has filled the gaps."""
+"""The request of `starfire train`, the recipe that fills its gaps, and the checks of its values."""
 
 from __future__ import annotations
 

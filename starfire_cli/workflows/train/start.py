@@ -1,4 +1,4 @@
-"""What does a run begin with? A checkpoint's weights or fresh ones, what is dead of them, and which layers prune."""
+"""The start of a run: a checkpoint's weights or fresh ones, what is dead of them, and which layers are pruned."""
 
 from __future__ import annotations
 

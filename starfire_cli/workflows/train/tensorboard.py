@@ -1,4 +1,4 @@
-"""Where a run's records go besides the screen and metrics.jsonl: TensorBoard's event files in the run folder."""
+"""TensorBoard's event files of a run, beside the screen and metrics.jsonl."""
 
 from __future__ import annotations
 
