@@ -45,11 +45,11 @@ def check_sessions(session: Session, ranks: Ranks) -> None:
         found |= {f"{what} of the {name} images": digest for what, digest in split.digests().items()}
     _compare(ranks, found, StarfireError, "do not see the same data", "copy one data set to all machines")
     network = {
-        "device": session.device.type,
-        "network": _network(session.net),
+        "device": session.network.device.type,
+        "network": _network(session.network.net),
         "masks": _joined(session.pruner.digests().values()),
-        "position": str(dataclasses.astuple(session.at)),
-        "checkpoint": session.checkpoint_digest,
+        "position": str(dataclasses.astuple(session.position)),
+        "checkpoint": session.network.checkpoint_digest,
     }
     problem = "did not come to the same network"
     _compare(ranks, network, StarfireError, problem, "give all the same files and the same --model")

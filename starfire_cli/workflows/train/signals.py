@@ -13,7 +13,7 @@ from starfire_cli.distributed.ranks import Ranks
 class Signals:
     """A context in which SIGINT and SIGTERM are remembered in `number` and training goes on to a safe point.
 
-    `agreed` is the signal on which all ranks stop; `pending` asks.
+    `agreed` is the signal on which all ranks stop; `pending` asks. `stopped` says whether the run has.
     """
 
     def __init__(self) -> None:
@@ -38,6 +38,10 @@ class Signals:
         """The signal that one of the ranks has had, 0 for none; every rank asks at the same steps."""
         self.agreed = ranks.stop(self.number)
         return self.agreed
+
+    def stop(self) -> None:
+        """The run ends here, before its last epoch."""
+        self.stopped = True
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number and number == signal.SIGINT:

@@ -119,8 +119,7 @@ def test_a_killed_rank_ends_the_other(tmp_path: Path, where: str, victim: int) -
 
     def one() -> str:
         from starfire_cli.distributed import lifeline
-        from starfire_cli.workflows.train import loop as train
-        from starfire_cli.workflows.train import session
+        from starfire_cli.workflows.train import epoch_end, training_data
 
         lifeline.GRACE = 0.2
         log = os.open(tmp_path / f"stderr{os.environ['RANK']}", os.O_CREAT | os.O_WRONLY)
@@ -135,9 +134,9 @@ def test_a_killed_rank_ends_the_other(tmp_path: Path, where: str, victim: int) -
             raise AssertionError
 
         if where == "open_data":
-            session.open_data = stuck  # type: ignore[assignment]
+            training_data.open_data = stuck  # type: ignore[assignment]
         else:
-            train.save = stuck  # type: ignore[assignment]
+            epoch_end.save = stuck  # type: ignore[assignment]
         return run(tmp_path / "runs", batch_size=322, epochs=1, era="0:1")[0]
 
     began = time.monotonic()

@@ -18,7 +18,8 @@ from starfire_cli.pruning.masks import digest
 from starfire_cli.records.train import EpochRecord, Finished, TrainingPlan
 from starfire_cli.workflows.train.loop import train
 from starfire_cli.workflows.train.request import TrainRequest
-from starfire_cli.workflows.train.resume import open_session, save
+from starfire_cli.workflows.train.resume import open_session
+from starfire_cli.workflows.train.save import save
 
 TINY = {"model": "tests.tiny:net", "limit_train": 320, "limit_val": 100, "device": "cpu", "epochs": 4, "era": "1:3"}
 MODEL_GIVEN = frozenset({"model"})  # a resumed run does not run the code that the file names
@@ -189,7 +190,7 @@ def test_a_mask_that_changes_after_the_era_is_an_error(tmp_path):
     lost = tuple(mask.nonzero()[0])
     mask[lost] = False
     with torch.no_grad():
-        dict(session.net.named_parameters())[key][lost] = 0
+        dict(session.network.net.named_parameters())[key][lost] = 0
     with pytest.raises(Mismatch, match=f"mask of {key} changed after the era"):
         save(session, run.last, {})
 
@@ -199,7 +200,7 @@ def test_a_dead_weight_that_is_not_zero_is_an_error(tmp_path):
     session = open_session(TrainRequest(resume=run.path, model=TINY["model"]), MODEL_GIVEN)
     layer = session.pruner.layers[1]
     with torch.no_grad():
-        dict(session.net.named_parameters())[layer.key][~session.pruner.masks[layer.key]] = 0.5
+        dict(session.network.net.named_parameters())[layer.key][~session.pruner.masks[layer.key]] = 0.5
     with pytest.raises(Mismatch, match=layer.key):
         save(session, run.last, {})
 
