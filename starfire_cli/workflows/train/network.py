@@ -15,7 +15,7 @@ from starfire_cli.models import Normalized, build_model, count_macs
 from starfire_cli.networks.lone_images import check_batches, has_batchnorm
 from starfire_cli.networks.rebuild import recipe_of
 from starfire_cli.pruning.channels.recipe import ShrinkRecipe, apply_shrink
-from starfire_cli.workflows.train.alike import content
+from starfire_cli.workflows.train.digest import content
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.start import Start, take_weights
 
