@@ -13,9 +13,9 @@ from starfire_cli.data.finding import url_of
 from starfire_cli.data.sets.folder import differences
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint.record import Checkpoint
-from starfire_cli.networks.network import Channels
-from starfire_cli.networks.rebuild import known_spec, said_of_model, untrusted
+from starfire_cli.networks.model_spec import model_meta, trusted_spec, untrusted_text
 from starfire_cli.text import printable
+from starfire_cli.values import Channels
 from starfire_cli.workflows.train.request import TrainRequest
 
 # Of a request, what the checkpoint's record fills in where the user gave nothing.
@@ -55,7 +55,7 @@ def read_record(meta: Mapping[str, Any], model: str | None) -> Recorded:
 
     Args:
         meta: of a checkpoint.
-        model: the spec that may be built (see `known_spec`).
+        model: the spec that may be built (see `trusted_spec`).
     """
     data = meta.get("data")
     data = data if isinstance(data, Mapping) else {}
@@ -173,10 +173,10 @@ def fill_from(checkpoint: Checkpoint, request: TrainRequest, given: frozenset[st
     """
     usual = {field.name: field.default for field in fields(TrainRequest)}
     own = {name for name in _FILLED if name in given or getattr(request, name) != usual[name]}
-    record = read_record(checkpoint.meta, known_spec(checkpoint))
-    named = said_of_model(checkpoint).get("spec")
+    record = read_record(checkpoint.meta, trusted_spec(checkpoint))
+    named = model_meta(checkpoint).get("spec")
     if "model" not in own and record.model is None and isinstance(named, str):
-        raise BadOption(untrusted(checkpoint, named))
+        raise BadOption(untrusted_text(checkpoint, named))
     if "data" not in own and record.data is not None and url_of(record.data) is not None:
         raise BadOption(
             f"{checkpoint.path} names the data {record.data}, and no URL is opened because a file says so; "
@@ -209,7 +209,7 @@ def fine_tuning(
         batch_size: to give, where the usual one does not work.
     """
     words = ["starfire", "train", "--init", str(checkpoint.path), "--method", "dense"]
-    record = read_record(checkpoint.meta, known_spec(checkpoint))
+    record = read_record(checkpoint.meta, trusted_spec(checkpoint))
     lacking = []
     if record.model is None:
         words += ["--model", spec] if spec is not None else []

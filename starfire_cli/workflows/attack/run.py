@@ -21,9 +21,10 @@ from starfire_cli.formats.overwriting import files_of, refuse_overwriting
 from starfire_cli.formats.png import check_folder
 from starfire_cli.formats.robustness import robustness_path
 from starfire_cli.formats.run import find_checkpoint
-from starfire_cli.networks.network import Channels, Network, build_network
-from starfire_cli.networks.rebuild import said_of_model
+from starfire_cli.networks.model_spec import model_meta
+from starfire_cli.networks.restore import RestoredModel, restore_model
 from starfire_cli.records.attack import AttackRecord, AttackReport, AttackStarted
+from starfire_cli.values import Channels
 from starfire_cli.workflows.attack import verdict as verdict
 from starfire_cli.workflows.attack.batch_size import images_that_fit, most_useful
 from starfire_cli.workflows.attack.cached import Plan, spec_of
@@ -143,7 +144,7 @@ def attack(request: AttackRequest) -> Iterator[AttackRecord]:
     )
 
 
-def _read(networks: tuple[Network, ...]) -> list[str]:
+def _read(networks: tuple[RestoredModel, ...]) -> list[str]:
     """What had to be done to read the checkpoints, with their names where there are two."""
     names = [f"{network.path}: " if len(networks) > 1 else "" for network in networks]
     return [name + note for name, network in zip(names, networks, strict=True) for note in network.notes]
@@ -167,7 +168,7 @@ class _Setting:
 
     info: DataInfo
     split: Split
-    networks: tuple[Network, ...]
+    networks: tuple[RestoredModel, ...]
     loaded: int
     chunk: int
     device: torch.device
@@ -197,10 +198,10 @@ def _open(request: AttackRequest) -> _Setting:
     info, split = open_val(said, request.data, options)
     silent = second is not None and not second.meta.get("data")
     networks = [
-        build_network(
+        restore_model(
             first,
-            info,
             device,
+            info,
             model=request.model,
             # What was given for a second network that says nothing is not forced on a first one that does.
             mean=None if silent and "mean" in said else request.mean,
@@ -214,13 +215,13 @@ def _open(request: AttackRequest) -> _Setting:
     return _Setting(info=info, split=split, networks=tuple(networks), loaded=loaded, chunk=chunk, device=device)
 
 
-def _second(request: AttackRequest, checkpoint: Checkpoint, info: DataInfo, device: torch.device) -> Network:
+def _second(request: AttackRequest, checkpoint: Checkpoint, info: DataInfo, device: torch.device) -> RestoredModel:
     """The network to compare with: by its own metadata where it has any, else by the options given for the first."""
-    own_spec, own_data = said_of_model(checkpoint).get("spec"), checkpoint.meta.get("data") or {}
-    return build_network(
+    own_spec, own_data = model_meta(checkpoint).get("spec"), checkpoint.meta.get("data") or {}
+    return restore_model(
         checkpoint,
-        info,
         device,
+        info,
         model=request.against_model or (request.model if own_spec in (None, request.model) else None),
         mean=None if "mean" in own_data else request.mean,
         std=None if "std" in own_data else request.std,

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from starfire_cli import runtime
 from starfire_cli.data import DataInfo, DataOptions, Split, open_val
 from starfire_cli.formats.checkpoint.record import Checkpoint
-from starfire_cli.networks.network import Channels, build_network
+from starfire_cli.networks.restore import restore_model
 from starfire_cli.pruning.ties import masks_once, ties_of
 from starfire_cli.records.inspect import Comparison, Inspection, LayerDifference, LayerFinding, Predictions
+from starfire_cli.values import Channels
 from starfire_cli.workflows.recorded import read_record
 
 
@@ -132,7 +133,7 @@ def _network(
             f"{name} does not say how it normalises images: mean {shown[0]} and std {shown[1]} are the data's "
             "(--mean and --std give others)"
         )
-    return build_network(checkpoint, info, device, model=model, mean=mean, std=std).model.eval()
+    return restore_model(checkpoint, device, info, model=model, mean=mean, std=std).model
 
 
 def _difference(a: LayerFinding, b: LayerFinding, alive_a: Tensor, alive_b: Tensor) -> LayerDifference:

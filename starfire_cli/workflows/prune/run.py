@@ -16,7 +16,7 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.overwriting import files_of, refuse_overwriting
-from starfire_cli.networks.rebuild import recipe_of
+from starfire_cli.networks.model_spec import shrink_recipe
 from starfire_cli.pruning.channels.elimination import EliminationReport, eliminate
 from starfire_cli.pruning.channels.recipe import compose_recipes
 from starfire_cli.pruning.ties import apply_once
@@ -77,7 +77,7 @@ def _prune(job: Job) -> Iterator[Progress | Pruned]:
             real = trial.normalised_images() if trial is not None else None
             device = runtime.pick_device(request.trial.device)
             net, masks, recipe, shrunk = shrink_network(net.cpu(), masks, (3, side, side), device, real)
-            meta["model"]["shrink"] = compose_recipes(recipe_of(checkpoint), recipe)
+            meta["model"]["shrink"] = compose_recipes(shrink_recipe(checkpoint), recipe)
         after = trial.measure(net) if trial is not None else None
         meta["model"] |= {"spec": rebuilt.spec, "num_classes": rebuilt.num_classes, "image_size": side}
         state = _as_stored(net.cpu().state_dict(), checkpoint.state)

@@ -18,8 +18,8 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.models import Normalized
 from starfire_cli.networks.evaluate import evaluate
-from starfire_cli.networks.network import Channels
 from starfire_cli.records.prune import Measured
+from starfire_cli.values import Channels
 from starfire_cli.workflows.train.recipes import recipe_for
 
 _FEW = 2000  # validation images, from which on a set has more training images than any batch

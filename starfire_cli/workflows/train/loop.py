@@ -20,7 +20,7 @@ from starfire_cli.distributed.ranks import Ranks
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.run import Run
 from starfire_cli.networks.evaluate import evaluate
-from starfire_cli.networks.rebuild import runs_code
+from starfire_cli.networks.model_spec import runs_code
 from starfire_cli.records.train import EpochRecord, Record, Started, Stopped
 from starfire_cli.workflows.train.cuda_graph import StepGraph
 from starfire_cli.workflows.train.describe import plan_of

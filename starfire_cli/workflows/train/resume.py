@@ -17,7 +17,7 @@ from starfire_cli.errors import BadOption, Mismatch, StarfireError
 from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import Run, runs_in
-from starfire_cli.networks.rebuild import runs_code, untrusted
+from starfire_cli.networks.model_spec import runs_code, untrusted_text
 from starfire_cli.pruning.ties import apply_once
 from starfire_cli.workflows.train.alike import check_requests, check_sessions
 from starfire_cli.workflows.train.describe import meta_of
@@ -158,7 +158,7 @@ def _opened(
     with reading(path, "what it says of its run"):
         own = TrainRequest.from_config(checkpoint.meta["request"])
     if own.model is not None and runs_code(own.model) and "model" not in given:
-        raise BadOption(untrusted(checkpoint, own.model))
+        raise BadOption(untrusted_text(checkpoint, own.model))
     if own.data is not None and "data" not in given:
         refuse_url(own.data, str(path))
     for field in sorted(given - CHANGEABLE - OF_THE_CALL):

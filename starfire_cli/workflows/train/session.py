@@ -23,7 +23,7 @@ from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import Run, find_checkpoint
 from starfire_cli.models import Normalized, build_model, count_macs
 from starfire_cli.networks.lone_images import check_batches, has_batchnorm
-from starfire_cli.networks.rebuild import recipe_of
+from starfire_cli.networks.model_spec import shrink_recipe
 from starfire_cli.pruning import Pruner
 from starfire_cli.pruning.channels.recipe import apply_shrink
 from starfire_cli.pruning.schedule import Era
@@ -119,7 +119,7 @@ class Session:
         if initial is not None and self.ranks.count > 1:
             self.checkpoint_digest = content([initial.state, initial.masks or {}, initial.training or {}])
         # What prune-mask --shrink made smaller stays so.
-        self.shrink = recipe_of(initial) if initial is not None else {}
+        self.shrink = shrink_recipe(initial) if initial is not None else {}
         apply_shrink(self.net, self.shrink)
         self.macs = count_macs(self.net, info.image_size)
         self.pairs = has_batchnorm(self.net)

@@ -18,7 +18,7 @@ from torch.nn.utils import prune
 from starfire_cli.cli import main
 from starfire_cli.formats.checkpoint.file import load, save
 from starfire_cli.models import build_model
-from starfire_cli.networks.rebuild import revive
+from starfire_cli.networks.restore import rebuild_model
 from starfire_cli.workflows.prune.oneshot import recalibrate
 
 Capture = pytest.CaptureFixture[str]
@@ -302,7 +302,7 @@ def test_eliminate_and_shrink(tmp_path: Path, capsys: Capture) -> None:
     images = torch.rand(4, 3, 20, 20)
 
     def outputs(path: Path) -> torch.Tensor:
-        net = revive(load(path), "tests.workflows.prune.test_prune_mask:vgg").net
+        net = rebuild_model(load(path), "tests.workflows.prune.test_prune_mask:vgg").net
         with torch.no_grad():
             return net(images)
 

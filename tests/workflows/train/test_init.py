@@ -24,7 +24,7 @@ from starfire_cli.formats.checkpoint.file import load, save
 from starfire_cli.formats.run import Run
 from starfire_cli.networks.dead_weights import find_dead_weights
 from starfire_cli.networks.evaluate import evaluate
-from starfire_cli.networks.network import title_of
+from starfire_cli.networks.title import checkpoint_title
 from starfire_cli.pruning import layers_of_model
 from starfire_cli.text import command_text
 from starfire_cli.workflows.plot.run_files import read_run
@@ -103,13 +103,13 @@ def test_a_pruned_network_is_not_called_dense(tmp_path: Path) -> None:
     net, zeros = pruned_net()
     run, _ = run_of(tmp_path / "a", init=write("to-safetensors", net, tmp_path), method="dense")
     share = zeros / sum(getattr(net, name).weight.numel() for name in LAYERS)
-    assert title_of(load(run.last)) == f"pruned {share:.4g}"
+    assert checkpoint_title(load(run.last)) == f"pruned {share:.4g}"
     assert main(["compress", str(run.last), "-o", str(tmp_path / "packed.safetensors")]) == 0
-    assert title_of(load(tmp_path / "packed.safetensors")) == f"pruned {share:.4g}"
+    assert checkpoint_title(load(tmp_path / "packed.safetensors")) == f"pruned {share:.4g}"
     assert (read_run(run.path).method, read_run(run.path).target) == ("pruned", round(share, 4))
     dense, _ = run_of(tmp_path / "b", method="dense")
-    assert title_of(load(dense.last)) == "dense" and read_run(dense.path).dense
-    assert title_of(load(run_of(tmp_path / "c", method="ck", target=0.5)[0].last)) == "ck 0.5"
+    assert checkpoint_title(load(dense.last)) == "dense" and read_run(dense.path).dense
+    assert checkpoint_title(load(run_of(tmp_path / "c", method="ck", target=0.5)[0].last)) == "ck 0.5"
 
 
 def test_zeros_that_are_let_free(tmp_path: Path) -> None:
