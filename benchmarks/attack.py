@@ -171,7 +171,7 @@ def subject(arguments: argparse.Namespace, device: torch.device) -> tuple[nn.Mod
         return model, InMemory(images, labels, arguments.batch_size), "fresh resnet20, random images"
     loaded = files.load(arguments.checkpoint)
     options = DataOptions(eval_batch_size=arguments.batch_size, device=device, limit_val=arguments.images)
-    info, split = open_val(loaded.meta.get("data") or {}, arguments.data, options)
+    info, split = open_val(loaded.meta.data.values, arguments.data, options)
     network = restore_model(loaded, device, info)
     batches = list(split.batches(0))
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from starfire_cli.errors import BadOption, StarfireError, option
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.pruning.channels.recipe import Recipe
 
 
-def model_meta(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the metadata say of the model; nothing where they are damaged."""
-    said = checkpoint.meta.get("model")
-    return said if isinstance(said, dict) else {}
-
-
 def trusted_spec(checkpoint: Checkpoint) -> str | None:
     """The model that the metadata name, unless building it would run code of the file's choosing."""
-    spec = model_meta(checkpoint).get("spec")
-    return spec if isinstance(spec, str) and not runs_code(spec) else None
+    spec = checkpoint.meta.model.spec
+    return spec if spec is not None and not runs_code(spec) else None
 
 
 def runs_code(spec: str) -> bool:
@@ -34,9 +26,8 @@ def resolve_spec(checkpoint: Checkpoint, given: str | None) -> str:
     spec = given or trusted_spec(checkpoint)
     if spec is not None:
         return spec
-    named = model_meta(checkpoint).get("spec")
-    if isinstance(named, str):
-        raise BadOption(untrusted_text(checkpoint, named))
+    if checkpoint.meta.model.spec is not None:
+        raise BadOption(untrusted_text(checkpoint, checkpoint.meta.model.spec))
     raise BadOption(
         f"{checkpoint.path} does not say which model it is; give it: {option('model', 'resnet20')} "
         "(or timm:NAME, pkg.mod:callable)"
@@ -50,7 +41,7 @@ def untrusted_text(checkpoint: Checkpoint, spec: str) -> str:
 
 def shrink_recipe(checkpoint: Checkpoint) -> Recipe:
     """How the network was cut to fewer channels, if it was. Raises StarfireError where that is damaged."""
-    recipe = model_meta(checkpoint).get("shrink") or {}
-    if not isinstance(recipe, dict) or not all(isinstance(cut, dict) for cut in recipe.values()):
+    recipe = checkpoint.meta.model.shrink
+    if recipe is None:
         raise StarfireError(f"{checkpoint.path}: the record of how it was shrunk is damaged")
     return recipe

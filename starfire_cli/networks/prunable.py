@@ -11,7 +11,7 @@ from torch import Tensor
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.networks.fit import differing_ties, differing_ties_text
-from starfire_cli.networks.model_spec import model_meta, trusted_spec, untrusted_text
+from starfire_cli.networks.model_spec import trusted_spec, untrusted_text
 from starfire_cli.networks.skeleton import BuiltModel, build_skeleton
 from starfire_cli.pruning.layers import Layer, layers_of_model, layers_of_state, shares_memory
 from starfire_cli.pruning.state_layers import sort_state
@@ -124,8 +124,8 @@ def _network(checkpoint: Checkpoint, model: str | None, image_size: int | None, 
         return build_skeleton(checkpoint, model, image_size)
     spec = trusted_spec(checkpoint)
     if spec is None:
-        named = model_meta(checkpoint).get("spec")
-        if isinstance(named, str):
+        named = checkpoint.meta.model.spec
+        if named is not None:
             notes.append(untrusted_text(checkpoint, named))
         return None
     try:

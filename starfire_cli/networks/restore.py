@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from starfire_cli.damage import DamagedFile
 from starfire_cli.data import DataInfo
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.models import Normalized, build_model
 from starfire_cli.networks.fit import fit_weights, load_weights
-from starfire_cli.networks.model_spec import model_meta, resolve_spec, shrink_recipe
-from starfire_cli.networks.normalisation import not_normalised, resolve_normalisation
+from starfire_cli.networks.model_spec import resolve_spec, shrink_recipe
+from starfire_cli.networks.normalisation import resolve_normalisation
 from starfire_cli.networks.skeleton import BuiltModel, build_fresh, build_skeleton
 from starfire_cli.networks.title import checkpoint_title
 from starfire_cli.pruning.channels.recipe import apply_shrink
@@ -75,12 +76,12 @@ def restore_model(
     """
     if info is None:
         info = _info_of(checkpoint, model, num_classes, image_size, mean, std)
-    path, own = checkpoint.path, model_meta(checkpoint)
+    path, recorded = checkpoint.path, checkpoint.meta.model.num_classes
     spec = resolve_spec(checkpoint, model)
     mean, std = resolve_normalisation(checkpoint, mean, std)
     classes = len(info.classes)
-    if "num_classes" in own and own["num_classes"] != classes:
-        raise StarfireError(f"{path} was made for {own['num_classes']} classes; the data {info.spec} have {classes}")
+    if recorded is not None and recorded != classes:
+        raise StarfireError(f"{path} was made for {recorded} classes; the data {info.spec} have {classes}")
     net, checkpoint = build_loaded(checkpoint, spec, info)
     return RestoredModel(
         path=path,
@@ -131,24 +132,24 @@ def _info_of(
     std: Channels | None,
 ) -> DataInfo:
     """The data a network was trained on, as far as its file says; otherwise as far as was given."""
-    data = checkpoint.meta.get("data") or {}
     try:
-        return DataInfo.from_meta(data)
-    except (KeyError, TypeError, ValueError):
-        known = build_skeleton(checkpoint, resolve_spec(checkpoint, model), image_size)
-        known_mean, known_std = (given or data.get(name) for name, given in (("mean", mean), ("std", std)))
-        if known_mean is None or known_std is None:
-            raise not_normalised(checkpoint, known_mean, known_std) from None
-        return DataInfo(
-            name="unknown",
-            spec="unknown",
-            classes=tuple(str(i) for i in range(num_classes or known.num_classes)),
-            mean=mean or (0.0, 0.0, 0.0),
-            std=std or (1.0, 1.0, 1.0),
-            image_size=known.image_size,
-            train_images=0,
-            val_images=0,
-        )
+        info = checkpoint.meta.data.info()
+    except DamagedFile:
+        info = None
+    if info is not None:
+        return info
+    known = build_skeleton(checkpoint, resolve_spec(checkpoint, model), image_size)
+    mean, std = resolve_normalisation(checkpoint, mean, std)
+    return DataInfo(
+        name="unknown",
+        spec="unknown",
+        classes=tuple(str(i) for i in range(num_classes or known.num_classes)),
+        mean=mean,
+        std=std,
+        image_size=known.image_size,
+        train_images=0,
+        val_images=0,
+    )
 
 
 def _digest(state: dict[str, Tensor]) -> str:

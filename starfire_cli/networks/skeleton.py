@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.networks.fit import check_fit
-from starfire_cli.networks.model_spec import model_meta, shrink_recipe
+from starfire_cli.networks.model_spec import shrink_recipe
 from starfire_cli.networks.tensor_names import match_names
 from starfire_cli.pruning.channels.recipe import apply_shrink
 
@@ -46,11 +46,9 @@ def build_skeleton(checkpoint: Checkpoint, spec: str, image_size: int | None = N
         BadOption: there is no such model.
         StarfireError: the checkpoint's weights are not that model's.
     """
-    own = model_meta(checkpoint)
-    known = own.get("image_size")
-    size = image_size or (known if isinstance(known, int) and 0 < known < 1 << 14 else None)
-    classes = own.get("num_classes") if spec == own.get("spec") else None
-    classes = classes if isinstance(classes, int) and 0 < classes < 1 << 24 else None
+    own = checkpoint.meta.model
+    size = image_size or own.image_size
+    classes = own.num_classes if spec == own.spec else None
     net = _build(spec, classes or _GUESS, size)
     checkpoint = match_names(net, checkpoint)
     if classes is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.labels import method_and_share, title
-from starfire_cli.networks.model_spec import model_meta
 
 
 def checkpoint_title(checkpoint: Checkpoint) -> str:
@@ -15,16 +14,15 @@ def checkpoint_title(checkpoint: Checkpoint) -> str:
 
 def checkpoint_method(checkpoint: Checkpoint) -> tuple[str, float | None] | None:
     """Method and share by which a network is called (see `method_and_share`); None where nothing is known."""
-    pruning = checkpoint.meta.get("pruning") or {}
-    method, target = pruning.get("method"), pruning.get("target")
-    if not isinstance(method, str):
+    pruning = checkpoint.meta.pruning
+    if pruning.method is None:
         return None
     masks = (checkpoint.masks or {}).values()
     dead = sum(mask.numel() - int(mask.sum()) for mask in masks)
     return method_and_share(
-        method,
-        str(pruning.get("fc")),
-        target if isinstance(target, int | float) else None,
+        pruning.method,
+        str(pruning.fc),
+        pruning.target,
         sparsity=dead / max(1, sum(mask.numel() for mask in masks)),
-        shrunk=bool(model_meta(checkpoint).get("shrink")),
+        shrunk=checkpoint.meta.model.shrink != {},
     )

@@ -271,4 +271,4 @@ def test_names_that_are_not_utf8(tmp_path: Path, capsys: Capture) -> None:
         ["inspect", "--json", str(pruned)],
     ):
         assert main(command) == 0, capsys.readouterr().err
-    assert load(pruned).meta["source"]["path"] == str(folder / "a.pt")
+    assert load(pruned).meta.values["source"]["path"] == str(folder / "a.pt")

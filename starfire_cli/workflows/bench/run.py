@@ -218,8 +218,8 @@ def _network(request: BenchRequest) -> tuple[RestoredModel, list[str]]:
 
 
 def _says_normalisation(checkpoint: Checkpoint) -> bool:
-    data = checkpoint.meta.get("data")
-    return isinstance(data, dict) and ("mean" in data or "std" in data)
+    data = checkpoint.meta.data
+    return data.mean is not None or data.std is not None
 
 
 def _batches(text: str) -> tuple[int, ...]:

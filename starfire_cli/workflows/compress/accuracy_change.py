@@ -25,7 +25,7 @@ def accuracy_change(
     """
     place = runtime.pick_device(device)
     options = DataOptions(device=place, limit_val=images)
-    info, split = open_val(exact.meta.get("data") or {}, data, options)
+    info, split = open_val(exact.meta.data.values, data, options)
     before, after = (evaluate(restore_model(c, place, info, model=model).model, split) for c in (exact, rounded))
     assert before is not None and after is not None, "nobody asked it to stop"
     return AccuracyChange(data=info.spec, images=before.images, before=before.top1, after=after.top1)

@@ -93,7 +93,7 @@ def inspect_fitted(
         input=shape,
         bytes_file=checkpoint.path.stat().st_size if checkpoint.path.exists() else 0,
         bytes_dense=dense,
-        bytes_packed=packed_bytes(checkpoint.state, masks, checkpoint.meta, bounds),
+        bytes_packed=packed_bytes(checkpoint.state, masks, checkpoint.meta.values, bounds),
         bytes_bound=round(sum(bounds.values())),
     )
     return inspection, checkpoint

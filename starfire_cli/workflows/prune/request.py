@@ -14,7 +14,6 @@ from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.networks.dead_weights import DeadWeights, find_dead_weights
-from starfire_cli.networks.model_spec import model_meta
 from starfire_cli.networks.prunable import Prunable, prunable
 from starfire_cli.networks.restore import rebuild_model
 from starfire_cli.networks.skeleton import BuiltModel
@@ -116,7 +115,7 @@ class Job:
     def network(self, state: dict[str, Tensor]) -> BuiltModel:
         """The network with `state` in it. Raises BadOption where nothing says which network it is."""
         if self.found.network is None:
-            named = model_meta(self.checkpoint).get("spec")
+            named = self.checkpoint.meta.model.spec
             what = f"{named}, which runs that code" if named else "resnet20, timm:NAME or package.module:callable"
             wish = self.request.network_options[0]
             raise BadOption(f"{wish} needs the network of {self.checkpoint.path}: --model {what}")

@@ -46,7 +46,7 @@ def _eliminated(session: Session, run: Run) -> tuple[str, ...]:
     report = eliminate(net, best.masks or {}, example=torch.zeros(1, 3, side, side))
     if report.declined:
         return (f"nothing was eliminated: {report.declined}",)
-    files.save(run.eliminated, state=net.state_dict(), masks=report.masks, meta=best.meta)
+    files.save(run.eliminated, state=net.state_dict(), masks=report.masks, meta=best.meta.values)
     said = [f"eliminated {report.weights} linear weights that only see constants: {run.eliminated}"]
     for layer in report.layers:
         said += [f"{layer.layer}: {count} inputs stay, {reason}" for reason, count in layer.kept.items()]

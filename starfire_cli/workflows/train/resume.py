@@ -153,10 +153,10 @@ def _opened(
             session.notes.append(f"--resume auto: nothing to go on with under {request.out}/, so this run is a new one")
         return session
     checkpoint = files.load(path, training=True)
-    if not checkpoint.training or "request" not in checkpoint.meta:
+    if not checkpoint.training or checkpoint.meta.request is None:
         raise StarfireError(f"{path} holds weights but no training state to resume; --init {path} starts from them")
     with reading(path, "what it says of its run"):
-        own = TrainRequest.from_config(checkpoint.meta["request"])
+        own = TrainRequest.from_config(checkpoint.meta.request)
     if own.model is not None and runs_code(own.model) and "model" not in given:
         raise BadOption(untrusted_text(checkpoint, own.model))
     if own.data is not None and "data" not in given:
@@ -178,7 +178,7 @@ def _opened(
 def take_up(session: Session, checkpoint: Checkpoint) -> None:
     """Bring a fresh session to where the checkpoint was. Raises StarfireError where the two do not belong together."""
     training, path = checkpoint.training or {}, checkpoint.path
-    steps = checkpoint.meta.get("steps_per_epoch")
+    steps = checkpoint.meta.steps_per_epoch
     if steps != session.steps_per_epoch:
         raise StarfireError(
             f"{path} was trained with {steps} steps an epoch, these data and options give {session.steps_per_epoch}; "

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from starfire_cli import runtime
 from starfire_cli.attacks import adversary
-from starfire_cli.damage import reading
+from starfire_cli.damage import DamagedFile
 from starfire_cli.data import DataOptions, open_data, recognise
 from starfire_cli.distributed.agreement import Agreement
 from starfire_cli.distributed.ranks import Ranks
@@ -27,7 +27,7 @@ from starfire_cli.networks.model_spec import shrink_recipe
 from starfire_cli.pruning import Pruner
 from starfire_cli.pruning.channels.recipe import apply_shrink
 from starfire_cli.pruning.schedule import Era
-from starfire_cli.workflows.recorded import Defaults, fill_from, known_data
+from starfire_cli.workflows.init_defaults import Defaults, fill_from, known_data
 from starfire_cli.workflows.train.alike import content
 from starfire_cli.workflows.train.compact_state import CompactState
 from starfire_cli.workflows.train.cuda_graph import StepGraph, refuse
@@ -266,8 +266,10 @@ class Session:
     def _era(self, resume: Checkpoint | None) -> Era:
         request = self.request
         if resume is not None:  # in steps, so that more epochs do not move it
-            with reading(resume.path, "what it says of its era"):
-                first, last = (int(step) for step in resume.meta["pruning"]["era_steps"])
+            steps = resume.meta.pruning.era_steps
+            if steps is None:
+                raise DamagedFile(f"{resume.path} is damaged: what it says of its era: era_steps is missing")
+            first, last = steps
         elif self.pruning.target:
             first, last = era_steps(request, self.steps_per_epoch)
         else:
