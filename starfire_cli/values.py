@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starfire_cli.errors import BadOption
 
 T = TypeVar("T", int, float)
+
+Channels = tuple[float, float, float]
+"""Red, green and blue."""
 
 LARGEST = 3.4e38
 """Of a float: the largest of float32, in which networks compute."""
@@ -53,6 +56,37 @@ def parse_list(option: str, text: str, one: Callable[[str], T], example: str) ->
         except ValueError:
             raise BadOption(f"{option} {text!r}: {part.strip()!r} is no number in a list such as {example}") from None
     return tuple(found)
+
+
+def parse_channels(text: str | None, option: str) -> Channels | None:
+    """`0.485,0.456,0.406`, or one number for all three channels. Raises BadOption."""
+    if text is None:
+        return None
+    try:
+        numbers = [parse_number(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    numbers = numbers * 3 if len(numbers) == 1 else numbers
+    least = 1e-6 if option == "--std" else 0.0  # what is less, float32 cannot divide by
+    if len(numbers) != 3 or not all(least <= number <= 1 for number in numbers):  # not for NaN either
+        what = "above 0 and up to 1, such as 0.229,0.224,0.225" if least else "from 0 to 1, such as 0.485,0.456,0.406"
+        raise BadOption(f"{option} {text!r} is not three numbers (or one for all) {what}: pixels are in [0, 1]")
+    red, green, blue = numbers
+    return red, green, blue
+
+
+def parse_input(text: str | None) -> tuple[int, int] | None:
+    """`3x224x224` to (channels, pixels a side). Raises BadOption."""
+    if text is None:
+        return None
+    parts: list[Any] = text.lower().replace("*", "x").split("x")
+    if (
+        not all(p.isdecimal() and len(p) < 6 and 0 < int(p) <= 1 << 14 for p in parts)
+        or len(parts) != 3
+        or parts[1] != parts[2]
+    ):
+        raise BadOption(f"--input {text!r} is not channels x height x width of square images, such as 3x224x224")
+    return int(parts[0]), int(parts[1])
 
 
 def check_value(option: str, name: str, value: object) -> None:

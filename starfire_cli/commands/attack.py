@@ -79,9 +79,9 @@ def attack(
 ) -> None:
     """Measure how robust a network is against attacks of its input, and whether another one is more so."""
     from starfire_cli.errors import BadOption
-    from starfire_cli.networks.network import parse_channels
     from starfire_cli.report.attack import display, names
     from starfire_cli.report.console import say
+    from starfire_cli.values import parse_channels
     from starfire_cli.workflows.attack.run import AttackRequest
     from starfire_cli.workflows.attack.run import attack as run_attack
 

@@ -77,8 +77,8 @@ def bench(
 
     All take turns in one run, with the same images and threads, and their outputs are compared.
     """
-    from starfire_cli.networks.network import parse_channels
     from starfire_cli.report.bench import display
+    from starfire_cli.values import parse_channels
     from starfire_cli.workflows.bench.run import BenchRequest
     from starfire_cli.workflows.bench.run import bench as run_bench
 

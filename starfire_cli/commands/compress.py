@@ -121,7 +121,7 @@ def compress(
     if unpack:
         outcomes = run.unpack(checkpoint, out)
     elif to is not None:
-        from starfire_cli.networks.network import parse_channels
+        from starfire_cli.values import parse_channels
         from starfire_cli.workflows.compress.export import export  # brings torchvision, slow to import
 
         outcomes = export(

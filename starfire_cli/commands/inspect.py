@@ -101,7 +101,7 @@ def inspect(
     Any checkpoint will do: starfire's own, packed or not, state dicts, safetensors, other tools' pruned models.
     With two checkpoints, show what lies between them; with --evaluate, also how many predictions flipped.
     """
-    from starfire_cli.networks.rebuild import parse_input
+    from starfire_cli.values import parse_input
     from starfire_cli.workflows.inspect.run import inspect_fitted, open_checkpoint
 
     if sort not in SORTS:
@@ -119,7 +119,7 @@ def inspect(
         names = _listed(found[0], layers)
         _show_one(found[0], _sorted(found[0].layers, names, sort), as_json, as_csv)
     else:
-        from starfire_cli.networks.network import parse_channels
+        from starfire_cli.values import parse_channels
         from starfire_cli.workflows.inspect.compare import compare, predictions
 
         two, second = inspect_fitted(open_checkpoint(other, weights), model=model, image=size)

@@ -149,8 +149,8 @@ def prune_mask(
     Any checkpoint will do, and no model is needed: shapes tell. With --evaluate, or --data for other data than the
     checkpoint's, accuracy is measured before and after.
     """
-    from starfire_cli.networks.network import parse_channels
     from starfire_cli.report.prune import display
+    from starfire_cli.values import parse_channels
     from starfire_cli.workflows.prune.request import PruneRequest
     from starfire_cli.workflows.prune.run import prune_mask as run
     from starfire_cli.workflows.prune.trial import TrialRequest

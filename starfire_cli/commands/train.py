@@ -156,8 +156,8 @@ def train(
 ) -> None:
     """Train a sparse network: dense start, pruning era, fixed mask. With no options: on handwritten digits."""
     from starfire_cli import runtime
-    from starfire_cli.networks.network import parse_channels
     from starfire_cli.report.train import decoding_display, display
+    from starfire_cli.values import parse_channels
     from starfire_cli.workflows.train.loop import train as run_training
     from starfire_cli.workflows.train.request import TrainRequest
     from starfire_cli.workflows.train.tensorboard import logged

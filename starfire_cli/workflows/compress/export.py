@@ -17,9 +17,9 @@ from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.checkpoint.interchange import WRITERS
 from starfire_cli.formats.onnx_graph import missing_package, write_graph
 from starfire_cli.formats.run import find_checkpoint
-from starfire_cli.networks.network import Channels, Network
-from starfire_cli.networks.ready import as_trained
+from starfire_cli.networks.restore import RestoredModel, restore_model
 from starfire_cli.records.compress import Note, Outcome, Written
+from starfire_cli.values import Channels
 from starfire_cli.workflows.compress.run import target
 
 FORMS = (*WRITERS, "onnx")
@@ -60,7 +60,7 @@ def export(
     difference = None
     if form == "onnx":
         output = target(path, out, ".onnx", ".onnx")
-        network = as_trained(checkpoint, torch.device("cpu"), model=model, mean=mean, std=std)
+        network = restore_model(checkpoint, torch.device("cpu"), model=model, mean=mean, std=std)
         yield from (Note(text=note) for note in network.notes if note not in checkpoint.notes)
         difference = _write_onnx(output, network)
         if difference is None:
@@ -83,7 +83,7 @@ def export(
     )
 
 
-def _write_onnx(output: Path, network: Network) -> float | None:
+def _write_onnx(output: Path, network: RestoredModel) -> float | None:
     """Export the network from pixels in [0, 1] to logits; returns how far onnxruntime's logits are from ours.
 
     None where onnxruntime is not there to ask.
