@@ -1,4 +1,4 @@
-"""Which images are near enough: steps along a gradient, random points, and the way back into the eps-ball and [0, 1].
+"""Steps, random points and projections in an eps-ball (linf or l2) that is clipped to pixels in [0, 1].
 
 For linf the operations and their order are those of torchattacks and foolbox: pixels come out bit for bit equal.
 """

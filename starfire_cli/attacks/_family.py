@@ -1,4 +1,4 @@
-"""The family of attacks, and what a member must be able to do; nothing here imports torch, for the sake of `--help`.
+"""The family of attacks and the interface of its members; imports no torch, so that `--help` stays fast.
 
 N images, each (C, H, W), pixels in [0, 1]; `eps` is the size of a perturbation in these pixels: the most that a single
 value moves (linf) or the Euclidean length of the whole perturbation (l2).

@@ -1,4 +1,4 @@
-"""What a loss says about the pixels: the gradient of the input alone, with the network as it is when it is used.
+"""Gradients of a loss with respect to the pixels, with the network in eval mode.
 
 Eval mode, no gradients of parameters (half the work and memory), the sum of the losses (a mean divides the gradients by
 the batch size, which half precision rounds to zero), logits in float32 (docs/attack.md gives the reasons).

@@ -1,4 +1,4 @@
-"""How other people's attacks are reached: imported when asked for, and kept from torch's random state."""
+"""Access to attack libraries: imported on first use, and kept from changing torch's random state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which sizes a text means: `0,0.01,0.05`, `8/255`, `0:0.1:0.01`; exact, so that a range ends where it says."""
+"""Parses perturbation sizes such as `0,0.01,0.05`, `8/255` and `0:0.1:0.01`, exactly: a range includes its end."""
 
 from __future__ import annotations
 

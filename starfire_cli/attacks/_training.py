@@ -1,4 +1,4 @@
-"""What a training step needs of an attack: adversarial images for the clean ones, and nothing else changed."""
+"""Adversarial training: replaces the clean images of a step by adversarial ones and changes nothing else."""
 
 from __future__ import annotations
 

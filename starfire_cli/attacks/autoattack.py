@@ -1,4 +1,4 @@
-"""AutoAttack by its authors' code: four strong attacks, each on the images that still stand (Croce and Hein 2020)."""
+"""AutoAttack, by its authors' code: four strong attacks, each on the images that still stand (Croce and Hein 2020)."""
 
 from __future__ import annotations
 

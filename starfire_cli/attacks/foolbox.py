@@ -1,4 +1,4 @@
-"""Any attack of the library foolbox, by the name that it has there (Rauber et al. 2020)."""
+"""Attacks of the library foolbox, by the names they have there (Rauber et al. 2020)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`starfire plot`: options, what there is, the pictures."""
+"""The command `starfire plot`."""
 
 from __future__ import annotations
 

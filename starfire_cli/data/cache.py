@@ -1,4 +1,4 @@
-"""Where are decoded images, and lists of files, kept between runs? In one file a set, in the user's cache folder.
+"""Disk cache for decoded images and file lists: one file a data set, in the user's cache folder.
 
 The name of a file of images is a digest of every image's name, size and time of change, so that a changed set is a new
 file; its content is checked, so that a damaged one is made anew. Only what this module wrote is ever removed: files

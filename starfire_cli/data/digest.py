@@ -1,4 +1,4 @@
-"""Digests of a data set by which the ranks of a job find out whether they all see the same images.
+"""Digests of a data set, by which the ranks of a job check that they all see the same images.
 
 They cost milliseconds: names, labels and known sizes are taken whole, of pixels and files a fixed sample.
 """

@@ -1,4 +1,4 @@
-"""Which random numbers does image i get in epoch e?
+"""Random numbers for data, as a function of the seed, the epoch and the image's index.
 
 A counter-based generator: each number is a hash (splitmix64's finaliser) of seed, epoch, image index and the number of
 the draw. So nothing depends on the order of calls, on workers, on a device or on torch's generators.

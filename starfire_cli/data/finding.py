@@ -1,4 +1,4 @@
-"""From what a user writes after --data: which set is it, and where?"""
+"""Resolves the value of `--data` into a data set and the place of its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images lie in these class folders, without reading folders of a million files again?
+"""Lists the images in class folders, cached so that a folder of a million files is not read again.
 
 The names are kept in the user's cache folder, with the times of change of every folder that was read: a file that comes
 or goes changes its folder's. What is kept is trusted only while all of those are as they were. Nothing here ever stops

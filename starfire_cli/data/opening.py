@@ -1,4 +1,4 @@
-"""How does a data set become batches? `open_data` for training, `open_val` for what comes after it."""
+"""Opens data sets as batches: `open_data` for training, `open_val` for evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is a data set to the rest of the program: how it is asked for, what is known about it, what it yields."""
+"""Data options and data records: what a user asks for, what is known about the set, and the batches it yields."""
 
 from __future__ import annotations
 

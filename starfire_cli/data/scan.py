@@ -1,4 +1,4 @@
-"""Which image files lie under a folder?"""
+"""Finds the image files under a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does a data set consist of, before anything is decoded or moved to a device?"""
+"""Data sources: the images and labels of a set, before anything is decoded or moved to a device."""
 
 from __future__ import annotations
 

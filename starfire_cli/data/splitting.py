@@ -1,4 +1,4 @@
-"""Which images train and which validate?"""
+"""Splits a set into training and validation images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a file is written so that a reader finds either the whole old one or the whole new one, whatever happens."""
+"""Atomic file writing: a reader finds either the whole old file or the whole new one."""
 
 from __future__ import annotations
 

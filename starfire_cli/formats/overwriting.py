@@ -1,4 +1,4 @@
-"""Refuses to write over a file that the same command reads."""
+"""Refuses to overwrite a file that the same command reads."""
 
 from __future__ import annotations
 

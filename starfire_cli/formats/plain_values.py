@@ -1,4 +1,4 @@
-"""Checks that metadata are plain values, no deeper and no larger than anything that is written."""
+"""Checks that metadata are plain values, within the depth and size of anything that is written."""
 
 from __future__ import annotations
 

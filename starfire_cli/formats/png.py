@@ -1,4 +1,4 @@
-"""How a picture gets to the disk as PNG, whole or not at all."""
+"""Writes PNG files atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an attack leaves beside a checkpoint: one JSON file a network and attack, with right or wrong image by image.
+"""Result files of attacks: one JSON file a network and attack, with the outcome for every image.
 
 The document is what people and scripts read; its last key, `per_image`, is what lets a later run go on where this one
 was stopped, add sizes, and compare two networks on the same images.

@@ -1,4 +1,4 @@
-"""What lies where in a run folder: runs/NAME/{config.json, metrics.jsonl, last.pt, best.pt}."""
+"""The layout of a run folder: runs/NAME/{config.json, metrics.jsonl, last.pt, best.pt}."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lock on a run folder: one process at a time writes there, and the operating system lets go when it dies.
+"""The lock on a run folder: one writing process at a time, released by the operating system when it dies.
 
 A record lock (POSIX) on the file `.lock`. Unlike `flock` it is not inherited by loader workers, which may outlive a
 killed process by seconds, and it works over NFS. Readers of a run never look at it.

@@ -1,4 +1,4 @@
-"""How does a tar shard come onto the disk: the same bytes for the same images, whole or not at all, and summed?
+"""Writes tar shards: atomically, reproducibly to the byte, and with a checksum.
 
 Plain ustar, one member an image and one for its class number, so that tar, webdataset and others read it.
 """

@@ -1,4 +1,4 @@
-"""How many multiply-accumulates each layer costs on one image, and how many of them a set of masks leaves."""
+"""Multiply-accumulates of each layer on one image, dense and with masks."""
 
 from __future__ import annotations
 

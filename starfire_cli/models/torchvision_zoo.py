@@ -1,4 +1,4 @@
-"""Every classification network of torchvision, by torchvision's name, without weights (`resnet50` is v1.5)."""
+"""Classification networks of torchvision by torchvision's names, without weights (`resnet50` is v1.5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What attacking yields: progress while it runs, then robust accuracies, point by point; all plain values."""
+"""Records of `starfire attack`: its progress, then robust accuracies, point by point."""
 
 from __future__ import annotations
 

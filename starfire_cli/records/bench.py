@@ -1,6 +1,6 @@
-"""What `bench` finds out: plain records that the workflow makes and the report shows.
+"""Records of `starfire bench`: engines, timings and comparisons.
 
-They lie below both. Times are in seconds, shares and differences are fractions.
+Times are in seconds, shares and differences are fractions.
 """
 
 from __future__ import annotations

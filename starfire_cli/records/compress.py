@@ -1,4 +1,4 @@
-"""What `compress` yields: plain records that the workflow makes and the report shows."""
+"""Records of `starfire compress`: layers, sizes and accuracies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records of `starfire data pack`: what is to be packed, each shard, and the finished set."""
+"""Records of `starfire data pack`: its plan, each shard, and the finished set."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What `inspect` finds out: plain records that a workflow makes and the report shows.
+"""Records of `starfire inspect`: layers, totals and comparisons.
 
-They lie below both. Shapes and sparsities are as in docs/inspect.md; accuracies are fractions.
+Shapes and sparsities are as in docs/inspect.md; accuracies are fractions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `plot` draws: runs as they went, networks layer by layer, accuracies under attack.
+"""Records of `starfire plot`: training runs, networks layer by layer, accuracies under attack.
 
 Plain values that lie below the workflow that collects them and the report that draws them. Accuracies and sparsities
 are fractions; what a file did not say is None, or NaN in a column.

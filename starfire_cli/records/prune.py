@@ -1,4 +1,4 @@
-"""What `prune-mask` comes to: plain records that a workflow makes and the report shows; accuracies are fractions."""
+"""Records of `starfire prune-mask`: pruned layers, written files and points of a sweep; accuracies are fractions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees of an attack: a bar while it runs, then accuracy by size, and two networks side by side."""
+"""Display of `starfire attack`: a bar while it runs, then accuracy by size, and two networks side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as small drawings in one line of text, with plain characters where the terminal has no others."""
+"""Bar charts in one line of text, in plain characters where the terminal has no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees of `starfire bench`: a table for each batch size, and what zeros saved; or all of it as JSON."""
+"""Display of `starfire bench`: a table for each batch size, and the saving by zeros; or all of it as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees of two checkpoints side by side."""
+"""Display of two checkpoints side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees of `starfire compress`: a line per layer with its encoding and sizes, and the total."""
+"""Display of `starfire compress`: a line per layer with its encoding and sizes, and the total."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Where commands print: a terminal is used as it is, a pipe gets plain lines that are never wrapped.
+r"""The console: styled text on a terminal, plain unwrapped lines in a pipe.
 
 Names come from files, and may hold what a terminal takes for a command: escape codes, line ends, bells. Whatever is
 printed here shows them as `\x1b` and the like.

@@ -1,4 +1,4 @@
-"""What a person sees while a data set is packed: a bar at a terminal, in a pipe a line for every tenth."""
+"""Display of `starfire data pack`: a bar at a terminal, in a pipe a line for every tenth."""
 
 from __future__ import annotations
 

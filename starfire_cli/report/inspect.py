@@ -1,4 +1,4 @@
-"""What a person sees of an inspection: the paper's figure 5 as a table, and totals, as wide as there is room."""
+"""Display of `starfire inspect`: the paper's figure 5 as a table, and totals, fitted to the console's width."""
 
 from __future__ import annotations
 

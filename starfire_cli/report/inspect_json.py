@@ -1,4 +1,4 @@
-"""What `inspect` found as JSON and CSV: the documented, stable keys (docs/inspect.md)."""
+"""JSON and CSV output of `starfire inspect`, with documented, stable keys (docs/inspect.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees of one-shot pruning: what was written and what it cost, or the curve over targets."""
+"""Display of `starfire prune-mask`: the written file and its cost in accuracy, or the curve over targets."""
 
 from __future__ import annotations
 

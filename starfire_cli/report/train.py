@@ -1,4 +1,4 @@
-"""What a person sees of a training run: a live bar at a terminal, a plain line an epoch in a pipe, a closing table."""
+"""Display of `starfire train`: a live bar at a terminal, a plain line an epoch in a pipe, a closing table."""
 
 from __future__ import annotations
 

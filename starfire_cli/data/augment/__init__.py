@@ -1,4 +1,4 @@
-"""How are training images varied? One file an augmentation; all keep the label true.
+"""Registry of training augmentations, one file each; none of them changes an image's label.
 
 An augmentation first plans an epoch (numbers per image, from hashes, on the CPU) and then applies its plan to whole
 batches on the device.

@@ -1,4 +1,4 @@
-"""Small rotations, shifts and changes of size, never mirrored: for digits, letters and other signs."""
+"""Small rotations, shifts and rescaling without mirroring: for digits, letters and other signs."""
 
 from __future__ import annotations
 

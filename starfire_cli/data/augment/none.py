@@ -1,4 +1,4 @@
-"""No augmentation: training images as validation sees them."""
+"""No augmentation: training images are the same as in validation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does an image file become pixels?
+"""Decodes image files into pixels.
 
 JPEGs go to torchcodec where it is installed, else to torchvision where that is at hand, else to Pillow, which also
 decodes every other format and has the last word on what is damaged.

@@ -1,4 +1,4 @@
-"""Small images: decoded once, in parallel, and remembered on disk."""
+"""Decodes a set of small images once, in parallel, and caches the pixels on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does an image become smaller before it is packed?"""
+"""Shrinks and re-encodes images before they are packed into shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""By which road do a data set's images come: decoded once and kept on the device, or by workers in every epoch?"""
+"""Chooses a data set's input pipeline: decoded once and resident on the device, or decoded by workers every epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How is a box cut from an image, mirrored and scaled, without aliasing, for a whole batch at once?
+"""Crops, mirrors and resizes a whole batch of images with antialiasing.
 
 The filter is that of torchvision's and Pillow's bilinear `resize` for 8 bits: a triangle as wide as two steps between
 output pixels, but at least two input pixels, with 16-bit integer weights; columns first, then rows, each rounded. On

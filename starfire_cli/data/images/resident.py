@@ -1,4 +1,4 @@
-"""Small images: how do they become batches when all of them live on the device as one uint8 tensor?"""
+"""Batches of small images that are resident on the device as one uint8 tensor."""
 
 from __future__ import annotations
 

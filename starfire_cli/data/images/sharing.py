@@ -1,4 +1,4 @@
-"""Memory in which worker processes hand their images over, and what to say where there is too little of it.
+"""Shared memory for the images that worker processes decode, and the error when there is too little of it.
 
 PyTorch puts what a worker returns into /dev/shm, which is 64 MB in a Docker container. On Linux, images are decoded
 into anonymous memory files instead, which only the machine's memory (and a container's limit of it) bounds; a copy is

@@ -1,4 +1,4 @@
-"""Large images: how do they get from disk to the device while the device is busy?"""
+"""Streams large images from disk to the device while the device computes."""
 
 from __future__ import annotations
 

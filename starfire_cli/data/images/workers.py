@@ -1,4 +1,4 @@
-"""What do worker processes do? They decode, cut and scale; what leaves them is uint8.
+"""Worker processes that decode, crop and resize images into uint8 batches.
 
 A request is (epoch, positions). Everything random follows from those and the seed, so that it does not matter which
 worker answers.

@@ -1,4 +1,4 @@
-"""Which data sets are known? One file a set: how it is recognised on disk, and how it is read."""
+"""Registry of data sets: one file each, with how it is recognised on disk and how it is read."""
 
 from __future__ import annotations
 

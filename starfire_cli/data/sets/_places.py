@@ -1,4 +1,4 @@
-"""Where is a named set looked for when no path is given?"""
+"""Default folders in which a named data set is looked for."""
 
 from __future__ import annotations
 

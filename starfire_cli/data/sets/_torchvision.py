@@ -1,4 +1,4 @@
-"""Sets that torchvision knows: the same files in the same places, read by its classes; nothing is downloaded."""
+"""Data sets of torchvision: the same files in the same places, read by its classes, without downloading."""
 
 from __future__ import annotations
 

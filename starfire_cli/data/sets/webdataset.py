@@ -1,4 +1,4 @@
-"""Images in tar shards: what `starfire data pack` wrote, or a WebDataset of someone else, on a disk or behind URLs."""
+"""Images in tar shards, on a disk or behind URLs: sets of `starfire data pack`, and other WebDatasets."""
 
 from __future__ import annotations
 

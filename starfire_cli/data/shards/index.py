@@ -1,4 +1,4 @@
-"""What does a set of shards consist of that `starfire data pack` wrote?
+"""The index of a set of shards that `starfire data pack` wrote.
 
 The files are described in docs/shards.md. The index comes from a file, so nothing in it is believed unchecked: names
 are plain file names, numbers fit the files.

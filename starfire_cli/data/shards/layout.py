@@ -1,4 +1,4 @@
-"""Images in tar shards: where does each lie, and in which order does an epoch read them?
+"""Positions of images in tar shards, and the order in which an epoch reads them.
 
 Shuffling all images of many shards would make a disk or a server jump about. So an epoch shuffles the shards, takes
 `AT_ONCE` of them side by side, goes through these from front to back in slices of about `SLICE` bytes, and shuffles the

@@ -1,4 +1,4 @@
-"""What is needed next from shards is asked for early: from a disk in long runs, from a server as whole shards."""
+"""Reads ahead of the workers in shards: long runs from a disk, whole shards from a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How are bytes had that lie behind a URL? By the openers of the webdataset library; no shell ever sees a URL.
+"""Reads URLs by the openers of the webdataset library; no shell ever sees a URL.
 
 URLs come from checkpoints, too, so nothing is accepted that could make a program run: webdataset's `pipe:` is refused.
 """

@@ -1,4 +1,4 @@
-"""How do remote shards come to lie on this machine, in time, once for all its processes, and without filling the disk?
+"""Local copies of remote shards: fetched ahead of use, shared by all processes, limited in total size.
 
 Every shard is streamed into a file of its own, which can be read while it grows. What is no longer needed makes room.
 """

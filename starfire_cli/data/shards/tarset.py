@@ -1,4 +1,4 @@
-"""Where do the images lie in tar files that others made? Read once, and remembered.
+"""The index of tar files that others made, built once and cached.
 
 A sample is what shares a name up to the first dot, as everywhere in WebDatasets: `0017.jpg` and `0017.cls`.
 """

@@ -1,4 +1,4 @@
-"""What a checkpoint is: written in one step as our own `.pt`, read from any format that people have."""
+"""Writes checkpoints as `.pt` in one step, and reads them from any format in use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the masks of other pruning code, kept beside the weights in a state dict, become plain weights and our masks."""
+"""Folds masks that other pruning code keeps in a state dict into plain weights and masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a pickle that names foreign classes is read without importing or running any: inert stand-ins take their place.
+"""Reads pickles that name foreign classes without importing them: inert stand-ins take the classes' places.
 
 `weights_only` loading refuses every name it does not know. Where such a name only says what kind of object follows (a
 `Namespace` of options, a whole pickled model), a stand-in that merely keeps the object's state lets the weights in it

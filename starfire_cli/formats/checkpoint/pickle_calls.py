@@ -1,4 +1,4 @@
-"""Checks the calls that a torch pickle makes, by what they would take: sizes against storage, copies against the file.
+"""Checks the calls in a torch pickle before they are made: claimed sizes against storages, copies against the file.
 
 Only what `torch.load(weights_only=True)` can call is known here (a test holds the two lists together). Nothing is made:
 a tensor is the number of bytes it would claim, a storage the number of values the file has for it.

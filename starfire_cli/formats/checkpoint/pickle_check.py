@@ -1,4 +1,4 @@
-"""Reads a torch pickle without making anything, to know before it is loaded what it asks for.
+"""Checks a torch pickle before it is loaded, without making any of its objects.
 
 `torch.load(weights_only=True)` runs no code, but it makes what it is told to make: a few bytes may ask for gigabytes,
 and a tensor for storage that the file does not have. So each pickle is gone through once beforehand, opcode by opcode,

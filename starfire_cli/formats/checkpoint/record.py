@@ -1,4 +1,4 @@
-"""The record of a checkpoint that was read."""
+"""The record of a checkpoint as read from a file."""
 
 from __future__ import annotations
 

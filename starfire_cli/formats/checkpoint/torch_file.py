@@ -1,4 +1,4 @@
-"""What `torch.save` left in a file, loaded with `weights_only=True` and only after the file proved whole."""
+"""Reads files of `torch.save`, with `weights_only=True` and only after the file has been checked."""
 
 from __future__ import annotations
 

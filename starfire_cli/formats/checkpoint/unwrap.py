@@ -1,4 +1,4 @@
-"""Finds the weights in what a file holds: opens wrappers, takes one of several networks, strips prefixes."""
+"""Finds the weights in a loaded object: opens wrappers, selects one of several networks, strips prefixes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a torch zip file is whole: every record's CRC, and no record that claims bytes the file does not have."""
+"""Checks that a torch zip file is intact: every record's CRC, and no record larger than the file."""
 
 from __future__ import annotations
 

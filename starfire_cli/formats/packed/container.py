@@ -1,4 +1,4 @@
-"""How named pieces of bytes lie in a safetensors file that checks itself.
+"""The container of packed files: named byte strings in a safetensors file with checksums.
 
 The file is plain safetensors: 8 bytes with the length of a JSON header, the header, the data. Its metadata begin with
 a checksum of the header, so that a flipped bit in a name, a size or an offset is found before it is believed. Reading

@@ -1,4 +1,4 @@
-"""What an encoding of a mask is, and which are tried: one file each in `encodings/`, found by its name.
+"""The interface of mask encodings, and the choice of those that are tried on a layer.
 
 An encoding looks at the mask alone, never at the method that made it. The smallest that fits a layer is used.
 """

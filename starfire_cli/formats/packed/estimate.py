@@ -1,4 +1,4 @@
-"""Sizes that `compress` would reach, counted without compressing: the entropy bound and the packed file's bytes."""
+"""Estimates the sizes that `compress` would reach without compressing: the entropy bound and the file in bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How few bytes can a layer take? Counting, for the bound that `compress` measures itself against."""
+"""The information content of a layer in bytes: the lower bound that `compress` compares its sizes with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in a packed file: weights and masks, bit for bit as they were packed (docs/formats.md).
+"""Packed files: reading weights and masks, bit for bit as they were packed (docs/formats.md).
 
 A packed file is a safetensors file. Tensors that were never pruned lie in it as they are; each packed layer is a
 string of bytes called KEY.packed, described in the metadata. Nothing in the file is believed before its checksum is

@@ -1,4 +1,4 @@
-"""What `--values bf16` and `--values fp16` do to the weights, and what that costs."""
+"""Rounds weights to bf16 or fp16 (`--values`), and measures the rounding error."""
 
 from __future__ import annotations
 

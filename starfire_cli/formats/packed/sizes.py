@@ -1,4 +1,4 @@
-"""How large a packed file is, and where its bytes went."""
+"""Sizes of a packed file, in total and by layer."""
 
 from __future__ import annotations
 

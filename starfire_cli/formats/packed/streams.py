@@ -1,4 +1,4 @@
-"""What a packed layer is written with: numbers, byte strings, bits and small symbols (docs/formats.md).
+"""Byte streams of packed layers: numbers, byte strings, bits and small symbols (docs/formats.md).
 
 Everything is little-endian. A `Reader` trusts nothing: each size is compared with what must come before any memory is
 taken, and whatever does not fit raises `Damaged`.

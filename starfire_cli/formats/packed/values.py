@@ -1,4 +1,4 @@
-"""How a layer's live values become bytes: the exponents apart from the rest, because only they repeat.
+"""Encodes a layer's live values: exponents are entropy-coded, the remaining bits are stored as they are.
 
 A float is rotated left by one bit, so that its sign sits at the bottom and its exponent at the top. Its first 8 + m
 bits are one symbol of an alphabet of at most 256; what is left is written as it is, in planes of 8, 4, 2 or 1 bits that

@@ -1,4 +1,4 @@
-"""How a checkpoint becomes a packed file: each layer in its shortest encoding, and checked before it gets its name."""
+"""Packed files: writing, with each layer in its shortest encoding, and verified before the file gets its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which runs are the same experiment under other seeds, and what is each experiment called beside the others?"""
+"""Groups runs of the same experiment under different seeds, and labels each group by what sets it apart."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""One self-contained page about one run or many: no network, no scripts, readable on a phone, dark or light, in print.
+"""Self-contained HTML pages about one run or many, without network access or scripts.
 
-Everything that comes from files is escaped; the page's own policy forbids loading anything.
+They are readable on phones and in print, dark or light. Every text from a file is escaped; the page's own policy
+forbids loading anything.
 """
 
 from __future__ import annotations

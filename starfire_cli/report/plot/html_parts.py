@@ -1,4 +1,4 @@
-"""The parts of the page: what a run came to, tables, settings; every text from a file is escaped here."""
+"""Parts of HTML pages: results, tables, settings; every text from a file is escaped here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pictures can be drawn from what there is, and the one place that draws a kind by its name."""
+"""The kinds of figures, the records each needs, and the function that draws one by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's tables 1, 2 and 5 to 8, from a set of runs: what goes into which cell."""
+"""The paper's tables 1, 2 and 5 to 8, filled from a set of runs."""
 
 from __future__ import annotations
 

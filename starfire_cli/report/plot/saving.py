@@ -1,4 +1,4 @@
-"""How figures get to the disk: PNG, SVG or PDF by the name's ending, the same bytes every time, whole or not at all."""
+"""Saves figures atomically and reproducibly to the byte, as PNG, SVG or PDF by the name's ending."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which colour, line and size a thing has in every picture, on white paper and on a dark page alike.
+"""Colours, lines and sizes of figures, the same for one thing everywhere, for white paper and dark pages.
 
 The colours keep a contrast of 3 or more against white and near-black, and differ for the colour-blind as well
 (tests/report/plot/test_plot_style.py measures both). Nothing here touches matplotlib's global settings.

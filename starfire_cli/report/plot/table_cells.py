@@ -1,4 +1,4 @@
-"""What the paper's tables are made of: cells over several runs, rows, and the set-up whose runs share a table."""
+"""Cells and rows of the paper's tables: values over several runs, and the set-up whose runs share a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a table of the paper is written: for a terminal, as Markdown, LaTeX (booktabs) or CSV."""
+"""Writes the paper's tables for a terminal, and as Markdown, LaTeX (booktabs) or CSV."""
 
 from __future__ import annotations
 

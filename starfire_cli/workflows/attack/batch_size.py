@@ -1,4 +1,4 @@
-"""How many images at a time: as many as memory holds with room to spare, no more than are of use."""
+"""Chooses the batch size of an attack from the free memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One network under one attack, with the file beside it: what is known already, what is missing, what came of it."""
+"""Runs one attack on one network for the sizes and images that its result file lacks, and updates the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sure is an accuracy, and a difference between two networks that saw the same images? Counts in, intervals out."""
+"""Confidence intervals for an accuracy, and for the difference between two networks on the same images."""
 
 from __future__ import annotations
 

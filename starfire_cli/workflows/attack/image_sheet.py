@@ -1,4 +1,4 @@
-"""What do the attacked images look like? A sheet for each eps: clean, perturbation, adversarial."""
+"""Sheets of attacked images, one for each eps: clean, perturbation, adversarial."""
 
 from __future__ import annotations
 

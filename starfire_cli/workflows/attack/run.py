@@ -1,4 +1,4 @@
-"""How robust is a network, and is it as robust as another one on the same images (paper, section 3.2, table 3)?"""
+"""Measures the robust accuracy of one network, or of two on the same images (paper, section 3.2, table 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One network, one attack, every size, every image: the loop, and the tally that survives being stopped."""
+"""Attacks one network at every size on every image, and keeps a tally from which an interrupted sweep resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tallies say: points with intervals, two networks held against each other, and reasons for doubt."""
+"""Results from tallies: accuracies with intervals, comparisons of two networks, and warnings."""
 
 from __future__ import annotations
 

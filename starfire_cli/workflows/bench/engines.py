@@ -1,4 +1,4 @@
-"""In which ways can a network be run on this CPU? Dense ones, by torch and by others' engines, and ours."""
+"""Inference engines for a network on this CPU: dense ones (torch, ONNX Runtime and others) and our sparse one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How are several ways timed fairly on a machine that is not quiet? In turns, many times over."""
+"""Times several engines in interleaved rounds, so that noise on the machine affects all of them alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast is a network on this CPU, dense and from its live weights? All ways side by side (docs/bench.md)."""
+"""Times a network on this CPU, dense and from its live weights, by all engines (docs/bench.md)."""
 
 from __future__ import annotations
 

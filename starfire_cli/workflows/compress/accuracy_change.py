@@ -1,4 +1,4 @@
-"""What rounding costs in accuracy: top-1 with the exact and with the rounded weights, on the same images."""
+"""Measures the change in accuracy by rounding: top-1 with exact and with rounded weights, on the same images."""
 
 from __future__ import annotations
 

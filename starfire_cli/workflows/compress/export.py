@@ -1,4 +1,4 @@
-"""Forms that other tools read: plain safetensors, torch.nn.utils.prune, sparse bitmasks, ONNX (docs/compress.md)."""
+"""Exports checkpoints for other tools: safetensors, torch.nn.utils.prune, sparse bitmasks, ONNX (docs/compress.md)."""
 
 from __future__ import annotations
 

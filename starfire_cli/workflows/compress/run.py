@@ -1,4 +1,4 @@
-"""How a checkpoint becomes as small as its information, and back again (docs/compress.md)."""
+"""Compresses a checkpoint into a packed file, and restores it (docs/compress.md)."""
 
 from __future__ import annotations
 

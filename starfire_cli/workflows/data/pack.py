@@ -1,4 +1,4 @@
-"""How do a million small files become shards that are read from front to back (docs/shards.md)?
+"""Packs image files into tar shards that are read sequentially (docs/shards.md).
 
 Which image goes into which shard is decided before anything is read. So shards can be written in any order by any
 number of processes, and an interrupted packing goes on with the shards that are missing.

@@ -1,4 +1,4 @@
-"""How are many shards written at once, so that a worker that dies or a disk that fills up costs only what was begun?"""
+"""Writes many shards in parallel; a worker that dies or a full disk costs only the unfinished shards."""
 
 from __future__ import annotations
 

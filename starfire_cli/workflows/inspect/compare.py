@@ -1,4 +1,4 @@
-"""What two checkpoints have in common: masks layer by layer, and what the two networks say to the same images."""
+"""Compares two checkpoints: masks layer by layer, and the two networks' predictions on the same images."""
 
 from __future__ import annotations
 

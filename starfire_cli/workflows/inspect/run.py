@@ -1,4 +1,4 @@
-"""What is true of a checkpoint's sparsity: counted from its masks, or from its zeros where it has none."""
+"""Measures a checkpoint's sparsity, from its masks, or from its zeros where it has none."""
 
 from __future__ import annotations
 

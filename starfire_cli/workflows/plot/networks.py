@@ -1,4 +1,4 @@
-"""What do checkpoints look like inside: layers, windows, masks, sizes, as records to draw."""
+"""Plot records of checkpoints: layers, windows, masks and sizes."""
 
 from __future__ import annotations
 

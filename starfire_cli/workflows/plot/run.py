@@ -1,4 +1,4 @@
-"""What is there to draw? Runs, checkpoints and results behind a few paths, as plain records."""
+"""Collects the runs, checkpoints and result files behind the given paths as records to plot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How run folders and result files become plain records, whatever state they are in."""
+"""Plot records of run folders and result files, complete or not."""
 
 from __future__ import annotations
 

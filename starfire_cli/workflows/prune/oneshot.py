@@ -1,4 +1,4 @@
-"""How the weights of a checkpoint are pruned once, by the same core as in training (docs/prune-mask.md)."""
+"""Prunes a checkpoint's weights once, with the pruner that training uses (docs/prune-mask.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `prune-mask` was asked for, and of which checkpoint."""
+"""Requests of `prune-mask`: the checkpoint, method, target and options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `prune-mask` does: a trained checkpoint in, pruned once, one with masks out; or a curve over targets."""
+"""Runs `prune-mask`: writes a checkpoint pruned once, or measures accuracy over targets."""
 
 from __future__ import annotations
 

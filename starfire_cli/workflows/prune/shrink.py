@@ -1,4 +1,4 @@
-"""What removing dead channels for good gains: parameters, multiply-accumulates, and time, measured."""
+"""Removes dead channels, and measures the parameters, multiply-accumulates and time this saves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much accuracy one-shot pruning costs at each target: the curve, and the sensitivity of single layers."""
+"""Measures accuracy after one-shot pruning at each target, and the sensitivity of single layers."""
 
 from __future__ import annotations
 

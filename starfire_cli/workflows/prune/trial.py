@@ -1,4 +1,4 @@
-"""Where a checkpoint's network is tried on data: the images it was made for, or those it is given."""
+"""Evaluates a checkpoint's network, on the images that it was trained for or on others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole tiles of a weight matrix are dead, and perhaps single weights in the live ones (paper, section 2.1.2)."""
+"""Encoding of block masks: dead tiles of a weight matrix, and dead weights in live tiles (paper, section 2.1.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single weights are dead, anywhere: a bit a weight, or the gaps between live ones."""
+"""Encoding of unstructured masks: a bit a weight, or the gaps between live weights."""
 
 from __future__ import annotations
 

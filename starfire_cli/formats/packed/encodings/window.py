@@ -1,4 +1,4 @@
-"""Each R x S window keeps some of its weights: how many, and the number of the pattern among all such patterns.
+"""Encoding of window masks: the number of live weights in each R x S window, and the rank of their pattern.
 
 Patterns are numbered by the combinatorial number system: the pattern whose weights sit at places p1 < p2 < ... < pk is
 number C(p1, 1) + C(p2, 2) + ... + C(pk, k), which runs from 0 to C(n, k) - 1 (Knuth, TAOCP 4A, 7.2.1.3, Theorem L).

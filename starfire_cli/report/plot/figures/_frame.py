@@ -1,4 +1,4 @@
-"""What the pictures share: an empty figure, a legend that never covers data, percent axes."""
+"""Elements that figures share: an empty figure, a legend that never covers data, percent axes."""
 
 from __future__ import annotations
 

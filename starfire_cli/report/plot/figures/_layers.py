@@ -1,4 +1,4 @@
-"""What pictures with one place a layer share: names that fit, kinds, titles."""
+"""Elements of figures with one position a layer: names that fit, layer kinds, titles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A time axis: epochs or steps, curves with their mean and band, the pruning era, learning-rate drops."""
+"""Time axes: epochs or steps, curves with their mean and band, the pruning era, learning-rate drops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How validation accuracy came about, epoch by epoch (paper, figures 4 and 6 to 11)."""
+"""Figure of validation accuracy, epoch by epoch (paper, figures 4 and 6 to 11)."""
 
 from __future__ import annotations
 

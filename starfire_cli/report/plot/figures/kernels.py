@@ -1,4 +1,4 @@
-"""What does the mask itself look like: which kernels live, and which of their weights (paper, figure 2)?"""
+"""Figure of the masks themselves: live kernels and their live weights (paper, figure 2)."""
 
 from __future__ import annotations
 

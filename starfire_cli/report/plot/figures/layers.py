@@ -1,4 +1,4 @@
-"""How sparse each layer is, in model order, kinds told apart (paper, figure 5)."""
+"""Figure of each layer's sparsity, in model order, layer kinds told apart (paper, figure 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy over the size of the perturbation, a curve a network: the picture of table 3."""
+"""Figure of accuracy over the size of the perturbation, a curve a network (paper, table 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sparse the network was when: the threshold, and what it really came to (paper, figure 4 top right, 7 to 9)."""
+"""Figure of sparsity over training: the threshold and the sparsity reached (paper, figure 4 top right, 7 to 9)."""
 
 from __future__ import annotations
 

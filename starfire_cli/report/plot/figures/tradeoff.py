@@ -1,4 +1,4 @@
-"""What does sparsity cost: accuracy against sparsity, multiply-accumulates and file size, with the Pareto front."""
+"""Figure of accuracy against sparsity, multiply-accumulates and file size, with the Pareto front."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many of nine weights survive in the windows of each layer (paper, figure 2a)?"""
+"""Figure of the number of live weights, of nine, in each layer's windows (paper, figure 2a)."""
 
 from __future__ import annotations
 
