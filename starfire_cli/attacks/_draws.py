@@ -69,7 +69,7 @@ class Draws:
 
 
 def _fold(x: Tensor, by: int, scratch: Tensor) -> Tensor:
-    """`x ^= x >> by`, the shift without the sign; in place."""
+    """`x ^= x >> by` with an unsigned shift, in place."""
     torch.bitwise_right_shift(x, by, out=scratch)
     x ^= scratch.bitwise_and_((1 << (32 - by)) - 1)
     return x

@@ -43,6 +43,6 @@ def input_gradient(model: nn.Module, images_NCHW: Tensor, labels_N: Tensor) -> T
 
 
 def blind(gradient_NCHW: Tensor) -> Tensor:
-    """Bool, (N,): which images' gradients say nothing: zero in every pixel, or not finite in some."""
+    """Bool, (N,): images whose gradient is zero in every pixel, or not finite in some, and so gives no direction."""
     flat = gradient_NCHW.flatten(1)
     return (flat == 0).all(1) | ~flat.isfinite().all(1)

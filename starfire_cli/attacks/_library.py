@@ -24,6 +24,6 @@ def package(name: str, attack: str) -> ModuleType:
 
 @contextlib.contextmanager
 def own_random_state(device: torch.device) -> Iterator[None]:
-    """Whatever the block seeds or draws, torch's generators are afterwards as they were."""
+    """Restores the state of torch's generators after the block."""
     with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=True):
         yield

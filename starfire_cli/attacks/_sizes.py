@@ -14,7 +14,7 @@ _MOST = 1000
 
 @dataclass(frozen=True, order=True)
 class Size:
-    """A perturbation's size: the number, and how people write it (`8/255`)."""
+    """A perturbation's size: the number, and its text as given (`8/255`)."""
 
     eps: float
     label: str

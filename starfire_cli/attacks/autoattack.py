@@ -25,7 +25,7 @@ _CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 @ATTACKS.register("autoattack")
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack:
-    """The ensemble in which robust accuracies are usually reported; hundreds of passes an image.
+    """The ensemble by which robust accuracies are usually reported; hundreds of passes an image.
 
     Args:
         eps: size of the perturbation, in pixels of [0, 1].
@@ -85,7 +85,7 @@ class AutoAttack:
 
 @contextlib.contextmanager
 def _listening() -> Iterator[list[str]]:
-    """What the library warns of (it logs), collected in place of printed."""
+    """Collects the warnings that the library logs, in place of printing them."""
     heard: list[str] = []
 
     class Collect(logging.Handler):

@@ -20,7 +20,7 @@ from starfire_cli.errors import BadOption
 @ATTACKS.register("foolbox")
 @dataclass(frozen=True, kw_only=True)
 class Foolbox:
-    """One of foolbox's attacks; those that look for the smallest perturbation run once for all eps.
+    """One of foolbox's attacks; minimal-perturbation attacks run once for all eps.
 
     Args:
         attack: its class there, such as LInfFMNAttack, LinfDeepFoolAttack, L2CarliniWagnerAttack.

@@ -19,7 +19,7 @@ from starfire_cli.errors import BadOption
 @ATTACKS.register("pgd")
 @dataclass(frozen=True, kw_only=True)
 class PGD:
-    """Steps along the gradient's sign (l2: its direction), each followed by the way back into the ball.
+    """Steps along the gradient's sign (l2: its direction), each followed by a projection into the ball.
 
     Args:
         eps: size of the perturbation, in pixels of [0, 1].
@@ -88,6 +88,6 @@ class PGD:
 
 @torch.no_grad()
 def _standing(model: nn.Module, images_NCHW: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of each image, and whether the network gets it wrong."""
+    """The loss of each image, and whether it is misclassified, (N,) each."""
     logits_NK = model(images_NCHW).float()
     return cross_entropy(logits_NK, labels_N, reduction="none"), logits_NK.argmax(1) != labels_N

@@ -17,7 +17,7 @@ from starfire_cli.errors import BadOption, StarfireError, unknown
 
 
 def find(spec: str, image_size: int | None = None) -> Source:
-    """The data set that `spec` means, listed but not decoded. Raises BadOption or StarfireError."""
+    """The data set that `spec` names, listed but not decoded. Raises BadOption or StarfireError."""
     url = url_of(spec)
     if url is not None:
         return WebDataset().read_urls(url)
@@ -32,7 +32,7 @@ def url_of(spec: str) -> str | None:
 
 
 def refuse_url(spec: str, by: str) -> None:
-    """Raise BadOption where a file names data behind a URL: only a user who names it, too, has it opened.
+    """Raises BadOption where a file names data behind a URL: such data is opened only if the user names it, too.
 
     Args:
         spec: what the file says.

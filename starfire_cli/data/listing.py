@@ -40,7 +40,7 @@ def class_files(root: Path, folders: Sequence[str]) -> Files:
 
 
 def load(file: Path | None, root: Path, folders: Sequence[str]) -> Files | None:
-    """What was kept, or None where there is nothing, it is damaged, or a folder has changed since."""
+    """The cached listing, or None where there is none, it is damaged, or a folder has changed since."""
     tensors = cache.read(file)
     if file is None or tensors is None:
         return None
@@ -62,7 +62,7 @@ def load(file: Path | None, root: Path, folders: Sequence[str]) -> Files | None:
 
 
 def save(file: Path, files: Files, folders: Sequence[str], visited: Sequence[bytes], started: float) -> None:
-    """Keep a listing that was begun at `started`, unless a folder was changed at about that time."""
+    """Caches a listing that was begun at `started`, unless a folder was changed at about that time."""
     import torch
 
     try:
@@ -97,6 +97,6 @@ def _joined(folders: Sequence[str]) -> bytes:
 
 
 def _times(root: Path, visited: Sequence[bytes]) -> npt.NDArray[np.int64]:
-    """(N, 2) when each folder's content and when its record on the disk changed: the second cannot be set back."""
+    """(N, 2) times of change of each folder's content and of its inode; the second cannot be set back."""
     found = [os.stat(os.path.join(os.fsencode(root), folder)) for folder in visited]
     return np.array([(status.st_mtime_ns, status.st_ctime_ns) for status in found], dtype=np.int64)

@@ -19,7 +19,7 @@ LARGEST = 2**14  # pixels that a side of what a network sees may have
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How a data set is read and delivered.
+    """Options for reading and delivering a data set.
 
     Args:
         batch_size: training images a batch.
@@ -72,7 +72,7 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DataInfo:
-    """What is known about an opened data set.
+    """Facts about an opened data set.
 
     Args:
         name: what the set is called (`digits`, `cifar10`, `folder`).
@@ -115,7 +115,7 @@ class DataInfo:
 
     @classmethod
     def from_meta(cls, meta: dict[str, Any]) -> DataInfo:
-        """What `as_meta` wrote. Raises Damaged or another exception for something else: call it under `reading`."""
+        """The inverse of `as_meta`. Raises Damaged or another exception for anything else: call it under `reading`."""
         mean, std = ([float(v) for v in meta[key]] for key in ("mean", "std"))
         (red, green, blue), (red_std, green_std, blue_std) = mean, std
         if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
@@ -146,7 +146,7 @@ class DataInfo:
 
 
 def _side(meta: dict[str, Any], key: str) -> int | None:
-    """A number of pixels that metadata name. Raises Damaged where no image has such a side."""
+    """A number of pixels in metadata. Raises Damaged where no image has such a side."""
     value = meta.get(key)
     if value is not None and not 2 <= int(value) <= LARGEST:  # of one pixel, torch cannot make any
         raise Damaged(f"{key} {int(value)}; 2 to {LARGEST} pixels are possible")
@@ -168,7 +168,7 @@ class Split(Protocol):
         """Images an epoch, of all ranks together."""
 
     def digests(self) -> dict[str, str]:
-        """What tells this part from another one, in a few milliseconds: digests by what they are of."""
+        """Digests that identify this part, by name; takes a few milliseconds."""
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images float32 in [0, 1], (N, 3, H, W), and labels int64, (N,), from batch `start` on.
@@ -179,7 +179,7 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class Data:
-    """An opened data set: what is known about it and its two parts."""
+    """An opened data set: the facts about it, and its two parts."""
 
     info: DataInfo
     train: Split

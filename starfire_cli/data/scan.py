@@ -19,7 +19,7 @@ _LEFT_BEHIND = ("Thumbs.db", "desktop.ini")
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name says image; hidden files (and macOS's `._photo.jpg`) do not count."""
+    """Whether a file name has an image's extension; hidden files (and macOS's `._photo.jpg`) do not count."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
@@ -30,7 +30,7 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def passed_over(folder: Path) -> dict[str, int]:
-    """How many files in `folder` itself are no images, by their extensions."""
+    """Counts files in `folder` itself that are no images, by extension."""
     others: dict[str, int] = {}
     with _entries(folder) as entries:
         for entry in entries:
@@ -49,7 +49,7 @@ def passed_text(others: Mapping[str, int], most: int = 5) -> str:
 
 
 def loose_images(folder: Path) -> int:
-    """How many images lie directly in `folder`."""
+    """The number of images directly in `folder`."""
     with _entries(folder) as entries:
         return sum(is_image(e.name) for e in entries)
 
@@ -60,7 +60,7 @@ def images_below(folder: Path) -> list[str]:
 
 
 def walk(folder: Path) -> Iterator[str]:
-    """As `images_below`, in the order the disk has them."""
+    """As `images_below`, in directory order."""
     return _walk(*_start(folder), [], {})
 
 
@@ -91,14 +91,14 @@ def _ignored(name: str) -> bool:
 
 
 def _count(name: str, others: dict[str, int]) -> None:
-    """Count a file that is no image; hidden ones and what systems leave behind are nobody's images."""
+    """Counts a file that is no image; hidden files and those of operating systems are left out."""
     if not name.startswith(".") and name not in _LEFT_BEHIND:
         ending = os.path.splitext(name)[1].lower()
         others[ending] = others.get(ending, 0) + 1
 
 
 def _readable(entry: os.DirEntry[str]) -> bool:
-    """Whether reading it ends: not a pipe or a device. A link into nowhere counts, and is named when it is read."""
+    """Whether reading the file ends: not a pipe or a device. A dangling link counts; reading reports it."""
     return entry.is_file() or not os.path.exists(entry.path)
 
 

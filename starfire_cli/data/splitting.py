@@ -24,13 +24,13 @@ def parts(source: Source, options: DataOptions) -> tuple[Part, Part]:
 
 
 def validation(source: Source, options: DataOptions) -> Part:
-    """The validation part that `parts` gives, whatever becomes of the training part."""
+    """The validation part that `parts` gives, computed without the training part."""
     val = source.val if source.val is not None else held_out(source.train, source.classes, options)[1]
     return limited(_some(val, source, "validation"), options.limit_val, "--limit-val", options.limit_seed)
 
 
 def _some(part: Part, source: Source, which: str) -> Part:
-    """`part`, if it has images. Raises StarfireError."""
+    """`part`, if it has images. Raises StarfireError where it has none."""
     if not len(part):
         raise StarfireError(f"--data {source.spec}: the {which} part has no images")
     return part
@@ -46,7 +46,7 @@ def passed_over(*parts: Part | None) -> tuple[str, ...]:
 
 
 def same_classes(known: tuple[str, ...], found: tuple[str, ...], spec: str) -> None:
-    """Raise StarfireError that lists how the classes found differ from those that a checkpoint knows."""
+    """Raises StarfireError that lists how the classes found differ from the checkpoint's."""
     if found != known:
         raise StarfireError(f"--data {spec}: {differences(known, found, 'the checkpoint', 'the data')}")
 

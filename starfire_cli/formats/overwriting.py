@@ -13,7 +13,7 @@ from starfire_cli.errors import BadOption
 def refuse_overwriting(
     output: Path, read: Iterable[Path], *, option: str = "--out", noun: str = "the checkpoint"
 ) -> None:
-    """Raises BadOption if `output` is one of the files `read`, under whatever name: a link to it, another spelling.
+    """Raises BadOption if `output` is one of the files `read`, under any name: a link to it, another spelling.
 
     Args:
         output: the file that is going to be written.
@@ -27,7 +27,7 @@ def refuse_overwriting(
 
 
 def files_of(checkpoint: Path) -> list[Path]:
-    """The files that a checkpoint lies in: itself, and the shards that it names if it is an index."""
+    """The files of a checkpoint: itself, and the shards of an index."""
     try:
         with open(checkpoint, "rb") as file:
             if not file.read(16).lstrip().startswith(b"{"):

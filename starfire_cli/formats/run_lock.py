@@ -29,7 +29,7 @@ _held: dict[tuple[int, int], bytes] = {}
 
 @contextlib.contextmanager
 def locked(folder: Path, command: str = "") -> Iterator[bool]:
-    """Keep every other process, and every other call in this one, from training in `folder` within the block.
+    """Holds the lock on `folder` within the block, against other processes and other calls in this one.
 
     Yields whether there is a lock: False where the file system knows none, or the system has no record locks.
 
@@ -113,7 +113,7 @@ def _read(path: Path) -> bytes:
 
 
 def _busy(folder: Path, path: Path, text: bytes) -> StarfireError:
-    """What to tell who comes second; `text` is what the lock says, if it says anything."""
+    """The error for whoever comes second; `text` is the content of the lock, if any."""
     who, since, doing = "another process", "", ""
     with contextlib.suppress(StarfireError), reading(path):
         said = json.loads(text)

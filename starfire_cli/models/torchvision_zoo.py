@@ -14,7 +14,7 @@ _PLAIN_OUTPUT = {"googlenet": {"aux_logits": False, "init_weights": True}, "ince
 
 
 def names() -> list[str]:
-    """torchvision's classification models."""
+    """The names of torchvision's classification models."""
     return list(torchvision.models.list_models(module=torchvision.models))
 
 

@@ -52,14 +52,14 @@ def decode(data: bytes) -> Tensor:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings about metadata or size while images are decoded: what matters is whether pixels come out."""
+    """Suppresses warnings about metadata and size while images are decoded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def prepare(*, much: bool) -> None:
-    """Choose the decoder before workers are forked; where there is much to decode, importing torchvision pays."""
+    """Selects the JPEG decoder before workers are forked; for `much` data, importing torchvision pays off."""
     jpeg_decoder.cache_clear()
     if much and jpeg_decoder()[1] is None:
         with contextlib.suppress(ImportError):
@@ -130,7 +130,7 @@ def _told(error: Exception) -> str:
 
 @cache
 def _formats() -> list[str]:
-    """What Pillow may open: all but PostScript, for which it starts another program on the file."""
+    """The formats that Pillow may open: all but PostScript, for which it starts another program on the file."""
     from PIL import Image
 
     Image.init()

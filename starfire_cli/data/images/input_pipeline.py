@@ -27,7 +27,7 @@ EVAL_RATIO = 256 / 224  # short side over crop, for large images, as everywhere 
 
 @dataclass(frozen=True, kw_only=True)
 class Road:
-    """How images become what the network sees.
+    """The path of images to the network: where they are stored, and their sizes in pixels.
 
     Args:
         stored: side of the images kept on the device; None where workers decode.
@@ -41,7 +41,7 @@ class Road:
 
 
 def choose(train: Part, images: int, options: DataOptions) -> Road:
-    """The road for a set of `images` images in all. Raises StarfireError where no header can be read."""
+    """The pipeline for a set of `images` images in all. Raises StarfireError where no header can be read."""
     if isinstance(train, Pixels):
         stored = int(train.images.shape[-1])
         return Road(stored=stored, out=options.image_size or stored, resize=None)
@@ -59,7 +59,7 @@ def choose(train: Part, images: int, options: DataOptions) -> Road:
 
 
 def with_resize(road: Road, augment: Augment) -> Road:
-    """Kept images that are scaled for the network are validated as large ones are, where training cuts boxes."""
+    """Adds validation's resize and centre crop for resident images that training crops by boxes."""
     if road.stored in (None, road.out) or not isinstance(augment, ResizedCropFlip):
         return road
     return Road(stored=road.stored, out=road.out, resize=round(road.out * EVAL_RATIO))
@@ -89,7 +89,7 @@ def sample_sizes(files: Encoded) -> list[tuple[int, int]]:
 
 
 def auto_augment(source: Source, train: Part, road: Road) -> str:
-    """What `auto` means: the set's own, or what the images suggest."""
+    """The augmentation that `auto` stands for: the set's own, or one that suits the images."""
     if source.augment is not None:
         return source.augment
     if not isinstance(train, Pixels) and shows_signs(source.classes, train):
@@ -98,7 +98,7 @@ def auto_augment(source: Source, train: Part, road: Road) -> str:
 
 
 def shows_signs(classes: tuple[str, ...], files: Encoded) -> bool:
-    """Grey images whose classes are called by single characters: digits or letters, which must not be mirrored."""
+    """Whether the set is grey images of single characters, which must not be mirrored."""
     if any(len(name) != 1 for name in classes):
         return False
     positions = sample_of(files)

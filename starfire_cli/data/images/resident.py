@@ -19,7 +19,7 @@ _TOGETHER = 1 << 22  # pixels
 
 
 class ResidentSplit:
-    """Images that stay on the device; nothing is decoded, copied or waited for in an epoch.
+    """Images resident on the device; an epoch needs no decoding, copying or waiting.
 
     Args:
         pixels: the decoded images.
@@ -60,7 +60,7 @@ class ResidentSplit:
         return self._skipped
 
     def digests(self) -> dict[str, str]:
-        """What tells this part from another one, for a comparison between ranks."""
+        """Digests that identify this part, for comparison between ranks."""
         return digest.of_pixels(self.images, self._labels)
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

@@ -47,7 +47,7 @@ def empty_batch(images: int, side: int, *, shared: bool) -> tuple[Tensor, Tensor
 
 
 def _storage(size: int) -> torch.UntypedStorage | None:
-    """Shared memory of `size` bytes; None where a process without /dev/shm may do without."""
+    """Shared memory of `size` bytes; None for 0 bytes. Raises StarfireError where memory is used up."""
     if not size:
         return None
     storages: Any = torch.UntypedStorage  # whose stub lacks what follows
@@ -99,7 +99,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def full(error: BaseException, size: int = 0) -> StarfireError:
-    """What to tell a user where shared memory is used up: how much there is, and what gives more.
+    """The error for the user where shared memory is used up: its size, and how to get more.
 
     Args:
         error: what the system or torch has said.

@@ -17,7 +17,7 @@ from starfire_cli.errors import StarfireError
 
 
 class StreamSplit:
-    """Images that worker processes decode anew in every epoch; uint8 goes over the wire, floats are made on the device.
+    """Images that worker processes decode anew in every epoch; transferred as uint8, converted to float on the device.
 
     Args:
         reader: decodes and cuts.
@@ -44,7 +44,7 @@ class StreamSplit:
         return len(self._corrupt)
 
     def digests(self) -> dict[str, str]:
-        """What tells this part from another one, for a comparison between ranks."""
+        """Digests that identify this part, for comparison between ranks."""
         return digest.of_files(self._reader.files)
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

@@ -31,7 +31,7 @@ Request = tuple[int, Ints]
 
 
 class Answer(NamedTuple):
-    """The images of a request that could be decoded, and the others."""
+    """The decoded images of a request, and the failures."""
 
     images: Tensor  # uint8 (B, 3, out, out), channels innermost in memory
     labels: Tensor  # int64 (B,)
@@ -111,7 +111,7 @@ def answers(
     workers: int,
     begun: Callable[[], object] | None = None,
 ) -> Iterator[Answer]:
-    """The answers to all requests, in order; `begun` is called when the workers have started.
+    """Decodes all requests in order; `begun` is called when the workers have started.
 
     Raises:
         StarfireError: a worker that died or fell silent, full shared memory, images that cannot be had at all.
@@ -148,7 +148,7 @@ def answers(
 
 
 def _end(batches: Any) -> None:
-    """End the workers of a DataLoader's iterator; one that hangs is killed, since SIGTERM is nothing to it."""
+    """Stops the workers of a DataLoader's iterator; one that hangs is killed, since it ignores SIGTERM."""
     processes = list(batches._workers)
     batches._shutdown_workers()
     for process in processes:
@@ -158,7 +158,7 @@ def _end(batches: Any) -> None:
 
 
 def _not_started(error: OSError, workers: int) -> Exception:
-    """Processes, pipes and open files are limited."""
+    """The error for workers that cannot be started: processes, pipes and open files are limited."""
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
         return StarfireError(
             f"--workers {workers} cannot be started ({error.strerror}); fewer --workers need less, --workers 0 none"
@@ -167,7 +167,7 @@ def _not_started(error: OSError, workers: int) -> Exception:
 
 
 def worker_failure(error: RuntimeError, workers: int, timeout: float) -> StarfireError | None:
-    """What to tell a user where torch says that a worker is gone; None for any other error."""
+    """The error for the user where torch reports a lost worker; None for any other error."""
     text = str(error)
     if sharing.is_full(error):
         return sharing.full(error)

@@ -86,7 +86,7 @@ def mnist(kind: str, path: Path | None, stats: Stats, augment: str) -> Source:
 
 
 def holds_idx(kind: str, path: Path) -> bool:
-    """Whether a folder is torchvision's for `kind`, or has idx files that may be anybody's."""
+    """Whether a folder is torchvision's for `kind`, or has idx files that may belong to any set."""
     if (path.name == kind and (path / "raw").is_dir()) or (path / kind / "raw").is_dir():
         return True
     if not any(

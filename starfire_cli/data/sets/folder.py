@@ -27,11 +27,11 @@ class Folder:
     """Any images, sorted into one folder a class."""
 
     def recognises(self, path: Path) -> bool:
-        """Never: it is what any folder is taken for when no other set recognises it."""
+        """False: it is the fallback for folders that no other set recognises."""
         return False
 
     def read(self, path: Path | None, image_size: int | None) -> Source:
-        """List the images. Raises StarfireError that says what was seen where the layout is none of the known."""
+        """Lists the images. Raises StarfireError that describes the folder where its layout is not known."""
         if path is None:
             raise BadOption("--data folder: say which: --data folder:PATH")
         path, notes = unwrapped(path)
@@ -108,7 +108,7 @@ def read_matching(folder: Path, classes: tuple[str, ...], train: Path) -> Files:
 
 
 def differences(first: Sequence[str], second: Sequence[str], first_name: str, second_name: str) -> str:
-    """How two sets of classes differ, in words."""
+    """The differences of two sets of classes, in words."""
     only = ((first_name, sorted(set(first) - set(second))), (second_name, sorted(set(second) - set(first))))
     parts = [f"only in {where}: {listed(names)}" for where, names in only if names]
     parts = parts or ["they are in another order"]

@@ -15,10 +15,10 @@ from starfire_cli.errors import BadOption
 @SETS.register("webdataset")
 @dataclass(frozen=True)
 class WebDataset:
-    """A folder of tar files, with our index or without."""
+    """A folder of tar files, with or without our index."""
 
     def recognises(self, path: Path) -> bool:
-        """Our index, or tar files and no folders."""
+        """Whether the folder has our index, or tar files and no folders."""
         return packed.is_packed(path) or (path.is_dir() and tarset.only_tars(path))
 
     def read(self, path: Path | None, image_size: int | None) -> Source:
@@ -41,7 +41,7 @@ class WebDataset:
         return packed.source(base, packed.index_of(base))
 
     def described(self, where: Path | str) -> tuple[str, int | None]:
-        """Name and longer side of what was packed; of tar files of others nothing is known before they are read."""
+        """Name and longer side of a packed set; unknown for tar files of others before they are read."""
         if isinstance(where, str) and not where.endswith(".tar"):
             base = remote.checked(where.removesuffix(f"/{packed.INDEX}").rstrip("/"))
             index = packed.index_of(base)

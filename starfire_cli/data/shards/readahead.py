@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Reading:
-    """Requests that are about to be answered in order; of files in folders, nothing is asked for.
+    """Reads ahead for requests that are answered in order; for files in folders it does nothing.
 
     Args:
         files: where the images lie.
@@ -41,7 +41,7 @@ class Reading:
         self._first = self._last = self._turns = np.zeros(0, dtype=np.int64)
 
     def begin(self) -> None:
-        """Start asking. Not before workers were forked: threads do not live on in them."""
+        """Starts reading ahead; only after workers were forked, since threads do not survive a fork."""
         if self._shards is None:
             return
         if self._shards.spool is not None:
@@ -53,7 +53,7 @@ class Reading:
         self._reached(0)
 
     def through(self, answers: Iterator[T]) -> Iterator[T]:
-        """The answers, one a request; while they pass, what comes later is asked for."""
+        """Passes the answers on, one a request, while later requests are read ahead."""
         try:
             for done, answer in enumerate(answers):
                 self._reached(done + 1)
@@ -62,13 +62,13 @@ class Reading:
             self.end()
 
     def end(self) -> None:
-        """Ask for nothing more."""
+        """Stops reading ahead."""
         self._ended.set()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _needed(self, shards: Shards) -> tuple[Ints, Ints]:
-        """(M,) the first and the last request that needs each shard; a number past all, and -1, where none does."""
+        """(M,) the first and the last request that needs each shard; where none does, their number and -1."""
         counts = [len(positions) for _, positions in self._requests]
         request = np.repeat(np.arange(len(counts)), counts)
         shard = shards.shard[np.concatenate([positions for _, positions in self._requests])]
@@ -97,7 +97,7 @@ class Reading:
             pool.submit(self._warm, shards, sorted(wanted))
 
     def _fetch(self, pool: ThreadPoolExecutor, spool: Spool, request: int) -> None:
-        """Bring what the next requests need, and as many shards again as are read side by side."""
+        """Fetches the shards of the next requests, and as many more as are read side by side."""
         begun = int((self._first <= request + MARGIN).sum())
         wanted = self._turns[: begun + AT_ONCE].tolist()
         new = wanted[self._next :]
@@ -122,7 +122,7 @@ class Reading:
 
 @contextlib.contextmanager
 def brought(files: Encoded, positions: list[int]) -> Iterator[None]:
-    """While this lasts, these images can be read in this process."""
+    """Makes these images readable in this process within the block."""
     reading = Reading(files, [(0, np.array(positions, dtype=np.int64))])
     try:
         reading.begin()

@@ -22,12 +22,12 @@ _PLAIN = re.compile(r"(https?|s3|gs)://[A-Za-z0-9][A-Za-z0-9._~:/?#@&+,=%-]*")
 
 
 def is_url(text: str) -> bool:
-    """Whether that is meant to be a URL rather than a path."""
+    """Whether a text is a URL rather than a path."""
     return "://" in text or text.startswith("pipe:")
 
 
 def checked(url: str) -> str:
-    """`url`, if it is one that may be opened. Raises BadOption."""
+    """`url`, if its scheme may be opened. Raises BadOption."""
     if url.startswith("pipe:"):
         raise BadOption(
             f"--data {url}: commands are not run, since a checkpoint remembers its data and could make others run "
@@ -40,7 +40,7 @@ def checked(url: str) -> str:
 
 @contextlib.contextmanager
 def opened(url: str) -> Iterator[IO[bytes]]:
-    """The bytes behind a URL, as they come. Raises BadOption or StarfireError that says what is in the way."""
+    """A stream of the bytes behind a URL. Raises BadOption, or StarfireError with the reason."""
     checked(url)
     try:
         library = import_module("webdataset.gopen")  # `import ... as` gives the function of that name

@@ -41,11 +41,11 @@ class Spool:
     checksums: tuple[str, ...]
 
     def file(self, shard: int) -> Path:
-        """Where the whole shard will be."""
+        """The path of the whole shard."""
         return self.folder / f"{shard:06d}-{self.checksums[shard][:16]}.tar"
 
     def wait(self, shard: int, end: int) -> str:
-        """A file that holds the first `end` bytes of the shard, once it does. Raises StarfireError."""
+        """Waits for the first `end` bytes of the shard and returns a file that holds them. Raises StarfireError."""
         whole, problem = self.file(shard), _beside(self.file(shard), ".error")
         part = _beside(whole, ".part")
         seen, since = -1, time.monotonic()
@@ -64,7 +64,7 @@ class Spool:
             time.sleep(0.01)
 
     def fetch(self, shard: int, ended: Event) -> None:
-        """Bring a shard, unless it is here or another process is bringing it; problems are left for `wait`."""
+        """Downloads a shard, unless it is here or another process downloads it; errors are left for `wait`."""
         whole = self.file(shard)
         part, problem = _beside(whole, ".part"), _beside(whole, ".error")
         try:
@@ -83,7 +83,7 @@ class Spool:
                     os.replace(written, problem)
 
     def make_room(self, needed: set[int]) -> None:
-        """Remove whole shards that are not needed, the oldest first, until the rest and the needed ones fit."""
+        """Removes whole shards that are not needed, the oldest first, until the rest and the needed ones fit."""
         keep = {self.file(shard) for shard in needed}
         total = float(sum(self.lengths[shard] for shard in needed))
         others = []
@@ -101,7 +101,7 @@ class Spool:
             total -= size
 
     def executor(self, threads: int) -> ThreadPoolExecutor:
-        """Threads to fetch with. Raises StarfireError where the folder cannot be made."""
+        """The thread pool for downloads. Raises StarfireError where the folder cannot be made."""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if hasattr(os, "getuid") and self.folder.stat().st_uid != os.getuid():
@@ -113,7 +113,7 @@ class Spool:
         return ThreadPoolExecutor(threads, thread_name_prefix="starfire-shards")
 
     def _bring(self, shard: int, descriptor: int, ended: Event) -> None:
-        """Fill the file that this process has locked, and give it its name; on failure it vanishes."""
+        """Downloads into the file that this process has locked, then renames it; on failure it is removed."""
         whole = self.file(shard)
         part = _beside(whole, ".part")
         try:
@@ -160,7 +160,7 @@ def _beside(file: Path, ending: str) -> Path:
 
 
 def _is(path: Path, descriptor: int) -> bool:
-    """Whether the open file still has that name: whoever had it locked may have renamed or removed it."""
+    """Whether the open file still has that name: another process may have renamed or removed it."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except OSError:

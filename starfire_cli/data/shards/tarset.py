@@ -33,7 +33,7 @@ _MOST_SHARDS = 1_000_000
 
 
 class Listed(NamedTuple):
-    """What one shard holds: (n, 3) offset, size and label of each image; its length and SHA-256 ("" on a disk)."""
+    """The contents of one shard: (n, 3) offset, size and label of each image; its length and SHA-256 ("" on a disk)."""
 
     rows: list[tuple[int, int, int]]
     length: int
@@ -54,7 +54,7 @@ def source(path: Path) -> Source:
 
 
 def source_of_urls(text: str) -> Source:
-    """The tar files that `URL-{000..146}.tar::URL.tar` means. Raises BadOption, StarfireError."""
+    """The tar files that `URL-{000..146}.tar::URL.tar` names. Raises BadOption, StarfireError."""
     for pattern in text.split("::"):
         remote.checked(re.sub(r"\{[A-Za-z0-9.,-]*\}", "0", pattern))
     if _shards_meant(text) > _MOST_SHARDS:
@@ -67,7 +67,7 @@ def source_of_urls(text: str) -> Source:
 
 
 def _shards_meant(text: str) -> int:
-    """How many URLs the braces in `text` stand for, or more: counted before any is made."""
+    """The number of URLs that the braces in `text` expand to, counted before any is made."""
     total = 0
     for pattern in text.split("::"):
         count = 1
@@ -135,7 +135,7 @@ def _shards(places: Sequence[str], far: bool) -> Shards:
 
 
 def _fits(kept: dict[str, Tensor], places: int) -> bool:
-    """Whether what was kept is a listing of so many shards that names no bytes outside them."""
+    """Whether a cached listing matches the number of shards and names no bytes outside them."""
     try:
         rows, counts, lengths, sums = (kept[name].numpy() for name in ("rows", "counts", "lengths", "sums"))
         each = counts.shape == lengths.shape == (places,) and sums.shape == (places, 32) and counts.sum() == len(rows)
@@ -195,7 +195,7 @@ def _label(place: str, key: str, member: members.Member) -> int:
 
 
 class _Summed:
-    """A stream that counts and sums what is read of it."""
+    """A stream that counts and hashes the bytes read from it."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self.length, self.digest = stream, 0, hashlib.sha256()

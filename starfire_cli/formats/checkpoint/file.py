@@ -39,7 +39,7 @@ def save(
     meta: Mapping[str, Any],
     training: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write our own `.pt` in one step: after a crash the old file or the new one is there, whole.
+    """Writes our own `.pt` atomically: after a crash the old file or the new one is there, whole.
 
     Dead weights are written as exact +0.0, whatever `state` holds there. `torch.load(path, weights_only=True)["model"]`
     is a plain state dict with unchanged keys; names of one tensor are so in the file, too, and have one mask.
@@ -68,7 +68,7 @@ def save(
 
 
 def load(path: Path, *, training: bool = False, strict: bool = True, weights: str | None = None) -> Checkpoint:
-    """Read a checkpoint of any format, told by its content: ours, state dicts and wrappers, safetensors, packed.
+    """Reads a checkpoint of any format, detected by its content: ours, state dicts and wrappers, safetensors, packed.
 
     No code in the file is ever run. Damage that the format can show is found before anything is returned: every
     record's CRC (zip), sizes that do not add up, masks against their digest.
@@ -123,7 +123,7 @@ def _load(path: Path, *, training: bool, strict: bool, weights: str | None) -> C
 
 
 def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bool, weights: str | None) -> Checkpoint:
-    """Check the parts of our own format against one another."""
+    """Checks the parts of our own format against one another."""
     version = content.get("version")
     if type(version) is not int or version != VERSION:
         given = repr(version) if type(version) in (int, float, str) else f"a {type(version).__name__}"
@@ -183,19 +183,19 @@ def _is_text(value: Any, text: str) -> bool:
 
 
 def _says_average(meta: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint of ours holds the average that `train --ema` keeps."""
+    """Whether a checkpoint of ours holds the average of `train --ema`."""
     request = meta.get("request")
     return isinstance(request, dict) and request.get("ema") is not None
 
 
 def _refuse_weights(path: Path, weights: str | None, there: tuple[str, ...]) -> None:
-    """Raises BadOption where the weights asked for are not among those that are there."""
+    """Raises BadOption where the weights asked for are not in the file."""
     if weights is not None and weights not in there:
         raise BadOption(f"{option('weights', weights)}: {path} holds {' and '.join(there)} only")
 
 
 def _own_memory(tensor: Tensor) -> Tensor:
-    """On the CPU, contiguous, and not a view into something larger that would be written with it."""
+    """The tensor on the CPU, contiguous, and with a storage of its own, so that no larger one is written with it."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 

@@ -14,7 +14,7 @@ from starfire_cli.pruning.masks import Masks
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Weights, and what is known about them.
+    """Weights, masks and metadata.
 
     Args:
         path: the file it came from.

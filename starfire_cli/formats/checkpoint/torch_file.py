@@ -82,7 +82,7 @@ def load(path: Path, kind: str) -> Any:
 
 
 def _foreign_names(path: Path, kind: str) -> set[str]:
-    """The classes in it that torch does not know, once nothing in it asks for more than the file holds."""
+    """The classes in the file that torch does not know, found after its sizes have been checked."""
     try:
         if kind == "torch":
             contents = zip_check.verify(path)
@@ -101,7 +101,7 @@ def _foreign_names(path: Path, kind: str) -> set[str]:
 
 
 def _refused(text: str) -> str:
-    """What torch refused, shortened to what matters."""
+    """The error text for a file that torch refused."""
     found = re.search(r"GLOBAL (\S+)", text)
     if found:
         return f"refused: it asks for {found[1]}; {_ADVICE}"

@@ -18,7 +18,7 @@ _LOCAL = struct.Struct("<4s5H3I2H")
 
 
 class Contents(NamedTuple):
-    """What torch will find: its pickle, and how many bytes there are for each storage."""
+    """The checked contents of a file: its pickle, and the bytes of each storage."""
 
     pickle: bytes
     storages: dict[str, int]

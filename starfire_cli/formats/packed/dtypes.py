@@ -33,7 +33,7 @@ class Dtype:
 
     @property
     def bits(self) -> int:
-        """Of one word."""
+        """Bits of one word."""
         return 8 * self.bytes
 
     @property

@@ -48,7 +48,7 @@ def pack(
     keep_plain: bool = False,
     verify: bool = True,
 ) -> Packed:
-    """Write a packed file in one step; equal input gives equal bytes.
+    """Writes a packed file atomically; equal input gives equal bytes.
 
     Args:
         path: the file.
@@ -145,7 +145,7 @@ def _encode(key: str, tensor: Tensor, mask: Tensor | None, stored: Dtype | None,
 
 
 def _mask(key: str, mask: Tensor, words: Any, dtype: Dtype) -> Bits:
-    """The flat mask, once all that it calls dead is +0."""
+    """The flat mask, after checking that all dead weights are +0."""
     alive: Bits = mask.detach().cpu().contiguous().reshape(-1).numpy()
     back = int(np.count_nonzero(zeros_apart(words, dtype) & ~alive))
     if back:
@@ -156,7 +156,7 @@ def _mask(key: str, mask: Tensor, words: Any, dtype: Dtype) -> Bits:
 
 
 def _left_plain(layers: list[_Layer], keep_plain: bool) -> set[str]:
-    """Which never-pruned tensors any safetensors reader will find as they are.
+    """The never-pruned tensors that are stored as they are, readable by any safetensors reader.
 
     All vectors (norms, biases, statistics), and of the others the small ones, as long as they cost next to nothing.
     """
@@ -172,7 +172,7 @@ def _left_plain(layers: list[_Layer], keep_plain: bool) -> set[str]:
 
 
 def _line(layer: _Layer) -> dict[str, Any]:
-    """A packed layer's line in the table."""
+    """A packed layer's row of the table."""
     size = layer.size
     line: dict[str, Any] = {"dtype": layer.dtype.name, "shape": list(size.shape), "encoding": size.encoding}
     if layer.stored is not layer.dtype:
@@ -183,7 +183,7 @@ def _line(layer: _Layer) -> dict[str, Any]:
 
 
 def _verify(written: Path, path: Path, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    """Read everything back and compare it to the bit."""
+    """Reads everything back and compares it to the bit."""
     file = PackedFile(written)
 
     def same(key: str) -> bool:

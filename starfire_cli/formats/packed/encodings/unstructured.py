@@ -14,7 +14,7 @@ from starfire_cli.formats.packed.streams import Bits, Reader, Writer
 @ENCODINGS.register("unstructured")
 @dataclass(frozen=True, kw_only=True)
 class Unstructured:
-    """Says any mask."""
+    """Encodes any mask."""
 
     def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
         out.bits(mask_KCn.reshape(-1))

@@ -81,7 +81,7 @@ class Window:
 
 
 def _kept(mask_Mn: Bits) -> NDArray[np.uint8]:
-    """How many weights each window keeps; adding n columns is many times faster than summing M short rows."""
+    """Live weights of each window; adding n columns is many times faster than summing M short rows."""
     bits = mask_Mn.view(np.uint8)
     kept_M = bits[:, 0].copy()
     for place in range(1, bits.shape[1]):
