@@ -19,7 +19,7 @@ def bar(share: float, width: int = 10, *, ascii_only: bool = False) -> str:
 
 
 def columns(counts: Sequence[int]) -> str:
-    """One column of up to eight steps a count, relative to the largest; only exactly 0 is empty."""
+    """A bar chart of counts, one character of eight heights each, relative to the largest; only exactly 0 is empty."""
     most = max(counts, default=0)
     return "".join(_LEVELS[_inside(count / most, 8) if most else 0] for count in counts)
 

@@ -24,7 +24,7 @@ _COLUMNS: tuple[tuple[str, bool, int], ...] = (
 
 
 def show_comparison(console: Console, found: Comparison, layers: Sequence[LayerDifference]) -> None:
-    """A table of `layers`, totals of all, and flipped predictions if they were counted."""
+    """Shows a table of `layers`, totals of all, and flipped predictions if they were counted."""
 
     def say(line: str) -> None:
         console.print(Text(printable(line, 2000)))

@@ -9,12 +9,12 @@ from starfire_cli.records.train import Plan
 
 
 def show_settings(console: Console, plan: Plan) -> None:
-    """The resolved configuration, in as few lines as the width allows."""
+    """Shows the resolved configuration, in as few lines as the width allows."""
     console.print("settings: " + "  ".join(f"{name} {value}" for name, value in plan.settings), markup=False)
 
 
 def show_plan(console: Console, plan: Plan) -> None:
-    """The whole plan of a run."""
+    """Shows the whole plan of a run."""
     for note in plan.notes:
         console.print(note, markup=False)
     show_settings(console, plan)

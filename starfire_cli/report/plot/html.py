@@ -77,7 +77,7 @@ _PAGE = """<!doctype html>
 def html_page(
     material: Material, groups: Sequence[Group], figures: Mapping[str, Callable[[float], Figure]], *, command: str = ""
 ) -> str:
-    """The page.
+    """The page as text.
 
     Args:
         material: what there is to tell.
@@ -107,7 +107,7 @@ def html_page(
 
 
 def _figure(kind: str, drawn: Callable[[float], Figure], number: int) -> str:
-    """The picture twice, for wide and for narrow screens; only one of them is ever shown."""
+    """The figure twice, for wide and for narrow screens; the page shows one of them."""
     versions = (
         f'<div class="screen-{name}">{inline_svg(drawn(width), f"{kind[0]}{number}{name[0]}", KINDS[kind])}</div>'
         for name, width in (("wide", style.WIDE), ("narrow", PHONE))

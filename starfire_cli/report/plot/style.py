@@ -45,13 +45,13 @@ _LIGHTEST, _DARKEST = 0.30, 0.135  # luminance: 3:1 against white, 3:1 against n
 
 
 def method_colour(spec: str) -> str:
-    """The colour of `window`, `window:max_nonzero=2` or `window 0.6`, the same everywhere."""
+    """The colour of a method (`window`, `window:max_nonzero=2` or `window 0.6`), the same everywhere."""
     name = method_name(spec)
     return METHODS.get(name) or OTHERS[sum(map(ord, name)) % len(OTHERS)]
 
 
 def method_name(spec: str) -> str:
-    """`window` of `window:max_nonzero=2` or of `window 0.6`."""
+    """The method's name in `window:max_nonzero=2` or `window 0.6`."""
     start = re.match(r"[\w-]+", spec)
     return start[0].lower() if start else spec
 
@@ -65,7 +65,7 @@ def shades(colour: str, count: int) -> list[str]:
 
 
 def dress(axes: Axes, *, grid: str = "y") -> None:
-    """What every pair of axes has: two spines, muted ticks, a faint grid behind the data."""
+    """Styles axes: two spines, muted ticks, a faint grid behind the data."""
     axes.set_facecolor("none")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
@@ -76,7 +76,7 @@ def dress(axes: Axes, *, grid: str = "y") -> None:
 
 
 def label(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
-    """Axis labels, and a title on the left."""
+    """Sets axis labels, and a title on the left."""
     axes.set_xlabel(x, fontsize=SIZE, color=INK)
     axes.set_ylabel(y, fontsize=SIZE, color=INK)
     if title:
@@ -84,13 +84,13 @@ def label(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
 
 
 def plain(text: str, limit: int = 44) -> str:
-    """`text` as matplotlib shall show it: no formulas, no line ends, the middle of long names left out."""
+    """`text` as literal text for matplotlib: no formulas, no line ends, the middle of long names left out."""
     safe = "".join(c if c.isprintable() else "?" for c in text)
     return shorten(safe, limit).replace("$", r"\$")
 
 
 def shorten(text: str, limit: int) -> str:
-    """The start and the end of a long name, `layer1.0.co…nv3.weight`."""
+    """Shortens a long name in the middle: `layer1.0.co…nv3.weight`."""
     if len(text) <= limit:
         return text
     head = (limit - 1 + 1) // 2

@@ -24,13 +24,13 @@ _SAVE_SECONDS = 5.0
 
 
 def spec_of(attack: Attack) -> str:
-    """The attack's text without its eps, which the list of sizes replaces."""
+    """The attack's spec without its eps, which the list of sizes replaces."""
     default = next(f.default for f in dataclasses.fields(attack) if f.name == "eps")  # type: ignore[arg-type]
     return ATTACKS.spec(dataclasses.replace(attack, eps=default))  # type: ignore[type-var]
 
 
 def controls_of(attack: Attack) -> tuple[str, ...]:
-    """What is measured beside it: noise of the same size, and one step of FGSM beside anything stronger."""
+    """The control attacks: noise of the same size, and one step of FGSM beside anything stronger."""
     name = spec_of(attack).partition(":")[0]
     return {"noise": (), "fgsm": ("noise",)}.get(name, ("noise", "fgsm"))
 
@@ -88,7 +88,7 @@ class Plan:
         chunk: int,
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> Iterator[AttackProgress]:
-        """Do what is missing, and save it every few seconds and whatever happens."""
+        """Attacks at missing sizes and images, and saves every few seconds and at the end, even on errors."""
         sweep = Sweep(
             model=self.network.model,
             split=split,
@@ -118,7 +118,7 @@ class Plan:
             sweep.settle()
 
     def result(self, other: Plan | None) -> NetworkResult:
-        """All rows; `other` is the second network's plan where images were shown to both."""
+        """All rows; `other` is the second network's plan where both saw the same images."""
         clean = self.tallies[CLEAN][0.0]
         return NetworkResult(
             path=self.network.path,
@@ -132,7 +132,7 @@ class Plan:
         )
 
     def write(self, rows: dict[str, Any], *, complete: bool) -> dict[str, Any]:
-        """Write the file, and return what it holds but for the images' bits."""
+        """Writes the file, and returns its contents without the images' bits."""
         document = {
             "checkpoint": str(self.network.path),
             "attack": self.spec,
@@ -153,7 +153,7 @@ class Plan:
         return document
 
     def _recall(self, earlier: dict[str, Any], images: int) -> tuple[str, ...]:
-        """Take over what an earlier run found out, if it was about the same thing."""
+        """Loads the tallies of an earlier run, if its settings were the same."""
         try:
             with reading(self.path):
                 return self._taken_up(earlier, images)

@@ -38,7 +38,7 @@ DEFAULT_SIZES = {"linf": "0,0.01,0.05", "l2": "0,0.25,0.5,1"}
 
 @dataclass(frozen=True, kw_only=True)
 class AttackRequest:
-    """What `starfire attack` is asked to do; the fields are the command's options.
+    """A request of `starfire attack`; the fields are the command's options.
 
     Args:
         checkpoint: a file, a run folder, or None for the newest run.
@@ -77,7 +77,7 @@ class AttackRequest:
 
 
 def attack(request: AttackRequest) -> Iterator[AttackRecord]:
-    """Attack one network or two; yields progress and at last the report, which by then is on disk.
+    """Attacks one network or two; yields progress and at last the report, which by then is on disk.
 
     Raises:
         BadOption, StarfireError: one line: what cannot be done, and what would work.
@@ -144,7 +144,7 @@ def attack(request: AttackRequest) -> Iterator[AttackRecord]:
 
 
 def _read(networks: tuple[Network, ...]) -> list[str]:
-    """What had to be done to read the checkpoints, with their names where there are two."""
+    """Notes from reading the checkpoints, with their names where there are two."""
     names = [f"{network.path}: " if len(networks) > 1 else "" for network in networks]
     return [name + note for name, network in zip(names, networks, strict=True) for note in network.notes]
 
@@ -163,7 +163,7 @@ def choose(request: AttackRequest) -> tuple[Attack, tuple[Size, ...]]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Setting:
-    """What is the same for both networks."""
+    """The conditions that both networks share."""
 
     info: DataInfo
     split: Split
@@ -228,7 +228,7 @@ def _second(request: AttackRequest, checkpoint: Checkpoint, info: DataInfo, devi
 
 
 def _plans(request: AttackRequest, setting: _Setting, chosen: Attack, sizes: tuple[Size, ...]) -> list[Plan]:
-    """One for each network, with a file of its own."""
+    """A plan for each network, with a result file of its own."""
     # Runs that differ on purpose do not replace one another's files.
     suffix = f"-n{len(setting.split)}" if request.images is not None else ""
     suffix += f"-{request.image_size}px" if request.image_size is not None else ""

@@ -16,7 +16,7 @@ Taken = tuple[tuple[float, ...], ...]
 
 
 def in_rounds(runs: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Taken | str]:
-    """The seconds of every call of every way, by round; or why it failed.
+    """Times every engine in rounds: the seconds of every call by round, or the reason of failure.
 
     In each round every way has a turn of `seconds` / `ROUNDS`, at least one call; whoever begins differs from round to
     round. A turn begins with a call that is not counted, where calls are short.

@@ -19,7 +19,7 @@ def accuracy_change(
     device: str,
     model: str | None = None,
 ) -> AccuracyChange:
-    """Measure both on the validation images that `data` or the checkpoint names; `model` as for `build_network`.
+    """Measures both on the validation images of `data` or of the checkpoint; `model` as for `build_network`.
 
     Raises StarfireError where the data or the network cannot be had.
     """

@@ -36,7 +36,7 @@ def export(
     mean: Channels | None = None,
     std: Channels | None = None,
 ) -> Iterator[Outcome]:
-    """Write a checkpoint of any format in the form `form`; yields notes and at last what was written.
+    """Writes a checkpoint of any format in the form `form`; yields notes and at last the result.
 
     Args:
         path: of any format, a run folder, or None for the newest run.
@@ -84,7 +84,7 @@ def export(
 
 
 def _write_onnx(output: Path, network: Network) -> float | None:
-    """Export the network from pixels in [0, 1] to logits; returns how far onnxruntime's logits are from ours.
+    """Exports the network from pixels in [0, 1] to logits; returns onnxruntime's largest difference from our logits.
 
     None where onnxruntime is not there to ask.
     """
@@ -105,7 +105,7 @@ def _write_onnx(output: Path, network: Network) -> float | None:
 
 
 def graph_needs() -> str | None:
-    """Which package is missing to write ONNX, as a line for the user; None where all are there."""
+    """The packages missing for ONNX export, as a line for the user; None where all are installed."""
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             return f'{package} is not installed (pip install "starfire-cli[onnx]")'
@@ -113,7 +113,7 @@ def graph_needs() -> str | None:
 
 
 def write_graph(model: nn.Module, pixels: torch.Tensor, path: Path) -> None:
-    """The model as ONNX, for any number of images that are otherwise like `pixels`, at least two."""
+    """Writes the model as ONNX for any number of images of the shape of `pixels`, which are at least two."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own about its exporter
         torch.onnx.export(

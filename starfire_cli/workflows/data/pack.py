@@ -42,7 +42,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 @dataclass(frozen=True, kw_only=True)
 class PackRequest:
-    """What `starfire data pack` is asked to do; the fields are the command's options.
+    """A request of `starfire data pack`; the fields are the command's options.
 
     Args:
         source: the data set, as after --data.
@@ -78,7 +78,7 @@ class PackRequest:
 
 
 def pack(request: PackRequest) -> Iterator[PackingStarted | PackingPart | PackedData]:
-    """Write the shards that are missing, then the index that makes them a set.
+    """Writes the missing shards, then the index that makes them a set.
 
     Raises:
         BadOption, StarfireError: one line: what cannot be done, and what would work.
@@ -127,7 +127,7 @@ def _parts(source: Source, request: PackRequest) -> dict[str, Encoded]:
 
 
 def _plan(source: Source, parts: dict[str, Encoded], request: PackRequest) -> dict[str, Any]:
-    """What the shards' bytes depend on: an interrupted packing goes on only where all of it is the same."""
+    """The settings that the shards' bytes depend on; packing resumes only where all of them are the same."""
     digest = hashlib.blake2b(digest_size=16)
     for files in parts.values():
         for stamp in files.stamps():
@@ -140,7 +140,7 @@ def _plan(source: Source, parts: dict[str, Encoded], request: PackRequest) -> di
 
 
 def _images(files: Encoded, request: PackRequest) -> int:
-    """Images a shard."""
+    """The number of images in each shard."""
     found = re.fullmatch(r"([0-9]{1,18})\s*([KMG]B)?", request.shard_size.strip().upper())
     size = int(found[1]) * UNITS.get(found[2], 1) if found else 0
     if found is None or size < 1:
@@ -206,7 +206,7 @@ def _side(out: Path, shards: list[dict[str, Any]]) -> int:
 def _finish(
     source: Source, parts: dict[str, Encoded], tasks: list[Task], request: PackRequest, seconds: float
 ) -> PackedData:
-    """Write the members' places and at last the index; from then on it is a set."""
+    """Writes the members' positions and at last the index, which completes the set."""
     skipped: list[str] = []
     described: dict[str, Any] = {}
     for name in parts:

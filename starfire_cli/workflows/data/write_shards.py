@@ -30,7 +30,7 @@ from starfire_cli.formats.shards import Sample, write_shard
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One shard that is to be written: which images, where to, and where its record goes."""
+    """One shard to be written: its images, its path, and its record's path."""
 
     files: Encoded
     positions: Ints
@@ -42,7 +42,7 @@ class Task:
 
 
 def is_done(task: Task) -> bool:
-    """Whether the shard is on the disk as its record says; a damaged record is one of nothing."""
+    """Whether the shard on the disk matches its record; a damaged record counts as none."""
     try:
         return task.path.stat().st_size == int(record_of(task)["bytes"])
     except (OSError, DamagedFile):
@@ -50,7 +50,7 @@ def is_done(task: Task) -> bool:
 
 
 def record_of(task: Task) -> dict[str, Any]:
-    """What was written of a shard. Raises OSError, DamagedFile."""
+    """The record of a written shard. Raises OSError, DamagedFile."""
     content = task.record.read_bytes()
     with reading(task.record):
         record: dict[str, Any] = json.loads(content)
@@ -63,7 +63,7 @@ def record_of(task: Task) -> dict[str, Any]:
 
 
 def written(tasks: list[Task], workers: int) -> Iterator[Task]:
-    """Write them, and say which is done. Raises StarfireError; shards that are whole stay."""
+    """Writes the shards in worker processes; yields each when done. Raises StarfireError; whole shards stay."""
     global _todo
     _todo = tasks
     if workers == 1 or len(tasks) < 2:
@@ -93,7 +93,7 @@ _todo: list[Task] = []  # forked workers find the list here; a million names nee
 
 
 def _share(parent: int, tasks: list[Task] | None) -> None:
-    """What a worker does first: it lets its parent decide about Ctrl-C, and goes when that is gone."""
+    """Sets up a worker: the parent handles Ctrl-C, and the worker ends with its parent."""
     import torch
 
     global _todo
@@ -116,7 +116,7 @@ def _raise(problem: str | None) -> None:
 
 
 def _write(number: int) -> str | None:
-    """Write one shard and its record; what went wrong, as a value that crosses processes."""
+    """Writes one shard and its record; returns errors as values, which cross processes."""
     task = _todo[number]
     skipped: list[str] = []
     try:
@@ -141,7 +141,7 @@ def _samples(task: Task, skipped: list[str]) -> Iterator[Sample]:
 
 
 def _made(task: Task, position: int) -> Sample | str:
-    """What goes into the shard, or which image is corrupt, and how."""
+    """The sample for the shard, or the corrupt image's name and reason."""
     files = task.files
     try:
         data = files.read(position)

@@ -18,7 +18,7 @@ from starfire_cli.workflows.recorded import read_record
 
 
 def compare(a: Checkpoint, b: Checkpoint, found_a: Inspection, found_b: Inspection) -> Comparison:
-    """Masks of two inspected checkpoints, compared by the names of their layers."""
+    """Compares the masks of two inspected checkpoints by the names of their layers."""
     of_b, names_a = _by_name(b, found_b), _by_name(a, found_a)
     layers, unmatched = [], []
     for layer in found_a.layers:
@@ -47,7 +47,7 @@ def predictions(
     mean: Channels | None = None,
     std: Channels | None = None,
 ) -> Predictions:
-    """Run both networks over the same validation images, each as it was trained to see them.
+    """Runs both networks on the same validation images, each with its own preprocessing.
 
     Args:
         a: the first network; its record says which images these are, where it has one.
@@ -123,7 +123,7 @@ def _network(
     given: tuple[Channels | None, Channels | None],
     notes: list[str],
 ) -> nn.Module:
-    """The network, normalising as its own file says; where that is silent, as was given, else by the data's numbers."""
+    """The network, normalising as its own file says; else as given; else by the data's mean and std."""
     record = read_record(checkpoint.meta, None)
     mean, std = record.mean or given[0] or info.mean, record.std or given[1] or info.std
     if (record.mean is None and given[0] is None) or (record.std is None and given[1] is None):
@@ -152,7 +152,7 @@ def _difference(a: LayerFinding, b: LayerFinding, alive_a: Tensor, alive_b: Tens
 
 
 def _by_name(checkpoint: Checkpoint, found: Inspection) -> dict[str, LayerFinding]:
-    """The layers by all of their names: of tied weights another may come first in another format."""
+    """The layers by all of their names: of tied weights, formats differ in the one they put first."""
     by_key = {layer.key: layer for layer in found.layers}
     names = {layer.name: layer for layer in found.layers}
     for pair in ties_of(checkpoint.state).items():

@@ -33,7 +33,7 @@ def look_into(
     layers: str | None = None,
     weights: str | None = None,
 ) -> Iterator[NetworkPicture | str]:
-    """Open the checkpoints, one after the other; what cannot be read is told as a sentence in its place.
+    """Opens the checkpoints one after the other; yields a note in place of one that cannot be read.
 
     Args:
         sources: of `gather`.
@@ -95,7 +95,7 @@ def _mask_of(checkpoint: Checkpoint, finding: LayerFinding) -> MaskPicture:
 
 
 def _chosen(layers: Sequence[LayerFinding], glob: str | None, path: Path) -> Sequence[LayerFinding]:
-    """The layers whose masks are shown: those that match, or an early, a middle and a late one with windows."""
+    """The layers whose masks are drawn: those that match, or an early, a middle and a late one with windows."""
     if glob is not None:
         found = [x for x in layers if fnmatchcase(x.name, glob)]
         if not found:

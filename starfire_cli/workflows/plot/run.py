@@ -25,7 +25,7 @@ _DEEP = 3  # levels of folders below a given one in which runs are looked for
 
 @dataclass
 class Sources:
-    """What lies behind the paths; nothing heavy has been opened yet.
+    """The runs, checkpoints and results behind the given paths, with checkpoints not opened yet.
 
     Args:
         runs: read already.
@@ -44,7 +44,7 @@ class Sources:
     given: list[Path] = field(default_factory=list)
 
     def files(self) -> list[Path]:
-        """All files that are read for these sources, which nothing may be written over."""
+        """All files that are read for these sources, which must not be overwritten."""
         of_runs = [file for run in self.runs for file in Run(run.path).files]
         of_checkpoints = [file for path in self.checkpoints for file in files_of(path)]
         packed = [path for path, _ in self.packed.values()]
@@ -52,7 +52,7 @@ class Sources:
 
 
 def gather(paths: Sequence[Path], root: Path = RUNS) -> Sources:
-    """Find and read what the paths name: run folders, folders of runs, checkpoints, results of attack and compress.
+    """Finds and reads run folders, folders of runs, checkpoints, and results of attack and compress.
 
     Args:
         paths: none means the newest run under `root`.
@@ -77,7 +77,7 @@ def gather(paths: Sequence[Path], root: Path = RUNS) -> Sources:
 
 
 def material(sources: Sources, networks: Sequence[NetworkPicture]) -> Material:
-    """Everything together, ready to be drawn."""
+    """All records together, ready to be drawn."""
     return Material(
         runs=tuple(sources.runs),
         networks=tuple(networks),
@@ -169,7 +169,7 @@ def _take_curves(files: Iterable[Path], sources: Sources) -> None:
 
 
 def _add_curves(curves: Sequence[RobustCurve], sources: Sources) -> None:
-    """A network that two files tell of is taken once, with the larger number of points."""
+    """Adds curves; of one network in two files, the curve with more points is kept."""
     for curve in curves:
         key = (real(Path(curve.checkpoint)), curve.attack, curve.norm, curve.images)
         for place, other in enumerate(sources.curves):
@@ -182,5 +182,5 @@ def _add_curves(curves: Sequence[RobustCurve], sources: Sources) -> None:
 
 
 def real(path: Path) -> str:
-    """The same for all names of one file or folder."""
+    """The resolved path, equal for all names of one file or folder."""
     return os.path.realpath(path)

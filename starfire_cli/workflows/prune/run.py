@@ -33,7 +33,7 @@ from starfire_cli.workflows.train.request import Pruning
 
 
 def prune_mask(request: PruneRequest) -> Iterator[Progress | SweepPoint | Pruned]:
-    """Prune and write, or measure a sweep; yields lines of progress, then points of the curve or the result.
+    """Prunes and writes, or measures a sweep; yields lines of progress, then points of the curve or the result.
 
     Raises:
         BadOption, StarfireError: one line: what cannot be done, and what would work. Nothing is half-written.
@@ -109,7 +109,7 @@ def _prune(job: Job) -> Iterator[Progress | Pruned]:
 
 
 def _out_path(request: PruneRequest, source: Path, pruning: Pruning) -> Path:
-    """Where to write: what was asked for, or a name beside the source that says what was done."""
+    """The output path: as given, or a name beside the source with method and target."""
     name = f"{source.name.partition('.')[0]}-{pruning.method_spec.partition(':')[0]}-{pruning.target:g}.pt"
     out = request.out or source.with_name(name)
     if out.is_dir():
@@ -121,7 +121,7 @@ def _out_path(request: PruneRequest, source: Path, pruning: Pruning) -> Path:
 
 
 def _meta(job: Job, pruning: Pruning) -> dict[str, Any]:
-    """What the new checkpoint says about itself: model and data as before, the pruning of this call."""
+    """The new checkpoint's metadata: model and data as before, the pruning of this call."""
     old, network = job.checkpoint.meta, job.found.network
     model = dict(old.get("model") or {})
     if network is not None:
@@ -163,7 +163,7 @@ def _eliminated(report: EliminationReport) -> list[str]:
 
 
 def _zeros_taken(job: Job) -> list[str]:
-    """What was concluded from zeros, where the file held no masks."""
+    """A note on masks taken from zeros, where the file held no masks."""
     zeros = sum(job.dead.by_zeros.values())
     if not zeros:
         return []
@@ -172,5 +172,5 @@ def _zeros_taken(job: Job) -> list[str]:
 
 
 def _as_stored(state: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A network's state in the types that the checkpoint had."""
+    """A network's state in the checkpoint's element types."""
     return apply_once(lambda key, tensor: tensor.to(old[key].dtype) if key in old else tensor, state)

@@ -15,7 +15,7 @@ from starfire_cli.workflows.prune.trial import Trial
 
 
 def sweep(job: Job, targets: tuple[float, ...]) -> Iterator[Progress | SweepPoint]:
-    """The accuracy at each target, without and with nothing trained in between; all layers at once or one by one."""
+    """The accuracy at each target, without training; all layers at once or one by one."""
     job.network(job.checkpoint.state)  # says so if there is none, before anything takes time
     trial = Trial(job.checkpoint, job.request.trial)
     yield from (Progress(text=note) for note in trial.notes)

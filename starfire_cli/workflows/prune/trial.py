@@ -27,7 +27,7 @@ _FEW = 2000  # validation images, from which on a set has more training images t
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRequest:
-    """The data part of what was asked for; None means as the checkpoint says."""
+    """The data options of a request; None means as the checkpoint says."""
 
     data: str | None = None
     mean: Channels | None = None
@@ -40,7 +40,7 @@ class TrialRequest:
 
 
 class Trial:
-    """Data opened for one checkpoint's network. Raises BadOption, StarfireError where they cannot be."""
+    """Data opened for one checkpoint's network. Raises BadOption, StarfireError where that is impossible."""
 
     def __init__(self, checkpoint: Checkpoint, request: TrialRequest) -> None:
         self.device = runtime.pick_device(request.device)
@@ -67,7 +67,7 @@ class Trial:
         return Normalized(net, self.mean, self.std).to(self.device).eval()
 
     def as_meta(self) -> dict[str, Any]:
-        """What a checkpoint says about its data: these, with the mean and std in use, augmented as before."""
+        """The metadata of these data, with the mean and std in use, augmented as before."""
         as_before = {"augment": self._meta["augment"]} if "augment" in self._meta else {}
         return {**self.info.as_meta(), **as_before, "mean": list(self.mean), "std": list(self.std)}
 

@@ -32,19 +32,19 @@ def kind_of(layer: LayerFinding) -> str:
 
 
 def kind_text(kind: str) -> str:
-    """For the legend."""
+    """A layer kind's name in the legend."""
     words = {"window": "other windows", "linear": "fully connected", "downsample": "downsample (shortcut)"}
     return words.get(kind, kind)
 
 
 def titles(networks: Sequence[NetworkPicture]) -> list[str]:
-    """A name for each, with its folder where two would be called the same."""
+    """A title for each network, with its folder where two would be called the same."""
     places = [network.run.name if network.run else network.inspection.path.name for network in networks]
     return told_apart([style.shorten(pretty_title(network.title), 44) for network in networks], places)
 
 
 def heading(text: str, names: Sequence[str], width: float) -> str:
-    """A panel's title; in a picture of one column, in as many lines as fit to the right of the layers' names."""
+    """Sets a panel's title; in a figure of one column, in as many lines as fit to the right of the layers' names."""
     if width > style.NARROW:
         return style.plain(text, 90)
     room = width - 0.2 - 0.054 * min(_LONGEST, max(map(len, names)))
@@ -52,7 +52,7 @@ def heading(text: str, names: Sequence[str], width: float) -> str:
 
 
 def name_layers(axes: Axes, names: Sequence[str], inches: float, *, sideways: bool) -> None:
-    """Write the layers' names along the axis; only every n-th where there is no room for all.
+    """Writes the layers' names along the axis; only every n-th where there is no room for all.
 
     Args:
         axes: with layer i at i.

@@ -64,7 +64,7 @@ def convergence_figure(groups: Sequence[Group], *, axis: str = "epoch", width: f
 
 
 def _zoom(axes: Axes) -> None:
-    """Keep the last third of the epochs and as much height as the curves take there."""
+    """Limits the axes to the last third of the epochs and to the curves' heights there."""
     low, high = axes.get_xlim()
     first = high - (high - low) / 3
     lines = [line for line in axes.get_lines() if line.get_transform() == axes.transData]

@@ -25,7 +25,7 @@ _MOST = 8  # layers on a page
 
 
 def kernels_figure(network: NetworkPicture, *, width: float = style.WIDE) -> Figure:
-    """Two panels a layer: how many weights each of the K x C kernels keeps, and the first kernels weight by weight.
+    """Two panels a layer: live weights in each of the K x C kernels, and the first kernels weight by weight.
 
     Args:
         network: with the masks that are to be shown.
@@ -56,7 +56,7 @@ def kernels_figure(network: NetworkPicture, *, width: float = style.WIDE) -> Fig
 
 
 def _slots(masks: Sequence[MaskPicture], columns: int) -> list[tuple[MaskPicture, bool] | None]:
-    """What goes where, row by row: a mask, and beside it its first kernels if they have more than one weight."""
+    """The panels row by row: a mask, and beside it its first kernels if they have more than one weight."""
     slots: list[tuple[MaskPicture, bool] | None] = []
     for mask in masks:
         several = mask.window != (1, 1)
@@ -67,7 +67,7 @@ def _slots(masks: Sequence[MaskPicture], columns: int) -> list[tuple[MaskPicture
 
 
 def _counts(figure: Figure, axes: Axes, mask: MaskPicture, colour: str) -> None:
-    """K x C, each kernel in the tone of how much of it is left; many kernels in blocks, by the share that is alive."""
+    """The K x C kernels, coloured by their share of live weights; many kernels as means of blocks."""
     K, C = mask.kept_KC.shape
     most = mask.window[0] * mask.window[1]
     block = -(-max(K, C) // _SIDE)
@@ -135,7 +135,7 @@ def _dress(axes: Axes) -> None:
 
 
 def _steps(colour: str, most: int) -> ListedColormap:
-    """Nothing for dead, then from a light tone to the full colour."""
+    """A colour map: empty for dead, then from a light tone to the full colour."""
     from matplotlib.colors import LinearSegmentedColormap, ListedColormap, to_hex
 
     ramp = LinearSegmentedColormap.from_list("alive", [_LITTLE if most > 1 else colour, colour])
@@ -143,7 +143,7 @@ def _steps(colour: str, most: int) -> ListedColormap:
 
 
 def _shares(colour: str) -> LinearSegmentedColormap:
-    """The colour, as opaque as much is alive."""
+    """A colour map: the colour with the live share as its opacity."""
     from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
     return LinearSegmentedColormap.from_list("share", [to_rgba(colour, 0.0), to_rgba(colour, 1.0)])

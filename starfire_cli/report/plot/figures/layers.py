@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def layers_figure(networks: Sequence[NetworkPicture], *, width: float = style.WIDE) -> Figure:
-    """One panel a network: a stem for each layer, its sparsity high.
+    """One panel a network, with a stem of its sparsity for each layer.
 
     Args:
         networks: at least one, each with at least one layer.

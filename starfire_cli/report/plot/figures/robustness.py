@@ -33,11 +33,11 @@ class Point(Protocol):
 
     @property
     def low(self) -> float:
-        """Lower end of its interval."""
+        """Lower end of the interval."""
 
     @property
     def high(self) -> float:
-        """Upper end."""
+        """Upper end of the interval."""
 
 
 def robustness_figure(
@@ -61,7 +61,7 @@ def robustness_figure(
 
 
 def attacks_figure(curves: Sequence[RobustCurve], *, width: float = style.WIDE) -> Figure:
-    """The same from the files that `attack` wrote: one panel for each attack and set of images.
+    """Robustness from the result files of `attack`: one panel for each attack and set of images.
 
     Args:
         curves: at least one.
@@ -145,7 +145,7 @@ def _curve(axes: Axes, rows: Sequence[Point], colour: str, marker: str, line: An
 
 
 def _looks(names: Sequence[str]) -> dict[str, tuple[str, str, Any]]:
-    """Colour by method; marker, dashes and tone tell networks of one method apart."""
+    """Line styles: colour by method; marker, dashes and tone tell networks of one method apart."""
     looks = {}
     for number, name in enumerate(names):
         alike = [other for other in names if style.method_colour(other) == style.method_colour(name)]

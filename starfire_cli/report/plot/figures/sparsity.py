@@ -66,7 +66,7 @@ def sparsity_figure(groups: Sequence[Group], *, axis: str = "epoch", width: floa
 
 
 def _from_the_start(run: RunHistory) -> RunHistory:
-    """With the two points that no row holds: nothing is pruned at step 0, nor before the era begins."""
+    """Adds the two points without rows: sparsity is 0 at step 0 and where the era begins."""
     if not run.rows or run.dense or run.settings.get("init", "?") is not None:
         return run
     steps = next((row["step"] / row["epoch"] for row in run.rows if row.get("step") and row["epoch"]), None)

@@ -70,7 +70,7 @@ def tradeoff_figure(
 
 
 def _measures(networks: Mapping[Path, NetworkPicture]) -> list[tuple[str, int, Measure]]:
-    """(axis label, +1 where more is better, how to measure a run)."""
+    """(axis label, +1 where more is better, measure of a run)."""
     macs = {path: n.inspection.macs[1] for path, n in networks.items() if n.inspection.macs is not None}
     size = {path: n.size for path, n in networks.items()}
     macs_unit, macs_name = _unit(macs.values(), ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")))
@@ -106,12 +106,12 @@ def _known(groups: Sequence[Group], measure: Measure) -> bool:
 
 
 def _counted(group: Group) -> list[RunHistory]:
-    """The runs of an experiment that make its point: the finished ones, if there are any."""
+    """The finished runs of an experiment, or all where none is finished."""
     return [run for run in group.runs if run.finished] or list(group.runs)
 
 
 def _draw(axes: Axes, groups: Sequence[Group], measure: Measure, many: bool) -> list[tuple[float, float]]:
-    """Each experiment's point; returns those of finished runs."""
+    """Draws each experiment's point; returns those of finished runs."""
     found = []
     for group in groups:
         pairs = []
@@ -137,7 +137,7 @@ def _draw(axes: Axes, groups: Sequence[Group], measure: Measure, many: bool) -> 
 
 
 def pareto(points: Sequence[tuple[float, float]], better: int) -> list[tuple[float, float]]:
-    """Those that no other beats in both; `better` is 1 where a larger first value is better, else -1. Best first."""
+    """Points not dominated by any other; `better` is 1 where a larger first value is better, else -1. Best first."""
     best: list[tuple[float, float]] = []
     for x, y in sorted(set(points), key=lambda p: (-better * p[0], -p[1])):
         if not best or y > best[-1][1]:
@@ -146,7 +146,7 @@ def pareto(points: Sequence[tuple[float, float]], better: int) -> list[tuple[flo
 
 
 def _pareto(axes: Axes, points: Sequence[tuple[float, float]], better: int) -> bool:
-    """Draw the front. Returns whether there is one: a single point has none."""
+    """Draws the front; returns False where there is none, as with a single point."""
     front = pareto(points, better)
     # From the cheapest on: its accuracy is what one can have until the next point's cost is paid.
     if len(front) > 1:

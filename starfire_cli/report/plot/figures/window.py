@@ -24,7 +24,7 @@ def windows_of(network: NetworkPicture) -> list[LayerFinding]:
 
 
 def window_figure(networks: Sequence[NetworkPicture], *, width: float = style.WIDE) -> Figure:
-    """One panel a network: for each layer, squares as large as the share of windows that keep 0, 1, ... 9 weights.
+    """One panel a network: for each layer, squares as large as the share of windows with 0, 1, ... 9 live weights.
 
     Args:
         networks: each with at least one layer of 3 x 3 windows.
