@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,11 +61,11 @@ def test_no_docstring_asks(path: Path) -> None:
             assert not summary.endswith("?"), f"{node.name}: {summary}"
 
 
-def _names(members: Family[object] | Sequence[str]) -> Sequence[str]:
+def _names(members: Family[Any] | Sequence[str]) -> Sequence[str]:
     return members.names() if isinstance(members, Family) else members
 
 
-FAMILIES: dict[str, tuple[str, Family[object] | Sequence[str]]] = {
+FAMILIES: dict[str, tuple[str, Family[Any] | Sequence[str]]] = {
     "methods": ("method.md", METHODS),
     "attacks": ("attack.md", ATTACKS),
     "data sets": ("data.md", SETS),

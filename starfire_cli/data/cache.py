@@ -53,14 +53,14 @@ def folder() -> Path | None:
         return None
 
 
-def named(title: str, digest: str, *, listing: bool = False) -> str:
+def file_name(title: str, digest: str, *, listing: bool = False) -> str:
     """The name of a cache file: a title for people, and the digest (24 hex digits) that identifies it."""
     name = f"{re.sub(r'[^A-Za-z0-9._-]+', '_', title)[:100]}-{digest}{'.listing' if listing else ''}.safetensors"
     assert _NAME.fullmatch(name), name
     return name
 
 
-def key(files: Encoded, side: int) -> Path | None:
+def cache_file(files: Encoded, side: int) -> Path | None:
     """The cache file for these images at this size; None where nothing is to be cached."""
     where = folder()
     if where is None or len(files) < WORTH_KEEPING:
@@ -71,7 +71,7 @@ def key(files: Encoded, side: int) -> Path | None:
             digest.update(stamp)
     except OSError:  # a link into nowhere; decoding will name it
         return None
-    return where / named(f"{files.title}-{len(files)}x{side}", digest.hexdigest())
+    return where / file_name(f"{files.title}-{len(files)}x{side}", digest.hexdigest())
 
 
 def load(file: Path | None, count: int, side: int) -> Tensor | None:
@@ -149,7 +149,7 @@ def _make_room(where: Path, needed: int) -> None:
     error.
     """
     kept = []
-    for file, status in _own(where):
+    for file, status in _own_files(where):
         if not file.name.endswith(".partial"):
             kept.append((status.st_mtime, status.st_size, file))
         elif status.st_mtime < time.time() - _DAY:  # its process was killed
@@ -163,7 +163,7 @@ def _make_room(where: Path, needed: int) -> None:
         total -= size
 
 
-def _own(where: Path) -> list[tuple[Path, os.stat_result]]:
+def _own_files(where: Path) -> list[tuple[Path, os.stat_result]]:
     """The cache files that runs of this user wrote, by name, kind and owner."""
     with contextlib.suppress(OSError), os.scandir(where) as entries:
         files = [Path(entry.path) for entry in entries]

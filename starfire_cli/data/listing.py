@@ -28,7 +28,7 @@ SETTLED = 2.0  # seconds; what changed so recently may change again and keep its
 def class_files(root: Path, folders: Sequence[str]) -> Files:
     """The images of class folders, as `scan.class_files` finds them; remembered where there are many."""
     place = cache.folder()
-    file = None if place is None else place / cache.named(_title(root), _digest(root), listing=True)
+    file = None if place is None else place / cache.file_name(_title(root), _digest(root), listing=True)
     remembered = load(file, root, folders)
     if remembered is not None:
         return remembered

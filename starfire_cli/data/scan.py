@@ -29,7 +29,7 @@ def subfolders(folder: Path) -> list[str]:
         return sorted(e.name for e in entries if e.is_dir() and not _ignored(e.name))
 
 
-def passed_over(folder: Path) -> dict[str, int]:
+def count_ignored(folder: Path) -> dict[str, int]:
     """Counts files in `folder` itself that are no images, by extension."""
     others: dict[str, int] = {}
     with _entries(folder) as entries:
@@ -39,7 +39,7 @@ def passed_over(folder: Path) -> dict[str, int]:
     return others
 
 
-def passed_text(others: Mapping[str, int], most: int = 5) -> str:
+def ignored_text(others: Mapping[str, int], most: int = 5) -> str:
     """`passed over: 12 .heic, 3 .txt`; empty where there were none."""
     ordered = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))
     shown = [f"{count:,} {ending or 'without extension'}" for ending, count in ordered[:most]]
@@ -48,7 +48,7 @@ def passed_text(others: Mapping[str, int], most: int = 5) -> str:
     return f"passed over: {', '.join(shown)}" if shown else ""
 
 
-def loose_images(folder: Path) -> int:
+def count_loose_images(folder: Path) -> int:
     """The number of images directly in `folder`."""
     with _entries(folder) as entries:
         return sum(is_image(e.name) for e in entries)

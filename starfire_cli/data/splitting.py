@@ -19,17 +19,17 @@ def parts(source: Source, options: DataOptions) -> tuple[Part, Part]:
     train, val = source.train, source.val
     if val is None:
         train, val = held_out(train, source.classes, options)
-    train = limited(_some(train, source, "training"), options.limit_train, "--limit-train")
-    return train, limited(_some(val, source, "validation"), options.limit_val, "--limit-val", options.limit_seed)
+    train = limited(_non_empty(train, source, "training"), options.limit_train, "--limit-train")
+    return train, limited(_non_empty(val, source, "validation"), options.limit_val, "--limit-val", options.limit_seed)
 
 
 def validation(source: Source, options: DataOptions) -> Part:
     """The validation part that `parts` gives, computed without the training part."""
     val = source.val if source.val is not None else held_out(source.train, source.classes, options)[1]
-    return limited(_some(val, source, "validation"), options.limit_val, "--limit-val", options.limit_seed)
+    return limited(_non_empty(val, source, "validation"), options.limit_val, "--limit-val", options.limit_seed)
 
 
-def _some(part: Part, source: Source, which: str) -> Part:
+def _non_empty(part: Part, source: Source, which: str) -> Part:
     """`part`, if it has images. Raises StarfireError where it has none."""
     if not len(part):
         raise StarfireError(f"--data {source.spec}: the {which} part has no images")
@@ -41,7 +41,7 @@ def passed_over(*parts: Part | None) -> tuple[str, ...]:
     others: Counter[str] = Counter()
     for part in parts:
         others.update(part.others if isinstance(part, Files) else {})
-    text = scan.passed_text(others)
+    text = scan.ignored_text(others)
     return (f"{text} (images end in {' '.join(scan.EXTENSIONS)})",) if text else ()
 
 

@@ -60,7 +60,7 @@ def _storage(size: int) -> torch.UntypedStorage | None:
         )
         return shared
     except (RuntimeError, OSError) as error:
-        raise full(error, size) from None
+        raise shared_memory_error(error, size) from None
     finally:
         if descriptor is not None:
             os.close(descriptor)
@@ -90,15 +90,15 @@ def check_locks(count: int) -> None:
         for lock in [multiprocessing.Lock() for _ in range(count)]:
             del lock
     except OSError as error:
-        raise (error if error.errno in (errno.EMFILE, errno.ENFILE) else full(error)) from None
+        raise (error if error.errno in (errno.EMFILE, errno.ENFILE) else shared_memory_error(error)) from None
 
 
-def is_full(error: BaseException) -> bool:
+def is_shared_memory_error(error: BaseException) -> bool:
     """Whether an error of torch, NCCL or the operating system means that shared memory is used up or missing."""
     return isinstance(error, RuntimeError | OSError) and bool(_SAYS_FULL.search(str(error)))
 
 
-def full(error: BaseException, size: int = 0) -> StarfireError:
+def shared_memory_error(error: BaseException, size: int = 0) -> StarfireError:
     """The error for the user where shared memory is used up: its size, and how to get more.
 
     Args:

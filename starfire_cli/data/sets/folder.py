@@ -62,9 +62,9 @@ def class_names(folder: Path) -> tuple[str, ...]:
     """The class folders in `folder`. Raises StarfireError where there are fewer than two."""
     names = scan.subfolders(folder)
     if not names:
-        loose = scan.loose_images(folder)
+        loose = scan.count_loose_images(folder)
         seen = f"{loose} images but no class folders" if loose else "no class folders and no images"
-        seen += _passed(scan.passed_over(folder))
+        seen += _passed(scan.count_ignored(folder))
         raise StarfireError(f"--data {folder}: {seen}; {LAYOUTS}")
     if len(names) == 1:
         raise StarfireError(f"--data {folder}: only one class folder ({names[0]}), two or more are needed; {LAYOUTS}")
@@ -72,7 +72,7 @@ def class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _passed(others: Mapping[str, int]) -> str:
-    text = scan.passed_text(others)
+    text = scan.ignored_text(others)
     return f" ({text})" if text else ""
 
 
@@ -98,8 +98,10 @@ def read_classes(folder: Path, names: Sequence[str], *, expected: Sequence[str] 
 def read_matching(folder: Path, classes: tuple[str, ...], train: Path) -> Files:
     """The images of the validation folder. Raises StarfireError that lists how its classes differ from `train`'s."""
     names = scan.subfolders(folder)
-    if not names and scan.loose_images(folder):
-        raise StarfireError(f"--data {folder}: {scan.loose_images(folder)} images but no class folders; {LAYOUTS}")
+    if not names and scan.count_loose_images(folder):
+        raise StarfireError(
+            f"--data {folder}: {scan.count_loose_images(folder)} images but no class folders; {LAYOUTS}"
+        )
     if tuple(names) != classes:
         raise StarfireError(
             f"--data {train.parent}: {differences(classes, names, train.name + '/', folder.name + '/')}"

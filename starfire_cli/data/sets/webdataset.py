@@ -37,13 +37,13 @@ class WebDataset:
         """
         if text.endswith(".tar"):
             return tarset.source_of_urls(text)
-        base = remote.checked(text.removesuffix(f"/{packed.INDEX}").rstrip("/"))
+        base = remote.check_url(text.removesuffix(f"/{packed.INDEX}").rstrip("/"))
         return packed.source(base, packed.index_of(base))
 
     def described(self, where: Path | str) -> tuple[str, int | None]:
         """Name and longer side of a packed set; unknown for tar files of others before they are read."""
         if isinstance(where, str) and not where.endswith(".tar"):
-            base = remote.checked(where.removesuffix(f"/{packed.INDEX}").rstrip("/"))
+            base = remote.check_url(where.removesuffix(f"/{packed.INDEX}").rstrip("/"))
             index = packed.index_of(base)
             return index.name, index.side
         if isinstance(where, Path) and packed.is_packed(where):

@@ -93,7 +93,7 @@ def is_packed(path: Path) -> bool:
 
 def index_of(base: Path | str) -> Index:
     """The index in a folder, or behind a folder's URL. Raises StarfireError, DamagedFile for anything else."""
-    content = remote.content(f"{base}/{INDEX}", LONGEST_INDEX) if isinstance(base, str) else None
+    content = remote.read_url(f"{base}/{INDEX}", LONGEST_INDEX) if isinstance(base, str) else None
     with damage.reading(f"--data {base}: {INDEX}"):
         return parsed(json.loads((Path(base) / INDEX).read_bytes() if content is None else content))
 
@@ -218,7 +218,7 @@ def spool_for(urls: tuple[str, ...], lengths: list[int], checksums: list[str]) -
 
 def _members(base: Path | str, part: PackedPart) -> bytes:
     if isinstance(base, str):
-        content = remote.content(f"{base}/{part.members}", part.images * MEMBER.itemsize + 2**16)
+        content = remote.read_url(f"{base}/{part.members}", part.images * MEMBER.itemsize + 2**16)
     else:
         try:
             if not (base / part.members).is_file():

@@ -53,7 +53,7 @@ def members(file: Readable, length: int | None = None, *, first: int = 64) -> It
     Raises:
         Damaged: a header that is none, or that names more bytes than there are. Call it under `damage.reading`.
     """
-    at = _Place(file, length)
+    at = _Cursor(file, length)
     everywhere: dict[str, str] = {}
     own: dict[str, str] = {}
     while (header := at.header()) is not None:
@@ -82,7 +82,7 @@ def members(file: Readable, length: int | None = None, *, first: int = 64) -> It
                 yield Member(said.get("path", header.name), begin, size, start)
 
 
-class _Place:
+class _Cursor:
     """The position of the next header in the file."""
 
     def __init__(self, file: Readable, length: int | None) -> None:

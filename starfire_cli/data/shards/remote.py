@@ -26,7 +26,7 @@ def is_url(text: str) -> bool:
     return "://" in text or text.startswith("pipe:")
 
 
-def checked(url: str) -> str:
+def check_url(url: str) -> str:
     """`url`, if its scheme may be opened. Raises BadOption."""
     if url.startswith("pipe:"):
         raise BadOption(
@@ -39,9 +39,9 @@ def checked(url: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(url: str) -> Iterator[IO[bytes]]:
+def open_url(url: str) -> Iterator[IO[bytes]]:
     """A stream of the bytes behind a URL. Raises BadOption, or StarfireError with the reason."""
-    checked(url)
+    check_url(url)
     try:
         library = import_module("webdataset.gopen")  # `import ... as` gives the function of that name
     except ImportError:
@@ -72,9 +72,9 @@ def opened(url: str) -> Iterator[IO[bytes]]:
         raise StarfireError(f"{url} cannot be read: {_reason(url, str(error))}") from None
 
 
-def content(url: str, most: int) -> bytes:
+def read_url(url: str, most: int) -> bytes:
     """All bytes behind a URL, `most` at most. Raises as `opened`."""
-    with opened(url) as stream:
+    with open_url(url) as stream:
         parts, length = [], 0
         while part := stream.read(2**20):
             parts.append(part)

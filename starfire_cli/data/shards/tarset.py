@@ -56,14 +56,14 @@ def source(path: Path) -> Source:
 def source_of_urls(text: str) -> Source:
     """The tar files that `URL-{000..146}.tar::URL.tar` names. Raises BadOption, StarfireError."""
     for pattern in text.split("::"):
-        remote.checked(re.sub(r"\{[A-Za-z0-9.,-]*\}", "0", pattern))
+        remote.check_url(re.sub(r"\{[A-Za-z0-9.,-]*\}", "0", pattern))
     if _shards_meant(text) > _MOST_SHARDS:
         raise BadOption(f"--data {text}: that is more than {_MOST_SHARDS:,} shards; name fewer in the braces")
     try:
         from webdataset.shardlists import expand_urls
     except ImportError:
         raise StarfireError(f"--data {text}: needs the webdataset package; pip install webdataset") from None
-    return _source([remote.checked(url) for url in expand_urls(text)], url=text)
+    return _source([remote.check_url(url) for url in expand_urls(text)], url=text)
 
 
 def _shards_meant(text: str) -> int:
@@ -103,7 +103,7 @@ def _shards(places: Sequence[str], far: bool) -> Shards:
     stamp = "" if far else "\n".join(f"{os.stat(p).st_size} {os.stat(p).st_mtime_ns}" for p in places)
     key = hashlib.blake2b(f"{VERSION} {stamp}\n{chr(10).join(places)}".encode(), digest_size=12).hexdigest()
     folder = cache.folder()
-    file = None if folder is None else folder / cache.named(f"shards-{len(places)}", key, listing=True)
+    file = None if folder is None else folder / cache.file_name(f"shards-{len(places)}", key, listing=True)
     kept = cache.read(file)
     if kept is None or not _fits(kept, len(places)):
         with ThreadPoolExecutor(_CONNECTIONS if far else 1) as pool:
@@ -153,7 +153,7 @@ def _local(place: str) -> Listed:
 
 
 def _remote(url: str) -> Listed:
-    with damage.reading(_called(url)), remote.opened(url) as stream:
+    with damage.reading(_called(url)), remote.open_url(url) as stream:
         summed = _Summed(stream)
         rows = _rows(url, summed, None)
         while summed.read(2**18):

@@ -24,11 +24,11 @@ from starfire_cli import __version__
 from starfire_cli.data.draws import shuffled
 from starfire_cli.data.finding import find
 from starfire_cli.data.images import decode
-from starfire_cli.data.images.encode import smaller
+from starfire_cli.data.images.encode import shrink_image
 from starfire_cli.data.images.input_pipeline import spread_out
 from starfire_cli.data.shards import index as packed
 from starfire_cli.data.shards.layout import Shards
-from starfire_cli.data.shards.readahead import brought
+from starfire_cli.data.shards.readahead import read_ahead
 from starfire_cli.data.source import Encoded, Pixels, Source
 from starfire_cli.data.splitting import limited, passed_over
 from starfire_cli.errors import BadOption, StarfireError
@@ -94,7 +94,7 @@ def pack(request: PackRequest) -> Iterator[PackingStarted | PackingPart | Packed
     if packed.is_packed(request.out):
         raise StarfireError(f"{request.out} is a packed set already; give another folder, or remove it first")
     _begin(request.out, plan)
-    decode.prepare(much=True)
+    decode.select_decoder(much=True)
     tasks = [task for name, files in parts.items() for task in _tasks(name, files, plan["images"][name], request)]
     missing = [task for task in tasks if not is_done(task)]
     yield PackingStarted(
@@ -149,10 +149,10 @@ def _images(files: Encoded, request: PackRequest) -> int:
         return size
     sizes = []
     positions = spread_out(len(files))
-    with brought(files, positions):
+    with read_ahead(files, positions):
         for position in positions:
             try:
-                _, data = smaller(files.read(position), files.where(position), request.short_side, request.quality)
+                _, data = shrink_image(files.read(position), files.where(position), request.short_side, request.quality)
                 sizes.append(len(data))
             except (decode.Corrupt, OSError):  # the worker that meets it says so
                 continue

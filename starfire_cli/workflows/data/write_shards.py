@@ -20,7 +20,7 @@ import numpy as np
 from starfire_cli.damage import Damaged, DamagedFile, reading
 from starfire_cli.data.draws import Ints
 from starfire_cli.data.images import decode, sharing
-from starfire_cli.data.images.encode import smaller
+from starfire_cli.data.images.encode import shrink_image
 from starfire_cli.data.shards import index as packed
 from starfire_cli.data.source import Encoded
 from starfire_cli.errors import StarfireError
@@ -145,9 +145,9 @@ def _made(task: Task, position: int) -> Sample | str:
     files = task.files
     try:
         data = files.read(position)
-        ending, content = smaller(data, files.where(position), task.short_side, task.quality)
+        ending, content = shrink_image(data, files.where(position), task.short_side, task.quality)
         if content is data:  # so that a corrupt one is found now, and not in an epoch
-            with decode.quiet():
+            with decode.suppress_warnings():
                 decode.decode(data)
     except (decode.Corrupt, OSError) as error:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
