@@ -57,7 +57,7 @@ class Run:
             except OSError as error:
                 raise StarfireError(f"cannot make the run folder {path}: {error.strerror or error}") from None
 
-    def is_void(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether the folder holds nothing that a run has saved.
 
         A config.json of ours may be there. Anything that is not ours makes the folder somebody's.
@@ -76,7 +76,7 @@ class Run:
     def discard(self) -> None:
         """Removes a folder that was just made and holds no results; never anything else."""
         with contextlib.suppress(OSError):
-            if self.is_void():
+            if self.is_empty():
                 for path in self.path.iterdir():
                     path.unlink()
                 self.path.rmdir()

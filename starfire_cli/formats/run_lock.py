@@ -65,7 +65,7 @@ def _acquired(folder: Path, path: Path, command: str) -> int | None:
     while True:
         with contextlib.suppress(OSError):
             if said := _held.get(_identity(os.stat(path))):
-                raise _busy(folder, path, said)
+                raise _busy_error(folder, path, said)
         descriptor: int | None = None
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -81,7 +81,7 @@ def _acquired(folder: Path, path: Path, command: str) -> int | None:
             if descriptor is not None:
                 os.close(descriptor)
                 if error.errno in _BUSY:
-                    raise _busy(folder, path, _read(path)) from None
+                    raise _busy_error(folder, path, _read(path)) from None
                 if error.errno in _NO_LOCKS:
                     return None
             raise disk_problem(error, path) or error from None
@@ -112,7 +112,7 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def _busy(folder: Path, path: Path, text: bytes) -> StarfireError:
+def _busy_error(folder: Path, path: Path, text: bytes) -> StarfireError:
     """The error for whoever comes second; `text` is the content of the lock, if any."""
     who, since, doing = "another process", "", ""
     with contextlib.suppress(StarfireError), reading(path):

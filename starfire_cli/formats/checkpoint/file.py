@@ -50,7 +50,7 @@ def save(
         Mismatch: two names of one tensor have different masks.
     """
     masks = masks_once(masks or {}, ties_of(state))
-    plain = apply_once(lambda _, tensor: _own_memory(tensor), state)
+    plain = apply_once(lambda _, tensor: _with_own_storage(tensor), state)
     # Copies: the model that is being saved is not touched.
     plain = replace_tied(plain, {key: plain[key].masked_fill(~mask.cpu(), 0) for key, mask in masks.items()})
     content: dict[str, Any] = {
@@ -194,7 +194,7 @@ def _refuse_weights(path: Path, weights: str | None, there: tuple[str, ...]) -> 
         raise BadOption(f"{option('weights', weights)}: {path} holds {' and '.join(there)} only")
 
 
-def _own_memory(tensor: Tensor) -> Tensor:
+def _with_own_storage(tensor: Tensor) -> Tensor:
     """The tensor on the CPU, contiguous, and with a storage of its own, so that no larger one is written with it."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()

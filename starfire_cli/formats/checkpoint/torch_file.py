@@ -78,7 +78,7 @@ def load(path: Path, kind: str) -> Any:
         except Called as error:
             raise StarfireError(f"{path}: refused: it wants to call {error}; {_ADVICE}") from error
         except pickle.UnpicklingError as error:
-            raise StarfireError(f"{path}: {_refused(str(error))}") from error
+            raise StarfireError(f"{path}: {_refusal(str(error))}") from error
 
 
 def _foreign_names(path: Path, kind: str) -> set[str]:
@@ -100,7 +100,7 @@ def _foreign_names(path: Path, kind: str) -> set[str]:
     return foreign
 
 
-def _refused(text: str) -> str:
+def _refusal(text: str) -> str:
     """The error text for a file that torch refused."""
     found = re.search(r"GLOBAL (\S+)", text)
     if found:

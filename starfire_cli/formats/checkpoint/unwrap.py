@@ -125,7 +125,7 @@ def _backing(tensor: Tensor) -> dict[int, int]:
     return {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
 
 
-class _Way:
+class _Route:
     """The path to the dict of tensors: the keys passed through, the keys beside them, whether it is an average."""
 
     def __init__(self) -> None:
@@ -156,9 +156,9 @@ class _Way:
         return ([where] if where else []) + pickled
 
 
-def _find(content: Any, path: Path, weights: str | None) -> tuple[dict[Any, Any], _Way]:
+def _find(content: Any, path: Path, weights: str | None) -> tuple[dict[Any, Any], _Route]:
     """Finds the dict that holds the tensors, up to three wrappers deep."""
-    way = _Way()
+    way = _Route()
     for _ in range(4):
         if is_module(content):
             way.pickled = True

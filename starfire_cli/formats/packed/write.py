@@ -73,7 +73,7 @@ def pack(
             raise Mismatch(f"the mask of {key} has no weight of its shape {tuple(mask.shape)}")
     once = [key for key in state if key not in ties]
     layers = in_threads(lambda key: _encode(key, state[key], masks.get(key), stored.get(key), effort), once)
-    plain = _left_plain(layers, keep_plain)
+    plain = _plain_keys(layers, keep_plain)
     entries: list[Entry] = []
     sizes: list[TensorSize] = []
     table: dict[str, dict[str, Any]] = {}
@@ -87,7 +87,7 @@ def pack(
             sizes.append(TensorSize.plain(key, state[key], size.bound_bytes))
         else:
             entries.append(Entry(name=key + SUFFIX, dtype="U8", shape=(len(layer.data),), data=layer.data))
-            table[key] = _line(layer)
+            table[key] = _table_row(layer)
             sizes.append(size)
     metadata = {
         "layers": _json(table),
@@ -155,7 +155,7 @@ def _mask(key: str, mask: Tensor, words: Any, dtype: Dtype) -> Bits:
     return alive
 
 
-def _left_plain(layers: list[_Layer], keep_plain: bool) -> set[str]:
+def _plain_keys(layers: list[_Layer], keep_plain: bool) -> set[str]:
     """The never-pruned tensors that are stored as they are, readable by any safetensors reader.
 
     All vectors (norms, biases, statistics), and of the others the small ones, as long as they cost next to nothing.
@@ -171,7 +171,7 @@ def _left_plain(layers: list[_Layer], keep_plain: bool) -> set[str]:
     return left
 
 
-def _line(layer: _Layer) -> dict[str, Any]:
+def _table_row(layer: _Layer) -> dict[str, Any]:
     """A packed layer's row of the table."""
     size = layer.size
     line: dict[str, Any] = {"dtype": layer.dtype.name, "shape": list(size.shape), "encoding": size.encoding}

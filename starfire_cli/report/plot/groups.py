@@ -85,7 +85,7 @@ def pretty_title(title: str) -> str:
     return f"{pretty_method(known[1])} {percent_text(float(known[2]))}" if known else title
 
 
-def entitled(material: Material, groups: Sequence[Group]) -> Material:
+def with_experiment_titles(material: Material, groups: Sequence[Group]) -> Material:
     """The material with networks and attacked networks titled as their experiments, and in the experiments' order."""
     labels = {os.path.realpath(run.path): group.label for group in groups for run in group.runs}
     places = {folder: place for place, folder in enumerate(labels)}
@@ -103,7 +103,7 @@ def entitled(material: Material, groups: Sequence[Group]) -> Material:
     return replace(material, networks=tuple(networks), curves=tuple(curves))
 
 
-def told_apart(titles: Sequence[str], places: Sequence[str]) -> list[str]:
+def disambiguate(titles: Sequence[str], places: Sequence[str]) -> list[str]:
     """The titles, each with its folder where two are alike."""
     return [f"{t} ({place})" if titles.count(t) > 1 else t for t, place in zip(titles, places, strict=True)]
 
@@ -180,15 +180,15 @@ def _labels(runs: Sequence[RunHistory], *, targets: bool = True) -> list[str]:
             texts = [f"{t}, {run.settings[key]}" if run.settings.get(key) else t for t, run in _both(texts, runs)]
     others = sorted({k for run in runs for k in run.settings} - {*_TELLING, *_ALWAYS, "method", "target", "era"})
     for key in (*_TELLING, *others):
-        texts = _told_apart(texts, runs, lambda run, key=key: _setting(run, key))  # type: ignore[misc]
-    return _told_apart(texts, runs, lambda run: run.name)
+        texts = _disambiguate(texts, runs, lambda run, key=key: _setting(run, key))  # type: ignore[misc]
+    return _disambiguate(texts, runs, lambda run: run.name)
 
 
 def _both(texts: Sequence[str], runs: Sequence[RunHistory]) -> list[tuple[str, RunHistory]]:
     return list(zip(texts, runs, strict=True))
 
 
-def _told_apart(texts: list[str], runs: Sequence[RunHistory], word: Callable[[RunHistory], str]) -> list[str]:
+def _disambiguate(texts: list[str], runs: Sequence[RunHistory], word: Callable[[RunHistory], str]) -> list[str]:
     """The texts, with a word added to equal ones, where it distinguishes them."""
     words: dict[str, set[str]] = {}
     for text, run in _both(texts, runs):

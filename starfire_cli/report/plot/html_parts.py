@@ -109,16 +109,16 @@ def robustness_table(material: Material) -> str:
         for text in curve.warnings
     )
     heads = ("network", "attack", "eps", "top-1", "95 % interval", "images")
-    return fold("The numbers", table(heads, rows)) + warnings
+    return collapsible("The numbers", table(heads, rows)) + warnings
 
 
 def layer_tables(material: Material) -> str:
     """Tables of every layer of every opened network; folded where there are many."""
     networks = [network for network in material.networks if network.inspection.layers]
     tables = "".join(
-        fold(f"Layers of {_name(network)}", _layers(network), opens=len(networks) <= 2) for network in networks
+        collapsible(f"Layers of {_name(network)}", _layers(network), opens=len(networks) <= 2) for network in networks
     )
-    return fold(f"Layers of {len(networks)} networks", tables, opens=False) if len(networks) > _FEW else tables
+    return collapsible(f"Layers of {len(networks)} networks", tables, opens=False) if len(networks) > _FEW else tables
 
 
 def sizes_table(material: Material) -> str:
@@ -141,7 +141,7 @@ def commands(groups: Sequence[Group]) -> str:
     if not lines:
         return ""
     shown = f"<pre>{chr(10).join(lines)}</pre>"
-    return f"<h2>Made by</h2>{shown if len(lines) <= 2 else fold(_count(len(lines), 'command'), shown)}"
+    return f"<h2>Made by</h2>{shown if len(lines) <= 2 else collapsible(_count(len(lines), 'command'), shown)}"
 
 
 def configuration(groups: Sequence[Group]) -> str:
@@ -157,7 +157,7 @@ def configuration(groups: Sequence[Group]) -> str:
     differing = [key for key in keys if key not in same]
     if differing:
         body += f'<p class="muted">Not the same in all runs: {escape(", ".join(differing))}.</p>'
-    return f"<h2>Configuration</h2>{fold(_count(len(rows), 'setting'), body)}"
+    return f"<h2>Configuration</h2>{collapsible(_count(len(rows), 'setting'), body)}"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: bool = False) -> str:
@@ -168,7 +168,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: bool = 
     return f'<div class="wide"><table{kind}><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-def fold(summary: str, body: str, *, opens: bool = True) -> str:
+def collapsible(summary: str, body: str, *, opens: bool = True) -> str:
     """A collapsible section; in print it is open, or (if not `opens`) left out."""
     return f"<details{'' if opens else ' class=unprinted'}><summary>{escape(summary)}</summary>{body}</details>"
 

@@ -42,7 +42,7 @@ def parse_kinds(texts: Sequence[str]) -> list[str]:
     return [kind for kind in KINDS if kind in wanted]
 
 
-def usual_kinds(runs: Sequence[RunHistory], checkpoints: Sequence[Path], curves: Sequence[RobustCurve]) -> list[str]:
+def default_kinds(runs: Sequence[RunHistory], checkpoints: Sequence[Path], curves: Sequence[RobustCurve]) -> list[str]:
     """The default kinds: all that the material allows and that are informative."""
     begun = [run for run in runs if run.has("val_top1")]
     sparsities = {round(best.get("sparsity_prunable", 0.0), 3) for run in begun if (best := run.best())}
@@ -58,7 +58,7 @@ def usual_kinds(runs: Sequence[RunHistory], checkpoints: Sequence[Path], curves:
     return [kind for kind in KINDS if possible[kind]]
 
 
-def worth_opening(kinds: Sequence[str], groups: Sequence[Group], checkpoints: Sequence[Path]) -> list[Path]:
+def checkpoints_to_open(kinds: Sequence[str], groups: Sequence[Group], checkpoints: Sequence[Path]) -> list[Path]:
     """The checkpoints that the kinds need: all for the trade-off, else one an experiment and no more than fit."""
     if "tradeoff" in kinds:
         return list(checkpoints)
@@ -116,7 +116,7 @@ def draw(
     return figures.kernels_figure(_first_sparse(networks), width=width)
 
 
-def left_out(
+def omission_notes(
     kinds: Sequence[str], material: Material, groups: Sequence[Group], checkpoints: Sequence[Path]
 ) -> list[str]:
     """Notes on what the figures leave out."""
@@ -125,7 +125,7 @@ def left_out(
         said.append(f"tradeoff is not drawn unasked for {len(checkpoints)} checkpoints: --kind tradeoff opens them all")
     shown = _shown(groups, material.networks)
     by_layer = [kind for kind in ("layers", "window") if kind in kinds]
-    unreadable = len(worth_opening(kinds, groups, checkpoints)) - len(material.networks)
+    unreadable = len(checkpoints_to_open(kinds, groups, checkpoints)) - len(material.networks)
     readable = len(checkpoints) - unreadable
     if by_layer and len(shown) < readable:
         said.append(

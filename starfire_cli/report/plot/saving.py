@@ -68,7 +68,7 @@ def render(figure: Figure, kind: str, *, dpi: int = DPI, paper: str | None = sty
     # Dates and random ids would make each file of the same picture a different one.
     metadata: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     memory = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "starfire", "svg.fonttype": "path"}), _quiet():
+    with matplotlib.rc_context({"svg.hashsalt": "starfire", "svg.fonttype": "path"}), _suppress_warnings():
         figure.savefig(memory, format=kind, dpi=dpi, facecolor=paper or "none", metadata=metadata)
     return memory.getvalue()
 
@@ -80,7 +80,7 @@ def _pdf(figures: list[Figure], dpi: int) -> bytes:
     memory = io.BytesIO()
     with (  # TrueType: publishers refuse the Type 3 fonts that matplotlib writes by itself
         matplotlib.rc_context({"pdf.fonttype": 42}),
-        _quiet(),
+        _suppress_warnings(),
         PdfPages(memory, metadata={"CreationDate": None}) as pages,
     ):
         for figure in figures:
@@ -94,7 +94,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _suppress_warnings() -> Iterator[None]:
     """Suppresses matplotlib's warnings about missing glyphs and squeezed panels."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")

@@ -64,7 +64,7 @@ def shades(colour: str, count: int) -> list[str]:
     return [_hex([d + (w - d) * i / (count - 1) for d, w in zip(dark, light, strict=True)]) for i in range(count)]
 
 
-def dress(axes: Axes, *, grid: str = "y") -> None:
+def style_axes(axes: Axes, *, grid: str = "y") -> None:
     """Styles axes: two spines, muted ticks, a faint grid behind the data."""
     axes.set_facecolor("none")
     axes.spines[["top", "right"]].set_visible(False)
@@ -83,7 +83,7 @@ def label(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
         axes.set_title(title, fontsize=SIZE, color=INK, loc="left", pad=6)
 
 
-def plain(text: str, limit: int = 44) -> str:
+def literal_text(text: str, limit: int = 44) -> str:
     """`text` as literal text for matplotlib: no formulas, no line ends, the middle of long names left out."""
     safe = "".join(c if c.isprintable() else "?" for c in text)
     return shorten(safe, limit).replace("$", r"\$")

@@ -15,7 +15,7 @@ _PIXELS = 2**27  # of one batch from the loader, 512 MB as float32
 _SHARE = 0.5
 
 
-def most_useful(device: torch.device, image_size: int) -> int:
+def largest_useful_batch(device: torch.device, image_size: int) -> int:
     """The largest batch size of use on this device."""
     return max(1, min(_MOST.get(device.type, 256), _PIXELS // (3 * image_size**2)))
 

@@ -77,7 +77,7 @@ class Plan:
         self.tallies: Tallies = {}
         self.heard: dict[str, None] = {}
         earlier = read_robustness(self.path, fresh=fresh)
-        self.notes = () if fresh or earlier is None else self._recall(earlier, settings["images"])
+        self.notes = () if fresh or earlier is None else self._load_previous(earlier, settings["images"])
 
     def run(
         self,
@@ -127,7 +127,7 @@ class Plan:
             points=verdict.points(self.tallies, ATTACK, self.sizes),
             controls={name: verdict.points(self.tallies, name, self.sizes) for name in self.controls},
             transfer=() if other is None else verdict.transferred(self.tallies, other.tallies, self.sizes),
-            warnings=verdict.doubts(self.tallies, self.sizes, self.spec, self.controls),
+            warnings=verdict.masking_signs(self.tallies, self.sizes, self.spec, self.controls),
             file=self.path,
         )
 
@@ -152,17 +152,17 @@ class Plan:
         write_robustness(self.path, document | {PER_IMAGE: known})
         return document
 
-    def _recall(self, earlier: dict[str, Any], images: int) -> tuple[str, ...]:
+    def _load_previous(self, earlier: dict[str, Any], images: int) -> tuple[str, ...]:
         """Loads the tallies of an earlier run, if its settings were the same."""
         try:
             with reading(self.path):
-                return self._taken_up(earlier, images)
+                return self._resume_tallies(earlier, images)
         except DamagedFile:
             self.tallies.clear()
             self.heard.clear()
             return (f"{self.path} is damaged; everything is attacked again",)
 
-    def _taken_up(self, earlier: dict[str, Any], images: int) -> tuple[str, ...]:
+    def _resume_tallies(self, earlier: dict[str, Any], images: int) -> tuple[str, ...]:
         held = dict(earlier.get("settings") or {})
         differing = [key for key in self._settings if held.get(key) != self._settings[key]]
         if differing:

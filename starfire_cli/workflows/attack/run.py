@@ -25,7 +25,7 @@ from starfire_cli.networks.network import Channels, Network, build_network
 from starfire_cli.networks.rebuild import said_of_model
 from starfire_cli.records.attack import AttackRecord, AttackReport, AttackStarted
 from starfire_cli.workflows.attack import verdict as verdict
-from starfire_cli.workflows.attack.batch_size import images_that_fit, most_useful
+from starfire_cli.workflows.attack.batch_size import images_that_fit, largest_useful_batch
 from starfire_cli.workflows.attack.cached import Plan, spec_of
 from starfire_cli.workflows.attack.image_sheet import save_sheets
 
@@ -183,7 +183,7 @@ def _open(request: AttackRequest) -> _Setting:
     known = recorded(said)
     if request.images is not None and request.images < 1:
         raise BadOption(f"--images {request.images} is too few; at least 1")
-    loaded = request.batch_size or most_useful(
+    loaded = request.batch_size or largest_useful_batch(
         device, request.image_size or (224 if known is None else known.image_size)
     )
     options = DataOptions(

@@ -86,7 +86,7 @@ def pairs(first: Tallies, second: Tallies, sizes: tuple[Size, ...], seed: int) -
     return tuple(rows)
 
 
-def doubts(tallies: Tallies, sizes: tuple[Size, ...], attack: str, controls: tuple[str, ...]) -> tuple[str, ...]:
+def masking_signs(tallies: Tallies, sizes: tuple[Size, ...], attack: str, controls: tuple[str, ...]) -> tuple[str, ...]:
     """Signs of gradient masking, where gradients mislead the attack and the accuracy flatters the network."""
     clean, nonzero = tallies[CLEAN][0.0], [s for s in sizes if s.eps]
     rows = [(s.label, tallies[ATTACK][s.eps]) for s in nonzero]

@@ -15,7 +15,7 @@ _LONG = 0.1  # seconds of a call to which it makes no difference what others hav
 Taken = tuple[tuple[float, ...], ...]
 
 
-def in_rounds(runs: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Taken | str]:
+def time_in_rounds(runs: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Taken | str]:
     """Times every engine in rounds: the seconds of every call by round, or the reason of failure.
 
     In each round every way has a turn of `seconds` / `ROUNDS`, at least one call; whoever begins differs from round to

@@ -27,7 +27,7 @@ from starfire_cli.sparse import SparseNetwork, missing, sparsify
 from starfire_cli.text import reason
 from starfire_cli.values import parse_list, parse_whole
 from starfire_cli.workflows.bench.engines import COMPILED, ENGINES, PLAIN, Engine, Graph, Job, Run
-from starfire_cli.workflows.bench.rounds import in_rounds
+from starfire_cli.workflows.bench.rounds import time_in_rounds
 
 _TAKING_PART = ("numpy", "llvmlite", "onnxruntime", "openvino")
 _BUSY = 0.7  # processes that run or want to, on average over the last minute
@@ -164,7 +164,7 @@ def _timings(job: Job, engines: list[Engine], seconds: float) -> Generator[Progr
         runs[engine.name] = run
         found[engine.name] = replace(timing, ready=ready, difference=difference)
     yield Progress(text=f"{batch}: {len(runs)} ways take turns, {seconds:g} s or more each")
-    for name, taken in in_rounds(runs, seconds).items():
+    for name, taken in time_in_rounds(runs, seconds).items():
         timing = found[name]
         found[name] = replace(timing, problem=taken) if isinstance(taken, str) else replace(timing, rounds=taken)
     if found[PLAIN].problem is not None:

@@ -20,7 +20,7 @@ from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.networks.network import Channels, Network
 from starfire_cli.networks.ready import as_trained
 from starfire_cli.records.compress import Note, Outcome, Written
-from starfire_cli.workflows.compress.run import target
+from starfire_cli.workflows.compress.run import output_path
 
 FORMS = (*WRITERS, "onnx")
 _CLOSE = 1e-4  # of the largest logit: what float32 sums in another order may differ by
@@ -59,7 +59,7 @@ def export(
     started = perf_counter()
     difference = None
     if form == "onnx":
-        output = target(path, out, ".onnx", ".onnx")
+        output = output_path(path, out, ".onnx", ".onnx")
         network = as_trained(checkpoint, torch.device("cpu"), model=model, mean=mean, std=std)
         yield from (Note(text=note) for note in network.notes if note not in checkpoint.notes)
         difference = _write_onnx(output, network)
@@ -67,7 +67,7 @@ def export(
             yield Note(text='not checked: onnxruntime is not installed (pip install "starfire-cli[onnx]")')
     else:
         suffix, write = WRITERS[form]
-        output = target(path, out, suffix, suffix)
+        output = output_path(path, out, suffix, suffix)
         if form != "safetensors" and not masks:
             yield Note(text=f"{path} has no masks: --to {form} writes dense tensors only")
         write(output, checkpoint.state, masks)

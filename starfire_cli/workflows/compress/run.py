@@ -81,7 +81,7 @@ def compress(request: CompressRequest) -> Iterator[Outcome]:
         checkpoint, signs = zeros_as_masks(checkpoint)
         if signs:
             yield Note(text=f"{signs} of the zeros were -0.0 and are packed as 0.0")
-    output = target(path, request.out, ".safetensors", ".packed.safetensors")
+    output = output_path(path, request.out, ".safetensors", ".packed.safetensors")
     if request.out is None and output.exists() and not is_packed(output):
         raise StarfireError(f"{output} exists and is not a packed file; give --out another name")
     if not checkpoint.masks:
@@ -126,7 +126,7 @@ def unpack(path: Path | None, out: Path | None) -> Iterator[Outcome]:
         raise StarfireError(f"{path} is not a packed file; starfire compress {path} packs it")
     started = perf_counter()
     checkpoint = files.load(path)
-    output = target(path, out, ".unpacked.pt", ".unpacked.pt")
+    output = output_path(path, out, ".unpacked.pt", ".unpacked.pt")
     files.save(output, state=checkpoint.state, masks=checkpoint.masks, meta=checkpoint.meta)
     yield Written(
         input=path,
@@ -139,7 +139,7 @@ def unpack(path: Path | None, out: Path | None) -> Iterator[Outcome]:
     )
 
 
-def target(path: Path, out: Path | None, suffix: str, other: str) -> Path:
+def output_path(path: Path, out: Path | None, suffix: str, other: str) -> Path:
     """The output path: `out`, in that folder, or beside `path`; with `other` where `suffix` would give `path` itself.
 
     Raises:

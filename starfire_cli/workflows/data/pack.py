@@ -34,7 +34,7 @@ from starfire_cli.data.splitting import limited, passed_over
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.atomic import atomic_write, write_text
 from starfire_cli.records.data import PackedData, PackingPart, PackingStarted
-from starfire_cli.workflows.data.write_shards import Task, is_done, record_of, written
+from starfire_cli.workflows.data.write_shards import Task, is_done, record_of, write_shards
 
 PROGRESS = ".packing"  # a folder in OUT that goes when the set is whole
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -106,7 +106,7 @@ def pack(request: PackRequest) -> Iterator[PackingStarted | PackingPart | Packed
     )
     there = done = sum(len(task.positions) for task in tasks) - sum(len(task.positions) for task in missing)
     began = perf_counter()
-    for task in written(missing, request.workers):
+    for task in write_shards(missing, request.workers):
         done += len(task.positions)
         yield PackingPart(images=done, shard=task.path.name, per_second=(done - there) / (perf_counter() - began))
     yield _finish(source, parts, tasks, request, perf_counter() - started)

@@ -62,7 +62,7 @@ def record_of(task: Task) -> dict[str, Any]:
         return record
 
 
-def written(tasks: list[Task], workers: int) -> Iterator[Task]:
+def write_shards(tasks: list[Task], workers: int) -> Iterator[Task]:
     """Writes the shards in worker processes; yields each when done. Raises StarfireError; whole shards stay."""
     global _todo
     _todo = tasks
@@ -74,7 +74,9 @@ def written(tasks: list[Task], workers: int) -> Iterator[Task]:
     sharing.check_locks(workers + 8)
     forking = "fork" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if forking else None)
-    pool = ProcessPoolExecutor(workers, context, initializer=_share, initargs=(os.getpid(), None if forking else tasks))
+    pool = ProcessPoolExecutor(
+        workers, context, initializer=_init_worker, initargs=(os.getpid(), None if forking else tasks)
+    )
     try:
         writing = {pool.submit(_write, number): tasks[number] for number in range(len(tasks))}
         for future in as_completed(writing):
@@ -92,7 +94,7 @@ def written(tasks: list[Task], workers: int) -> Iterator[Task]:
 _todo: list[Task] = []  # forked workers find the list here; a million names need not go through pipes
 
 
-def _share(parent: int, tasks: list[Task] | None) -> None:
+def _init_worker(parent: int, tasks: list[Task] | None) -> None:
     """Sets up a worker: the parent handles Ctrl-C, and the worker ends with its parent."""
     import torch
 
@@ -130,7 +132,7 @@ def _write(number: int) -> str | None:
 
 def _samples(task: Task, skipped: list[str]) -> Iterator[Sample]:
     for position in task.positions.tolist():
-        found = _made(task, position)
+        found = _make_sample(task, position)
         if isinstance(found, Sample):
             yield found
             continue
@@ -140,7 +142,7 @@ def _samples(task: Task, skipped: list[str]) -> Iterator[Sample]:
         skipped.append(found)
 
 
-def _made(task: Task, position: int) -> Sample | str:
+def _make_sample(task: Task, position: int) -> Sample | str:
     """The sample for the shard, or the corrupt image's name and reason."""
     files = task.files
     try:

@@ -81,7 +81,7 @@ def predictions(
     split_a, split_b = parts[0][2], parts[-1][2]
     counts = torch.zeros(5, dtype=torch.int64)
     with torch.no_grad():
-        for (images, labels), for_b in _in_step(split_a, split_b):
+        for (images, labels), for_b in _paired_batches(split_a, split_b):
             said_a, said_b = networks[0](images).argmax(1), networks[1](for_b).argmax(1)
             right_a, right_b = said_a == labels, said_b == labels
             both = (said_a != said_b, right_a, right_b, right_a & ~right_b, right_b & ~right_a)
@@ -104,7 +104,7 @@ def predictions(
 _SCALED = ("image_size", "resize", "stored")
 
 
-def _in_step(a: Split, b: Split) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
+def _paired_batches(a: Split, b: Split) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
     """((images, labels) of `a`, images of `b`), batch by batch; decoded once where both are one."""
     if a is b:
         yield from ((batch, batch[0]) for batch in a.batches(0))

@@ -55,7 +55,7 @@ def _prune(job: Job) -> Iterator[Progress | Pruned]:
         refuse_ambiguous(job.layers, pruning)
     state, masks, alone = prune_once(checkpoint, job.layers, pruning, job.dead)
     meta = _meta(job, pruning)
-    did = _zeros_taken(job)
+    did = _zeros_note(job)
     trial = before = after = shrunk = report = None
     if request.network_options:
         rebuilt = job.network(state)
@@ -80,7 +80,7 @@ def _prune(job: Job) -> Iterator[Progress | Pruned]:
             meta["model"]["shrink"] = compose_recipes(recipe_of(checkpoint), recipe)
         after = trial.measure(net) if trial is not None else None
         meta["model"] |= {"spec": rebuilt.spec, "num_classes": rebuilt.num_classes, "image_size": side}
-        state = _as_stored(net.cpu().state_dict(), checkpoint.state)
+        state = _cast_as_stored(net.cpu().state_dict(), checkpoint.state)
     draft = inspect(Checkpoint(path=out, format="starfire", state=state, masks=masks, meta=meta), model=request.model)
     meta["metrics"] = {"sparsity_prunable": draft.sparsity_prunable, "sparsity_total": draft.sparsity_total}
     if after is not None:
@@ -162,7 +162,7 @@ def _eliminated(report: EliminationReport) -> list[str]:
     return said
 
 
-def _zeros_taken(job: Job) -> list[str]:
+def _zeros_note(job: Job) -> list[str]:
     """A note on masks taken from zeros, where the file held no masks."""
     zeros = sum(job.dead.by_zeros.values())
     if not zeros:
@@ -171,6 +171,6 @@ def _zeros_taken(job: Job) -> list[str]:
     return [f"the file had {lacking}; {zeros:,} weights that were zero already count as pruned"]
 
 
-def _as_stored(state: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
+def _cast_as_stored(state: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
     """A network's state in the checkpoint's element types."""
     return apply_once(lambda key, tensor: tensor.to(old[key].dtype) if key in old else tensor, state)

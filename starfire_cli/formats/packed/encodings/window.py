@@ -33,7 +33,7 @@ class Window:
         n = mask_KCn.shape[2]
         if not 2 <= n <= LARGEST:
             return None
-        kept_M = _kept(mask_KCn.reshape(-1, n))
+        kept_M = _live_counts(mask_KCn.reshape(-1, n))
         return log2_choose(n, kept_M) + counts_bits(kept_M)
 
     def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
@@ -42,7 +42,7 @@ class Window:
         if bits is None:
             return None
         mask_Mn = mask_KCn.reshape(-1, n)
-        kept_M = _kept(mask_Mn)
+        kept_M = _live_counts(mask_Mn)
         present, index = np.unique(kept_M, return_inverse=True)
         out.symbols(index.astype(np.uint8).reshape(-1), present.astype(np.int64))
         numbers = _rank(mask_Mn)[(kept_M > 0) & (kept_M < n)]
@@ -80,7 +80,7 @@ class Window:
         return Alive(mask_Mn.reshape(-1))
 
 
-def _kept(mask_Mn: Bits) -> NDArray[np.uint8]:
+def _live_counts(mask_Mn: Bits) -> NDArray[np.uint8]:
     """Live weights of each window; adding n columns is many times faster than summing M short rows."""
     bits = mask_Mn.view(np.uint8)
     kept_M = bits[:, 0].copy()

@@ -27,7 +27,7 @@ def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], *, 
     if not handles and not note:
         return
     width = figure.get_figwidth()
-    shown = [style.plain(text, 60 if width > style.NARROW else 40) for text in labels]
+    shown = [style.literal_text(text, 60 if width > style.NARROW else 40) for text in labels]
     longest = max(map(len, shown), default=1)
     columns = max(1, min(len(shown), int((width - 0.2) / (0.062 * longest + 0.5))))
     rows = -(-len(shown) // columns)
@@ -78,4 +78,4 @@ def blank_handle() -> Any:
 def _wrapped(text: str, width: int) -> list[str]:
     import textwrap
 
-    return [style.plain(line, 400) for part in text.splitlines() for line in textwrap.wrap(part, max(20, width))]
+    return [style.literal_text(line, 400) for part in text.splitlines() for line in textwrap.wrap(part, max(20, width))]

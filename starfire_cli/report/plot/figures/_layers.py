@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from starfire_cli.records.inspect import LayerFinding
 from starfire_cli.records.plot import NetworkPicture
 from starfire_cli.report.plot import style
-from starfire_cli.report.plot.groups import pretty_title, told_apart
+from starfire_cli.report.plot.groups import disambiguate, pretty_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,15 +40,15 @@ def kind_text(kind: str) -> str:
 def titles(networks: Sequence[NetworkPicture]) -> list[str]:
     """A title for each network, with its folder where two would be called the same."""
     places = [network.run.name if network.run else network.inspection.path.name for network in networks]
-    return told_apart([style.shorten(pretty_title(network.title), 44) for network in networks], places)
+    return disambiguate([style.shorten(pretty_title(network.title), 44) for network in networks], places)
 
 
 def heading(text: str, names: Sequence[str], width: float) -> str:
     """Sets a panel's title; in a figure of one column, in as many lines as fit to the right of the layers' names."""
     if width > style.NARROW:
-        return style.plain(text, 90)
+        return style.literal_text(text, 90)
     room = width - 0.2 - 0.054 * min(_LONGEST, max(map(len, names)))
-    return "\n".join(style.plain(line) for line in textwrap.wrap(text, int(room / 0.066)))
+    return "\n".join(style.literal_text(line) for line in textwrap.wrap(text, int(room / 0.066)))
 
 
 def name_layers(axes: Axes, names: Sequence[str], inches: float, *, sideways: bool) -> None:
@@ -63,7 +63,7 @@ def name_layers(axes: Axes, names: Sequence[str], inches: float, *, sideways: bo
     size = 6.5
     step = max(1, -(-len(names) * (size + 1.5) // (inches * 72)))
     places = range(0, len(names), int(step))
-    shown = [style.plain(names[i], _LONGEST) for i in places]
+    shown = [style.literal_text(names[i], _LONGEST) for i in places]
     if sideways:
         axes.set_yticks(list(places), shown, fontsize=size)
         axes.set_ylim(len(names) - 0.4, -0.6)

@@ -168,12 +168,12 @@ def _state_note(groups: Sequence[Group]) -> str:
     if counts[-1:] > [1]:
         seeds = f"{counts[-1]}" if len(counts) == 1 else f"up to {counts[-1]}"
         said.append(f"Lines: mean of {seeds} runs; bands: lowest to highest.")
-    if names := still_going(groups):
+    if names := unfinished_runs(groups):
         said.append(f"Hollow end: not at its last epoch yet ({names}).")
     return " ".join(said)
 
 
-def still_going(groups: Sequence[Group]) -> str:
+def unfinished_runs(groups: Sequence[Group]) -> str:
     """The unfinished runs, three of them by name; empty if there are none."""
     going = [run for group in groups for run in group.runs if run.rows and not run.finished]
     more = f" and {len(going) - 3} more" if len(going) > 3 else ""

@@ -42,7 +42,7 @@ def convergence_figure(groups: Sequence[Group], *, axis: str = "epoch", width: f
     entries: list[tuple[Artist, str]] = []
     grid = figure.subplots(rows, columns, squeeze=False)
     for place, (axes, (key, end)) in enumerate(zip(grid.flat, panels, strict=True)):
-        style.dress(axes)
+        style.style_axes(axes)
         for group in groups:
             draw(axes, group, key, axis, many=many)
         marks = mark_time(axes, runs, axis, strips=place < columns and not end)

@@ -38,7 +38,7 @@ def kernels_figure(network: NetworkPicture, *, width: float = style.WIDE) -> Fig
     slots = _slots(shown, columns)
     rows = -(-len(slots) // columns)
     figure = empty(width, rows * 3.25 + 0.35)
-    title = style.plain(f"{pretty_title(network.title)}: masks", int(12.5 * width))
+    title = style.literal_text(f"{pretty_title(network.title)}: masks", int(12.5 * width))
     figure.suptitle(title, fontsize=style.SIZE, color=style.INK, x=0.01, ha="left")
     colour = style.method_colour(network.method)
     for axes, slot in zip(figure.subplots(rows, columns, squeeze=False).flat, [*slots, None], strict=False):
@@ -85,7 +85,7 @@ def _counts(figure: Figure, axes: Axes, mask: MaskPicture, colour: str) -> None:
         whole(axes, which)
     shape = f"{K} x {C} {'kernels' if most > 1 else 'weights'}"
     averaged = f", {block} x {block} a dot" if block > 1 else ""
-    title = f"{style.plain(mask.name)}\n{shape}{averaged}"
+    title = f"{style.literal_text(mask.name)}\n{shape}{averaged}"
     style.label(axes, x="input channel", y="output channel", title=title)
     if most == 1 and block == 1:
         return
@@ -128,7 +128,7 @@ def _patterns(axes: Axes, mask: MaskPicture, colour: str, most: int) -> None:
 
 
 def _dress(axes: Axes) -> None:
-    style.dress(axes, grid="")
+    style.style_axes(axes, grid="")
     axes.set_facecolor(_DEAD)  # and dead weights are open, so that a dark page can make them dark
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)

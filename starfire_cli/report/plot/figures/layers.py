@@ -63,7 +63,7 @@ def layers_figure(networks: Sequence[NetworkPicture], *, width: float = style.WI
 
 
 def _stems(axes: Axes, network: NetworkPicture, narrow: bool) -> None:
-    style.dress(axes, grid="x" if narrow else "y")
+    style.style_axes(axes, grid="x" if narrow else "y")
     for place, layer in enumerate(network.inspection.layers):
         colour, marker = style.KINDS[kind_of(layer)]
         stem, tip = ([0, layer.sparsity], [place, place]), ([layer.sparsity], [place])

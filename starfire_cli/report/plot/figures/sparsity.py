@@ -30,7 +30,7 @@ def sparsity_figure(groups: Sequence[Group], *, axis: str = "epoch", width: floa
     runs = [run for group in groups for run in group.runs if run.rows]
     figure = empty(width, 3.0 if width > style.NARROW else 2.7)
     axes = figure.add_subplot()
-    style.dress(axes)
+    style.style_axes(axes)
     many = len(groups) > MANY
     thin = (0, (3, 2))
     for group in groups:

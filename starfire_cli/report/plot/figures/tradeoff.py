@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starfire_cli.records.plot import NetworkPicture, RunHistory
 from starfire_cli.report.plot import style
 from starfire_cli.report.plot.figures._frame import empty, legend, percent
-from starfire_cli.report.plot.figures._time import MANY, name_groups, still_going
+from starfire_cli.report.plot.figures._time import MANY, name_groups, unfinished_runs
 from starfire_cli.report.plot.groups import Group
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def tradeoff_figure(
     many = len(groups) > MANY
     fronts = 0
     for place, (axes, (name, better, measure)) in enumerate(zip(grid.flat, panels, strict=True)):
-        style.dress(axes, grid="both")
+        style.style_axes(axes, grid="both")
         found = _draw(axes, groups, measure, many)
         fronts += _pareto(axes, found, better)
         if name.startswith("sparsity"):
@@ -63,7 +63,7 @@ def tradeoff_figure(
         named.append((Line2D([], [], color=style.MUTED, linewidth=0.9, drawstyle="steps-post"), "Pareto front"))
     several = any(len(_counted(group)) > 1 for group in groups)
     notes = ["Points: mean over seeds; bars: lowest to highest."] if several else []
-    if names := still_going(groups):
+    if names := unfinished_runs(groups):
         notes.append(f"Left out, or hollow: not at the last epoch yet ({names}).")
     legend(figure, [h for h, _ in named], [t for _, t in named], note=" ".join(notes))
     return figure

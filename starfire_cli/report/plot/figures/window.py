@@ -72,7 +72,7 @@ def window_figure(networks: Sequence[NetworkPicture], *, width: float = style.WI
 
 
 def _squares(axes: Axes, network: NetworkPicture, area: float, narrow: bool) -> None:
-    style.dress(axes, grid="")
+    style.style_axes(axes, grid="")
     colour = style.method_colour(network.method)
     if colour == style.INK:
         colour = style.MUTED  # so that the mean is seen on it
