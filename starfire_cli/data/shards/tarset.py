@@ -18,8 +18,7 @@ from torch import Tensor
 
 from starfire_cli import damage
 from starfire_cli.data import cache, scan
-from starfire_cli.data.shards import index as packed
-from starfire_cli.data.shards import members, remote
+from starfire_cli.data.shards import index, members, remote
 from starfire_cli.data.shards.layout import Shards
 from starfire_cli.data.source import Source
 from starfire_cli.errors import BadOption, StarfireError
@@ -130,7 +129,7 @@ def _shards(places: Sequence[str], far: bool) -> Shards:
         offset=rows[:, 0].copy(),
         size=rows[:, 1].copy(),
         labels=rows[:, 2].copy(),
-        spool=packed.spool_for(tuple(places), lengths.tolist(), sums) if far else None,
+        spool=index.spool_for(tuple(places), lengths.tolist(), sums) if far else None,
     )
 
 
@@ -140,7 +139,7 @@ def _fits(kept: dict[str, Tensor], places: int) -> bool:
         rows, counts, lengths, sums = (kept[name].numpy() for name in ("rows", "counts", "lengths", "sums"))
         each = counts.shape == lengths.shape == (places,) and sums.shape == (places, 32) and counts.sum() == len(rows)
         return (
-            each and packed.inside(rows[:, 0], rows[:, 1], np.repeat(lengths, counts)) and bool((rows[:, 2] >= 0).all())
+            each and index.inside(rows[:, 0], rows[:, 1], np.repeat(lengths, counts)) and bool((rows[:, 2] >= 0).all())
         )
     except Exception:  # noqa: BLE001 - another version's: the shards are read again
         return False

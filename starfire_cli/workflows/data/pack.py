@@ -26,7 +26,7 @@ from starfire_cli.data.finding import find
 from starfire_cli.data.images import decode
 from starfire_cli.data.images.encode import shrink_image
 from starfire_cli.data.images.input_pipeline import spread_out
-from starfire_cli.data.shards import index as packed
+from starfire_cli.data.shards import index
 from starfire_cli.data.shards.layout import Shards
 from starfire_cli.data.shards.readahead import read_ahead
 from starfire_cli.data.source import Encoded, Pixels, Source
@@ -91,7 +91,7 @@ def pack(request: PackRequest) -> Iterator[PackingStarted | PackingPart | Packed
         raise BadOption(f"{request.out} is a file; give the name of a folder")
     if source.path is not None and request.out.resolve().is_relative_to(source.path.resolve()):
         raise BadOption(f"{request.out} lies in {source.path}, where it would be taken for images; name another place")
-    if packed.is_packed(request.out):
+    if index.is_packed(request.out):
         raise StarfireError(f"{request.out} is a packed set already; give another folder, or remove it first")
     _begin(request.out, plan)
     decode.select_decoder(much=True)
@@ -224,7 +224,7 @@ def _finish(
                 }
             )
         content = BytesIO()
-        np.save(content, np.array(members, dtype=packed.MEMBER), allow_pickle=False)
+        np.save(content, np.array(members, dtype=index.MEMBER), allow_pickle=False)
         file = request.out / f"{name}.members.npy"
         with atomic_write(file, need=len(content.getvalue())) as target:
             target.write(content.getvalue())
@@ -234,9 +234,9 @@ def _finish(
             "sha256": hashlib.sha256(content.getvalue()).hexdigest(),
             "shards": shards,
         }
-    index = {
-        "format": packed.FORMAT,
-        "version": packed.VERSION,
+    document = {
+        "format": index.FORMAT,
+        "version": index.VERSION,
         "made_by": f"starfire {__version__}",
         "name": source.name,
         "side": _side(request.out, described["train"]["shards"]),
@@ -248,7 +248,7 @@ def _finish(
         "classes": list(source.classes),
         "parts": described,
     }
-    write_text(request.out / packed.INDEX, json.dumps(index, indent=1) + "\n")
+    write_text(request.out / index.INDEX, json.dumps(document, indent=1) + "\n")
     shutil.rmtree(request.out / PROGRESS, ignore_errors=True)
     return PackedData(
         out=request.out,

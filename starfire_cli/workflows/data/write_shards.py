@@ -21,7 +21,7 @@ from starfire_cli.damage import Damaged, DamagedFile, reading
 from starfire_cli.data.draws import Ints
 from starfire_cli.data.images import decode, sharing
 from starfire_cli.data.images.encode import shrink_image
-from starfire_cli.data.shards import index as packed
+from starfire_cli.data.shards import index
 from starfire_cli.data.source import Encoded
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.atomic import write_text
@@ -54,7 +54,7 @@ def record_of(task: Task) -> dict[str, Any]:
     content = task.record.read_bytes()
     with reading(task.record):
         record: dict[str, Any] = json.loads(content)
-        np.array([tuple(row) for row in record["members"]], dtype=packed.MEMBER)
+        np.array([tuple(row) for row in record["members"]], dtype=index.MEMBER)
         if not isinstance(record["bytes"], int) or not all(
             isinstance(text, str) for text in (record["sha256"], *record["skipped"])
         ):
