@@ -106,7 +106,7 @@ def decoders(folder: Path, repeat: int) -> dict[str, Any]:
         "Pillow": decode._with_pillow,
     }
     ways = {"chosen": decode.decode} | ways
-    decode.prepare(much=True)
+    decode.select_decoder(much=True)
     epochs = {name: lambda one=one: len([one(data) for data in contents]) for name, one in ways.items()}
     return {"chosen": decode.jpeg_decoder()[0], "images_per_second": measure(epochs, repeat)}
 

@@ -1,4 +1,4 @@
-"""Which attacks there are, what measuring (`sweep`) and training (`adversary`) ask of one, and what comes of it."""
+"""Registry of attacks, and the interfaces that measuring (`sweep`) and training (`adversary`) use."""
 
 from starfire_cli.attacks._family import ATTACKS, Adversarial, Attack, with_options
 from starfire_cli.attacks._sizes import Size, parse_sizes

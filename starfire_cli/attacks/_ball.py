@@ -1,4 +1,4 @@
-"""Which images are near enough: steps along a gradient, random points, and the way back into the eps-ball and [0, 1].
+"""Steps, random points and projections in an eps-ball (linf or l2) that is clipped to pixels in [0, 1].
 
 For linf the operations and their order are those of torchattacks and foolbox: pixels come out bit for bit equal.
 """
@@ -14,7 +14,7 @@ _TINY = 1e-12  # lengths below it are taken for it, so that a zero gradient give
 
 
 def direction(gradient_NCHW: Tensor, norm: str) -> Tensor:
-    """The step of length 1 that climbs most: the sign (linf), or the gradient over its length (l2); 0 where it is 0."""
+    """The direction of steepest ascent, of length 1: the sign (linf), or the gradient over its length (l2)."""
     if norm == "linf":
         return gradient_NCHW.sign()
     gradient_NCHW = gradient_NCHW.nan_to_num(0.0, 0.0, 0.0)
@@ -43,7 +43,7 @@ def random_start(images_NCHW: Tensor, eps: float, norm: str, draws: AttackDraws,
 
 
 def random_direction(images_NCHW: Tensor, norm: str, draws: AttackDraws, stream: int = 0) -> Tensor:
-    """Length 1 in `norm`, no direction preferred: a random sign a pixel (linf), or a point on the sphere (l2)."""
+    """A random direction of length 1 in `norm`: a random sign a pixel (linf), or a point uniform on the sphere (l2)."""
     shape = tuple(images_NCHW.shape[1:])
     if norm == "linf":
         return torch.where(draws.uniform(shape, stream) < 0.5, -1.0, 1.0)

@@ -1,4 +1,4 @@
-"""Which random numbers an image gets: a function of seed and image number alone, whatever the batches.
+"""Random numbers per image, from the seed and the image's number alone, independent of how images are batched.
 
 A counter is hashed (a 32-bit integer mixer) in place of stepping a generator: every pixel finds its number by itself,
 on any device, with equal bits; being stopped and taken up again changes nothing.
@@ -69,7 +69,7 @@ class AttackDraws:
 
 
 def _fold(x: Tensor, by: int, scratch: Tensor) -> Tensor:
-    """`x ^= x >> by`, the shift without the sign; in place."""
+    """`x ^= x >> by` with an unsigned shift, in place."""
     torch.bitwise_right_shift(x, by, out=scratch)
     x ^= scratch.bitwise_and_((1 << (32 - by)) - 1)
     return x

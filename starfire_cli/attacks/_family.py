@@ -1,4 +1,4 @@
-"""The family of attacks, and what a member must be able to do; nothing here imports torch, for the sake of `--help`.
+"""The family of attacks and the interface of its members; imports no torch, so that `--help` stays fast.
 
 N images, each (C, H, W), pixels in [0, 1]; `eps` is the size of a perturbation in these pixels: the most that a single
 value moves (linf) or the Euclidean length of the whole perturbation (l2).
@@ -24,7 +24,7 @@ NORMS = ("linf", "l2")
 
 @dataclass(frozen=True, kw_only=True)
 class Adversarial:
-    """What an attack made of a batch at one eps.
+    """Adversarial images of a batch at one eps.
 
     Args:
         images_NCHW: float32 in [0, 1], no further than eps from the originals.
@@ -39,7 +39,7 @@ class Adversarial:
 
 
 class Attack(Protocol):
-    """How images are moved so that a network gets them wrong."""
+    """Moves images so that a network misclassifies them."""
 
     @property
     def eps(self) -> float:

@@ -1,4 +1,4 @@
-"""What a loss says about the pixels: the gradient of the input alone, with the network as it is when it is used.
+"""Gradients of a loss with respect to the pixels, with the network in eval mode.
 
 Eval mode, no gradients of parameters (half the work and memory), the sum of the losses (a mean divides the gradients by
 the batch size, which half precision rounds to zero), logits in float32 (docs/attack.md gives the reasons).
@@ -43,6 +43,6 @@ def input_gradient(model: nn.Module, images_NCHW: Tensor, labels_N: Tensor) -> T
 
 
 def blind(gradient_NCHW: Tensor) -> Tensor:
-    """Bool, (N,): which images' gradients say nothing: zero in every pixel, or not finite in some."""
+    """Bool, (N,): images whose gradient is zero in every pixel, or not finite in some, and so gives no direction."""
     flat = gradient_NCHW.flatten(1)
     return (flat == 0).all(1) | ~flat.isfinite().all(1)

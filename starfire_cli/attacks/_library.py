@@ -1,4 +1,4 @@
-"""How other people's attacks are reached: imported when asked for, and kept from torch's random state."""
+"""Access to attack libraries: imported on first use, and kept from changing torch's random state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from starfire_cli.errors import StarfireError
 
 
-def package(name: str, attack: str) -> ModuleType:
+def import_package(name: str, attack: str) -> ModuleType:
     """The package that `attack` needs. Raises StarfireError that says how it is installed."""
     try:
         return import_module(name)
@@ -23,7 +23,7 @@ def package(name: str, attack: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def own_random_state(device: torch.device) -> Iterator[None]:
-    """Whatever the block seeds or draws, torch's generators are afterwards as they were."""
+def preserve_random_state(device: torch.device) -> Iterator[None]:
+    """Restores the state of torch's generators after the block."""
     with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=True):
         yield

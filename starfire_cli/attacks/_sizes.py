@@ -1,4 +1,4 @@
-"""Which sizes a text means: `0,0.01,0.05`, `8/255`, `0:0.1:0.01`; exact, so that a range ends where it says."""
+"""Parses perturbation sizes such as `0,0.01,0.05`, `8/255` and `0:0.1:0.01`, exactly: a range includes its end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST = 1000
 
 @dataclass(frozen=True, order=True)
 class Size:
-    """A perturbation's size: the number, and how people write it (`8/255`)."""
+    """A perturbation's size: the number, and its text as given (`8/255`)."""
 
     eps: float
     label: str

@@ -1,4 +1,4 @@
-"""What a training step needs of an attack: adversarial images for the clean ones, and nothing else changed."""
+"""Adversarial training: replaces the clean images of a step by adversarial ones and changes nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Adversary:
-    """An attack as training uses it.
+    """An attack in the form that training calls.
 
     Args:
         attack: what moves the images, by its own eps.
@@ -27,7 +27,7 @@ class Adversary:
     def perturb(
         self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, step: int, places_N: Tensor | None = None
     ) -> Tensor:
-        """Adversarial images, (N, C, H, W), detached, made in whatever autocast the caller is in.
+        """Adversarial images, (N, C, H, W), detached, computed in the caller's autocast.
 
         The network is attacked in eval mode: no BatchNorm statistic, gradient, flag or random generator changes.
 
@@ -55,7 +55,7 @@ class Adversary:
 
 
 def adversary(spec: str, seed: int = 0) -> Adversary:
-    """`fgsm:eps=8/255` or `pgd:eps=8/255,steps=7` as training uses it: FGSM with its random start. Raises BadOption."""
+    """Builds `fgsm:eps=8/255` or `pgd:eps=8/255,steps=7` for training: FGSM with its random start. Raises BadOption."""
     attack = ATTACKS.build(spec)
     # A single step from the image itself soon teaches a network to hide its gradients (Wong et al. 2020).
     names = [f.name for f in dataclasses.fields(attack)]  # type: ignore[arg-type]

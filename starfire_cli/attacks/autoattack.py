@@ -1,4 +1,4 @@
-"""AutoAttack by its authors' code: four strong attacks, each on the images that still stand (Croce and Hein 2020)."""
+"""AutoAttack, by its authors' code: four strong attacks, each on the images that still stand (Croce and Hein 2020)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from starfire_cli.attacks._draws import AttackDraws
 from starfire_cli.attacks._family import ATTACKS, Adversarial, check_size
-from starfire_cli.attacks._library import own_random_state, package
+from starfire_cli.attacks._library import import_package, preserve_random_state
 from starfire_cli.errors import BadOption, unknown
 
 VERSIONS = ("standard", "plus", "rand")
@@ -25,7 +25,7 @@ _CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 @ATTACKS.register("autoattack")
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack:
-    """The ensemble in which robust accuracies are usually reported; hundreds of passes an image.
+    """The ensemble by which robust accuracies are usually reported; hundreds of passes an image.
 
     Args:
         eps: size of the perturbation, in pixels of [0, 1].
@@ -58,12 +58,12 @@ class AutoAttack:
     def sweep(
         self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, eps: Sequence[float], draws: AttackDraws
     ) -> Iterator[Adversarial]:
-        library = package("pyautoattack", "autoattack")
+        library = import_package("pyautoattack", "autoattack")
         with torch.no_grad():
             classes = model(images_NCHW[:1]).shape[1]
         seed = (draws.seed + int(draws.index_N[0])) % 2**31
         for size in eps:
-            with own_random_state(images_NCHW.device), _listening() as heard:
+            with preserve_random_state(images_NCHW.device), _collect_warnings() as heard:
                 made = self._adversary(library, model, size, seed, classes, images_NCHW.device)
                 found_NCHW, _ = made.run_standard_evaluation(images_NCHW, labels_N, batch_size=len(images_NCHW))
             yield Adversarial(images_NCHW=found_NCHW.detach(), notes=tuple(dict.fromkeys(heard)))
@@ -84,8 +84,8 @@ class AutoAttack:
 
 
 @contextlib.contextmanager
-def _listening() -> Iterator[list[str]]:
-    """What the library warns of (it logs), collected in place of printed."""
+def _collect_warnings() -> Iterator[list[str]]:
+    """Collects the warnings that the library logs, in place of printing them."""
     heard: list[str] = []
 
     class Collect(logging.Handler):

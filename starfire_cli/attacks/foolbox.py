@@ -1,4 +1,4 @@
-"""Any attack of the library foolbox, by the name that it has there (Rauber et al. 2020)."""
+"""Attacks of the library foolbox, by the names they have there (Rauber et al. 2020)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from starfire_cli.attacks._draws import AttackDraws
 from starfire_cli.attacks._family import ATTACKS, Adversarial, check_size
-from starfire_cli.attacks._library import own_random_state, package
+from starfire_cli.attacks._library import import_package, preserve_random_state
 from starfire_cli.errors import BadOption
 
 
 @ATTACKS.register("foolbox")
 @dataclass(frozen=True, kw_only=True)
 class Foolbox:
-    """One of foolbox's attacks; those that look for the smallest perturbation run once for all eps.
+    """One of foolbox's attacks; minimal-perturbation attacks run once for all eps.
 
     Args:
         attack: its class there, such as LInfFMNAttack, LinfDeepFoolAttack, L2CarliniWagnerAttack.
@@ -40,7 +40,7 @@ class Foolbox:
     @property
     def norm(self) -> str:
         """Linf or l2, as the library says of the attack. Raises BadOption for others."""
-        distances = package("foolbox", "foolbox").distances
+        distances = import_package("foolbox", "foolbox").distances
         for name in ("linf", "l2"):
             if getattr(self._made, "distance", None) is getattr(distances, name):
                 return name
@@ -48,7 +48,7 @@ class Foolbox:
 
     @property
     def _made(self) -> Any:
-        attacks = package("foolbox", "foolbox").attacks
+        attacks = import_package("foolbox", "foolbox").attacks
         made = getattr(attacks, self.attack, None)
         if not (inspect.isclass(made) and issubclass(made, attacks.Attack) and not inspect.isabstract(made)):
             names = [n for n, c in vars(attacks).items() if inspect.isclass(c) and issubclass(c, attacks.Attack)]
@@ -67,8 +67,8 @@ class Foolbox:
     def sweep(
         self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, eps: Sequence[float], draws: AttackDraws
     ) -> Iterator[Adversarial]:
-        library, made = package("foolbox", "foolbox"), self._made
-        with own_random_state(images_NCHW.device):
+        library, made = import_package("foolbox", "foolbox"), self._made
+        with preserve_random_state(images_NCHW.device):
             torch.manual_seed((draws.seed + int(draws.index_N[0])) % 2**31)
             wrapped = library.PyTorchModel(model, bounds=(0, 1), device=images_NCHW.device)
             goal = library.Misclassification(labels_N)

@@ -1,4 +1,4 @@
-"""Noise of the same size that knows nothing of the network: the control beside every attack."""
+"""Random noise of the same size that ignores the network: the control experiment for every attack."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ MOST = 100_000  # steps or restarts; far more than anything published takes
 @ATTACKS.register("pgd")
 @dataclass(frozen=True, kw_only=True)
 class PGD:
-    """Steps along the gradient's sign (l2: its direction), each followed by the way back into the ball.
+    """Steps along the gradient's sign (l2: its direction), each followed by a projection into the ball.
 
     Args:
         eps: size of the perturbation, in pixels of [0, 1].
@@ -57,25 +57,25 @@ class PGD:
         self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, eps: Sequence[float], draws: AttackDraws
     ) -> Iterator[Adversarial]:
         for size in eps:
-            found_NCHW, blind_N = self._climb(model, images_NCHW, labels_N, size, draws, 0)
+            found_NCHW, blind_N = self._ascend(model, images_NCHW, labels_N, size, draws, 0)
             if self.restarts > 1:
                 found_NCHW = found_NCHW.clone()
-                best_N, fooled_N = _standing(model, found_NCHW, labels_N)
+                best_N, fooled_N = _losses_and_errors(model, found_NCHW, labels_N)
                 for restart in range(1, self.restarts):
                     rest_M = (~fooled_N).nonzero().flatten()
                     if not len(rest_M):
                         break
-                    again_MCHW, _ = self._climb(
+                    again_MCHW, _ = self._ascend(
                         model, images_NCHW[rest_M], labels_N[rest_M], size, draws.take(rest_M), restart
                     )
-                    loss_M, fooled_M = _standing(model, again_MCHW, labels_N[rest_M])
+                    loss_M, fooled_M = _losses_and_errors(model, again_MCHW, labels_N[rest_M])
                     better = fooled_M | (loss_M > best_N[rest_M])
                     found_NCHW[rest_M[better]] = again_MCHW[better]
                     best_N[rest_M[better]] = loss_M[better]
                     fooled_N[rest_M] = fooled_M
             yield Adversarial(images_NCHW=found_NCHW, blind_N=blind_N)
 
-    def _climb(
+    def _ascend(
         self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, eps: float, draws: AttackDraws, restart: int
     ) -> tuple[Tensor, Tensor]:
         step = 2.5 * eps / self.steps if self.step_size is None else self.step_size
@@ -90,7 +90,7 @@ class PGD:
 
 
 @torch.no_grad()
-def _standing(model: nn.Module, images_NCHW: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of each image, and whether the network gets it wrong."""
+def _losses_and_errors(model: nn.Module, images_NCHW: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of each image, and whether it is misclassified, (N,) each."""
     logits_NK = model(images_NCHW).float()
     return cross_entropy(logits_NK, labels_N, reduction="none"), logits_NK.argmax(1) != labels_N

@@ -1,1 +1,1 @@
-"""One module a command, with one function of the same name; `cli.py` finds them by that name."""
+"""Commands: one module each, with one function of the same name, by which `cli.py` finds it."""

@@ -1,4 +1,4 @@
-"""`starfire attack`: options, one call, one display."""
+"""The command `starfire attack`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`starfire bench`: options, one call, one display."""
+"""The command `starfire bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command class: every value that was given is checked here once, whichever command and option it is for."""
+"""The command class that checks every option value, for all commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`starfire compress`: options, one call, one display."""
+"""The command `starfire compress`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`starfire data`: options, one call, one display."""
+"""The command `starfire data`."""
 
 from __future__ import annotations
 

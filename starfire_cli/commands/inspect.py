@@ -1,4 +1,4 @@
-"""`starfire inspect`: the truth about a checkpoint's sparsity, or about the difference between two."""
+"""The command `starfire inspect`: reports a checkpoint's sparsity, or compares two checkpoints."""
 
 from __future__ import annotations
 

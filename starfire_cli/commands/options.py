@@ -1,4 +1,4 @@
-"""The options that several commands share, so that they mean and say the same everywhere."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`starfire plot`: options, what there is, the pictures."""
+"""The command `starfire plot`."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def plot(
 ) -> None:
     """Draw runs and checkpoints: accuracy, sparsity, layers, masks, robustness, trade-offs; the paper's tables."""
     from starfire_cli.report.plot.kinds import parse_kinds
-    from starfire_cli.workflows.plot.run import gather
+    from starfire_cli.workflows.plot.run import collect_sources
 
     kinds = parse_kinds(kind or [])
     if x not in ("epoch", "step"):
@@ -125,7 +125,7 @@ def plot(
         if text is not None:
             raise BadOption(f"{option} {text} is for tables; add --table 1")
     _check(out, html)
-    sources = gather(paths or [])
+    sources = collect_sources(paths or [])
     _keep(sources, out=out, html=html)
     _draw(sources, kinds, axis=x, layer=layer, weights=weights, width=width, dpi=dpi, out=out, html=html, quiet=quiet)
 
@@ -144,12 +144,12 @@ def _draw(
     quiet: bool,
 ) -> None:
     from starfire_cli.report.plot.groups import group_runs
-    from starfire_cli.report.plot.kinds import draw, left_out, usual_kinds
+    from starfire_cli.report.plot.kinds import default_kinds, draw, omission_notes
     from starfire_cli.report.plot.saving import save_figures
 
     groups = group_runs(sources.runs)
     asked = bool(kinds)
-    kinds = kinds or usual_kinds(sources.runs, sources.checkpoints, sources.curves)
+    kinds = kinds or default_kinds(sources.runs, sources.checkpoints, sources.curves)
     material = _open(sources, kinds, groups, layer, weights, quiet)
     figures, problems = {}, []
     for name in kinds:
@@ -163,7 +163,7 @@ def _draw(
             raise StarfireError(f"there is nothing to draw yet: {noted}")
         raise StarfireError(f"{problems[0]} ({noted})") if noted else problems[0]
     said = [f"left out: {problem}" for problem in problems] if asked else []
-    notes = (*said, *material.notes, *left_out(list(figures), material, groups, sources.checkpoints))
+    notes = (*said, *material.notes, *omission_notes(list(figures), material, groups, sources.checkpoints))
     for note in notes:
         say(note, err=True)
     if out is not None or html is None:
@@ -193,25 +193,25 @@ def _open(
     from rich.progress import track
 
     from starfire_cli.report.console import open_console
-    from starfire_cli.report.plot.groups import entitled
-    from starfire_cli.report.plot.kinds import worth_opening
-    from starfire_cli.workflows.plot.run import material
+    from starfire_cli.report.plot.groups import with_experiment_titles
+    from starfire_cli.report.plot.kinds import checkpoints_to_open
+    from starfire_cli.workflows.plot.run import build_material
 
-    paths = worth_opening(kinds, groups, sources.checkpoints)
+    paths = checkpoints_to_open(kinds, groups, sources.checkpoints)
     networks = []
     if paths:
         from starfire_cli.records.plot import NetworkPicture
-        from starfire_cli.workflows.plot.networks import look_into
+        from starfire_cli.workflows.plot.networks import open_networks
 
         console = open_console(stderr=True)
-        looking = look_into(sources, paths, masks="kernels" in kinds, layers=layer, weights=weights)
+        looking = open_networks(sources, paths, masks="kernels" in kinds, layers=layer, weights=weights)
         shown = console.is_terminal and not quiet and len(paths) > 1
         for found in track(looking, "checkpoints", len(paths), console=console, transient=True, disable=not shown):
             if isinstance(found, NetworkPicture):
                 networks.append(found)
             else:
                 sources.notes.append(found)
-    return entitled(material(sources, networks), groups)
+    return with_experiment_titles(build_material(sources, networks), groups)
 
 
 def _table(paths: list[Path], number: int, at: str | None, form: str | None, out: Path | None, quiet: bool) -> None:
@@ -219,13 +219,13 @@ def _table(paths: list[Path], number: int, at: str | None, form: str | None, out
     from starfire_cli.report.console import open_console
     from starfire_cli.report.plot.paper_tables import paper_tables
     from starfire_cli.report.plot.table_text import format_name, show, write
-    from starfire_cli.workflows.plot.run import gather
+    from starfire_cli.workflows.plot.run import collect_sources
 
     if out is not None and form is None and out.suffix.lower() not in _FORMATS:
         raise BadOption(f"--out {out} ends in none of .md, .tex, .csv, .txt; --format says what to write into others")
     name = format_name(form or (_FORMATS[out.suffix.lower()] if out else "terminal"))
     epochs = _epochs(at)
-    sources = gather(paths)
+    sources = collect_sources(paths)
     _keep(sources, out=out)
     tables = paper_tables(number, sources.runs, at=epochs)
     for note in sources.notes:

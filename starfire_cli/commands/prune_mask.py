@@ -1,4 +1,4 @@
-"""`starfire prune-mask`: prune a trained checkpoint once, or measure what that would cost."""
+"""The command `starfire prune-mask`: prunes a trained checkpoint once, or measures the cost in accuracy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`starfire train`: options, one call, one display."""
+"""The command `starfire train`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of `starfire train` alone, grouped as `--help` shows them."""
+"""The options of `starfire train`, in the groups of `--help`."""
 
 from __future__ import annotations
 

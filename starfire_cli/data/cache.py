@@ -1,4 +1,4 @@
-"""Where are decoded images, and lists of files, kept between runs? In one file a set, in the user's cache folder.
+"""Disk cache for decoded images and file lists: one file a data set, in the user's cache folder.
 
 The name of a file of images is a digest of every image's name, size and time of change, so that a changed set is a new
 file; its content is checked, so that a damaged one is made anew. Only what this module wrote is ever removed: files
@@ -53,15 +53,15 @@ def folder() -> Path | None:
         return None
 
 
-def named(title: str, digest: str, *, listing: bool = False) -> str:
-    """The name of a file of ours: what it is about, for people, and the digest (24 hex digits) that identifies it."""
+def file_name(title: str, digest: str, *, listing: bool = False) -> str:
+    """The name of a cache file: a title for people, and the digest (24 hex digits) that identifies it."""
     name = f"{re.sub(r'[^A-Za-z0-9._-]+', '_', title)[:100]}-{digest}{'.listing' if listing else ''}.safetensors"
     assert _NAME.fullmatch(name), name
     return name
 
 
-def key(files: Encoded, side: int) -> Path | None:
-    """The file for these images at this size; None where nothing is to be kept."""
+def cache_file(files: Encoded, side: int) -> Path | None:
+    """The cache file for these images at this size; None where nothing is to be cached."""
     where = folder()
     if where is None or len(files) < WORTH_KEEPING:
         return None
@@ -71,7 +71,7 @@ def key(files: Encoded, side: int) -> Path | None:
             digest.update(stamp)
     except OSError:  # a link into nowhere; decoding will name it
         return None
-    return where / named(f"{files.title}-{len(files)}x{side}", digest.hexdigest())
+    return where / file_name(f"{files.title}-{len(files)}x{side}", digest.hexdigest())
 
 
 def load(file: Path | None, count: int, side: int) -> Tensor | None:
@@ -86,7 +86,7 @@ def load(file: Path | None, count: int, side: int) -> Tensor | None:
 
 
 def save(file: Path | None, images: Tensor) -> list[str]:
-    """Keep decoded images; a note where that is not possible."""
+    """Caches decoded images; returns a note where that is not possible."""
     problem = None if file is None else write(file, {"images": images})
     if file is None or problem is None:
         return []
@@ -94,7 +94,7 @@ def save(file: Path | None, images: Tensor) -> list[str]:
 
 
 def read(file: Path | None) -> dict[str, Tensor] | None:
-    """The tensors in a file of ours, or None where there is no such file or it is damaged (it is then removed)."""
+    """The tensors in a cache file, or None where there is no such file or it is damaged (it is then removed)."""
     from safetensors import safe_open
 
     try:
@@ -116,7 +116,7 @@ def read(file: Path | None) -> dict[str, Tensor] | None:
 
 
 def write(file: Path, tensors: dict[str, Tensor]) -> Exception | None:
-    """Keep tensors in a file that is there whole or not at all; what is in the way, where something is."""
+    """Writes tensors to a cache file atomically; returns the obstacle, where there is one."""
     from safetensors.torch import save_file
 
     partial = file.with_name(f"{file.name}.{os.getpid()}-{get_ident()}.partial")
@@ -145,11 +145,11 @@ def _crc(tensors: dict[str, Tensor]) -> str:
 
 
 def _make_room(where: Path, needed: int) -> None:
-    """Remove our files that were not used for longest until `needed` bytes more fit. What another process removes
-    meanwhile is gone, too.
+    """Removes the least recently used cache files until `needed` more bytes fit. Concurrent removal by others is no
+    error.
     """
     kept = []
-    for file, status in _own(where):
+    for file, status in _own_files(where):
         if not file.name.endswith(".partial"):
             kept.append((status.st_mtime, status.st_size, file))
         elif status.st_mtime < time.time() - _DAY:  # its process was killed
@@ -163,8 +163,8 @@ def _make_room(where: Path, needed: int) -> None:
         total -= size
 
 
-def _own(where: Path) -> list[tuple[Path, os.stat_result]]:
-    """The files in our folder that this user's runs wrote, by name, kind and owner."""
+def _own_files(where: Path) -> list[tuple[Path, os.stat_result]]:
+    """The cache files that runs of this user wrote, by name, kind and owner."""
     with contextlib.suppress(OSError), os.scandir(where) as entries:
         files = [Path(entry.path) for entry in entries]
         return [(file, status) for file in files if (status := _status(file))]
@@ -172,7 +172,7 @@ def _own(where: Path) -> list[tuple[Path, os.stat_result]]:
 
 
 def _status(file: Path) -> os.stat_result | None:
-    """What the disk says of a file that is ours to remove; None for any other."""
+    """The file's status if it is a cache file that may be removed; None for any other."""
     if not (_NAME.fullmatch(file.name) or _PARTIAL.fullmatch(file.name)):
         return None
     try:

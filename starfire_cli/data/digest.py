@@ -1,4 +1,4 @@
-"""Digests of a data set by which the ranks of a job find out whether they all see the same images.
+"""Digests of a data set, by which the ranks of a job check that they all see the same images.
 
 They cost milliseconds: names, labels and known sizes are taken whole, of pixels and files a fixed sample.
 """
@@ -22,7 +22,7 @@ CONTENTS = 16  # files, or members of shards, that are read
 
 
 def of_pixels(images: Tensor, labels: Tensor) -> dict[str, str]:
-    """Of decoded images, uint8 (N, 3, S, S), and labels, (N,)."""
+    """Digests of decoded images, uint8 (N, 3, S, S), and labels, (N,)."""
     flat = images.reshape(-1)
     stride = max(1, -(-len(flat) // PIXELS)) | 1  # odd, so that it does not stay in one column or channel
     return {
@@ -32,7 +32,7 @@ def of_pixels(images: Tensor, labels: Tensor) -> dict[str, str]:
 
 
 def of_files(files: Encoded) -> dict[str, str]:
-    """Of images that are not decoded yet; folders and servers may be called differently elsewhere."""
+    """Digests of images not decoded yet; independent of where folders and servers put them."""
     found = {"labels": _digest([files.labels.tobytes()])}
     if isinstance(files, Shards):
         places = np.stack([files.shard.astype(np.int64), files.offset, files.size])

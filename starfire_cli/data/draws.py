@@ -1,4 +1,4 @@
-"""Which random numbers does image i get in epoch e?
+"""Random numbers for data, as a function of the seed, the epoch and the image's index.
 
 A counter-based generator: each number is a hash (splitmix64's finaliser) of seed, epoch, image index and the number of
 the draw. So nothing depends on the order of calls, on workers, on a device or on torch's generators.
@@ -24,7 +24,7 @@ def _mix(words: _Words) -> _Words:
 
 
 def _mixed_in(key: int, part: int) -> int:
-    """The same finaliser on one python integer, `part` added in."""
+    """The same finaliser on one python integer, with `part` added first."""
     word = (key + part * _GOLDEN + _GOLDEN) & _WORD
     word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
     word = (word ^ (word >> 27)) * 0x94D049BB133111EB & _WORD
@@ -55,7 +55,7 @@ class Draws:
         return _mix(_mix(self._index + key) + key)
 
     def skip(self, draws: int) -> None:
-        """Go on as if so many had been drawn."""
+        """Advances by `count` draws."""
         self._drawn += draws
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Floats:

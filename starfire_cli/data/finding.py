@@ -1,4 +1,4 @@
-"""From what a user writes after --data: which set is it, and where?"""
+"""Resolves the value of `--data` into a data set and the place of its files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from starfire_cli.errors import BadOption, StarfireError, unknown
 
 
 def find(spec: str, image_size: int | None = None) -> Source:
-    """The data set that `spec` means, listed but not decoded. Raises BadOption or StarfireError."""
+    """The data set that `spec` names, listed but not decoded. Raises BadOption or StarfireError."""
     url = url_of(spec)
     if url is not None:
         return WebDataset().read_urls(url)
-    name, path = located(spec)
+    name, path = locate(spec)
     return SETS.build(name).read(path, image_size)
 
 
@@ -32,7 +32,7 @@ def url_of(spec: str) -> str | None:
 
 
 def refuse_url(spec: str, by: str) -> None:
-    """Raise BadOption where a file names data behind a URL: only a user who names it, too, has it opened.
+    """Raises BadOption where a file names data behind a URL: such data is opened only if the user names it, too.
 
     Args:
         spec: what the file says.
@@ -40,22 +40,22 @@ def refuse_url(spec: str, by: str) -> None:
     """
     if (url := url_of(spec)) is not None:
         if url.startswith("pipe:"):
-            remote.checked(url)
+            remote.check_url(url)
         raise BadOption(
             f"{by} names the data {spec}, and no URL is opened unasked; --data {shlex.quote(spec)} opens it"
         )
 
 
-def located(spec: str) -> tuple[str, Path | None]:
+def locate(spec: str) -> tuple[str, Path | None]:
     """Name and folder: of `digits`, `cifar10:PATH`, or a path that is recognised. Raises BadOption or StarfireError."""
     if not spec.strip():
         raise BadOption(f"--data {spec!r} is empty; give a path, or a name: {', '.join(SETS.names())}")
     name, colon, rest = spec.partition(":")
     if name in SETS.names():
-        return name, existing(rest, spec) if colon else None
+        return name, existing_folder(rest, spec) if colon else None
     if not os.path.exists(expanded(spec, f"--data {spec}")) and not any(c in spec for c in "/\\.~"):
         raise unknown("data set", name, SETS.names())
-    path = existing(spec, spec)
+    path = existing_folder(spec, spec)
     known = [n for n in SETS.names() if SETS.build(n).recognises(path)]
     if len(known) > 1:
         choices = " or ".join(f"--data {n}:{spec}" for n in known)
@@ -63,7 +63,7 @@ def located(spec: str) -> tuple[str, Path | None]:
     return (known or ["folder"])[0], path
 
 
-def existing(text: str, spec: str) -> Path:
+def existing_folder(text: str, spec: str) -> Path:
     """The folder that `text` names. Raises StarfireError where there is none."""
     path = expanded(text, f"--data {spec}")
     if not text or not os.path.exists(path):
@@ -81,7 +81,7 @@ def recognise(spec: str) -> tuple[str, int | None]:
     url = url_of(spec)
     if url is not None:
         return WebDataset().described(url)
-    name, path = located(spec)
+    name, path = locate(spec)
     if name == "webdataset" and path is not None:
         return WebDataset().described(path)
     return name, first_side(path) if name == "folder" and path is not None else None

@@ -1,4 +1,4 @@
-"""Which images lie in these class folders, without reading folders of a million files again?
+"""Lists the images in class folders, cached so that a folder of a million files is not read again.
 
 The names are kept in the user's cache folder, with the times of change of every folder that was read: a file that comes
 or goes changes its folder's. What is kept is trusted only while all of those are as they were. Nothing here ever stops
@@ -28,7 +28,7 @@ SETTLED = 2.0  # seconds; what changed so recently may change again and keep its
 def class_files(root: Path, folders: Sequence[str]) -> Files:
     """The images of class folders, as `scan.class_files` finds them; remembered where there are many."""
     place = cache.folder()
-    file = None if place is None else place / cache.named(_title(root), _digest(root), listing=True)
+    file = None if place is None else place / cache.file_name(_title(root), _digest(root), listing=True)
     remembered = load(file, root, folders)
     if remembered is not None:
         return remembered
@@ -40,7 +40,7 @@ def class_files(root: Path, folders: Sequence[str]) -> Files:
 
 
 def load(file: Path | None, root: Path, folders: Sequence[str]) -> Files | None:
-    """What was kept, or None where there is nothing, it is damaged, or a folder has changed since."""
+    """The cached listing, or None where there is none, it is damaged, or a folder has changed since."""
     tensors = cache.read(file)
     if file is None or tensors is None:
         return None
@@ -62,7 +62,7 @@ def load(file: Path | None, root: Path, folders: Sequence[str]) -> Files | None:
 
 
 def save(file: Path, files: Files, folders: Sequence[str], visited: Sequence[bytes], started: float) -> None:
-    """Keep a listing that was begun at `started`, unless a folder was changed at about that time."""
+    """Caches a listing that was begun at `started`, unless a folder was changed at about that time."""
     import torch
 
     try:
@@ -97,6 +97,6 @@ def _joined(folders: Sequence[str]) -> bytes:
 
 
 def _times(root: Path, visited: Sequence[bytes]) -> npt.NDArray[np.int64]:
-    """(N, 2) when each folder's content and when its record on the disk changed: the second cannot be set back."""
+    """(N, 2) times of change of each folder's content and of its inode; the second cannot be set back."""
     found = [os.stat(os.path.join(os.fsencode(root), folder)) for folder in visited]
     return np.array([(status.st_mtime_ns, status.st_ctime_ns) for status in found], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""How does a data set become batches? `open_data` for training, `open_val` for what comes after it."""
+"""Opens data sets as batches: `open_data` for training, `open_val` for evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starfire_cli.data.augment import AUGMENTATIONS, Augment
 from starfire_cli.data.draws import Draws
 from starfire_cli.data.finding import find, refuse_url
 from starfire_cli.data.images import decode, decode_cache, input_pipeline
-from starfire_cli.data.images.input_pipeline import Road
+from starfire_cli.data.images.input_pipeline import InputPipeline
 from starfire_cli.data.images.resident import ResidentSplit
 from starfire_cli.data.images.stream import StreamSplit
 from starfire_cli.data.images.workers import ImageReader
@@ -46,28 +46,32 @@ def open_data(spec: str, options: DataOptions, *, known: DataInfo | None = None)
             f"--batch-size {options.batch_size} is more than the {len(train)} training images; "
             f"--batch-size {len(train)} or less works"
         )
-    way = input_pipeline.choose(train, len(train) + len(val), options)
+    pipeline = input_pipeline.choose_pipeline(train, len(train) + len(val), options)
     auto = options.augment == "auto"
-    augment = AUGMENTATIONS.build(input_pipeline.auto_augment(source, train, way) if auto else options.augment)
-    way = input_pipeline.with_resize(way, augment)
-    train_split, train_notes = _split(train, way, options, augment)
-    val_way = way if known is None or known.image_size != way.out else dataclasses.replace(way, resize=known.resize)
-    val_split, val_notes = _split(val, val_way, options, None)
-    mean, std = source.stats or _measured(train, train_split, way, options)
+    augment = AUGMENTATIONS.build(input_pipeline.auto_augment(source, train, pipeline) if auto else options.augment)
+    pipeline = input_pipeline.with_validation_resize(pipeline, augment)
+    train_split, train_notes = _split(train, pipeline, options, augment)
+    val_pipeline = (
+        pipeline
+        if known is None or known.image_size != pipeline.out
+        else dataclasses.replace(pipeline, resize=known.resize)
+    )
+    val_split, val_notes = _split(val, val_pipeline, options, None)
+    mean, std = source.stats or _measure_stats(train, train_split, pipeline, options)
     info = DataInfo(
         name=source.name,
         spec=source.spec,
         classes=source.classes,
         mean=mean,
         std=std,
-        image_size=way.out,
+        image_size=pipeline.out,
         train_images=len(train_split),
         val_images=len(val_split),
         augment=AUGMENTATIONS.spec(augment),
         val_fraction=options.val_fraction if source.val is None else None,
         split_seed=options.split_seed,
-        resize=val_way.resize,
-        stored=way.stored,
+        resize=val_pipeline.resize,
+        stored=pipeline.stored,
         notes=(*source.notes, *passed_over(source.train, source.val), *train_notes, *val_notes),
     )
     return Data(info=info, train=train_split, val=val_split)
@@ -98,28 +102,28 @@ def open_val(meta: Mapping[str, Any], spec: str | None, options: DataOptions) ->
         )
         if spec is None:
             refuse_url(known.spec, "the checkpoint")
-        source = _found_again(known, options) if spec is None else find(spec, options.image_size)
+        source = _reopen(known, options) if spec is None else find(spec, options.image_size)
         same_classes(known.classes, source.classes, spec or known.spec)
     # A checkpoint that held out no share means a single folder of classes as it stands.
     whole = source.val is None and known is not None and known.val_fraction is None
     val = limited(source.train, options.limit_val, "--limit-val", options.limit_seed) if whole else None
     val = val or validation(source, options)
-    way = _way(val, known if spec is None else None, options)
-    split, notes = _split(val, way, options, None)
-    mean, std = (known.mean, known.std) if known else source.stats or _measured(val, split, way, options)
+    pipeline = _pipeline_for(val, known if spec is None else None, options)
+    split, notes = _split(val, pipeline, options, None)
+    mean, std = (known.mean, known.std) if known else source.stats or _measure_stats(val, split, pipeline, options)
     info = DataInfo(
         name=source.name,
         spec=source.spec,
         classes=source.classes,
         mean=mean,
         std=std,
-        image_size=way.out,
+        image_size=pipeline.out,
         train_images=0,
         val_images=len(split),
         val_fraction=options.val_fraction if source.val is None and not whole else None,
         split_seed=options.split_seed,
-        resize=way.resize,
-        stored=way.stored,
+        resize=pipeline.resize,
+        stored=pipeline.stored,
         notes=(*source.notes, *passed_over(val), *notes),
     )
     return info, split
@@ -133,7 +137,7 @@ def recorded(meta: Any) -> DataInfo | None:
         return DataInfo.from_meta(meta)
 
 
-def _found_again(known: DataInfo, options: DataOptions) -> Source:
+def _reopen(known: DataInfo, options: DataOptions) -> Source:
     try:
         return find(known.spec, options.image_size)
     except StarfireError as error:
@@ -141,32 +145,38 @@ def _found_again(known: DataInfo, options: DataOptions) -> Source:
         raise StarfireError(text) from None
 
 
-def _way(val: Part, known: DataInfo | None, options: DataOptions) -> Road:
+def _pipeline_for(val: Part, known: DataInfo | None, options: DataOptions) -> InputPipeline:
     if known is None or options.image_size != known.image_size:
-        return input_pipeline.choose(val, len(val), options)
+        return input_pipeline.choose_pipeline(val, len(val), options)
     stored = int(val.images.shape[-1]) if isinstance(val, Pixels) else known.stored
     if stored is not None and 3 * stored**2 * len(val) > input_pipeline.ROOM:  # no training has ever kept so much
-        return input_pipeline.choose(val, len(val), options)
-    return Road(stored=stored, out=known.image_size, resize=known.resize)
+        return input_pipeline.choose_pipeline(val, len(val), options)
+    return InputPipeline(stored=stored, out=known.image_size, resize=known.resize)
 
 
-def _split(part: Part, way: Road, options: DataOptions, augment: Augment | None) -> tuple[Split, tuple[str, ...]]:
+def _split(
+    part: Part, pipeline: InputPipeline, options: DataOptions, augment: Augment | None
+) -> tuple[Split, tuple[str, ...]]:
     if isinstance(part, Pixels):
-        return ResidentSplit(part, options, out=way.out, augment=augment, resize=way.resize), ()
-    decode.prepare(much=way.stored is None or len(part) >= WORTH_IMPORTING)
-    if way.stored is not None:
-        pixels, skipped, notes = decode_cache.decoded(part, way.stored, options)
-        split = ResidentSplit(pixels, options, out=way.out, augment=augment, resize=way.resize, skipped=skipped)
+        return ResidentSplit(part, options, out=pipeline.out, augment=augment, resize=pipeline.resize), ()
+    decode.select_decoder(much=pipeline.stored is None or len(part) >= WORTH_IMPORTING)
+    if pipeline.stored is not None:
+        pixels, skipped, notes = decode_cache.decoded(part, pipeline.stored, options)
+        split = ResidentSplit(
+            pixels, options, out=pipeline.out, augment=augment, resize=pipeline.resize, skipped=skipped
+        )
         return split, notes
     if augment is not None:  # an augmentation that cannot cut boxes says so now, not in a worker
-        one = np.array([way.out])
+        one = np.array([pipeline.out])
         augment.boxes(Draws(0, 0, np.array([0])), one, one)
-    reader = ImageReader(files=part, out=way.out, resize=way.resize or way.out, augment=augment, seed=options.seed)
+    reader = ImageReader(
+        files=part, out=pipeline.out, resize=pipeline.resize or pipeline.out, augment=augment, seed=options.seed
+    )
     note = f"JPEGs are decoded by {decode.jpeg_decoder()[0]}, with {options.workers} workers"
     return StreamSplit(reader, options), () if augment is None else (note,)
 
 
-def _measured(part: Part, split: Split, way: Road, options: DataOptions) -> Stats:
+def _measure_stats(part: Part, split: Split, pipeline: InputPipeline, options: DataOptions) -> Stats:
     if isinstance(split, ResidentSplit):
         return statistics.of_pixels(split.images)
     assert not isinstance(part, Pixels)
@@ -174,5 +184,7 @@ def _measured(part: Part, split: Split, way: Road, options: DataOptions) -> Stat
     far = isinstance(part, Shards) and part.spool is not None
     sample = part.take(np.arange(min(STATS_SAMPLE, len(part)))) if far else limited(part, STATS_SAMPLE, "")
     assert not isinstance(sample, Pixels)
-    images, _ = decode_cache.read_all(ImageReader(files=sample, out=way.out, resize=way.resize or way.out), options)
+    images, _ = decode_cache.read_all(
+        ImageReader(files=sample, out=pipeline.out, resize=pipeline.resize or pipeline.out), options
+    )
     return statistics.of_pixels(images)

@@ -1,4 +1,4 @@
-"""What is a data set to the rest of the program: how it is asked for, what is known about it, what it yields."""
+"""Data options and data records: what a user asks for, what is known about the set, and the batches it yields."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGEST = 2**14  # pixels that a side of what a network sees may have
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How a data set is read and delivered.
+    """Options for reading and delivering a data set.
 
     Args:
         batch_size: training images a batch.
@@ -72,7 +72,7 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DataInfo:
-    """What is known about an opened data set.
+    """Facts about an opened data set.
 
     Args:
         name: what the set is called (`digits`, `cifar10`, `folder`).
@@ -168,7 +168,7 @@ class Split(Protocol):
         """Images an epoch, of all ranks together."""
 
     def digests(self) -> dict[str, str]:
-        """What tells this part from another one, in a few milliseconds: digests by what they are of."""
+        """Digests that identify this part, by name; takes a few milliseconds."""
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images float32 in [0, 1], (N, 3, H, W), and labels int64, (N,), from batch `start` on.
@@ -179,7 +179,7 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class Data:
-    """An opened data set: what is known about it and its two parts."""
+    """An opened data set: the facts about it, and its two parts."""
 
     info: DataInfo
     train: Split

@@ -1,4 +1,4 @@
-"""Which image files lie under a folder?"""
+"""Finds the image files under a folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEFT_BEHIND = ("Thumbs.db", "desktop.ini")
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name says image; hidden files (and macOS's `._photo.jpg`) do not count."""
+    """Whether a file name has an image's extension; hidden files (and macOS's `._photo.jpg`) do not count."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
@@ -29,8 +29,8 @@ def subfolders(folder: Path) -> list[str]:
         return sorted(e.name for e in entries if e.is_dir() and not _ignored(e.name))
 
 
-def passed_over(folder: Path) -> dict[str, int]:
-    """How many files in `folder` itself are no images, by their extensions."""
+def count_ignored(folder: Path) -> dict[str, int]:
+    """Counts files in `folder` itself that are no images, by extension."""
     others: dict[str, int] = {}
     with _entries(folder) as entries:
         for entry in entries:
@@ -39,7 +39,7 @@ def passed_over(folder: Path) -> dict[str, int]:
     return others
 
 
-def passed_text(others: Mapping[str, int], most: int = 5) -> str:
+def ignored_text(others: Mapping[str, int], most: int = 5) -> str:
     """`passed over: 12 .heic, 3 .txt`; empty where there were none."""
     ordered = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))
     shown = [f"{count:,} {ending or 'without extension'}" for ending, count in ordered[:most]]
@@ -48,8 +48,8 @@ def passed_text(others: Mapping[str, int], most: int = 5) -> str:
     return f"passed over: {', '.join(shown)}" if shown else ""
 
 
-def loose_images(folder: Path) -> int:
-    """How many images lie directly in `folder`."""
+def count_loose_images(folder: Path) -> int:
+    """The number of images directly in `folder`."""
     with _entries(folder) as entries:
         return sum(is_image(e.name) for e in entries)
 
@@ -60,7 +60,7 @@ def images_below(folder: Path) -> list[str]:
 
 
 def walk(folder: Path) -> Iterator[str]:
-    """As `images_below`, in the order the disk has them."""
+    """As `images_below`, in directory order."""
     return _walk(*_start(folder), [], {})
 
 
@@ -91,14 +91,14 @@ def _ignored(name: str) -> bool:
 
 
 def _count(name: str, others: dict[str, int]) -> None:
-    """Count a file that is no image; hidden ones and what systems leave behind are nobody's images."""
+    """Counts a file that is no image; hidden files and those of operating systems are left out."""
     if not name.startswith(".") and name not in _LEFT_BEHIND:
         ending = os.path.splitext(name)[1].lower()
         others[ending] = others.get(ending, 0) + 1
 
 
 def _readable(entry: os.DirEntry[str]) -> bool:
-    """Whether reading it ends: not a pipe or a device. A link into nowhere counts, and is named when it is read."""
+    """Whether reading the file ends: not a pipe or a device. A dangling link counts; reading reports it."""
     return entry.is_file() or not os.path.exists(entry.path)
 
 

@@ -1,4 +1,4 @@
-"""What does a data set consist of, before anything is decoded or moved to a device?"""
+"""Data sources: the images and labels of a set, before anything is decoded or moved to a device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Chosen = npt.NDArray[np.bool_] | npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """Images that are decoded already.
+    """Decoded images.
 
     Args:
         images: uint8 (N, 3, S, S).
@@ -42,7 +42,7 @@ class Pixels:
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """Images that lie on disk.
+    """Images in files on a disk.
 
     Args:
         root: the folder that names start from.
@@ -61,12 +61,12 @@ class Files:
         return len(self.labels)
 
     def path(self, position: int) -> str:
-        """Where the image at `position` lies."""
+        """The path of the image at `position`."""
         return os.path.join(self.root, os.fsdecode(self.names[position]))
 
     @property
     def title(self) -> str:
-        """For the name of a file that keeps what was decoded."""
+        """A title for the name of a cache file."""
         return f"{self.root.parent.name}-{self.root.name}"
 
     def read(self, position: int) -> bytes:
@@ -76,11 +76,11 @@ class Files:
             return file.read()
 
     def where(self, position: int) -> str:
-        """For messages."""
+        """The path, for messages."""
         return self.path(position)
 
     def stamps(self) -> Iterator[bytes]:
-        """Which changes when an image may have. Raises OSError where a file is not there."""
+        """Bytes that change when an image may have changed. Raises OSError where a file is not there."""
         yield os.fsencode(self.root.resolve())
         for position in range(len(self)):
             status = os.stat(self.path(position))
@@ -102,7 +102,7 @@ Stats = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set as it was found.
+    """A data set as found, before decoding.
 
     Args:
         name: what it is called.
@@ -128,7 +128,7 @@ class Source:
 
     @cached_property
     def train(self) -> Part:
-        """The training images, listed when they are first asked for: validation alone need not wait for a million."""
+        """The training images, listed on first use: validation alone need not list a million of them."""
         return self.list_train()
 
     @property

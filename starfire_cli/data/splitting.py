@@ -1,4 +1,4 @@
-"""Which images train and which validate?"""
+"""Splits a set into training and validation images."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def parts(source: Source, options: DataOptions) -> tuple[Part, Part]:
     train, val = source.train, source.val
     if val is None:
         train, val = held_out(train, source.classes, options)
-    train = limited(_some(train, source, "training"), options.limit_train, "--limit-train")
-    return train, limited(_some(val, source, "validation"), options.limit_val, "--limit-val", options.limit_seed)
+    train = limited(_non_empty(train, source, "training"), options.limit_train, "--limit-train")
+    return train, limited(_non_empty(val, source, "validation"), options.limit_val, "--limit-val", options.limit_seed)
 
 
 def validation(source: Source, options: DataOptions) -> Part:
-    """The validation part that `parts` gives, whatever becomes of the training part."""
+    """The validation part that `parts` gives, computed without the training part."""
     val = source.val if source.val is not None else held_out(source.train, source.classes, options)[1]
-    return limited(_some(val, source, "validation"), options.limit_val, "--limit-val", options.limit_seed)
+    return limited(_non_empty(val, source, "validation"), options.limit_val, "--limit-val", options.limit_seed)
 
 
-def _some(part: Part, source: Source, which: str) -> Part:
-    """`part`, if it has images. Raises StarfireError."""
+def _non_empty(part: Part, source: Source, which: str) -> Part:
+    """`part`, if it has images. Raises StarfireError where it has none."""
     if not len(part):
         raise StarfireError(f"--data {source.spec}: the {which} part has no images")
     return part
@@ -41,12 +41,12 @@ def passed_over(*parts: Part | None) -> tuple[str, ...]:
     others: Counter[str] = Counter()
     for part in parts:
         others.update(part.others if isinstance(part, Files) else {})
-    text = scan.passed_text(others)
+    text = scan.ignored_text(others)
     return (f"{text} (images end in {' '.join(scan.EXTENSIONS)})",) if text else ()
 
 
 def same_classes(known: tuple[str, ...], found: tuple[str, ...], spec: str) -> None:
-    """Raise StarfireError that lists how the classes found differ from those that a checkpoint knows."""
+    """Raises StarfireError that lists how the classes found differ from the checkpoint's."""
     if found != known:
         raise StarfireError(f"--data {spec}: {differences(known, found, 'the checkpoint', 'the data')}")
 

@@ -1,4 +1,4 @@
-"""What are mean and standard deviation of the training images, per channel?"""
+"""Mean and standard deviation of the training images, per channel."""
 
 from __future__ import annotations
 

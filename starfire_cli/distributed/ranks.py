@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
-from starfire_cli.data.images.sharing import full, is_full
+from starfire_cli.data.images.sharing import is_shared_memory_error, shared_memory_error
 from starfire_cli.distributed.lifeline import Lifeline
 from starfire_cli.errors import BadOption, LostRank, Mismatch, StarfireError
 from starfire_cli.runtime import World
@@ -219,7 +219,7 @@ class Ranks:
                 told = LostRank(self._lost(said))
                 self._lifeline.leave(str(told))
                 raise told from error
-            told = full(error) if is_full(error) else error  # type: ignore[assignment]
+            told = shared_memory_error(error) if is_shared_memory_error(error) else error  # type: ignore[assignment]
             self._lifeline.leave(_in_a_line(told))
             raise told from error
         except BaseException as error:

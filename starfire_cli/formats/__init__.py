@@ -1,0 +1,1 @@
+"""Files on disk: checkpoints, packed checkpoints, run folders, attack results, pictures and shards."""

@@ -1,4 +1,4 @@
-"""How a file is written so that a reader finds either the whole old one or the whole new one, whatever happens."""
+"""Atomic file writing: a reader finds either the whole old file or the whole new one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TEMPORARY = re.compile(r"([A-Za-z0-9]{1,32})-([0-9]{1,9})-[0-9]+\.tmp")  # host
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, need: int | None = None) -> Iterator[IO[bytes]]:
-    """A binary file that becomes `path` when the block ends well, and vanishes when it does not.
+    """Opens a binary file that is renamed to `path` when the block succeeds, and removed when it fails.
 
     The bytes go to a temporary file in the same folder, are flushed to the disk, and take the name in one step; the
     folder is flushed too. Temporary files that a killed process left behind for the same name are removed first.
@@ -80,7 +80,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raises StarfireError, in the words of `atomic_write`, if nothing can be written at `path`; leaves no trace."""
+    """Raises StarfireError, as `atomic_write` would, if nothing can be written at `path`; changes nothing."""
     target = _target(path)
     try:
         with tempfile.TemporaryFile(dir=target.parent):
@@ -92,7 +92,7 @@ def check_writable(path: Path) -> None:
 
 
 def disk_problem(error: BaseException, path: Path, need: int | None = None) -> StarfireError | None:
-    """What to tell the user if `error`, or one that led to it, is a disk that refuses; None if it is not about that."""
+    """The error text if `error`, or its cause, is a disk that refuses; None for any other error."""
     return _explain(error, path, Path(os.path.realpath(path)).parent, need)
 
 
@@ -111,7 +111,7 @@ def _explain(error: BaseException, path: Path, folder: Path, need: int | None) -
 
 
 def _remove_stale(target: Path) -> None:
-    """Temporary files for `target` whose process, on this host, is gone; from other hosts, those a day old."""
+    """Removes temporary files for `target` whose process on this host has ended; from other hosts, those a day old."""
     for left in target.parent.glob(f".{_escape(target.name)}.*.tmp"):
         ours = _TEMPORARY.fullmatch(left.name[len(target.name) + 2 :])
         if left in _mine or ours is None or not left.is_file() or left.is_symlink():
@@ -149,7 +149,7 @@ def _escape(name: str) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name durable; where folders cannot be opened (Windows) there is nothing to do."""
+    """Syncs the folder so that the new name is durable; does nothing where folders cannot be opened (Windows)."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

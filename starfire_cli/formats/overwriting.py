@@ -1,4 +1,4 @@
-"""Refuses to write over a file that the same command reads."""
+"""Refuses to overwrite a file that the same command reads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def refuse_overwriting(
     noun: str = "the checkpoint",
     own_run: bool = False,
 ) -> None:
-    """Raises BadOption if `output` is one of the files `read`, under whatever name: a link to it, another spelling.
+    """Raises BadOption if `output` is one of the files `read`, under any name: a link to it, another spelling.
 
     So are the files that `train` keeps in a run folder, which only `train` writes over.
 
@@ -38,7 +38,7 @@ def refuse_overwriting(
 
 
 def files_of(checkpoint: Path) -> list[Path]:
-    """The files that a checkpoint lies in: itself, and the shards that it names if it is an index."""
+    """The files of a checkpoint: itself, and the shards of an index."""
     try:
         with open(checkpoint, "rb") as file:
             if not file.read(16).lstrip().startswith(b"{"):

@@ -1,4 +1,4 @@
-"""Checks that metadata are plain values, no deeper and no larger than anything that is written."""
+"""Checks that metadata are plain values, within the depth and size of anything that is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST = 1_000_000  # values, those in several places counted in each
 
 
 def check_plain(value: Any, where: str, *, tensors: bool = False) -> None:
-    """Raises Damaged where `value` is more than nested text, numbers, lists and dictionaries (and tensors, if allowed).
+    """Raises Damaged unless `value` is nested text, numbers, lists and dictionaries (and tensors, if allowed).
 
     What passes can be walked, printed and written as JSON by whoever gets it: parts that are shared cannot make a small
     file endless, nor deep ones end the interpreter's stack.

@@ -1,4 +1,4 @@
-"""How a picture gets to the disk as PNG, whole or not at all."""
+"""Writes PNG files atomically."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starfire_cli.formats.atomic import atomic_write, disk_problem
 
 
 def check_folder(folder: Path) -> None:
-    """Make `folder` if it is not there. Raises StarfireError where nothing can be written in it."""
+    """Makes `folder` if it is not there. Raises StarfireError where it is not writable."""
     if folder.exists() and not folder.is_dir():
         raise StarfireError(f"{folder} is a file; give a folder for the pictures")
     try:

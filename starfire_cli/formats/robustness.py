@@ -1,4 +1,4 @@
-"""What an attack leaves beside a checkpoint: one JSON file a network and attack, with right or wrong image by image.
+"""Result files of attacks: one JSON file a network and attack, with the outcome for every image.
 
 The document is what people and scripts read; its last key, `per_image`, is what lets a later run go on where this one
 was stopped, add sizes, and compare two networks on the same images.
@@ -26,7 +26,7 @@ Bits = npt.NDArray[np.bool_]
 
 
 def robustness_path(checkpoint: Path, attack: str) -> Path:
-    """`best.pt` under `pgd:steps=20` gives `best.attack-pgd-steps-20.json`, in the same folder.
+    """The result file beside a checkpoint: `best.pt` under `pgd:steps=20` gives `best.attack-pgd-steps-20.json`.
 
     Only `.pt` goes: a packed `best.safetensors` beside it has a file of its own.
     """
@@ -36,7 +36,7 @@ def robustness_path(checkpoint: Path, attack: str) -> Path:
 
 
 def read_robustness(path: Path, *, fresh: bool = False) -> dict[str, Any] | None:
-    """The document at `path`; None where there is none, or with `fresh` a torn one.
+    """The document at `path`; None where there is none, or, with `fresh`, where it is incomplete.
 
     Raises StarfireError if something else lies there: it is not ours to write over.
     """
@@ -59,7 +59,7 @@ def read_robustness(path: Path, *, fresh: bool = False) -> dict[str, Any] | None
 
 
 def write_robustness(path: Path, document: dict[str, Any]) -> None:
-    """Write `document` in one step. Raises StarfireError where that cannot be done."""
+    """Writes `document` atomically. Raises StarfireError where that is impossible."""
     head = {"format": FORMAT, "version": VERSION}
     tail = {PER_IMAGE: document.get(PER_IMAGE, {})}
     body = {k: v for k, v in document.items() if k not in (*head, *tail)}
@@ -67,12 +67,12 @@ def write_robustness(path: Path, document: dict[str, Any]) -> None:
 
 
 def pack(bits: Bits) -> str:
-    """Right or wrong of each image as text: eight a byte, the first in the lowest bit, base64."""
+    """Outcomes of images as text: eight a byte, the first in the lowest bit, base64."""
     return base64.b64encode(np.packbits(bits, bitorder="little").tobytes()).decode()
 
 
 def unpack(text: str, images: int) -> Bits:
-    """The inverse of `pack`. Raises ValueError where the text does not hold so many."""
+    """The inverse of `pack`. Raises ValueError where the text does not hold `count` outcomes."""
     raw = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
     if len(raw) != (images + 7) // 8:
         raise ValueError(f"{len(raw)} bytes for {images} images")

@@ -1,4 +1,4 @@
-"""What lies where in a run folder: runs/NAME/{config.json, metrics.jsonl, last.pt, best.pt}."""
+"""The layout of a run folder: runs/NAME/{config.json, metrics.jsonl, last.pt, best.pt}."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMAT = "starfire-run"
 
 
 class Run:
-    """One run folder. `Run(path)` opens it, `Run.create` makes it."""
+    """One run folder: `Run(path)` opens it, `Run.create` makes it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,7 +31,7 @@ class Run:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All that `train` writes, whether it is there or not."""
+        """All files that `train` writes, existing or not."""
         return self.config_path, self.metrics_path, self.last, self.best, self.eliminated
 
     @classmethod
@@ -57,8 +57,8 @@ class Run:
             except OSError as error:
                 raise StarfireError(f"cannot make the run folder {path}: {error.strerror or error}") from None
 
-    def is_void(self) -> bool:
-        """Whether this is a folder that holds nothing which a run has brought forth: it never came to save anything.
+    def is_empty(self) -> bool:
+        """Whether the folder holds nothing that a run has saved.
 
         A config.json of ours may be there. Anything that is not ours makes the folder somebody's.
         """
@@ -74,15 +74,15 @@ class Run:
             return False
 
     def discard(self) -> None:
-        """Remove a folder that was just made and holds nothing yet but what opened it; never anything else."""
+        """Removes a folder that was just made and holds no results; never anything else."""
         with contextlib.suppress(OSError):
-            if self.is_void():
+            if self.is_empty():
                 for path in self.path.iterdir():
                     path.unlink()
                 self.path.rmdir()
 
     def _others(self) -> list[Path]:
-        """What lies in the folder besides the lock and what a killed process left of its writing."""
+        """Files in the folder besides the lock and temporary files of a killed process."""
         ours = (self.config_path, self.metrics_path, self.last, self.best)
         left = {path for file in ours for path in self.path.glob(f".{file.name}.*.tmp")}
         return [path for path in self.path.iterdir() if path not in left and path.name != run_lock.FILE]
@@ -104,7 +104,7 @@ class Run:
         return config
 
     def append_metrics(self, row: dict[str, Any]) -> int:
-        """Add one line to metrics.jsonl and see it onto the disk; a torn line before it is cut off first.
+        """Appends a row to metrics.jsonl and syncs it; an incomplete last line is cut off first.
 
         Returns where the file ended before, in bytes, for `cut_metrics`.
         """
@@ -125,7 +125,7 @@ class Run:
             raise disk_problem(error, self.metrics_path, len(line)) or error from None
 
     def cut_metrics(self, end: int) -> None:
-        """Take back the last `append_metrics`, which returned `end`; needs no room on the disk."""
+        """Undoes the last `append_metrics`, which returned `end`; needs no space on the disk."""
         with contextlib.suppress(OSError):
             os.truncate(self.metrics_path, end)
 
@@ -155,7 +155,7 @@ class Run:
         return rows
 
     def truncate_metrics(self, epoch: int) -> None:
-        """Drop the rows after `epoch`, so that a resumed run continues from there."""
+        """Drops the rows after `epoch`, so that a resumed run continues from there."""
         rows = self.read_metrics()
         with reading(self.metrics_path):
             kept = [row for row in rows if row.get("epoch", 0) <= epoch]
@@ -164,7 +164,7 @@ class Run:
 
 
 def newest_run(root: Path = RUNS) -> Run:
-    """The run folder under `root`, or in a folder of runs there, that was written to last.
+    """The run folder under `root`, or in a folder of runs there, that was modified last.
 
     Raises StarfireError if there is none.
     """
@@ -175,13 +175,13 @@ def newest_run(root: Path = RUNS) -> Run:
 
 
 def runs_in(root: Path = RUNS) -> list[Run]:
-    """The run folders under `root`, and in folders of runs there, the one that was written to last first."""
+    """The run folders under `root`, and in folders of runs there, the last modified first."""
     runs = [Run(path.parent) for depth in ("*", "*/*") for path in root.glob(f"{depth}/config.json")]
     return sorted(runs, key=_last_written, reverse=True)
 
 
 def find_checkpoint(path: Path | None, root: Path = RUNS) -> Path:
-    """The file that is meant: a file is itself, a folder its best.pt, else last.pt; None is the newest run.
+    """The checkpoint that a path means: a file itself, a folder's best.pt, else last.pt; None is the newest run.
 
     A folder that is no run may hold one model.safetensors, or the index of a sharded one.
     Raises StarfireError where there is none.
@@ -235,7 +235,7 @@ def _end_of_last_line(size: int, path: Path) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON can say it: NaN and infinity, which it cannot, become null; tuples become lists, paths text."""
+    """`value` as JSON has it: NaN and infinity become null, tuples lists, paths text."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The lock on a run folder: one process at a time writes there, and the operating system lets go when it dies.
+"""The lock on a run folder: one writing process at a time, released by the operating system when it dies.
 
 A record lock (POSIX) on the file `.lock`. Unlike `flock` it is not inherited by loader workers, which may outlive a
 killed process by seconds, and it works over NFS. Readers of a run never look at it.
@@ -29,7 +29,7 @@ _held: dict[tuple[int, int], bytes] = {}
 
 @contextlib.contextmanager
 def locked(folder: Path, command: str = "") -> Iterator[bool]:
-    """Keep every other process, and every other call in this one, from training in `folder` within the block.
+    """Holds the lock on `folder` within the block, against other processes and other calls in this one.
 
     Yields whether there is a lock: False where the file system knows none, or the system has no record locks.
 
@@ -65,7 +65,7 @@ def _acquired(folder: Path, path: Path, command: str) -> int | None:
     while True:
         with contextlib.suppress(OSError):
             if said := _held.get(_identity(os.stat(path))):
-                raise _busy(folder, path, said)
+                raise _busy_error(folder, path, said)
         descriptor: int | None = None
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -81,7 +81,7 @@ def _acquired(folder: Path, path: Path, command: str) -> int | None:
             if descriptor is not None:
                 os.close(descriptor)
                 if error.errno in _BUSY:
-                    raise _busy(folder, path, _read(path)) from None
+                    raise _busy_error(folder, path, _read(path)) from None
                 if error.errno in _NO_LOCKS:
                     return None
             raise disk_problem(error, path) or error from None
@@ -112,8 +112,8 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def _busy(folder: Path, path: Path, text: bytes) -> StarfireError:
-    """What to tell who comes second; `text` is what the lock says, if it says anything."""
+def _busy_error(folder: Path, path: Path, text: bytes) -> StarfireError:
+    """The error for whoever comes second; `text` is the content of the lock, if any."""
     who, since, doing = "another process", "", ""
     with contextlib.suppress(StarfireError), reading(path):
         said = json.loads(text)

@@ -1,4 +1,4 @@
-"""How does a tar shard come onto the disk: the same bytes for the same images, whole or not at all, and summed?
+"""Writes tar shards: atomically, reproducibly to the byte, and with a checksum.
 
 Plain ustar, one member an image and one for its class number, so that tar, webdataset and others read it.
 """
@@ -18,7 +18,7 @@ from starfire_cli.formats.atomic import atomic_write
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What goes into a shard: `KEY.ENDING` with the image's bytes, `KEY.cls` with the class number as text."""
+    """One sample of a shard: `KEY.ENDING` with the image's bytes, `KEY.cls` with the class number as text."""
 
     key: int
     ending: str
@@ -36,7 +36,7 @@ class WrittenShard:
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> WrittenShard:
-    """Write one shard. Raises StarfireError where the disk refuses."""
+    """Writes one shard atomically. Raises StarfireError where the disk refuses."""
     members = []
     with atomic_write(path) as file:
         summed = _Summed(file)
@@ -57,17 +57,17 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 class _Summed(io.RawIOBase):
-    """Passes on what is written, counted and summed."""
+    """A file that counts and hashes the bytes written to it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.length, self.digest = file, 0, hashlib.sha256()
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
-        """Pass on."""
+        """Writes `data`; returns its length in bytes."""
         self.digest.update(data)
         self.length += len(data)
         return self._file.write(data)
 
     def tell(self) -> int:
-        """How much was written."""
+        """The number of bytes written."""
         return self.length

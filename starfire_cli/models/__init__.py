@@ -1,4 +1,4 @@
-"""Which networks there are, and how a name (or `timm:NAME`, or `package.module:callable`) becomes one."""
+"""Registry of networks, built from a name, `timm:NAME` or `package.module:callable`."""
 
 from starfire_cli.models._normalized import Normalized
 from starfire_cli.models.build import build_model, model_names

@@ -1,4 +1,4 @@
-"""How a network that expects normalised images takes pixels in [0, 1]: mean and std live inside the model."""
+"""Wraps a network that expects normalised images so that it takes pixels in [0, 1]; mean and std are part of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which file builds a model spec, and whether what came out fits the images and classes it was asked for."""
+"""Builds a network from its model spec, and checks that it fits the images and classes asked for."""
 
 from __future__ import annotations
 

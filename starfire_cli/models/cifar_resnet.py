@@ -1,4 +1,4 @@
-"""The residual networks for CIFAR: 6n + 2 layers, stages of 16, 32 and 64 channels (He et al. 2016, section 4.2).
+"""Residual networks for CIFAR: 6n + 2 layers, stages of 16, 32 and 64 channels (He et al. 2016, section 4.2).
 
 Shortcuts are option A, without parameters. State-dict keys are those of the common PyTorch port (conv1, bn1,
 layer1.0.conv1, ..., linear), so its published weights load. The pool is global: any image of 8 pixels or more fits.

@@ -1,4 +1,4 @@
-"""How many multiply-accumulates each layer costs on one image, and how many of them a set of masks leaves."""
+"""Multiply-accumulates of each layer on one image, dense and with masks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def count_macs(model: nn.Module, image_size: int, *, channels: int = 3) -> dict[
 
 
 def effective_macs(macs: Mapping[str, int], masks: Mapping[str, Tensor]) -> dict[str, int]:
-    """What is left of `macs` when dead weights cost nothing: each weight is used as often as any other of its layer.
+    """Multiply-accumulates of `macs` by live weights; each weight of a layer is used equally often.
 
     Args:
         macs: by module name, from `count_macs`.
@@ -52,7 +52,7 @@ def effective_macs(macs: Mapping[str, int], masks: Mapping[str, Tensor]) -> dict
 
 @torch.no_grad()
 def probe(model: nn.Module, image_size: int, *, channels: int = 3, on_retry: object = None) -> object:
-    """What the model returns in eval mode for one black image: on the meta device, or for real where that fails.
+    """The model's output in eval mode for one black image: on the meta device, or computed where that fails.
 
     Also for real where torch's compiler is not loaded yet: the meta device would load it, which takes seconds.
     Every module's own training flag is as before. Raises whatever the model raises.

@@ -1,4 +1,4 @@
-"""A user's own network as `package.module:callable`, called with `num_classes=...`, from the current folder too."""
+"""Networks of the user as `package.module:callable`, called with `num_classes=...`."""
 
 from __future__ import annotations
 

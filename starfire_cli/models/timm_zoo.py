@@ -1,4 +1,4 @@
-"""Any network of timm as `timm:NAME`, without weights; timm is an extra, imported when asked for."""
+"""Networks of timm as `timm:NAME`, without weights; timm is an extra, imported on first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every classification network of torchvision, by torchvision's name, without weights (`resnet50` is v1.5)."""
+"""Classification networks of torchvision by torchvision's names, without weights (`resnet50` is v1.5)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PLAIN_OUTPUT = {"googlenet": {"aux_logits": False, "init_weights": True}, "ince
 
 
 def names() -> list[str]:
-    """torchvision's classification models."""
+    """The names of torchvision's classification models."""
     return list(torchvision.models.list_models(module=torchvision.models))
 
 

@@ -1,1 +1,1 @@
-"""Plain values that workflows yield and reports show, named by command."""
+"""Plain records that workflows yield and reports show, one module a command."""

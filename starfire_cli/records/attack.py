@@ -1,4 +1,4 @@
-"""What attacking yields: progress while it runs, then robust accuracies, point by point; all plain values."""
+"""Records of `starfire attack`: its progress, then robust accuracies, point by point."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class RobustPoint:
-    """How a network does at one eps; accuracies as fractions.
+    """Robust accuracy of a network at one eps; accuracies are fractions.
 
     Args:
         eps: size of the perturbation, in pixels of [0, 1].
@@ -102,7 +102,7 @@ class PairPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackStarted:
-    """What is about to run, in words, and what was found done already (one note each)."""
+    """The start of an attack: a description, and a note for each result that is known already."""
 
     attack: str
     data: str
@@ -113,7 +113,7 @@ class AttackStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackProgress:
-    """How far it is: `done` of `total` images times sizes, and at which network."""
+    """Progress: `done` of `total` images times sizes, and the current network."""
 
     title: str
     done: int
@@ -122,7 +122,7 @@ class AttackProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackReport:
-    """The end: one or two networks, their comparison, and the document that was written (without the images' bits)."""
+    """The end: one or two networks, their comparison, and the document as written (without the images' bits)."""
 
     attack: str
     norm: str

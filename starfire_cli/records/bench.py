@@ -1,6 +1,6 @@
-"""What `bench` finds out: plain records that the workflow makes and the report shows.
+"""Records of `starfire bench`: engines, timings and comparisons.
 
-They lie below both. Times are in seconds, shares and differences are fractions.
+Times are in seconds, shares and differences are fractions.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ CLOSE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class BenchProgress:
-    """What is going on."""
+    """A line of progress."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all ways have in common.
+    """The conditions that all engines share.
 
     Args:
         path: the checkpoint; `title` a name for people.
@@ -51,12 +51,12 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """One way to run the network.
+    """The timing of one engine.
 
     Args:
         name: for programs; `label` for people.
         sparse: whether it makes use of zeros.
-        rounds: seconds of each call, by round; all ways took part in all rounds.
+        rounds: seconds of each call, by round; every engine takes part in every round.
         ready: seconds until it could be called: compiling, converting, measuring.
         difference: the largest difference from the dense outputs, over their largest value.
         problem: why it was not run; then all others are empty.
@@ -72,28 +72,28 @@ class Timing:
 
     @property
     def calls(self) -> tuple[float, ...]:
-        """Seconds of all calls."""
+        """Seconds of all calls, of all rounds."""
         return tuple(seconds for taken in self.rounds for seconds in taken)
 
     @property
     def median(self) -> float:
-        """Half of the calls took longer."""
+        """The median of all calls in seconds."""
         return median(self.calls)
 
     @property
     def p90(self) -> float:
-        """A tenth of the calls took longer."""
+        """The 90th percentile of all calls in seconds."""
         return quantiles(self.calls, n=10, method="inclusive")[-1] if len(self.calls) > 1 else self.median
 
     @property
     def counts(self) -> bool:
-        """Whether it ran, and computed what the dense network does."""
+        """Whether it ran, and its output agrees with the dense network's."""
         return self.problem is None and self.difference <= CLOSE  # not for NaN
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTiming:
-    """One layer in the sparse network.
+    """The timing of one layer in the sparse network.
 
     Args:
         name: of the module.
@@ -113,24 +113,24 @@ class LayerTiming:
 
     @property
     def density(self) -> float:
-        """Live over all weights."""
+        """Live weights over all weights."""
         return self.live / max(1, math.prod(self.shape))
 
     @property
     def macs_left(self) -> int:
-        """Multiply-accumulates by live weights: each is used as often as any other."""
+        """Multiply-accumulates by live weights; each weight of a layer is used equally often."""
         return self.macs * self.live // max(1, math.prod(self.shape))
 
     @property
     def faster(self) -> float | None:
-        """Time of the dense way over that of the chosen one; None where they were not measured."""
+        """Dense time over the chosen loop's time; None where they were not measured."""
         dense, own = self.seconds.get("dense"), self.seconds.get(self.how)
         return dense / own if dense and own else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchTimings:
-    """All ways with `batch` images a call; `layers` are those of the sparse network, if it ran."""
+    """All engines with `batch` images a call; `layers` are those of the sparse network, if it ran."""
 
     batch: int
     timings: tuple[Timing, ...]
@@ -138,12 +138,12 @@ class BatchTimings:
 
     @property
     def ours(self) -> Timing | None:
-        """The sparse network, where it counts."""
+        """The sparse network's timing, where it counts."""
         return next((timing for timing in self.timings if timing.sparse and timing.counts), None)
 
     @property
     def best_dense(self) -> Timing:
-        """The fastest of those that make no use of zeros and compute the same; the plain network always does."""
+        """The fastest dense engine whose output agrees; the plain network's always does."""
         return min((t for t in self.timings if not t.sparse and t.counts), key=lambda t: t.median)
 
     def speedup(self, other: Timing) -> float | None:
@@ -151,7 +151,7 @@ class BatchTimings:
         return other.median / self.ours.median if self.ours and other.calls else None
 
     def speedup_range(self, other: Timing) -> tuple[float, float] | None:
-        """The least and the greatest of that in a single round."""
+        """The least and the greatest speedup in a single round."""
         if self.ours is None or not other.rounds:
             return None
         ratios = [median(a) / median(b) for a, b in zip(other.rounds, self.ours.rounds, strict=True)]

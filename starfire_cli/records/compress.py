@@ -1,4 +1,4 @@
-"""What `compress` yields: plain records that the workflow makes and the report shows."""
+"""Records of `starfire compress`: layers, sizes and accuracies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starfire_cli.formats.packed.sizes import Packed
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """Something the user should know before the result is there."""
+    """A note for the user, ahead of the result."""
 
     text: str
 
@@ -28,7 +28,7 @@ class AccuracyChange:
 
 @dataclass(frozen=True, kw_only=True)
 class Compressed:
-    """A packed file was written.
+    """The result of packing a checkpoint.
 
     Args:
         input: the checkpoint.
@@ -51,7 +51,7 @@ class Compressed:
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """Another file was written from a checkpoint: unpacked, or in a form for other tools.
+    """The result of writing another file from a checkpoint: unpacked, or in a form for other tools.
 
     Args:
         form: "checkpoint", "safetensors", "prune", "bitmask" or "onnx".

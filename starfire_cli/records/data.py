@@ -1,4 +1,4 @@
-"""Records of `starfire data pack`: what is to be packed, each shard, and the finished set."""
+"""Records of `starfire data pack`: its plan, each shard, and the finished set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PackingStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class PackingPart:
-    """One shard more: its name, how many images are packed by now, and how many a second."""
+    """Progress by one shard: its name, the images packed so far, and images a second."""
 
     images: int
     shard: str

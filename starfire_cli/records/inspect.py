@@ -1,6 +1,6 @@
-"""What `inspect` finds out: plain records that a workflow makes and the report shows.
+"""Records of `starfire inspect`: layers, totals and comparisons.
 
-They lie below both. Shapes and sparsities are as in docs/inspect.md; accuracies are fractions.
+Shapes and sparsities are as in docs/inspect.md; accuracies are fractions.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class LayerFinding:
 
     @property
     def weights(self) -> int:
-        """How many there are."""
+        """The number of weights."""
         return math.prod(self.shape)
 
     @property
     def consistent(self) -> bool:
-        """Whether mask and weights tell the same story.
+        """Whether mask and weights agree.
 
         A dead weight that is not zero contradicts; a live one may be zero by chance, in one of 10,000 at most.
         """
@@ -68,13 +68,13 @@ class LayerFinding:
 
     @property
     def sparsity(self) -> float:
-        """Dead over all weights."""
+        """Dead weights over all weights."""
         return self.zeros / self.weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """One checkpoint.
+    """The findings on one checkpoint.
 
     Args:
         layers: prunable layers in model order (file order without a model).
@@ -109,17 +109,17 @@ class Inspection:
 
     @property
     def prunable(self) -> int:
-        """Weights of all prunable layers."""
+        """The number of weights in all prunable layers."""
         return sum(layer.weights for layer in self.layers)
 
     @property
     def zeros(self) -> int:
-        """Dead weights of all prunable layers."""
+        """The number of dead weights in all prunable layers."""
         return sum(layer.zeros for layer in self.layers)
 
     @property
     def sparsity_prunable(self) -> float:
-        """Dead over prunable weights."""
+        """Dead weights over prunable weights."""
         return self.zeros / max(1, self.prunable)
 
     @property
@@ -135,7 +135,7 @@ class Inspection:
 
     @property
     def consistent(self) -> bool:
-        """Whether masks, weights and the digest tell the same story (true where there are no masks)."""
+        """Whether masks, weights and the digest agree (true where there are no masks)."""
         return self.digest_matches and self.masks_agree and all(layer.consistent for layer in self.layers)
 
 
@@ -161,7 +161,7 @@ class LayerDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What two networks say to the same validation images; accuracies are fractions.
+    """Two networks' predictions on the same validation images; accuracies are fractions.
 
     Args:
         notes: what had to be assumed, a sentence each.
@@ -190,7 +190,7 @@ class Comparison:
 
     @property
     def iou(self) -> float:
-        """Over all matched layers."""
+        """Live weights in both over live weights in either, of all matched layers."""
         weights = sum(x.weights for x in self.layers)
         alive_a = weights - sum(round(x.sparsity_a * x.weights) for x in self.layers)
         either = alive_a + self.revived

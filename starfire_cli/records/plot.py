@@ -1,4 +1,4 @@
-"""What `plot` draws: runs as they went, networks layer by layer, accuracies under attack.
+"""Records of `starfire plot`: training runs, networks layer by layer, accuracies under attack.
 
 Plain values that lie below the workflow that collects them and the report that draws them. Accuracies and sparsities
 are fractions; what a file did not say is None, or NaN in a column.
@@ -58,7 +58,7 @@ class RunHistory:
 
     @property
     def name(self) -> str:
-        """The folder's."""
+        """The folder's name."""
         return os.path.basename(os.path.abspath(self.path)) or str(self.path)  # also of "." and ".."
 
     @property
@@ -72,15 +72,15 @@ class RunHistory:
         return bool(self.rows) and (self.epochs is None or self.rows[-1]["epoch"] >= self.epochs)
 
     def column(self, key: str) -> list[float]:
-        """One value a row; NaN where it is missing."""
+        """One value of each row; NaN where it is missing."""
         return [row.get(key, math.nan) for row in self.rows]
 
     def has(self, key: str) -> bool:
-        """Whether any row has it."""
+        """Whether any row has the value."""
         return any(key in row for row in self.rows)
 
     def at(self, epoch: int, key: str) -> float | None:
-        """The value after that epoch, if it is there."""
+        """The value after an epoch; None where it is missing."""
         return next((row.get(key) for row in self.rows if row["epoch"] == epoch), None)
 
     def best(self) -> Mapping[str, float] | None:
@@ -92,7 +92,7 @@ class RunHistory:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskPicture:
-    """The mask of one layer, to be looked at.
+    """The mask of one layer, to be drawn.
 
     Args:
         name: of the layer.
@@ -109,7 +109,7 @@ class MaskPicture:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkPicture:
-    """One checkpoint: what `inspect` finds, its masks, and how it is called.
+    """One checkpoint to be drawn: its inspection, its masks, and its title.
 
     Args:
         title: method and target, or the file's name.
@@ -128,7 +128,7 @@ class NetworkPicture:
 
     @property
     def size(self) -> int:
-        """Bytes of the packed file, or an estimate of it."""
+        """Bytes of the packed file, or an estimate."""
         return self.packed[1] if self.packed else self.inspection.bytes_packed
 
 
@@ -171,7 +171,7 @@ class RobustCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """All that a set of paths has to show.
+    """All records behind a set of paths.
 
     Args:
         runs: in the order given.

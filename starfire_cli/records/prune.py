@@ -1,4 +1,4 @@
-"""What `prune-mask` comes to: plain records that a workflow makes and the report shows; accuracies are fractions."""
+"""Records of `starfire prune-mask`: pruned layers, written files and points of a sweep; accuracies are fractions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starfire_cli.records.inspect import Inspection
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPoint:
-    """A network pruned once, never trained after: the target, its true sparsity, and what it still gets right.
+    """A network pruned once, without training: the target, its true sparsity, and its accuracy.
 
     Args:
         layer: the only layer pruned; None for all.
@@ -28,7 +28,7 @@ class SweepPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Shrunk:
-    """What removing dead channels for good came to.
+    """The result of removing dead channels.
 
     Args:
         parameters, macs: before and after; macs on one image of `input`.
@@ -53,7 +53,7 @@ class Shrunk:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """How good a network is on a data set's validation images; accuracies are fractions."""
+    """A network's accuracy on a data set's validation images, as fractions."""
 
     top1: float
     top5: float
@@ -64,7 +64,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
-    """A checkpoint that was pruned once.
+    """The result of pruning a checkpoint once.
 
     Args:
         out: where it was written.
@@ -93,6 +93,6 @@ class Pruned:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneProgress:
-    """A line on what is going on, for people who wait."""
+    """A line of progress."""
 
     text: str

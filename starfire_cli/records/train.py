@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class PlanLayer:
-    """One layer at the era's end.
+    """One layer's part of the plan, at the era's end.
 
     Args:
         rule: what goes, in words ("6 of 9 in each window").
@@ -32,7 +32,7 @@ class PlanLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """A run before it starts.
+    """The plan of a run.
 
     Args:
         settings: (name, value) of the resolved configuration, for people.
@@ -50,23 +50,23 @@ class TrainingPlan:
 
     @property
     def prunable(self) -> int:
-        """Weights of all layers that take part."""
+        """The number of weights in all prunable layers."""
         return sum(layer.weights for layer in self.layers)
 
     @property
     def dead(self) -> int:
-        """Weights that will be dead."""
+        """The number of weights that will be dead."""
         return sum(layer.weights - layer.left for layer in self.layers)
 
     @property
     def macs_left(self) -> int:
-        """Multiply-accumulates of one image that still multiply by something."""
+        """Multiply-accumulates of one image by live weights."""
         return self.macs - sum(round(layer.macs * layer.sparsity) for layer in self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """Training begins, or goes on, in `run` after `step` of `steps` optimizer steps."""
+    """The start, or the resumption, of training in `run` after `step` of `steps` optimizer steps."""
 
     run: Path
     epoch: int
@@ -80,7 +80,7 @@ class Started:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """How far the epoch is: running means over its steps so far, accuracies as fractions."""
+    """Progress within an epoch: running means over its steps so far, accuracies as fractions."""
 
     epoch: int
     batch: int
@@ -118,7 +118,7 @@ class EpochRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped:
-    """Training ended early and was saved: on a signal, or because `--max-steps` was reached (signal 0).
+    """The early end of training, with its state saved: on a signal, or by `--max-steps` (signal 0).
 
     `command` is what goes on from there. Loss, accuracy and speed are those of the epoch under way, so far; None where
     it has not begun.
@@ -137,7 +137,7 @@ class Stopped:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """Training is done; the numbers are the best checkpoint's."""
+    """The end of training; the numbers are the best checkpoint's."""
 
     run: Path
     checkpoint: Path

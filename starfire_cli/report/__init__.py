@@ -1,0 +1,1 @@
+"""Displays: tables, progress bars, figures and pages, one module a command."""

@@ -1,4 +1,4 @@
-"""What a person sees of an attack: a bar while it runs, then accuracy by size, and two networks side by side."""
+"""Display of `starfire attack`: a bar while it runs, then accuracy by size, and two networks side by side."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SURE = 0.05
 
 
 def display(records: Iterable[AttackRecord], *, to_stderr: bool, quiet: bool = False) -> AttackReport:
-    """Show the records as they come, and return the last one.
+    """Shows the records as they come, and returns the last one.
 
     Args:
         records: of `workflows.attack.attack`.
@@ -57,7 +57,7 @@ def display(records: Iterable[AttackRecord], *, to_stderr: bool, quiet: bool = F
 
 
 def show(console: Console, report: AttackReport) -> None:
-    """The tables of a finished attack."""
+    """Shows the tables of a finished attack."""
     called = names(report)
     for result in report.results:
         console.print()
@@ -83,7 +83,7 @@ def show(console: Console, report: AttackReport) -> None:
 
 
 def names(report: AttackReport) -> dict[object, str]:
-    """What each network is called, by its result file: its title, with the file's name where two titles are alike."""
+    """Each network's name, by its result file: its title, with the file's name where two titles are alike."""
     titles = [result.title for result in report.results]
     if len(set(titles)) == len(titles):
         return {result.file: result.title for result in report.results}
@@ -185,7 +185,7 @@ def _speed(row: RobustPoint) -> str:
 
 
 class _Bar:
-    """A live bar at a terminal, a line now and then elsewhere."""
+    """A live progress bar at a terminal, occasional lines elsewhere."""
 
     def __init__(self, console: Console, quiet: bool) -> None:
         self._console, self._quiet = console, quiet

@@ -1,4 +1,4 @@
-"""Numbers as small drawings in one line of text, with plain characters where the terminal has no others."""
+"""Bar charts in one line of text, in plain characters where the terminal has no others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def bar(share: float, width: int = 10, *, ascii_only: bool = False) -> str:
 
 
 def columns(counts: Sequence[int]) -> str:
-    """One column of up to eight steps a count, relative to the largest; only exactly 0 is empty."""
+    """A bar chart of counts, one character of eight heights each, relative to the largest; only exactly 0 is empty."""
     most = max(counts, default=0)
     return "".join(_LEVELS[_inside(count / most, 8) if most else 0] for count in counts)
 

@@ -1,4 +1,4 @@
-"""What a person sees of `starfire bench`: a table for each batch size, and what zeros saved; or all of it as JSON."""
+"""Display of `starfire bench`: a table for each batch size, and the saving by zeros; or all of it as JSON."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _LAYERS = (
 def display(
     records: Iterable[BenchProgress | Setting | BatchTimings], *, layers: bool = False, as_json: bool = False
 ) -> str | None:
-    """Show records as they come; returns what belongs on stdout instead, with `as_json`.
+    """Shows records as they come; with `as_json`, returns the text for stdout instead.
 
     Args:
         records: of the workflow.
@@ -143,7 +143,7 @@ def _sayer(console: Console) -> Any:
 
 
 def _json(setting: Setting, found: list[BatchTimings]) -> dict[str, Any]:
-    """The documented keys (docs/bench.md)."""
+    """The result under its documented keys (docs/bench.md)."""
     return {
         "path": str(setting.path),
         "title": setting.title,

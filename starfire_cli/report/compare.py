@@ -1,4 +1,4 @@
-"""What a person sees of two checkpoints side by side."""
+"""Display of two checkpoints side by side."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLUMNS: tuple[tuple[str, bool, int], ...] = (
 
 
 def show_comparison(console: Console, found: Comparison, layers: Sequence[LayerDifference]) -> None:
-    """A table of `layers`, totals of all, and flipped predictions if they were counted."""
+    """Shows a table of `layers`, totals of all, and flipped predictions if they were counted."""
 
     def say(line: str) -> None:
         console.print(Text(printable(line, 2000)))

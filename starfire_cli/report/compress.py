@@ -1,4 +1,4 @@
-"""What a person sees of `starfire compress`: a line per layer with its encoding and sizes, and the total."""
+"""Display of `starfire compress`: a line per layer with its encoding and sizes, and the total."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starfire_cli.text import printable, shape_text, size_text
 
 
 def display(outcomes: Iterable[Outcome], *, to_stderr: bool = False) -> dict[str, Any]:
-    """Show what happens as it does; returns what `--json` prints."""
+    """Shows records as they come; returns the JSON that `--json` prints."""
     console = open_console(stderr=to_stderr)
     summary: dict[str, Any] = {}
     for outcome in outcomes:

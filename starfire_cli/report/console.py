@@ -1,4 +1,4 @@
-r"""Where commands print: a terminal is used as it is, a pipe gets plain lines that are never wrapped.
+r"""The console: styled text on a terminal, plain unwrapped lines in a pipe.
 
 Names come from files, and may hold what a terminal takes for a command: escape codes, line ends, bells. Whatever is
 printed here shows them as `\x1b` and the like.
@@ -23,14 +23,14 @@ _ACTED_ON = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 
 
 class SafeConsole(Console):
-    """A console on which no text is a command: one `str` is one line, and no name is taken for markup or an emoji."""
+    """A console that never interprets text: one `str` is one line, and no name is taken for markup or an emoji."""
 
     def print(self, *objects: Any, **how: Any) -> None:
-        """As rich's; a line end in a `str` is shown, not made."""
+        """As rich's; a line end in a `str` is escaped."""
         super().print(*(escaped(item) if isinstance(item, str) else item for item in objects), **how)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As rich's, with the characters escaped that a terminal acts on; rich's own commands pass."""
+        """As rich's, with control characters escaped; rich's own control codes pass."""
         for segment in super().render(renderable, options):
             if segment.control is None and _ACTED_ON.search(segment.text):
                 yield Segment(_ACTED_ON.sub(lambda found: escaped(found[0]), segment.text), segment.style)
@@ -49,5 +49,5 @@ def open_console(*, stderr: bool = False) -> Console:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print one line, however long, as it is but for what a terminal would act on."""
+    """Prints one unwrapped line, with control characters escaped."""
     typer.echo(escaped(text), err=err)

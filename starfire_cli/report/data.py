@@ -1,4 +1,4 @@
-"""What a person sees while a data set is packed: a bar at a terminal, in a pipe a line for every tenth."""
+"""Display of `starfire data pack`: a bar at a terminal, in a pipe a line for every tenth."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWN = 5  # names of corrupt images
 def display(
     records: Iterable[PackingStarted | PackingPart | PackedData], *, quiet: bool = False, to_stderr: bool = False
 ) -> dict[str, Any]:
-    """Show the records as they come; returns what `--json` prints."""
+    """Shows records as they come; returns the JSON that `--json` prints."""
     console = open_console(stderr=to_stderr)
     summary: dict[str, Any] = {}
     total, tenth = 0, 0

@@ -1,4 +1,4 @@
-"""What `--dry-run` shows: the resolved settings, the network layer by layer, and the era's time line."""
+"""Display of `--dry-run`: the resolved settings, the network layer by layer, and the time line of the era."""
 
 from __future__ import annotations
 

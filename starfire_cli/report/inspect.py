@@ -1,4 +1,4 @@
-"""What a person sees of an inspection: the paper's figure 5 as a table, and totals, as wide as there is room."""
+"""Display of `starfire inspect`: the paper's figure 5 as a table, and totals, fitted to the console's width."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _COLUMNS: tuple[tuple[str, bool, int], ...] = (
 
 
 def show_inspection(console: Console, found: Inspection, layers: Sequence[LayerFinding]) -> None:
-    """The head, a table of `layers`, the totals (always of all layers), and what is wrong."""
+    """Shows the head, a table of `layers`, the totals (always of all layers), and problems."""
     say = _sayer(console)
     say(f"{found.path}: {_FORMATS.get(found.format, found.format)}, {size_text(found.bytes_file)}")
     for line in _meta_lines(found):
@@ -50,7 +50,9 @@ def show_inspection(console: Console, found: Inspection, layers: Sequence[LayerF
 
 
 def show_table(console: Console, wanted: Sequence[tuple[str, bool, int]], rows: Sequence[Sequence[str]]) -> None:
-    """A table of the columns that fit, the least wanted left out first, the first column cut if it must be."""
+    """Shows a table of the columns that fit; the least important are left out first, the first column cut if it must
+    be.
+    """
     widths = [max(cell_len(row[i]) for row in (*rows, [c[0] for c in wanted])) for i in range(len(wanted))]
     chosen: set[int] = set()
     room = console.width
@@ -73,7 +75,7 @@ def show_table(console: Console, wanted: Sequence[tuple[str, bool, int]], rows: 
 
 
 def problems(found: Inspection) -> list[str]:
-    """What contradicts itself or cannot be used, a line each."""
+    """Contradictions and unusable parts, a line each."""
     lines = []
     if not found.digest_matches:
         lines.append("the masks are not those that the file's digest was taken of")
@@ -109,7 +111,7 @@ def _row(layer: LayerFinding, console: Console) -> list[str]:
 
 
 def _windows(counts: Sequence[int], console: Console) -> str:
-    """`4:36,864` where few counts occur or nothing can be drawn; else a column a count, from 0 to R * S."""
+    """Counts of live weights a window: `4:36,864` where few counts occur or nothing can be drawn; else a bar chart."""
     told = " ".join(f"{kept}:{count:,}" for kept, count in enumerate(counts) if count)
     short = sum(map(bool, counts)) <= 2 or not console.is_terminal or console.options.ascii_only
     return told if short else f"0{columns(counts)}{len(counts) - 1}"
@@ -144,7 +146,7 @@ def _totals(found: Inspection) -> list[str]:
 
 
 def _meta_lines(found: Inspection) -> list[str]:
-    """What the metadata say, in a line or two; nothing where there are none."""
+    """The metadata in a line or two; empty where there are none."""
     meta = found.meta
     said = []
     if found.model or meta.model.values:

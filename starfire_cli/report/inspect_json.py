@@ -1,4 +1,4 @@
-"""What `inspect` found as JSON and CSV: the documented, stable keys (docs/inspect.md)."""
+"""JSON and CSV output of `starfire inspect`, with documented, stable keys (docs/inspect.md)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CSV_COLUMNS = (
 
 
 def inspection_json(found: Inspection, layers: Sequence[LayerFinding]) -> dict[str, Any]:
-    """One checkpoint; `layers` are those to be listed, totals are of all."""
+    """One checkpoint as plain values; lists `layers`, totals are of all."""
     macs = found.macs
     return {
         "path": str(found.path),
@@ -71,7 +71,7 @@ def inspection_json(found: Inspection, layers: Sequence[LayerFinding]) -> dict[s
 
 
 def comparison_json(found: Comparison, layers: Sequence[LayerDifference]) -> dict[str, Any]:
-    """Two checkpoints; `layers` are those to be listed, totals are of all."""
+    """Two checkpoints as plain values; lists `layers`, totals are of all."""
     names = {layer.name for layer in layers}
     flips = found.predictions
     return {
@@ -91,12 +91,12 @@ def comparison_json(found: Comparison, layers: Sequence[LayerDifference]) -> dic
 
 
 def to_text(document: dict[str, Any]) -> str:
-    """JSON that every parser takes: NaN and infinity, which metadata may hold, become null."""
+    """Strict JSON: NaN and infinity, which metadata may hold, become null."""
     return json.dumps(_finite(document), indent=2, default=str)
 
 
 def layers_csv(layers: Sequence[LayerFinding]) -> str:
-    """One line a layer, after one with the names of the columns."""
+    """A CSV row for each layer, under a row of column names."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -131,7 +131,7 @@ def _layer(layer: LayerFinding) -> dict[str, Any]:
 
 
 def differences_csv(layers: Sequence[LayerDifference]) -> str:
-    """As `layers_csv`, of two checkpoints."""
+    """As `layers_csv`, for two checkpoints."""
     out = io.StringIO()
     columns = ("name", "shape", "sparsity_a", "sparsity_b", "sparsity_difference", "mask_iou", "revived", "died")
     writer = csv.writer(out, lineterminator="\n")

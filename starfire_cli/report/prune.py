@@ -1,4 +1,4 @@
-"""What a person sees of one-shot pruning: what was written and what it cost, or the curve over targets."""
+"""Display of `starfire prune-mask`: the written file and its cost in accuracy, or the curve over targets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _POINT = ("layer", "target", "sparsity", "top1", "top5", "loss", "images")
 
 
 def display(records: Iterable[PruneProgress | SweepPoint | Pruned], *, as_json: bool, as_csv: bool) -> str | None:
-    """Show records as they come; returns what belongs on stdout instead of all that, with `as_json` or `as_csv`."""
+    """Shows records as they come; with `as_json` or `as_csv`, returns the text for stdout instead."""
     machine = as_json or as_csv
     console = open_console(stderr=machine)
     points: list[SweepPoint] = []
@@ -103,7 +103,7 @@ def _point_line(point: SweepPoint, base: SweepPoint) -> str:
 
 
 def _show_sensitivity(console: Console, points: Sequence[SweepPoint]) -> None:
-    """A line a layer, a column a target: the top-1 that is left when that layer alone is pruned."""
+    """A row a layer, a column a target: top-1 with that layer alone pruned."""
     targets = sorted({point.target for point in points if point.layer is not None})
     found = {(point.layer, point.target): point.top1 for point in points}
     names = dict.fromkeys(point.layer for point in points if point.layer is not None)

@@ -1,4 +1,4 @@
-"""What a person sees of a training run: a live bar at a terminal, a plain line an epoch in a pipe, a closing table."""
+"""Display of `starfire train`: a live bar at a terminal, a plain line an epoch in a pipe, a closing table."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from starfire_cli.text import counted
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """How a run ended: the exit code, and the summary that `--json` prints (None if it did not finish)."""
+    """The end of a run: the exit code, and the summary that `--json` prints (None if it did not finish)."""
 
     exit_code: int = 0
     summary: dict[str, Any] | None = None
 
 
 def display(records: Iterable[Record], *, quiet: bool = False, to_stderr: bool = False, silent: bool = False) -> End:
-    """Show a run's records as they come (`silent`: not one), and say how it ended."""
+    """Shows a run's records as they come (`silent`: none), and returns its end."""
     console = Console(quiet=True, force_terminal=False) if silent else open_console(stderr=to_stderr)
     screen = _Screen(console, quiet)
     end = End()
@@ -51,7 +51,7 @@ def display(records: Iterable[Record], *, quiet: bool = False, to_stderr: bool =
 
 
 def decoding_display(*, to_stderr: bool = False, quiet: bool = False) -> Callable[[str, int, int], None]:
-    """What to call with (what, done, all) while images are decoded: a line that counts, in a pipe one at the end."""
+    """A callback (title, done, all) that shows the progress of decoding: a counting line, in a pipe one at the end."""
     console = open_console(stderr=to_stderr)
 
     def show(what: str, done: int, total: int) -> None:
@@ -184,6 +184,6 @@ class _Screen:
             self._progress = None
 
     def end(self) -> None:
-        """Show the plan, if that was all there was to come."""
+        """Shows the plan, if nothing came after it."""
         if self._plan is not None and not self._shown_plan:
             show_plan(self._console, self._plan)

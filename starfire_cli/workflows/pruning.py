@@ -11,7 +11,7 @@ from starfire_cli.workflows.train.request import Pruning
 
 
 def plan_layers(pruner: Pruner, pruning: Pruning, macs: Mapping[str, int]) -> tuple[PlanLayer, ...]:
-    """The rows of the plan. Raises BadOption where a layer would lose everything, and says what would work."""
+    """The rows of the plan. Raises BadOption, with what would work, where a layer would lose everything."""
     goal = Goal(target=pruning.target)
     rows = []
     for layer, left in pruner.plan():
@@ -35,7 +35,7 @@ def plan_layers(pruner: Pruner, pruning: Pruning, macs: Mapping[str, int]) -> tu
 
 
 def rule_in_words(layer: Layer, budget: Budget | None) -> str:
-    """A budget for people."""
+    """A budget in words."""
     parts: list[str] = []
     for cut in budget or ():
         if cut.count:

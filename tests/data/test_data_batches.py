@@ -13,7 +13,7 @@ from torch import Tensor
 
 from starfire_cli.data import Data, Split, open_data, open_val
 from starfire_cli.data.finding import find
-from starfire_cli.data.images.workers import Answer, ImageReader, Request, answers, worker_failure
+from starfire_cli.data.images.workers import DecodedBatch, ImageReader, Request, decode_requests, worker_failure
 from starfire_cli.data.source import Files
 from starfire_cli.errors import BadOption, StarfireError
 from tests.helpers.data_layouts import class_folders, options, train_and_val
@@ -214,13 +214,13 @@ def test_without_a_record_of_the_data_they_must_be_given(small: Path) -> None:
 
 
 class _Dies(ImageReader):
-    def __getitem__(self, request: Request) -> Answer:
+    def __getitem__(self, request: Request) -> DecodedBatch:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
 
 class _Hangs(ImageReader):
-    def __getitem__(self, request: Request) -> Answer:
+    def __getitem__(self, request: Request) -> DecodedBatch:
         signal.pause()
         raise AssertionError
 
@@ -234,7 +234,7 @@ def test_a_lost_worker_is_an_error_and_not_a_hang(
     assert isinstance(files, Files)
     requests = [(0, np.arange(2))]
     with pytest.raises(StarfireError, match=text):
-        list(answers(reader(files=files, out=8, resize=8), requests, options(timeout=0.5), workers=1))
+        list(decode_requests(reader(files=files, out=8, resize=8), requests, options(timeout=0.5), workers=1))
 
 
 def test_ctrl_c_and_sigterm_for_the_whole_group_leave_the_workers_alone(large: Path) -> None:

@@ -119,7 +119,7 @@ def test_the_usual_place_is_the_platforms(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_the_oldest_files_make_room(files: Files, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for side in (16, 17, 18):
         once.decoded(files, side, options())
-    by_side = {side: cache.key(files, side) for side in (16, 17, 18, 19)}
+    by_side = {side: cache.cache_file(files, side) for side in (16, 17, 18, 19)}
     for age, side in enumerate((17, 16, 18)):
         assert by_side[side] is not None
         os.utime(by_side[side], (1e9 + age, 1e9 + age))  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ def test_sets_with_corrupt_images_and_small_sets_are_not_kept(files: Files, plac
     Path(files.path(2)).write_text("broken")
     _, skipped, _ = once.decoded(files, 20, options(skip_corrupt=True))
     assert skipped == 1 and not place.exists()
-    assert cache.key(files.take(files.labels == 0), 20) is None
+    assert cache.cache_file(files.take(files.labels == 0), 20) is None
 
 
 def test_opening_uses_the_cache(files: Files, decodings: list[int]) -> None:
@@ -166,7 +166,7 @@ def test_files_of_the_user_are_never_removed(files: Files, place: Path, monkeypa
         once.decoded(files, side, options())
     assert {file: file.read_bytes() for file in outside | inside} == outside | inside
     assert (place / ours_by_name).is_symlink() and (place / "b-16x20-0123456789abcdef01234567.safetensors").is_dir()
-    first, second = cache.key(files, 16), cache.key(files, 17)
+    first, second = cache.cache_file(files, 16), cache.cache_file(files, 17)
     assert first is not None and second is not None and not first.exists() and second.exists()  # ours do go
 
 
@@ -190,12 +190,12 @@ def test_two_that_make_room_at_once(files: Files, place: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Path, "unlink", raced)
     assert once.decoded(files, 18, options())[2] == ()
-    assert [file.name for file in place.iterdir()] == [key.name for key in [cache.key(files, 18)] if key]
+    assert [file.name for file in place.iterdir()] == [key.name for key in [cache.cache_file(files, 18)] if key]
 
 
 @pytest.mark.parametrize("title", ["a" * 300, "\x1b[31m\n", "../up", "caf\xe9", "\udcff"])
 def test_names_of_folders_do_not_matter(title: str, place: Path) -> None:
-    file = place / cache.named(title, "0" * 24)
+    file = place / cache.file_name(title, "0" * 24)
     assert file.parent == place and file.name.isascii() and file.name.isprintable() and len(file.name) < 200
     assert cache.write(file, {"a": torch.arange(3)}) is None
     assert list(place.iterdir()) == [file]

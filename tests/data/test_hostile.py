@@ -373,9 +373,9 @@ def test_a_server_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with open("/dev/zero", "rb") as stream:
             yield stream
 
-    monkeypatch.setattr(remote, "opened", endless)
+    monkeypatch.setattr(remote, "open_url", endless)
     with pytest.raises(StarfireError, match=r"longer than the 5,000,000 bytes"):
-        remote.content("http://127.0.0.1/index.json", 5_000_000)
+        remote.read_url("http://127.0.0.1/index.json", 5_000_000)
 
 
 def test_a_cache_that_lies_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,7 +407,7 @@ def test_a_shard_that_never_ends_does_not_fill_the_disk(tmp_path: Path, monkeypa
         with open("/dev/zero", "rb") as stream:
             yield stream
 
-    monkeypatch.setattr(remote, "opened", endless)
+    monkeypatch.setattr(remote, "open_url", endless)
     spool = Spool(folder=tmp_path, urls=("http://h/a.tar",), lengths=(10**6,), checksums=("0" * 64,))
     spool.fetch(0, Event())
     with pytest.raises(StarfireError, match="is not what the index says"):

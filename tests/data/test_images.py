@@ -19,7 +19,7 @@ from PIL import Image
 
 from starfire_cli.cli import main
 from starfire_cli.data import cache, listing, open_data, open_val
-from starfire_cli.data.finding import find, located
+from starfire_cli.data.finding import find, locate
 from starfire_cli.data.images import decode, resample
 from starfire_cli.errors import StarfireError
 from tests.helpers.data_layouts import class_folders, idx, mnist, options, picture, train_and_val
@@ -124,13 +124,13 @@ BOMBS: dict[str, bytes] = {
 @pytest.mark.parametrize("much", [False, True])
 @pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS.keys())
 def test_a_header_that_claims_more_than_there_is_takes_no_memory(data: bytes, much: bool) -> None:
-    decode.prepare(much=much)
+    decode.select_decoder(much=much)
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if pages:
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**28, hard))
     try:
-        with decode.quiet(), pytest.raises(decode.Corrupt) as caught:
+        with decode.suppress_warnings(), pytest.raises(decode.Corrupt) as caught:
             decode.decode(data)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
@@ -210,7 +210,7 @@ def test_many_extensions_are_summed_up(tmp_path: Path) -> None:
     from starfire_cli.data import scan
 
     counts = {f".e{i}": 10 - i for i in range(8)}
-    assert scan.passed_text(counts) == "passed over: 10 .e0, 9 .e1, 8 .e2, 7 .e3, 6 .e4, 12 others"
+    assert scan.ignored_text(counts) == "passed over: 10 .e0, 9 .e1, 8 .e2, 7 .e3, 6 .e4, 12 others"
 
 
 def gzipped(raw: Path) -> None:
@@ -241,7 +241,7 @@ def test_bare_idx_files_are_recognised(how: Callable[[Path], None], tmp_path: Pa
 def test_a_folder_that_says_which_is_not_asked_about(folder: str, name: str, tmp_path: Path) -> None:
     raw = mnist(tmp_path / folder / "raw")
     for place in (raw, raw.parent, tmp_path):
-        assert located(str(place))[0] == name
+        assert locate(str(place))[0] == name
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from starfire_cli.damage import Damaged, DamagedFile
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.robustness import read_robustness
 from starfire_cli.formats.run import Run
-from starfire_cli.workflows.plot.run import gather
+from starfire_cli.workflows.plot.run import collect_sources
 from starfire_cli.workflows.plot.run_files import read_run
 from starfire_cli.workflows.train.request import TrainRequest
 from tests.helpers.plot_runs import config_of, rows_of, write_attack
@@ -60,8 +60,8 @@ def test_a_damaged_config(tmp_path: Path, content: bytes) -> None:
         Run(tmp_path).read_config()
     assert "\n" not in str(caught.value)
     with pytest.raises(StarfireError, match=r"config\.json is damaged: "):
-        gather([tmp_path])
-    assert not Run(tmp_path).is_void()
+        collect_sources([tmp_path])
+    assert not Run(tmp_path).is_empty()
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", DEEP, b"\xff\xfe", bytes(300), b'{"a": 1} {"b": 2}'], ids=repr)
@@ -91,7 +91,7 @@ def test_a_damaged_result_of_attack(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(StarfireError, match=r"is damaged: .*; --fresh replaces it$|is there and no result of starfire"):
         read_robustness(path)
     (tmp_path / "config.json").write_text(json.dumps(config_of()))
-    notes = gather([tmp_path]).notes
+    notes = collect_sources([tmp_path]).notes
     assert any(str(path) in note and "\n" not in note for note in notes)
 
 
@@ -125,7 +125,7 @@ def test_wrong_types_anywhere_are_no_crash(tmp_path_factory: pytest.TempPathFact
     said = ""
     try:
         read_run(folder)
-        gather([folder])
+        collect_sources([folder])
     except StarfireError as error:
         said = str(error)
     assert not said or (re.search("is damaged|no result", said) and "\n" not in said)

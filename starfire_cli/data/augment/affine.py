@@ -1,4 +1,4 @@
-"""Small rotations, shifts and changes of size, never mirrored: for digits, letters and other signs."""
+"""Small rotations, shifts and rescaling without mirroring: for digits, letters and other signs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Affine:
             raise BadOption(f"scale={self.scale} must lie in 0..1, 1 excluded")
 
     def plan(self, draws: Draws, size: int, out: int) -> dict[str, Tensor]:
-        """`theta` (N, 2, 3): from places in the result to places in the image, both in -1..1."""
+        """`theta` (N, 2, 3): from coordinates in the result to coordinates in the image, both in -1..1."""
         angle = draws.uniform(-math.radians(self.degrees), math.radians(self.degrees))
         growth = draws.uniform(1 - self.scale, 1 + self.scale)
         x, y = (draws.uniform(-2 * self.translate, 2 * self.translate) for _ in range(2))
@@ -49,12 +49,12 @@ class Affine:
         return {"theta": torch.from_numpy(np.stack([first, second], axis=1).astype(np.float32))}
 
     def apply(self, images: Tensor, plan: dict[str, Tensor], out: int) -> Tensor:
-        """Same size as given."""
+        """Images of the same size."""
         with torch.autocast(images.device.type, enabled=False):
             grid = affine_grid(plan["theta"], list(images.shape), align_corners=False)
             moved = grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         return moved.round_().clamp_(0, 255).to(torch.uint8)
 
     def boxes(self, draws: Draws, heights: Ints, widths: Ints) -> Ints:
-        """Not for images of any size."""
+        """Raises BadOption: it needs images of one size."""
         raise BadOption("augmentation 'affine' works on small images only; large ones take rrc-flip, crop-flip or none")

@@ -40,7 +40,7 @@ class CropFlip:
             raise BadOption(f"ratio={self.ratio} must lie above 0 and at most at 1")
 
     def plan(self, draws: Draws, size: int, out: int) -> dict[str, Tensor]:
-        """Where the crop starts in the padded image, whether it is mirrored, the centre of the black square."""
+        """The corner of the crop in the padded image, the mirroring, and the centre of the black square."""
         plan = {
             "top": torch.from_numpy(draws.integers(0, 2 * self.padding)),
             "left": torch.from_numpy(draws.integers(0, 2 * self.padding)),
@@ -52,7 +52,7 @@ class CropFlip:
         return plan
 
     def apply(self, images: Tensor, plan: dict[str, Tensor], out: int) -> Tensor:
-        """Same size as given."""
+        """Images of the same size."""
         size, line = images.shape[-1], torch.arange(images.shape[-1], device=images.device)
         which = torch.arange(len(images), device=images.device)
         # A view of all crops of all images, from which one of each is copied.

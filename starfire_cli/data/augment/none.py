@@ -1,4 +1,4 @@
-"""No augmentation: training images as validation sees them."""
+"""No augmentation: training images are the same as in validation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starfire_cli.errors import BadOption
 @AUGMENTATIONS.register("none")
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Images stay as they are; of large ones the centre is taken.
+    """Images unchanged; of large ones the centre crop.
 
     Args:
         ratio: side of the centre box over the short side, for images of any size.
@@ -28,7 +28,7 @@ class Identity:
             raise BadOption(f"ratio={self.ratio} must lie above 0 and at most at 1")
 
     def plan(self, draws: Draws, size: int, out: int) -> dict[str, Tensor]:
-        """Nothing to decide."""
+        """An empty plan."""
         return {}
 
     def apply(self, images: Tensor, plan: dict[str, Tensor], out: int) -> Tensor:

@@ -46,7 +46,7 @@ class ResizedCropFlip:
         return {"boxes": torch.from_numpy(self.boxes(draws, sides, sides))}
 
     def apply(self, images: Tensor, plan: dict[str, Tensor], out: int) -> Tensor:
-        """(B, 3, out, out)."""
+        """Images of side `out`, (B, 3, out, out)."""
         return crop_resize(images, plan["boxes"], out)
 
     def boxes(self, draws: Draws, heights: Ints, widths: Ints) -> Ints:

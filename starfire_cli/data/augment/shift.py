@@ -28,11 +28,11 @@ class Shift:
             raise BadOption(f"pixels={self.pixels} must be 1 or more")
 
     def plan(self, draws: Draws, size: int, out: int) -> dict[str, Tensor]:
-        """Where the crop starts in the padded image."""
+        """The corner of the crop in the padded image."""
         return self._crop.plan(draws, size, out)
 
     def apply(self, images: Tensor, plan: dict[str, Tensor], out: int) -> Tensor:
-        """Same size as given."""
+        """Images of the same size."""
         return self._crop.apply(images, plan, out)
 
     def boxes(self, draws: Draws, heights: Ints, widths: Ints) -> Ints:

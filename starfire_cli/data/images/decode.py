@@ -1,4 +1,4 @@
-"""How does an image file become pixels?
+"""Decodes image files into pixels.
 
 JPEGs go to torchcodec where it is installed, else to torchvision where that is at hand, else to Pillow, which also
 decodes every other format and has the last word on what is damaged.
@@ -51,15 +51,15 @@ def decode(data: bytes) -> Tensor:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No warnings about metadata or size while images are decoded: what matters is whether pixels come out."""
+def suppress_warnings() -> Iterator[None]:
+    """Suppresses warnings about metadata and size while images are decoded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def prepare(*, much: bool) -> None:
-    """Choose the decoder before workers are forked; where there is much to decode, importing torchvision pays."""
+def select_decoder(*, much: bool) -> None:
+    """Selects the JPEG decoder before workers are forked; for `much` data, importing torchvision pays off."""
     jpeg_decoder.cache_clear()
     if much and jpeg_decoder()[1] is None:
         with contextlib.suppress(ImportError):
@@ -118,10 +118,10 @@ def _with_pillow(data: bytes) -> Tensor:
     except Corrupt:
         raise
     except Exception as error:  # noqa: BLE001 - Pillow's plugins raise anything on damaged files
-        raise Corrupt(_told(error)) from None
+        raise Corrupt(_error_text(error)) from None
 
 
-def _told(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     said = reason(error).split(" <_io")[0].removesuffix(" file")
     if isinstance(error, MemoryError):
         return "decoding it takes more memory than there is"
@@ -130,7 +130,7 @@ def _told(error: Exception) -> str:
 
 @cache
 def _formats() -> list[str]:
-    """What Pillow may open: all but PostScript, for which it starts another program on the file."""
+    """The formats that Pillow may open: all but PostScript, for which it starts another program on the file."""
     from PIL import Image
 
     Image.init()
@@ -164,7 +164,7 @@ def size_of(file: str | BytesIO) -> tuple[int, int]:
     from PIL import Image
 
     try:
-        with quiet(), Image.open(file, formats=_formats()) as image:
+        with suppress_warnings(), Image.open(file, formats=_formats()) as image:
             return image.height, image.width
     except Exception as error:  # noqa: BLE001 - Pillow's plugins raise anything on damaged files
-        raise Corrupt(_told(error)) from None
+        raise Corrupt(_error_text(error)) from None

@@ -1,4 +1,4 @@
-"""Small images: decoded once, in parallel, and remembered on disk."""
+"""Decodes a set of small images once, in parallel, and caches the pixels on disk."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from starfire_cli.data import cache
 from starfire_cli.data.images.input_pipeline import SMALL
-from starfire_cli.data.images.stream import corrupt
-from starfire_cli.data.images.workers import ImageReader, answers
+from starfire_cli.data.images.stream import corrupt_image_error
+from starfire_cli.data.images.workers import ImageReader, decode_requests
 from starfire_cli.data.options import DataOptions
-from starfire_cli.data.shards.readahead import Reading
+from starfire_cli.data.shards.readahead import ReadAhead
 from starfire_cli.data.source import Encoded, Pixels
 from starfire_cli.errors import StarfireError
 
@@ -27,7 +27,7 @@ def decoded(files: Encoded, side: int, options: DataOptions) -> tuple[Pixels, in
     Raises:
         StarfireError: a corrupt image, unless they are to be skipped; a dead or silent worker.
     """
-    key = cache.key(files, side)
+    key = cache.cache_file(files, side)
     remembered = cache.load(key, len(files), side)
     if remembered is not None:
         return Pixels(images=remembered, labels=files.labels), 0, ()
@@ -50,11 +50,11 @@ def read_all(reader: ImageReader, options: DataOptions) -> tuple[Tensor, list[tu
     failures: list[tuple[int, str]] = []
     done = 0
     here = dataclasses.replace(options, device=torch.device("cpu"))
-    reading = Reading(reader.files, requests)
-    for answer in reading.through(answers(reader, requests, here, workers, reading.begin)):
+    reading = ReadAhead(reader.files, requests)
+    for answer in reading.through(decode_requests(reader, requests, here, workers, reading.begin)):
         if answer.failures and not options.skip_corrupt:
             position, reason = answer.failures[0]
-            raise corrupt(reader.files.where(position), reason)
+            raise corrupt_image_error(reader.files.where(position), reason)
         images[done : done + len(answer.images)] = answer.images
         failures += answer.failures
         done += len(answer.images)

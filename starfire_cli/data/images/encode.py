@@ -1,4 +1,4 @@
-"""How does an image become smaller before it is packed?"""
+"""Shrinks and re-encodes images before they are packed into shards."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from starfire_cli.data.images import decode, resample
 _ENDINGS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp", b"II*\0": "tif"}
 
 
-def smaller(data: bytes, name: str, short_side: int, quality: int) -> tuple[str, bytes]:
+def shrink_image(data: bytes, name: str, short_side: int, quality: int) -> tuple[str, bytes]:
     """The ending and the bytes of an image file whose shorter side is `short_side` pixels at most (0: any).
 
     Larger ones become JPEGs, upright and without alpha channel; others keep their bytes. Raises Corrupt.
     """
     from PIL import Image
 
-    with decode.quiet():
+    with decode.suppress_warnings():
         if not short_side or min(decode.size_of(BytesIO(data))) <= short_side:
             return _ending(data, name), data
         image = resample.scale_short(decode.decode(data), short_side)

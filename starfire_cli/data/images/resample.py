@@ -1,4 +1,4 @@
-"""How is a box cut from an image, mirrored and scaled, without aliasing, for a whole batch at once?
+"""Crops, mirrors and resizes a whole batch of images with antialiasing.
 
 The filter is that of torchvision's and Pillow's bilinear `resize` for 8 bits: a triangle as wide as two steps between
 output pixels, but at least two input pixels, with 16-bit integer weights; columns first, then rows, each rounded. On
@@ -15,8 +15,8 @@ LONGEST = 256  # times the shorter side: what lies beyond, no centre crop shows
 
 
 def _weights(first: Tensor, length: Tensor, size: int, out: int, mirror: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Integer weights (B, out, size), and what they sum to (B, 1, 1): output pixel i is a mean of the input pixels
-    first, ..., first + length - 1.
+    """Integer weights (B, out, size) and their sums (B, 1, 1): output pixel i is a mean of the input pixels first, ...,
+    first + length - 1.
     """
     exact = torch.float32 if first.device.type == "mps" else torch.float64  # mps has no float64
     place = torch.arange(out, device=first.device)
@@ -42,7 +42,7 @@ def _mean(values: Tensor, weights: Tensor, unit: Tensor) -> Tensor:
 
 
 def crop_resize(images: Tensor, boxes: Tensor, out: int) -> Tensor:
-    """Cut, scale, mirror.
+    """Crops, resizes and mirrors.
 
     Args:
         images: uint8 (B, 3, H, W).
@@ -56,7 +56,7 @@ def crop_resize(images: Tensor, boxes: Tensor, out: int) -> Tensor:
 
 
 def _one_by_one(images: Tensor, boxes: Tensor, out: int) -> Tensor:
-    """On a CPU torch's integer kernel is several times as fast as two products of small matrices."""
+    """As `crop_resize`, image by image: on a CPU torch's integer kernel is several times as fast as matrix products."""
     result = images.new_empty((len(images), 3, out, out))
     for image, target, (top, left, tall, wide, flip) in zip(images, result, boxes.tolist(), strict=True):
         box = scale(image[:, top : top + tall, left : left + wide], out, out)

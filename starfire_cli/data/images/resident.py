@@ -1,4 +1,4 @@
-"""Small images: how do they become batches when all of them live on the device as one uint8 tensor?"""
+"""Batches of small images that are resident on the device as one uint8 tensor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TOGETHER = 1 << 22  # pixels
 
 
 class ResidentSplit:
-    """Images that stay on the device; nothing is decoded, copied or waited for in an epoch.
+    """Images resident on the device; an epoch needs no decoding, copying or waiting.
 
     Args:
         pixels: the decoded images.
@@ -60,7 +60,7 @@ class ResidentSplit:
         return self._skipped
 
     def digests(self) -> dict[str, str]:
-        """What tells this part from another one, for a comparison between ranks."""
+        """Digests that identify this part, for comparison between ranks."""
         return digest.of_pixels(self.images, self._labels)
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -74,21 +74,21 @@ class ResidentSplit:
         plan = augment.plan(Draws(seed, epoch, order), self.images.shape[-1], self._out)
         plan = {name: numbers.to(device) for name, numbers in plan.items()}
         index = torch.from_numpy(order).to(device)
-        ahead = self._ahead()
+        ahead = self._augmented_together()
         for first in range(start, self.steps, ahead):
             shares = [self._share(step) for step in range(first, min(first + ahead, self.steps))]
             some = slice(shares[0].start, shares[-1].stop, shares[0].step)
             which = index[some]
             if not len(which):
-                yield self._nothing()
+                yield self._empty_batch()
                 continue
             images = augment.apply(self.images[which], {name: x[some] for name, x in plan.items()}, self._out)
             images = resample.resize(images, self._out)
             sizes = [len(index[share]) for share in shares]
             for part, labels in zip(*(torch.split(x, sizes) for x in (images, self._labels[which])), strict=True):
-                yield finished(part, self._options), labels
+                yield to_float(part, self._options), labels
 
-    def _ahead(self) -> int:
+    def _augmented_together(self) -> int:
         """Batches that are augmented together: on a GPU small ones take longer to launch than to compute."""
         alone = self._options.device.type == "cpu" or self._options.ranks > 1
         return 1 if alone else max(1, _TOGETHER // (self._batch * self._out**2))
@@ -98,16 +98,16 @@ class ResidentSplit:
         for step in range(start, self.steps):
             part = self._share(step)
             if not len(self._labels[part]):
-                yield self._nothing()
+                yield self._empty_batch()
                 continue
             images = resample.centre_crop(resample.resize(self.images[part], side), self._out)
-            yield finished(images, self._options), self._labels[part]
+            yield to_float(images, self._options), self._labels[part]
 
     def _share(self, step: int) -> slice:
         return slice(step * self._batch + self._options.rank, (step + 1) * self._batch, self._options.ranks)
 
-    def _nothing(self) -> tuple[Tensor, Tensor]:
-        return finished(self.images.new_empty((0, 3, self._out, self._out)), self._options), self._labels[:0]
+    def _empty_batch(self) -> tuple[Tensor, Tensor]:
+        return to_float(self.images.new_empty((0, 3, self._out, self._out)), self._options), self._labels[:0]
 
 
 def count_steps(images: int, batch: int, *, training: bool) -> int:
@@ -115,7 +115,7 @@ def count_steps(images: int, batch: int, *, training: bool) -> int:
     return math.ceil(images / batch) - (training and images % batch == 1 and batch > 1)
 
 
-def finished(images: Tensor, options: DataOptions) -> Tensor:
+def to_float(images: Tensor, options: DataOptions) -> Tensor:
     """uint8 to float32 in [0, 1], in the memory format asked for."""
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     return images.to(dtype=torch.float32, memory_format=layout).div_(255)

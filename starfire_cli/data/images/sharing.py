@@ -1,4 +1,4 @@
-"""Memory in which worker processes hand their images over, and what to say where there is too little of it.
+"""Shared memory for the images that worker processes decode, and the error when there is too little of it.
 
 PyTorch puts what a worker returns into /dev/shm, which is 64 MB in a Docker container. On Linux, images are decoded
 into anonymous memory files instead, which only the machine's memory (and a container's limit of it) bounds; a copy is
@@ -47,7 +47,7 @@ def empty_batch(images: int, side: int, *, shared: bool) -> tuple[Tensor, Tensor
 
 
 def _storage(size: int) -> torch.UntypedStorage | None:
-    """Shared memory of `size` bytes; None where a process without /dev/shm may do without."""
+    """Shared memory of `size` bytes; None for 0 bytes. Raises StarfireError where memory is used up."""
     if not size:
         return None
     storages: Any = torch.UntypedStorage  # whose stub lacks what follows
@@ -60,7 +60,7 @@ def _storage(size: int) -> torch.UntypedStorage | None:
         )
         return shared
     except (RuntimeError, OSError) as error:
-        raise full(error, size) from None
+        raise shared_memory_error(error, size) from None
     finally:
         if descriptor is not None:
             os.close(descriptor)
@@ -90,16 +90,16 @@ def check_locks(count: int) -> None:
         for lock in [multiprocessing.Lock() for _ in range(count)]:
             del lock
     except OSError as error:
-        raise (error if error.errno in (errno.EMFILE, errno.ENFILE) else full(error)) from None
+        raise (error if error.errno in (errno.EMFILE, errno.ENFILE) else shared_memory_error(error)) from None
 
 
-def is_full(error: BaseException) -> bool:
+def is_shared_memory_error(error: BaseException) -> bool:
     """Whether an error of torch, NCCL or the operating system means that shared memory is used up or missing."""
     return isinstance(error, RuntimeError | OSError) and bool(_SAYS_FULL.search(str(error)))
 
 
-def full(error: BaseException, size: int = 0) -> StarfireError:
-    """What to tell a user where shared memory is used up: how much there is, and what gives more.
+def shared_memory_error(error: BaseException, size: int = 0) -> StarfireError:
+    """The error for the user where shared memory is used up: its size, and how to get more.
 
     Args:
         error: what the system or torch has said.

@@ -1,4 +1,4 @@
-"""Large images: how do they get from disk to the device while the device is busy?"""
+"""Streams large images from disk to the device while the device computes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from starfire_cli.data import digest
-from starfire_cli.data.images.resident import count_steps, finished
-from starfire_cli.data.images.workers import Answer, ImageReader, answers
+from starfire_cli.data.images.resident import count_steps, to_float
+from starfire_cli.data.images.workers import DecodedBatch, ImageReader, decode_requests
 from starfire_cli.data.options import DataOptions
-from starfire_cli.data.shards.readahead import Reading
+from starfire_cli.data.shards.readahead import ReadAhead
 from starfire_cli.errors import StarfireError
 
 
 class StreamSplit:
-    """Images that worker processes decode anew in every epoch; uint8 goes over the wire, floats are made on the device.
+    """Images that worker processes decode anew in every epoch; transferred as uint8, converted to float on the device.
 
     Args:
         reader: decodes and cuts.
@@ -44,7 +44,7 @@ class StreamSplit:
         return len(self._corrupt)
 
     def digests(self) -> dict[str, str]:
-        """What tells this part from another one, for a comparison between ranks."""
+        """Digests that identify this part, for comparison between ranks."""
         return digest.of_files(self._reader.files)
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -58,29 +58,29 @@ class StreamSplit:
         rank, ranks = self._options.rank, self._options.ranks
         shares = [slice(s * self._batch + rank, (s + 1) * self._batch, ranks) for s in range(start, self.steps)]
         requests = [(epoch, order[share]) for share in shares]
-        reading = Reading(self._reader.files, requests)
+        reading = ReadAhead(self._reader.files, requests)
         workers = self._options.workers
-        found = reading.through(answers(self._reader, requests, self._options, workers, reading.begin))
+        found = reading.through(decode_requests(self._reader, requests, self._options, workers, reading.begin))
         for images, labels in on_device(map(self._checked, found), self._options.device):
-            yield finished(images, self._options), labels
+            yield to_float(images, self._options), labels
 
-    def _checked(self, answer: Answer) -> Answer:
+    def _checked(self, answer: DecodedBatch) -> DecodedBatch:
         for position, reason in answer.failures:
             path = self._reader.files.where(position)
             if not self._options.skip_corrupt:
-                raise corrupt(path, reason)
+                raise corrupt_image_error(path, reason)
             self._corrupt.add(position)
             if not len(answer.labels) and self._options.ranks == 1:  # other ranks may have some of the batch
                 raise StarfireError(f"corrupt image {path} ({reason}), and all others of its batch are corrupt too")
         return answer
 
 
-def corrupt(path: str, reason: str) -> StarfireError:
+def corrupt_image_error(path: str, reason: str) -> StarfireError:
     """The error for an image that cannot be decoded."""
     return StarfireError(f"corrupt image {path} ({reason}); --skip-corrupt goes on without it")
 
 
-def on_device(found: Iterator[Answer], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def on_device(found: Iterator[DecodedBatch], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """uint8 images and labels on the device, each batch copied while the one before is in use."""
     if device.type != "cuda":
         for answer in found:
@@ -92,13 +92,13 @@ def on_device(found: Iterator[Answer], device: torch.device) -> Iterator[tuple[T
         with torch.cuda.stream(copying):
             coming = (answer.images.to(device, non_blocking=True), answer.labels.to(device, non_blocking=True))
         if waiting is not None:
-            yield _handed_over(waiting, copying, device)
+            yield _wait_for_copy(waiting, copying, device)
         waiting = coming
     if waiting is not None:
-        yield _handed_over(waiting, copying, device)
+        yield _wait_for_copy(waiting, copying, device)
 
 
-def _handed_over(
+def _wait_for_copy(
     batch: tuple[Tensor, Tensor], copying: torch.cuda.Stream, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     using = torch.cuda.current_stream(device)

@@ -1,4 +1,4 @@
-"""What do worker processes do? They decode, cut and scale; what leaves them is uint8.
+"""Worker processes that decode, crop and resize images into uint8 batches.
 
 A request is (epoch, positions). Everything random follows from those and the seed, so that it does not matter which
 worker answers.
@@ -30,8 +30,8 @@ AT_ONCE = 16  # images decoded before the first is scaled: bounds memory, and sh
 Request = tuple[int, Ints]
 
 
-class Answer(NamedTuple):
-    """The images of a request that could be decoded, and the others."""
+class DecodedBatch(NamedTuple):
+    """The decoded images of a request, and the failures."""
 
     images: Tensor  # uint8 (B, 3, out, out), channels innermost in memory
     labels: Tensor  # int64 (B,)
@@ -40,7 +40,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageReader(Dataset[Answer]):
+class ImageReader(Dataset[DecodedBatch]):
     """Decodes images of `files` to squares of side `out`.
 
     Args:
@@ -57,18 +57,18 @@ class ImageReader(Dataset[Answer]):
     augment: Augment | None = None
     seed: int = 0
 
-    def __getitem__(self, request: Request) -> Answer:
+    def __getitem__(self, request: Request) -> DecodedBatch:
         epoch, positions = request
         good: list[int] = []
         failures: list[tuple[int, str]] = []
-        with decode.quiet():
+        with decode.suppress_warnings():
             try:
                 images, labels = empty_batch(len(positions), self.out, shared=get_worker_info() is not None)
                 self._fill(images, epoch, positions, good, failures)
             except StarfireError as error:  # as a value: torch would wrap an exception's text in a traceback
-                return Answer(*empty_batch(0, self.out, shared=False), [], str(error))
+                return DecodedBatch(*empty_batch(0, self.out, shared=False), [], str(error))
         labels[: len(good)] = torch.from_numpy(self.files.labels[good])
-        return Answer(images[: len(good)], labels[: len(good)], failures)
+        return DecodedBatch(images[: len(good)], labels[: len(good)], failures)
 
     def _fill(
         self, images: Tensor, epoch: int, positions: Ints, good: list[int], failures: list[tuple[int, str]]
@@ -104,14 +104,14 @@ class ImageReader(Dataset[Answer]):
             yield box.flip(2) if flip else box
 
 
-def answers(
+def decode_requests(
     reader: ImageReader,
     requests: Sequence[Request],
     options: DataOptions,
     workers: int,
     begun: Callable[[], object] | None = None,
-) -> Iterator[Answer]:
-    """The answers to all requests, in order; `begun` is called when the workers have started.
+) -> Iterator[DecodedBatch]:
+    """Decodes all requests in order; `begun` is called when the workers have started.
 
     Raises:
         StarfireError: a worker that died or fell silent, full shared memory, images that cannot be had at all.
@@ -121,10 +121,10 @@ def answers(
         batch_size=None,
         sampler=requests,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         pin_memory=options.device.type == "cuda",
         timeout=options.timeout if workers else 0,
-        worker_init_fn=_in_worker,
+        worker_init_fn=_init_worker,
         prefetch_factor=2 if workers else None,
         generator=torch.Generator(),  # without one, torch's global generator would move on
     )
@@ -132,7 +132,7 @@ def answers(
     try:
         batches = iter(loader)
     except OSError as error:
-        raise _not_started(error, workers) from None
+        raise _start_error(error, workers) from None
     try:
         if begun:
             begun()
@@ -144,11 +144,11 @@ def answers(
         raise worker_failure(error, workers, options.timeout) or error from None
     finally:
         if workers:
-            _end(batches)
+            _stop_workers(batches)
 
 
-def _end(batches: Any) -> None:
-    """End the workers of a DataLoader's iterator; one that hangs is killed, since SIGTERM is nothing to it."""
+def _stop_workers(batches: Any) -> None:
+    """Stops the workers of a DataLoader's iterator; one that hangs is killed, since it ignores SIGTERM."""
     processes = list(batches._workers)
     batches._shutdown_workers()
     for process in processes:
@@ -157,8 +157,8 @@ def _end(batches: Any) -> None:
             process.join()
 
 
-def _not_started(error: OSError, workers: int) -> Exception:
-    """Processes, pipes and open files are limited."""
+def _start_error(error: OSError, workers: int) -> Exception:
+    """The error for workers that cannot be started: processes, pipes and open files are limited."""
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
         return StarfireError(
             f"--workers {workers} cannot be started ({error.strerror}); fewer --workers need less, --workers 0 none"
@@ -167,10 +167,10 @@ def _not_started(error: OSError, workers: int) -> Exception:
 
 
 def worker_failure(error: RuntimeError, workers: int, timeout: float) -> StarfireError | None:
-    """What to tell a user where torch says that a worker is gone; None for any other error."""
+    """The error for the user where torch reports a lost worker; None for any other error."""
     text = str(error)
-    if sharing.is_full(error):
-        return sharing.full(error)
+    if sharing.is_shared_memory_error(error):
+        return sharing.shared_memory_error(error)
     if "DataLoader timed out" in text:
         return StarfireError(
             f"no batch from the {workers} workers for {timeout:g} s: the disk or a worker hangs; "
@@ -184,14 +184,14 @@ def worker_failure(error: RuntimeError, workers: int, timeout: float) -> Starfir
     )
 
 
-def _as_it_is(answer: Any) -> Any:
+def _unchanged(answer: Any) -> Any:
     return answer
 
 
-def _in_worker(number: int) -> None:
+def _init_worker(number: int) -> None:
     # Ctrl-C and a scheduler's SIGTERM reach the whole group. The main process decides what happens then; a worker
     # that died by a signal would raise an error there, perhaps while a checkpoint is being written.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if multiprocessing.get_start_method() != "fork":  # a forked worker inherits the choice of its parent
-        decode.prepare(much=True)
+        decode.select_decoder(much=True)

@@ -1,4 +1,4 @@
-"""Which data sets are known? One file a set: how it is recognised on disk, and how it is read."""
+"""Registry of data sets: one file each, with how it is recognised on disk and how it is read."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from starfire_cli.registry import Family
 
 
 class DataSet(Protocol):
-    """What every set can do."""
+    """The interface of data sets."""
 
     def recognises(self, path: Path) -> bool:
-        """Whether the folder looks like this set. Looks at names only."""
+        """Whether the folder has this set's layout, judged by names only."""
 
     def read(self, path: Path | None, image_size: int | None) -> Source:
-        """The set at `path` (None: it was not given), listed but not decoded.
+        """The set at `path` (None: the default folder), listed but not decoded.
 
         `image_size` matters only to a set whose images have no natural size. Raises StarfireError that says what was
         seen and what works.

@@ -1,4 +1,4 @@
-"""Where is a named set looked for when no path is given?"""
+"""Default folders in which a named data set is looked for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starfire_cli.data import places
 from starfire_cli.errors import StarfireError
 
 
-def given(name: str, path: Path | None, content: str) -> Path:
+def find_place(name: str, path: Path | None, content: str) -> Path:
     """`path`, else STARFIRE_DATA/NAME, else datasets/NAME. Raises StarfireError that says what to put there."""
     if path is not None:
         return path

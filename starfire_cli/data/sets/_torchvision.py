@@ -1,4 +1,4 @@
-"""Sets that torchvision knows: the same files in the same places, read by its classes; nothing is downloaded."""
+"""Data sets of torchvision: the same files in the same places, read by its classes, without downloading."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from starfire_cli.text import shape_text
 def cifar(kind: str, folder: str, path: Path | None, stats: Stats) -> Source:
     """CIFAR-10 or CIFAR-100 by the torchvision class called `kind`, which checks the files' MD5 sums first."""
     name = kind.lower()
-    place = _places.given(name, path, f"{folder}/ (from {folder.replace('-batches-py', '-python')}.tar.gz, unpacked)")
+    place = _places.find_place(
+        name, path, f"{folder}/ (from {folder.replace('-batches-py', '-python')}.tar.gz, unpacked)"
+    )
     root = place.parent if place.name == folder else place
     import torchvision.datasets
 
@@ -50,7 +52,7 @@ def cifar(kind: str, folder: str, path: Path | None, stats: Stats) -> Source:
 def mnist(kind: str, path: Path | None, stats: Stats, augment: str) -> Source:
     """MNIST or a set in its format; `kind` is torchvision's class, which is also the name of the folder it uses."""
     name = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist"}[kind]
-    place = _places.given(name, path, f"{kind}/raw/ with the four idx files, unpacked")
+    place = _places.find_place(name, path, f"{kind}/raw/ with the four idx files, unpacked")
     raw = next((p for p in (place / kind / "raw", place / "raw", place) if _idx(p, _FILES[0])), None)
     missing = [f for f in _FILES if not _idx(raw or place, f)]
     if raw is None or missing:
@@ -85,8 +87,8 @@ def mnist(kind: str, path: Path | None, stats: Stats, augment: str) -> Source:
     )
 
 
-def holds_idx(kind: str, path: Path) -> bool:
-    """Whether a folder is torchvision's for `kind`, or has idx files that may be anybody's."""
+def has_idx_files(kind: str, path: Path) -> bool:
+    """Whether a folder is torchvision's for `kind`, or has idx files that may belong to any set."""
     if (path.name == kind and (path / "raw").is_dir()) or (path / kind / "raw").is_dir():
         return True
     if not any(

@@ -28,7 +28,7 @@ class Digits:
     """1797 digits, scaled up bilinearly once."""
 
     def recognises(self, path: Path) -> bool:
-        """Never: it has no folder."""
+        """False: the set has no folder."""
         return False
 
     def read(self, path: Path | None, image_size: int | None) -> Source:

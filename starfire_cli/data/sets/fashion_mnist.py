@@ -18,7 +18,7 @@ class FashionMnist:
 
     def recognises(self, path: Path) -> bool:
         """The folder FashionMNIST, its parent, or a folder of idx files, packed or not, that says nothing else."""
-        return _torchvision.holds_idx("FashionMNIST", path)
+        return _torchvision.has_idx_files("FashionMNIST", path)
 
     def read(self, path: Path | None, image_size: int | None) -> Source:
         """The t10k images are the validation part. Raises StarfireError where the files are not found."""

@@ -27,11 +27,11 @@ class Folder:
     """Any images, sorted into one folder a class."""
 
     def recognises(self, path: Path) -> bool:
-        """Never: it is what any folder is taken for when no other set recognises it."""
+        """False: it is the fallback for folders that no other set recognises."""
         return False
 
     def read(self, path: Path | None, image_size: int | None) -> Source:
-        """List the images. Raises StarfireError that says what was seen where the layout is none of the known."""
+        """Lists the images. Raises StarfireError that describes the folder where its layout is not known."""
         if path is None:
             raise BadOption("--data folder: say which: --data folder:PATH")
         path, notes = unwrapped(path)
@@ -62,9 +62,9 @@ def class_names(folder: Path) -> tuple[str, ...]:
     """The class folders in `folder`. Raises StarfireError where there are fewer than two."""
     names = scan.subfolders(folder)
     if not names:
-        loose = scan.loose_images(folder)
+        loose = scan.count_loose_images(folder)
         seen = f"{loose} images but no class folders" if loose else "no class folders and no images"
-        seen += _passed(scan.passed_over(folder))
+        seen += _passed(scan.count_ignored(folder))
         raise StarfireError(f"--data {folder}: {seen}; {LAYOUTS}")
     if len(names) == 1:
         raise StarfireError(f"--data {folder}: only one class folder ({names[0]}), two or more are needed; {LAYOUTS}")
@@ -72,7 +72,7 @@ def class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _passed(others: Mapping[str, int]) -> str:
-    text = scan.passed_text(others)
+    text = scan.ignored_text(others)
     return f" ({text})" if text else ""
 
 
@@ -98,8 +98,10 @@ def read_classes(folder: Path, names: Sequence[str], *, expected: Sequence[str] 
 def read_matching(folder: Path, classes: tuple[str, ...], train: Path) -> Files:
     """The images of the validation folder. Raises StarfireError that lists how its classes differ from `train`'s."""
     names = scan.subfolders(folder)
-    if not names and scan.loose_images(folder):
-        raise StarfireError(f"--data {folder}: {scan.loose_images(folder)} images but no class folders; {LAYOUTS}")
+    if not names and scan.count_loose_images(folder):
+        raise StarfireError(
+            f"--data {folder}: {scan.count_loose_images(folder)} images but no class folders; {LAYOUTS}"
+        )
     if tuple(names) != classes:
         raise StarfireError(
             f"--data {train.parent}: {differences(classes, names, train.name + '/', folder.name + '/')}"
@@ -108,7 +110,7 @@ def read_matching(folder: Path, classes: tuple[str, ...], train: Path) -> Files:
 
 
 def differences(first: Sequence[str], second: Sequence[str], first_name: str, second_name: str) -> str:
-    """How two sets of classes differ, in words."""
+    """The differences of two sets of classes, in words."""
     only = ((first_name, sorted(set(first) - set(second))), (second_name, sorted(set(second) - set(first))))
     parts = [f"only in {where}: {listed(names)}" for where, names in only if names]
     parts = parts or ["they are in another order"]

@@ -15,7 +15,7 @@ import numpy as np
 from starfire_cli import damage
 from starfire_cli.data import scan
 from starfire_cli.data.sets import SETS, _places, folder
-from starfire_cli.data.sets.tiny_imagenet import class_names, told_apart
+from starfire_cli.data.sets.tiny_imagenet import class_names, disambiguate
 from starfire_cli.data.source import Files, Source
 from starfire_cli.data.statistics import IMAGENET
 from starfire_cli.errors import StarfireError
@@ -37,18 +37,18 @@ class ImageNet:
 
     def read(self, path: Path | None, image_size: int | None) -> Source:
         """Classes in the order of their WordNet ids. Raises StarfireError where the layout is another."""
-        path = _places.given("imagenet", path, "train/WNID/*.JPEG and val/WNID/*.JPEG")
+        path = _places.find_place("imagenet", path, "train/WNID/*.JPEG and val/WNID/*.JPEG")
         inner = path / KAGGLE if (path / KAGGLE).is_dir() else path
         if not (inner / "train").is_dir() or not (inner / "val").is_dir():
             raise StarfireError(f"--data imagenet:{path}: train/ and val/ are expected there; {_seen(path)}")
         wnids = folder.class_names(inner / "train")
         if (path / SOLUTION).is_file() and not scan.subfolders(inner / "val"):
-            val = solved(path / SOLUTION, inner / "val", wnids)
+            val = read_solution(path / SOLUTION, inner / "val", wnids)
         else:
             val = folder.read_matching(inner / "val", wnids, inner / "train")
         names = class_names(path / "words.txt", wnids)
         if (path / MAPPING).is_file():
-            names = mapped(path / MAPPING, wnids)
+            names = read_class_names(path / MAPPING, wnids)
         return Source(
             name="imagenet",
             path=path,
@@ -70,7 +70,7 @@ def _seen(path: Path) -> str:
     return f"seen: {folder.listed(scan.subfolders(path)) or 'no folders'}"
 
 
-def solved(table: Path, val: Path, wnids: Sequence[str]) -> Files:
+def read_solution(table: Path, val: Path, wnids: Sequence[str]) -> Files:
     """Kaggle's flat val/ with the labels of its csv file. Raises StarfireError where those disagree."""
     number = {wnid: c for c, wnid in enumerate(wnids)}
     with damage.reading(table), table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -87,10 +87,10 @@ def solved(table: Path, val: Path, wnids: Sequence[str]) -> Files:
     return Files(root=val, names=np.array([os.fsencode(n) for n in names], dtype=np.bytes_), labels=labels)
 
 
-def mapped(table: Path, wnids: Sequence[str]) -> tuple[str, ...]:
+def read_class_names(table: Path, wnids: Sequence[str]) -> tuple[str, ...]:
     """Class names from Kaggle's `n01440764 tench, Tinca tinca`."""
     with damage.reading(table):
         lines = table.read_text("utf-8", errors="replace").splitlines()
     words = dict(line.split(" ", 1) for line in lines if " " in line)
     names = [words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids]
-    return told_apart(names, wnids)
+    return disambiguate(names, wnids)

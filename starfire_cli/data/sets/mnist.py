@@ -18,7 +18,7 @@ class Mnist:
 
     def recognises(self, path: Path) -> bool:
         """The folder MNIST, its parent, or a folder of idx files, packed or not, that says nothing else."""
-        return _torchvision.holds_idx("MNIST", path)
+        return _torchvision.has_idx_files("MNIST", path)
 
     def read(self, path: Path | None, image_size: int | None) -> Source:
         """The t10k images are the validation part. Raises StarfireError where the files are not found."""

@@ -31,7 +31,7 @@ class TinyImageNet:
 
     def read(self, path: Path | None, image_size: int | None) -> Source:
         """Classes in the order of their WordNet ids. Raises StarfireError where the layout is another."""
-        path = _places.given("tiny-imagenet", path, "the content of tiny-imagenet-200.zip")
+        path = _places.find_place("tiny-imagenet", path, "the content of tiny-imagenet-200.zip")
         if not (path / "train").is_dir():
             seen = folder.listed(scan.subfolders(path)) or "no folders"
             raise StarfireError(
@@ -40,7 +40,7 @@ class TinyImageNet:
             )
         wnids = folder.class_names(path / "train")
         if (path / "val" / "val_annotations.txt").is_file():
-            val = annotated(path / "val", wnids)
+            val = read_annotations(path / "val", wnids)
         else:  # many sort it into class folders
             val = folder.read_matching(path / "val", wnids, path / "train")
         return Source(
@@ -54,7 +54,7 @@ class TinyImageNet:
         )
 
 
-def annotated(val: Path, wnids: Sequence[str]) -> Files:
+def read_annotations(val: Path, wnids: Sequence[str]) -> Files:
     """The validation images and the labels in val_annotations.txt. Raises StarfireError where those disagree."""
     number = {wnid: c for c, wnid in enumerate(wnids)}
     table = val / "val_annotations.txt"
@@ -88,10 +88,10 @@ def class_names(words: Path, wnids: Sequence[str]) -> tuple[str, ...]:
         with damage.reading(words):
             lines = [line.split("\t", 1) for line in words.read_text("utf-8", errors="replace").splitlines()]
         meaning = {pair[0]: pair[1].split(",")[0].strip() for pair in lines if len(pair) == 2}
-    return told_apart([meaning.get(wnid) or wnid for wnid in wnids], wnids)
+    return disambiguate([meaning.get(wnid) or wnid for wnid in wnids], wnids)
 
 
-def told_apart(names: Sequence[str], wnids: Sequence[str]) -> tuple[str, ...]:
+def disambiguate(names: Sequence[str], wnids: Sequence[str]) -> tuple[str, ...]:
     """The names, with the id behind those that several classes have."""
     counts = Counter(names)
     return tuple(n if counts[n] == 1 else f"{n} ({wnid})" for n, wnid in zip(names, wnids, strict=True))

@@ -1,4 +1,4 @@
-"""What does a set of shards consist of that `starfire data pack` wrote?
+"""The index of a set of shards that `starfire data pack` wrote.
 
 The files are described in docs/shards.md. The index comes from a file, so nothing in it is believed unchecked: names
 are plain file names, numbers fit the files.
@@ -51,7 +51,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedPart:
-    """One part: its shards, and the file that says where in them each image lies, with its SHA-256."""
+    """One part: its shards, and the file with each image's position in them, with its SHA-256."""
 
     members: str
     sha256: str
@@ -59,13 +59,13 @@ class PackedPart:
 
     @property
     def images(self) -> int:
-        """In all shards."""
+        """The number of images in all shards."""
         return sum(shard.images for shard in self.shards)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """What index.json says.
+    """The contents of index.json.
 
     Args:
         name: what the set was called that was packed (`imagenet`, `folder`).
@@ -92,14 +92,14 @@ def is_packed(path: Path) -> bool:
 
 
 def index_of(base: Path | str) -> Index:
-    """The index in a folder, or behind the URL of one. Raises StarfireError, DamagedFile for what is something else."""
-    content = remote.content(f"{base}/{INDEX}", LONGEST_INDEX) if isinstance(base, str) else None
+    """The index in a folder, or behind a folder's URL. Raises StarfireError, DamagedFile for anything else."""
+    content = remote.read_url(f"{base}/{INDEX}", LONGEST_INDEX) if isinstance(base, str) else None
     with damage.reading(f"--data {base}: {INDEX}"):
         return parsed(json.loads((Path(base) / INDEX).read_bytes() if content is None else content))
 
 
 def parsed(content: Any) -> Index:
-    """The index in `content`. Raises Damaged or another exception where it is something else: see `damage.reading`."""
+    """The index in `content`. Raises Damaged or another exception for anything else: see `damage.reading`."""
     if content["format"] != FORMAT:
         raise Damaged(f"format {content['format']!r}")
     if content["version"] != VERSION:
@@ -207,7 +207,7 @@ def inside(offset: Ints, size: Ints, length: Ints) -> bool:
 
 
 def spool_for(urls: tuple[str, ...], lengths: list[int], checksums: list[str]) -> Spool:
-    """Where those shards come to lie on this machine."""
+    """The spool for those shards on this machine."""
     import tempfile
 
     place = cache.folder() or Path(tempfile.gettempdir(), "starfire")
@@ -218,7 +218,7 @@ def spool_for(urls: tuple[str, ...], lengths: list[int], checksums: list[str]) -
 
 def _members(base: Path | str, part: PackedPart) -> bytes:
     if isinstance(base, str):
-        content = remote.content(f"{base}/{part.members}", part.images * MEMBER.itemsize + 2**16)
+        content = remote.read_url(f"{base}/{part.members}", part.images * MEMBER.itemsize + 2**16)
     else:
         try:
             if not (base / part.members).is_file():

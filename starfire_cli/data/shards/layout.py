@@ -1,4 +1,4 @@
-"""Images in tar shards: where does each lie, and in which order does an epoch read them?
+"""Positions of images in tar shards, and the order in which an epoch reads them.
 
 Shuffling all images of many shards would make a disk or a server jump about. So an epoch shuffles the shards, takes
 `AT_ONCE` of them side by side, goes through these from front to back in slices of about `SLICE` bytes, and shuffles the
@@ -53,7 +53,7 @@ class Shards:
 
     @property
     def title(self) -> str:
-        """For the name of a file that keeps what was decoded."""
+        """A title for the name of a cache file."""
         return os.path.basename(os.path.dirname(self.places[0])) or "shards"
 
     def take(self, chosen: npt.NDArray[np.bool_] | Ints) -> Shards:
@@ -86,11 +86,11 @@ class Shards:
                 return _opened(self.spool.wait(shard, end), os.getpid())
 
     def where(self, position: int) -> str:
-        """For messages: the shard, and where in it the image begins."""
+        """The shard, and the image's offset in it, for messages."""
         return f"{self.places[self.shard[position]]} at byte {self.offset[position]}"
 
     def stamps(self) -> Iterator[bytes]:
-        """Which changes when an image may have. Raises OSError where a shard is not there."""
+        """Bytes that change when an image may have changed. Raises OSError where a shard is not there."""
         for place, length in zip(self.places, self.lengths, strict=True):
             changed = os.stat(place).st_mtime_ns if self.spool is None else 0
             yield b"%s %d %d\n" % (place.encode("utf-8", "surrogateescape"), length, changed)
@@ -106,7 +106,7 @@ class Shards:
         return np.argsort(key, kind="stable")
 
     def _turns(self, seed: int, epoch: int) -> Ints:
-        """(M,) when each shard has its turn."""
+        """(M,) the place of each shard in the epoch's order."""
         draws = Draws(seed, epoch, np.arange(len(self.places)))
         draws.skip(_ORDER + 1)
         return np.argsort(np.argsort(draws.words(), kind="stable"), kind="stable")
@@ -133,12 +133,12 @@ def check_length(size: int) -> None:
 
 @lru_cache(maxsize=64)
 def _opened(path: str, process: int) -> _File:
-    """A file of this process alone: a forked worker must not move its parent's place in it."""
+    """The file, opened in this process: a forked worker must not move its parent's file position."""
     return _File(path)
 
 
 class _File:
-    """An open file that closes when nobody needs it any more."""
+    """An open file that is closed when its last reference goes."""
 
     def __init__(self, path: str) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -148,7 +148,7 @@ class _File:
             os.close(self._descriptor)
 
     def read(self, offset: int, size: int) -> bytes:
-        """So many bytes from there on; fewer where the file ends."""
+        """`size` bytes from `offset`; fewer where the file ends."""
         if hasattr(os, "pread"):
             return os.pread(self._descriptor, size, offset)
         os.lseek(self._descriptor, offset, os.SEEK_SET)

@@ -27,7 +27,7 @@ _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
 class Readable(Protocol):
-    """Anything that is read from front to back."""
+    """A stream that is read from front to back."""
 
     def read(self, size: int, /) -> bytes:
         """The next `size` bytes; fewer at the end, and where a stream has no more just then."""
@@ -53,7 +53,7 @@ def members(file: Readable, length: int | None = None, *, first: int = 64) -> It
     Raises:
         Damaged: a header that is none, or that names more bytes than there are. Call it under `damage.reading`.
     """
-    at = _Place(file, length)
+    at = _Cursor(file, length)
     everywhere: dict[str, str] = {}
     own: dict[str, str] = {}
     while (header := at.header()) is not None:
@@ -82,8 +82,8 @@ def members(file: Readable, length: int | None = None, *, first: int = 64) -> It
                 yield Member(said.get("path", header.name), begin, size, start)
 
 
-class _Place:
-    """Where in the file the next header lies."""
+class _Cursor:
+    """The position of the next header in the file."""
 
     def __init__(self, file: Readable, length: int | None) -> None:
         self._file, self._length, self.offset = file, length, 0
@@ -113,7 +113,7 @@ class _Place:
         return content[:size]
 
     def sparse_blocks(self, header: tarfile.TarInfo) -> None:
-        """Pass the blocks by which an old GNU header of a sparse file goes on."""
+        """Skips the extension blocks of an old GNU sparse header."""
         more = self._block[482]
         while more:
             block = self._read(BLOCK)
@@ -122,7 +122,7 @@ class _Place:
             more = block[504]
 
     def skip(self, size: int, first: int) -> bytes:
-        """Pass a member's content, and the rest of its last block; returns its first bytes."""
+        """Skips a member's content and its padding; returns its first bytes."""
         end, padded = self.offset + size, self.offset + -(-size // BLOCK) * BLOCK
         if self._length is not None and end > self._length:
             raise Damaged(f"a member of {size} bytes at byte {self.offset}, and {self._length} in all; it was cut off")
@@ -154,7 +154,7 @@ def _size(text: str) -> int:
 
 
 def _records(content: bytes) -> dict[str, str]:
-    """What of a pax header matters here: `LENGTH KEY=VALUE` lines, one behind the other."""
+    """The relevant fields of a pax header: `LENGTH KEY=VALUE` lines, one behind the other."""
     found: dict[str, str] = {}
     at = 0
     while at < len(content) and content[at]:

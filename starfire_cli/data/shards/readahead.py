@@ -1,4 +1,4 @@
-"""What is needed next from shards is asked for early: from a disk in long runs, from a server as whole shards."""
+"""Reads ahead of the workers in shards: long runs from a disk, whole shards from a server."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ MARGIN = 64  # requests that workers may be ahead of what was delivered
 T = TypeVar("T")
 
 
-class Reading:
-    """Requests that are about to be answered in order; of files in folders, nothing is asked for.
+class ReadAhead:
+    """Reads ahead for requests that are answered in order; for files in folders it does nothing.
 
     Args:
         files: where the images lie.
@@ -41,7 +41,7 @@ class Reading:
         self._first = self._last = self._turns = np.zeros(0, dtype=np.int64)
 
     def begin(self) -> None:
-        """Start asking. Not before workers were forked: threads do not live on in them."""
+        """Starts reading ahead; only after workers were forked, since threads do not survive a fork."""
         if self._shards is None:
             return
         if self._shards.spool is not None:
@@ -50,25 +50,25 @@ class Reading:
             self._pool = self._shards.spool.executor(AT_ONCE)
         elif hasattr(os, "posix_fadvise"):
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="starfire-ahead")
-        self._reached(0)
+        self._advance(0)
 
     def through(self, answers: Iterator[T]) -> Iterator[T]:
-        """The answers, one a request; while they pass, what comes later is asked for."""
+        """Passes the answers on, one a request, while later requests are read ahead."""
         try:
             for done, answer in enumerate(answers):
-                self._reached(done + 1)
+                self._advance(done + 1)
                 yield answer
         finally:
             self.end()
 
     def end(self) -> None:
-        """Ask for nothing more."""
+        """Stops reading ahead."""
         self._ended.set()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _needed(self, shards: Shards) -> tuple[Ints, Ints]:
-        """(M,) the first and the last request that needs each shard; a number past all, and -1, where none does."""
+        """(M,) the first and the last request that needs each shard; where none does, their number and -1."""
         counts = [len(positions) for _, positions in self._requests]
         request = np.repeat(np.arange(len(counts)), counts)
         shard = shards.shard[np.concatenate([positions for _, positions in self._requests])]
@@ -77,27 +77,27 @@ class Reading:
         np.maximum.at(last, shard, request)
         return first, last
 
-    def _reached(self, request: int) -> None:
+    def _advance(self, request: int) -> None:
         if self._pool is None or self._shards is None or request >= len(self._requests):
             return
         if self._shards.spool is not None:
-            self._fetch(self._pool, self._shards.spool, request)
+            self._fetch_shards(self._pool, self._shards.spool, request)
             return
         reach = len(self._requests[request][1]) * int(self._shards.size[: 2**16].mean())
         while self._next < len(self._requests) and (self._next - request) * max(1, reach) < AHEAD:
-            self._ask(self._pool, self._shards, self._requests[self._next][1])
+            self._prefetch(self._pool, self._shards, self._requests[self._next][1])
             self._next += 1
 
-    def _ask(self, pool: ThreadPoolExecutor, shards: Shards, positions: Ints) -> None:
+    def _prefetch(self, pool: ThreadPoolExecutor, shards: Shards, positions: Ints) -> None:
         begin, end = shards.offset[positions], shards.offset[positions] + shards.size[positions] - 1
         both = np.concatenate([begin, end]) // STRIDE
         wanted = set(zip(np.tile(shards.shard[positions], 2).tolist(), both.tolist(), strict=True)) - self._asked
         self._asked |= wanted
         if wanted:
-            pool.submit(self._warm, shards, sorted(wanted))
+            pool.submit(self._advise, shards, sorted(wanted))
 
-    def _fetch(self, pool: ThreadPoolExecutor, spool: Spool, request: int) -> None:
-        """Bring what the next requests need, and as many shards again as are read side by side."""
+    def _fetch_shards(self, pool: ThreadPoolExecutor, spool: Spool, request: int) -> None:
+        """Fetches the shards of the next requests, and as many more as are read side by side."""
         begun = int((self._first <= request + MARGIN).sum())
         wanted = self._turns[: begun + AT_ONCE].tolist()
         new = wanted[self._next :]
@@ -108,7 +108,7 @@ class Reading:
                 pool.submit(spool.fetch, shard, self._ended)
             self._next = len(wanted)
 
-    def _warm(self, shards: Shards, wanted: list[tuple[int, int]]) -> None:
+    def _advise(self, shards: Shards, wanted: list[tuple[int, int]]) -> None:
         for shard, stride in wanted:
             if self._ended.is_set():
                 return
@@ -121,9 +121,9 @@ class Reading:
 
 
 @contextlib.contextmanager
-def brought(files: Encoded, positions: list[int]) -> Iterator[None]:
-    """While this lasts, these images can be read in this process."""
-    reading = Reading(files, [(0, np.array(positions, dtype=np.int64))])
+def read_ahead(files: Encoded, positions: list[int]) -> Iterator[None]:
+    """Makes these images readable in this process within the block."""
+    reading = ReadAhead(files, [(0, np.array(positions, dtype=np.int64))])
     try:
         reading.begin()
         yield

@@ -1,4 +1,4 @@
-"""How are bytes had that lie behind a URL? By the openers of the webdataset library; no shell ever sees a URL.
+"""Reads URLs by the openers of the webdataset library; no shell ever sees a URL.
 
 URLs come from checkpoints, too, so nothing is accepted that could make a program run: webdataset's `pipe:` is refused.
 """
@@ -22,12 +22,12 @@ _PLAIN = re.compile(r"(https?|s3|gs)://[A-Za-z0-9][A-Za-z0-9._~:/?#@&+,=%-]*")
 
 
 def is_url(text: str) -> bool:
-    """Whether that is meant to be a URL rather than a path."""
+    """Whether a text is a URL rather than a path."""
     return "://" in text or text.startswith("pipe:")
 
 
-def checked(url: str) -> str:
-    """`url`, if it is one that may be opened. Raises BadOption."""
+def check_url(url: str) -> str:
+    """`url`, if its scheme may be opened. Raises BadOption."""
     if url.startswith("pipe:"):
         raise BadOption(
             f"--data {url}: commands are not run, since a checkpoint remembers its data and could make others run "
@@ -39,9 +39,9 @@ def checked(url: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(url: str) -> Iterator[IO[bytes]]:
-    """The bytes behind a URL, as they come. Raises BadOption or StarfireError that says what is in the way."""
-    checked(url)
+def open_url(url: str) -> Iterator[IO[bytes]]:
+    """A stream of the bytes behind a URL. Raises BadOption, or StarfireError with the reason."""
+    check_url(url)
     try:
         library = import_module("webdataset.gopen")  # `import ... as` gives the function of that name
     except ImportError:
@@ -72,9 +72,9 @@ def opened(url: str) -> Iterator[IO[bytes]]:
         raise StarfireError(f"{url} cannot be read: {_reason(url, str(error))}") from None
 
 
-def content(url: str, most: int) -> bytes:
+def read_url(url: str, most: int) -> bytes:
     """All bytes behind a URL, `most` at most. Raises as `opened`."""
-    with opened(url) as stream:
+    with open_url(url) as stream:
         parts, length = [], 0
         while part := stream.read(2**20):
             parts.append(part)

@@ -1,4 +1,4 @@
-"""How do remote shards come to lie on this machine, in time, once for all its processes, and without filling the disk?
+"""Local copies of remote shards: fetched ahead of use, shared by all processes, limited in total size.
 
 Every shard is streamed into a file of its own, which can be read while it grows. What is no longer needed makes room.
 """
@@ -41,13 +41,13 @@ class Spool:
     checksums: tuple[str, ...]
 
     def file(self, shard: int) -> Path:
-        """Where the whole shard will be."""
+        """The path of the whole shard."""
         return self.folder / f"{shard:06d}-{self.checksums[shard][:16]}.tar"
 
     def wait(self, shard: int, end: int) -> str:
-        """A file that holds the first `end` bytes of the shard, once it does. Raises StarfireError."""
-        whole, problem = self.file(shard), _beside(self.file(shard), ".error")
-        part = _beside(whole, ".part")
+        """Waits for the first `end` bytes of the shard and returns a file that holds them. Raises StarfireError."""
+        whole, problem = self.file(shard), _sibling(self.file(shard), ".error")
+        part = _sibling(whole, ".part")
         seen, since = -1, time.monotonic()
         while True:
             if whole.exists():
@@ -64,26 +64,26 @@ class Spool:
             time.sleep(0.01)
 
     def fetch(self, shard: int, ended: Event) -> None:
-        """Bring a shard, unless it is here or another process is bringing it; problems are left for `wait`."""
+        """Downloads a shard, unless it is here or another process downloads it; errors are left for `wait`."""
         whole = self.file(shard)
-        part, problem = _beside(whole, ".part"), _beside(whole, ".error")
+        part, problem = _sibling(whole, ".part"), _sibling(whole, ".error")
         try:
             problem.unlink(missing_ok=True)
             while not whole.exists() and not ended.is_set():
                 with open(part, "ab") as file:
                     if not _locked(file.fileno()):
                         time.sleep(0.2)  # its process may die; then it is ours to bring
-                    elif _is(part, file.fileno()) and not whole.exists():
-                        self._bring(shard, file.fileno(), ended)
+                    elif _same_file(part, file.fileno()) and not whole.exists():
+                        self._download(shard, file.fileno(), ended)
         except (StarfireError, OSError) as error:
             if not ended.is_set():
-                written = _beside(problem, f".{os.getpid()}-{get_ident()}")
+                written = _sibling(problem, f".{os.getpid()}-{get_ident()}")
                 with contextlib.suppress(OSError):  # under its name once it is whole: `wait` reads what it finds
                     written.write_text(str(error))
                     os.replace(written, problem)
 
     def make_room(self, needed: set[int]) -> None:
-        """Remove whole shards that are not needed, the oldest first, until the rest and the needed ones fit."""
+        """Removes whole shards that are not needed, the oldest first, until the rest and the needed ones fit."""
         keep = {self.file(shard) for shard in needed}
         total = float(sum(self.lengths[shard] for shard in needed))
         others = []
@@ -101,7 +101,7 @@ class Spool:
             total -= size
 
     def executor(self, threads: int) -> ThreadPoolExecutor:
-        """Threads to fetch with. Raises StarfireError where the folder cannot be made."""
+        """The thread pool for downloads. Raises StarfireError where the folder cannot be made."""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if hasattr(os, "getuid") and self.folder.stat().st_uid != os.getuid():
@@ -112,10 +112,10 @@ class Spool:
             ) from None
         return ThreadPoolExecutor(threads, thread_name_prefix="starfire-shards")
 
-    def _bring(self, shard: int, descriptor: int, ended: Event) -> None:
-        """Fill the file that this process has locked, and give it its name; on failure it vanishes."""
+    def _download(self, shard: int, descriptor: int, ended: Event) -> None:
+        """Downloads into the file that this process has locked, then renames it; on failure it is removed."""
         whole = self.file(shard)
-        part = _beside(whole, ".part")
+        part = _sibling(whole, ".part")
         try:
             os.ftruncate(descriptor, 0)
             self._receive(shard, descriptor, ended)
@@ -127,7 +127,7 @@ class Spool:
 
     def _receive(self, shard: int, descriptor: int, ended: Event) -> None:
         url, digest, received = self.urls[shard], hashlib.sha256(), 0
-        with remote.opened(url) as stream:
+        with remote.open_url(url) as stream:
             while data := stream.read(2**18):
                 if ended.is_set():
                     raise StarfireError("no longer needed")
@@ -155,12 +155,12 @@ def limit() -> float:
     return 1e9 * gigabytes
 
 
-def _beside(file: Path, ending: str) -> Path:
+def _sibling(file: Path, ending: str) -> Path:
     return file.with_name(file.name + ending)
 
 
-def _is(path: Path, descriptor: int) -> bool:
-    """Whether the open file still has that name: whoever had it locked may have renamed or removed it."""
+def _same_file(path: Path, descriptor: int) -> bool:
+    """Whether the open file still has that name: another process may have renamed or removed it."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except OSError:

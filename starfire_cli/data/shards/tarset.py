@@ -1,4 +1,4 @@
-"""Where do the images lie in tar files that others made? Read once, and remembered.
+"""The index of tar files that others made, built once and cached.
 
 A sample is what shares a name up to the first dot, as everywhere in WebDatasets: `0017.jpg` and `0017.cls`.
 """
@@ -18,8 +18,7 @@ from torch import Tensor
 
 from starfire_cli import damage
 from starfire_cli.data import cache, scan
-from starfire_cli.data.shards import index as packed
-from starfire_cli.data.shards import members, remote
+from starfire_cli.data.shards import index, members, remote
 from starfire_cli.data.shards.layout import Shards
 from starfire_cli.data.source import Source
 from starfire_cli.errors import BadOption, StarfireError
@@ -33,7 +32,7 @@ _MOST_SHARDS = 1_000_000
 
 
 class Listed(NamedTuple):
-    """What one shard holds: (n, 3) offset, size and label of each image; its length and SHA-256 ("" on a disk)."""
+    """The contents of one shard: (n, 3) offset, size and label of each image; its length and SHA-256 ("" on a disk)."""
 
     rows: list[tuple[int, int, int]]
     length: int
@@ -54,20 +53,20 @@ def source(path: Path) -> Source:
 
 
 def source_of_urls(text: str) -> Source:
-    """The tar files that `URL-{000..146}.tar::URL.tar` means. Raises BadOption, StarfireError."""
+    """The tar files that `URL-{000..146}.tar::URL.tar` names. Raises BadOption, StarfireError."""
     for pattern in text.split("::"):
-        remote.checked(re.sub(r"\{[A-Za-z0-9.,-]*\}", "0", pattern))
+        remote.check_url(re.sub(r"\{[A-Za-z0-9.,-]*\}", "0", pattern))
     if _shards_meant(text) > _MOST_SHARDS:
         raise BadOption(f"--data {text}: that is more than {_MOST_SHARDS:,} shards; name fewer in the braces")
     try:
         from webdataset.shardlists import expand_urls
     except ImportError:
         raise StarfireError(f"--data {text}: needs the webdataset package; pip install webdataset") from None
-    return _source([remote.checked(url) for url in expand_urls(text)], url=text)
+    return _source([remote.check_url(url) for url in expand_urls(text)], url=text)
 
 
 def _shards_meant(text: str) -> int:
-    """How many URLs the braces in `text` stand for, or more: counted before any is made."""
+    """The number of URLs that the braces in `text` expand to, counted before any is made."""
     total = 0
     for pattern in text.split("::"):
         count = 1
@@ -103,7 +102,7 @@ def _shards(places: Sequence[str], far: bool) -> Shards:
     stamp = "" if far else "\n".join(f"{os.stat(p).st_size} {os.stat(p).st_mtime_ns}" for p in places)
     key = hashlib.blake2b(f"{VERSION} {stamp}\n{chr(10).join(places)}".encode(), digest_size=12).hexdigest()
     folder = cache.folder()
-    file = None if folder is None else folder / cache.named(f"shards-{len(places)}", key, listing=True)
+    file = None if folder is None else folder / cache.file_name(f"shards-{len(places)}", key, listing=True)
     kept = cache.read(file)
     if kept is None or not _fits(kept, len(places)):
         with ThreadPoolExecutor(_CONNECTIONS if far else 1) as pool:
@@ -130,17 +129,17 @@ def _shards(places: Sequence[str], far: bool) -> Shards:
         offset=rows[:, 0].copy(),
         size=rows[:, 1].copy(),
         labels=rows[:, 2].copy(),
-        spool=packed.spool_for(tuple(places), lengths.tolist(), sums) if far else None,
+        spool=index.spool_for(tuple(places), lengths.tolist(), sums) if far else None,
     )
 
 
 def _fits(kept: dict[str, Tensor], places: int) -> bool:
-    """Whether what was kept is a listing of so many shards that names no bytes outside them."""
+    """Whether a cached listing matches the number of shards and names no bytes outside them."""
     try:
         rows, counts, lengths, sums = (kept[name].numpy() for name in ("rows", "counts", "lengths", "sums"))
         each = counts.shape == lengths.shape == (places,) and sums.shape == (places, 32) and counts.sum() == len(rows)
         return (
-            each and packed.inside(rows[:, 0], rows[:, 1], np.repeat(lengths, counts)) and bool((rows[:, 2] >= 0).all())
+            each and index.inside(rows[:, 0], rows[:, 1], np.repeat(lengths, counts)) and bool((rows[:, 2] >= 0).all())
         )
     except Exception:  # noqa: BLE001 - another version's: the shards are read again
         return False
@@ -153,7 +152,7 @@ def _local(place: str) -> Listed:
 
 
 def _remote(url: str) -> Listed:
-    with damage.reading(_called(url)), remote.opened(url) as stream:
+    with damage.reading(_called(url)), remote.open_url(url) as stream:
         summed = _Summed(stream)
         rows = _rows(url, summed, None)
         while summed.read(2**18):
@@ -195,7 +194,7 @@ def _label(place: str, key: str, member: members.Member) -> int:
 
 
 class _Summed:
-    """A stream that counts and sums what is read of it."""
+    """A stream that counts and hashes the bytes read from it."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self.length, self.digest = stream, 0, hashlib.sha256()

@@ -1,4 +1,4 @@
-"""What a checkpoint is: written in one step as our own `.pt`, read from any format that people have."""
+"""Writes checkpoints as `.pt` in one step, and reads them from any format in use."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def save(
     meta: Mapping[str, Any],
     training: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write our own `.pt` in one step: after a crash the old file or the new one is there, whole.
+    """Writes our own `.pt` atomically: after a crash the old file or the new one is there, whole.
 
     Dead weights are written as exact +0.0, whatever `state` holds there. `torch.load(path, weights_only=True)["model"]`
     is a plain state dict with unchanged keys; names of one tensor are so in the file, too, and have one mask.
@@ -51,7 +51,7 @@ def save(
         Mismatch: two names of one tensor have different masks.
     """
     masks = masks_once(masks or {}, ties_of(state))
-    plain = apply_once(lambda _, tensor: _own_memory(tensor), state)
+    plain = apply_once(lambda _, tensor: _with_own_storage(tensor), state)
     # Copies: the model that is being saved is not touched.
     plain = replace_tied(plain, {key: plain[key].masked_fill(~mask.cpu(), 0) for key, mask in masks.items()})
     content: dict[str, Any] = {
@@ -69,7 +69,7 @@ def save(
 
 
 def load(path: Path, *, training: bool = False, strict: bool = True, weights: str | None = None) -> Checkpoint:
-    """Read a checkpoint of any format, told by its content: ours, state dicts and wrappers, safetensors, packed.
+    """Reads a checkpoint of any format, detected by its content: ours, state dicts and wrappers, safetensors, packed.
 
     No code in the file is ever run. Damage that the format can show is found before anything is returned: every
     record's CRC (zip), sizes that do not add up, masks against their digest.
@@ -119,7 +119,7 @@ def _load(path: Path, *, training: bool, strict: bool, weights: str | None) -> C
 
 
 def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bool, weights: str | None) -> Checkpoint:
-    """Check the parts of our own format against one another."""
+    """Checks the parts of our own format against one another."""
     version = content.get("version")
     if type(version) is not int or version != VERSION:
         given = repr(version) if type(version) in (int, float, str) else f"a {type(version).__name__}"
@@ -185,13 +185,13 @@ def _says_average(meta: Meta) -> bool:
 
 
 def _refuse_weights(path: Path, weights: str | None, there: tuple[str, ...]) -> None:
-    """Raises BadOption where the weights asked for are not among those that are there."""
+    """Raises BadOption where the weights asked for are not in the file."""
     if weights is not None and weights not in there:
         raise BadOption(f"{option('weights', weights)}: {path} holds {' and '.join(there)} only")
 
 
-def _own_memory(tensor: Tensor) -> Tensor:
-    """On the CPU, contiguous, and not a view into something larger that would be written with it."""
+def _with_own_storage(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU, contiguous, and with a storage of its own, so that no larger one is written with it."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 

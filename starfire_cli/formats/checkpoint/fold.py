@@ -1,4 +1,4 @@
-"""How the masks of other pruning code, kept beside the weights in a state dict, become plain weights and our masks."""
+"""Folds masks that other pruning code keeps in a state dict into plain weights and masks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHAIN = re.compile(r"((?:.+\.)?parametrizations\.[^.]+)\.")
 
 
 def fold(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Masks, list[str]]:
-    """Fold what is known into (state dict in which masked weights are zero, masks, notes).
+    """Folds known masks; returns (state dict in which masked weights are zero, masks, notes).
 
     For a parameter `X` of module `M`:
 
@@ -67,7 +67,7 @@ def _masked_alike(state: dict[str, Tensor], pairs: dict[str, tuple[str, str]], f
 
 
 def _pairs(state: dict[str, Tensor]) -> Iterator[tuple[str, str, str]]:
-    """(key of a weight, key of what may be its mask, what the masked weight is called)."""
+    """(key of a weight, key of its possible mask, key of the masked weight)."""
     chains = Counter(found[1] for key in state if (found := _CHAIN.match(key)))
     for key in state:
         if nncf := _NNCF.fullmatch(key):

@@ -1,4 +1,4 @@
-"""How a pickle that names foreign classes is read without importing or running any: inert stand-ins take their place.
+"""Reads pickles that name foreign classes without importing them: inert stand-ins take the classes' places.
 
 `weights_only` loading refuses every name it does not know. Where such a name only says what kind of object follows (a
 `Namespace` of options, a whole pickled model), a stand-in that merely keeps the object's state lets the weights in it
@@ -47,17 +47,17 @@ _MOST_MODULES = 100_000  # names of modules in one file: more than any model has
 
 
 class Called(Exception):
-    """A pickle wants to call something; its text is the name."""
+    """Raised where a pickle calls something; its text is the name."""
 
 
 class Inert:
-    """What stands in for an object of a foreign class: the state that was pickled, and no behaviour."""
+    """Stand-in for an object of a foreign class: the pickled state, without behaviour."""
 
     name = ""
     state: Any = None
 
     def __new__(cls, *_: Any) -> Inert:
-        """Arguments are dropped."""
+        """Ignores the arguments."""
         return object.__new__(cls)
 
     def __init__(self, *_: Any) -> None:
@@ -70,12 +70,12 @@ class Inert:
 
 
 def is_data(name: str) -> bool:
-    """Whether what the foreign `name` makes when it is called is only data."""
+    """Whether a call of the foreign `name` only makes data."""
     return name in _DATA or name == _FILLED
 
 
 def stand_in(name: str) -> Callable[..., Any]:
-    """What stands in for the foreign class `name`; a defaultdict comes back as a plain dict, to be filled."""
+    """The stand-in for the foreign class `name`; a plain dict for a defaultdict."""
     return _empty_dict if name == _FILLED else type("Inert", (Inert,), {"name": name})
 
 
@@ -84,7 +84,7 @@ def _empty_dict(*_: Any) -> dict[Any, Any]:
 
 
 def is_module(value: Any) -> bool:
-    """Whether `value` stands in for a pickled `torch.nn.Module`, or is all its modules' attributes by their names.
+    """Whether `value` stands in for a pickled `torch.nn.Module`, or is a dict of modules' attributes by name.
 
     The latter is how torch-pruning saves a network: `{"": {"_parameters": ...}, "conv1": {"_parameters": ...}, ...}`.
     """
@@ -94,7 +94,7 @@ def is_module(value: Any) -> bool:
 
 
 def module_state(module: Any) -> dict[str, Tensor]:
-    """The state dict of what `is_module` says is one, in its own order and with its own key names."""
+    """The state dict of a pickled module (see `is_module`), in its own order and with its own key names."""
     if isinstance(module, dict):
         parts = ((name, part) for name, part in module.items() if isinstance(name, str) and isinstance(part, dict))
         return {key: value for name, part in parts for key, value in _own(part, f"{name}." if name else "")}
@@ -102,7 +102,7 @@ def module_state(module: Any) -> dict[str, Tensor]:
 
 
 def _walk(module: Any, prefix: str, above: frozenset[int], visits: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
-    """Of a module and those in it; one that is in several comes under each name, as torch has it.
+    """A module and its submodules; one that occurs twice comes under each name, as in torch.
 
     So few modules may be had under names without number: raises Damaged where these get too many.
     """

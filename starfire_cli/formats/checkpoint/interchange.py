@@ -1,4 +1,4 @@
-"""What other tools read: plain safetensors, the keys of `torch.nn.utils.prune`, and sparse bitmasks.
+"""Writes formats of other tools: plain safetensors, the keys of `torch.nn.utils.prune`, and sparse bitmasks.
 
 These are larger than our own file, and none but `prune` keeps masks apart from zeros (docs/compress.md).
 """

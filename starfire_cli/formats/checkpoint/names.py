@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def utf8_name(path: Path) -> Iterator[Path]:
-    """`path` itself, or for as long as the block lasts a link to it; what was mapped by that name stays mapped."""
+    """`path` itself, or within the block a link to it; files mapped by that name stay mapped."""
     try:
         str(path).encode()
     except UnicodeEncodeError:

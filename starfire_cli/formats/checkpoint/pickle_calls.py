@@ -1,4 +1,4 @@
-"""Checks the calls that a torch pickle makes, by what they would take: sizes against storage, copies against the file.
+"""Checks the calls in a torch pickle before they are made: claimed sizes against storages, copies against the file.
 
 Only what `torch.load(weights_only=True)` can call is known here (a test holds the two lists together). Nothing is made:
 a tensor is the number of bytes it would claim, a storage the number of values the file has for it.
@@ -61,7 +61,7 @@ class Name:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Storage:
-    """What the file has for a storage: `count` values of `item` bytes."""
+    """A storage in the file: `count` values of `item` bytes."""
 
     item: int
     count: int
@@ -69,7 +69,7 @@ class Storage:
 
 @dataclass(slots=True, eq=False)
 class Made:
-    """What a call gives; `bytes` is what it claims where it is a tensor."""
+    """The result of a call; `bytes` is the size that a tensor claims."""
 
     tensor: bool = False
     bytes: int = 0
@@ -84,7 +84,7 @@ def is_known(name: str) -> bool:
 
 
 def item_bytes(name: str) -> int | None:
-    """Of one value in a storage of the class `name`; None where it is no storage class."""
+    """Bytes of one value in a storage of the class `name`; None where it is no storage class."""
     if name == _UNTYPED:
         return 1
     found = _STORAGE.fullmatch(name)
@@ -92,7 +92,7 @@ def item_bytes(name: str) -> int | None:
 
 
 def dtype_bytes(name: str) -> int | None:
-    """Of one value of the type `name`; None where it is no type."""
+    """Bytes of one value of the type `name`; None where it is no type."""
     return _dtypes().get(name)
 
 
@@ -102,7 +102,7 @@ def _dtypes() -> dict[str, int]:
 
 
 class Budget:
-    """How much memory the file's size accounts for.
+    """The memory that the file's size accounts for, in bytes.
 
     Args:
         size: of the file. Each byte of it may make a few dozen in objects, and tensors may be views that share it.
@@ -113,7 +113,7 @@ class Budget:
         self._claims = 100 * size + SMALL
 
     def spend(self, objects: int = 0, claims: int = 0) -> None:
-        """Raises Damaged once there is nothing left."""
+        """Takes bytes from the budget. Raises Damaged once it is used up."""
         self._objects -= objects
         self._claims -= claims
         if self._objects < 0 or self._claims < 0:
@@ -121,7 +121,7 @@ class Budget:
 
 
 def call(function: Any, args: Any, budget: Budget, *, new: bool) -> Any:
-    """What `function(*args)`, or with `new` an object of that class, would be.
+    """The result of `function(*args)`, or with `new` of creating an object of that class, without making it.
 
     Raises Damaged where it takes more than the file accounts for, Called where it is no call that only makes data.
     """
@@ -184,7 +184,7 @@ def tensor(storage: Any, offset: Any, size: Any, stride: Any, budget: Budget, it
 
 
 def check_key(key: Any) -> None:
-    """Raises Damaged for what is costly to hash: a huge number, or tuples of tuples of tuples."""
+    """Raises Damaged for keys that are costly to hash: a huge number, or deeply nested tuples."""
     left, waiting = 100, [key]
     while waiting:
         part = waiting.pop()
@@ -196,7 +196,7 @@ def check_key(key: Any) -> None:
 
 
 def _plain(name: str, args: tuple[Any, ...], budget: Budget) -> Any:
-    """Sets, dictionaries, bytes and sizes: as large as what they are made from."""
+    """Sets, dictionaries, bytes and sizes: as large as their arguments."""
     if not args:
         budget.spend(2 * _OBJECT)
         return Made()

@@ -1,4 +1,4 @@
-"""Reads a torch pickle without making anything, to know before it is loaded what it asks for.
+"""Checks a torch pickle before it is loaded, without making any of its objects.
 
 `torch.load(weights_only=True)` runs no code, but it makes what it is told to make: a few bytes may ask for gigabytes,
 and a tensor for storage that the file does not have. So each pickle is gone through once beforehand, opcode by opcode,
@@ -34,11 +34,11 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class NoCheckpoint(Exception):
-    """A pickle that torch never wrote; its text says why."""
+    """Raised for a pickle that torch never wrote; its text says why."""
 
 
 class Checker:
-    """Goes through the pickles of one file.
+    """Checks the pickles of one file.
 
     Args:
         size: of the file, which all it asks for is held against.
@@ -54,7 +54,7 @@ class Checker:
         self._budget = Budget(size)
 
     def run(self, file: IO[bytes] | mmap.mmap) -> Any:
-        """Go through one pickle; what it leaves, with stand-ins for tensors and all that is called.
+        """Checks one pickle; returns its object, with stand-ins for tensors and results of calls.
 
         Raises Damaged, Called for a function that is not data, NoCheckpoint for an opcode torch does not write.
         """
@@ -130,7 +130,7 @@ class Checker:
         return Name(full)
 
     def _storage(self, pid: Any) -> Storage:
-        """What a persistent id stands for: ("storage", class, key, device, count) and in old files what part of it."""
+        """The storage of a persistent id: ("storage", class, key, device, count) and in old files a view of it."""
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], Name):
             raise Damaged("it refers to what is no storage")
         _, kind, key, _, count, *view = pid
@@ -167,7 +167,7 @@ class Checker:
         self._budget.spend(50 * len(items))
 
     def _build(self, state: Any, target: Any) -> None:
-        """The state of an object; that of a tensor, as files from before 2017 have it, is a storage and a shape."""
+        """Sets an object's state; for a tensor in files from before 2017, a storage and a shape."""
         if isinstance(target, Made) and target.tensor:
             storage, offset, size, stride = state[:4]
             tensor(storage, offset, size, stride, self._budget)
@@ -180,7 +180,7 @@ def _list(stack: list[Any]) -> list[Any]:
 
 
 def check_legacy(path: Path) -> set[str]:
-    """Go through a file of before torch 1.6: five pickles, then each storage with its length. Its foreign names.
+    """Checks a file of before torch 1.6: five pickles, then each storage with its length. Returns its foreign names.
 
     Raises as `Checker.run`.
     """

@@ -1,4 +1,4 @@
-"""The record of a checkpoint that was read."""
+"""The record of a checkpoint as read from a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starfire_cli.pruning.masks import Masks
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Weights, and what is known about them.
+    """Weights, masks and metadata.
 
     Args:
         path: the file it came from.

@@ -50,11 +50,11 @@ class _Group:
 
 
 class _Unknown(Exception):
-    """The weight cannot be told from its parts."""
+    """Raised where the weight cannot be computed from its parts."""
 
 
 def fold_parts(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> FoldedParts:
-    """Compute what torch's modules compute in eval mode from the parts, in float32 at least.
+    """Computes weights from their parts as torch's modules do in eval mode, in float32 or wider.
 
     Args:
         state: a state dict.

@@ -1,4 +1,4 @@
-"""What is in a safetensors file, or in the many files that an index names."""
+"""Reads safetensors files, single or sharded by an index."""
 
 from __future__ import annotations
 

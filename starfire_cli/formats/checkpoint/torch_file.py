@@ -1,4 +1,4 @@
-"""What `torch.save` left in a file, loaded with `weights_only=True` and only after the file proved whole."""
+"""Reads files of `torch.save`, with `weights_only=True` and only after the file has been checked."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def load(path: Path, kind: str) -> Any:
         except Called as error:
             raise StarfireError(f"{path}: refused: it wants to call {error}; {_ADVICE}") from error
         except pickle.UnpicklingError as error:
-            raise StarfireError(f"{path}: {_refused(str(error))}") from error
+            raise StarfireError(f"{path}: {_refusal(str(error))}") from error
 
 
 def _foreign_names(path: Path, kind: str) -> set[str]:
-    """The classes in it that torch does not know, once nothing in it asks for more than the file holds."""
+    """The classes in the file that torch does not know, found after its sizes have been checked."""
     try:
         if kind == "torch":
             contents = zip_check.verify(path)
@@ -100,8 +100,8 @@ def _foreign_names(path: Path, kind: str) -> set[str]:
     return foreign
 
 
-def _refused(text: str) -> str:
-    """What torch refused, shortened to what matters."""
+def _refusal(text: str) -> str:
+    """The error text for a file that torch refused."""
     found = re.search(r"GLOBAL (\S+)", text)
     if found:
         return f"refused: it asks for {found[1]}; {_ADVICE}"

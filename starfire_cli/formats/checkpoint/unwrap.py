@@ -1,4 +1,4 @@
-"""Finds the weights in what a file holds: opens wrappers, takes one of several networks, strips prefixes."""
+"""Finds the weights in a loaded object: opens wrappers, selects one of several networks, strips prefixes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _PREFIXES = ("module.", *(f"{name}." for name in _WRAPPING))
 
 
 def unwrap(content: Any, path: Path, weights: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
-    """(state dict, notes for people) from whatever a file held.
+    """(state dict, notes) from any object that a file held.
 
     Args:
         content: what the file held.
@@ -77,7 +77,7 @@ def shard_state(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def plain_state(found: dict[Any, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict, dense; refused where they claim far more than is stored."""
+    """The tensors of a state dict, dense; raises where they claim far more than is stored."""
     state: dict[str, Tensor] = {}
     made: dict[Hashable, Tensor] = {}  # names of one tensor stay so
     stored: dict[int, int] = {}
@@ -108,14 +108,14 @@ def plain_state(found: dict[Any, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Dense, with the values that are read in memory; the tensor itself where it is so already."""
+    """The tensor, dense and in memory; the tensor itself where it is so already."""
     if tensor.layout != torch.strided:
         tensor = tensor.to_dense()
     return (tensor.dequantize() if tensor.is_quantized else tensor).detach().resolve_conj().resolve_neg()
 
 
 def _backing(tensor: Tensor) -> dict[int, int]:
-    """What holds a tensor's data: address of each storage -> bytes."""
+    """The storages of a tensor's data: address -> bytes."""
     if tensor.layout == torch.strided:
         parts = [tensor]
     elif tensor.layout == torch.sparse_coo:
@@ -125,8 +125,8 @@ def _backing(tensor: Tensor) -> dict[int, int]:
     return {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
 
 
-class _Way:
-    """How the dict of tensors was reached: through which keys, past which others, whether it is an average."""
+class _Route:
+    """The path to the dict of tensors: the keys passed through, the keys beside them, whether it is an average."""
 
     def __init__(self) -> None:
         self.inside: list[str] = []
@@ -135,7 +135,7 @@ class _Way:
         self.averaged = self.taken = self.pickled = False
 
     def step(self, key: str, beside: Iterable[str], averages: list[str]) -> None:
-        """Go into `key`."""
+        """Descends into `key`."""
         self.averaged = self.averaged or key in averages
         self.averages += [name for name in averages if name != key]
         self.others += [name for name in beside if name != key]
@@ -156,9 +156,9 @@ class _Way:
         return ([where] if where else []) + pickled
 
 
-def _find(content: Any, path: Path, weights: str | None) -> tuple[dict[Any, Any], _Way]:
-    """The dict that holds the tensors, up to three wrappers deep."""
-    way = _Way()
+def _find(content: Any, path: Path, weights: str | None) -> tuple[dict[Any, Any], _Route]:
+    """Finds the dict that holds the tensors, up to three wrappers deep."""
+    way = _Route()
     for _ in range(4):
         if is_module(content):
             way.pickled = True
@@ -196,7 +196,7 @@ def _find(content: Any, path: Path, weights: str | None) -> tuple[dict[Any, Any]
 
 
 def _of_a_callback(content: dict[Any, Any]) -> tuple[str, Any] | None:
-    """(where, the average) that one of Lightning's callbacks has saved with its own state."""
+    """(path, average) saved by one of Lightning's callbacks with its own state."""
     callbacks = content.get("callbacks")
     for name, state in callbacks.items() if isinstance(callbacks, dict) else ():
         for key, value in state.items() if isinstance(state, dict) else ():
@@ -251,7 +251,7 @@ def _choose(state: dict[str, Tensor], weights: str | None) -> tuple[dict[str, Te
 
 
 def _strip(state: dict[str, Tensor], *, lightning: bool) -> tuple[dict[str, Tensor], list[str]]:
-    """Without the names of what wraps modules from outside, and the `module.` of DataParallel where all keys have it.
+    """Strips the prefixes of modules' wrappers, and `module.` of DataParallel where all keys have it.
 
     Args:
         state: a state dict.

@@ -1,4 +1,4 @@
-"""Whether a torch zip file is whole: every record's CRC, and no record that claims bytes the file does not have."""
+"""Checks that a torch zip file is intact: every record's CRC, and no record larger than the file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOCAL = struct.Struct("<4s5H3I2H")
 
 
 class Contents(NamedTuple):
-    """What torch will find: its pickle, and how many bytes there are for each storage."""
+    """The checked contents of a file: its pickle, and the bytes of each storage."""
 
     pickle: bytes
     storages: dict[str, int]

@@ -1,4 +1,4 @@
-"""How named pieces of bytes lie in a safetensors file that checks itself.
+"""The container of packed files: named byte strings in a safetensors file with checksums.
 
 The file is plain safetensors: 8 bytes with the length of a JSON header, the header, the data. Its metadata begin with
 a checksum of the header, so that a flipped bit in a name, a size or an offset is found before it is believed. Reading
@@ -31,7 +31,7 @@ _ZEROS = b'"header_crc32":"00000000"'
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What is to be written: a tensor's name, its safetensors type, its shape, its bytes."""
+    """An entry to be written: a tensor's name, safetensors type, shape and bytes."""
 
     name: str
     dtype: str
@@ -41,7 +41,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """What was read: as an `Entry`, but with the place of its bytes in the data part."""
+    """An entry as read: like `Entry`, but with the position of its bytes in the data part."""
 
     name: str
     dtype: str
@@ -51,7 +51,7 @@ class Piece:
 
 
 def write(file: IO[bytes], entries: Sequence[Entry], metadata: Mapping[str, str]) -> int:
-    """Write `entries`, named in the header in this order. Returns how many bytes the file has."""
+    """Writes `entries`, in this order in the header. Returns the file's size in bytes."""
     first = {"format": MARK, "version": VERSION, "header_crc32": "0" * 8}
     header: dict[str, Any] = {"__metadata__": first | dict(metadata)}
     # Wide types first, so that each tensor begins where a multiple of its item size does.
@@ -77,7 +77,7 @@ def write(file: IO[bytes], entries: Sequence[Entry], metadata: Mapping[str, str]
 
 
 def is_marked(path: Path) -> bool:
-    """Whether the file says that it is a packed one; also where one byte of that is damaged."""
+    """Whether the file is marked as a packed one; also where one byte of the mark is damaged."""
     try:
         with open(path, "rb") as file:
             head = file.read(256)

@@ -1,4 +1,4 @@
-"""The element types that a packed file knows, by the names safetensors gives them, and their bits as plain words."""
+"""Element types of packed files, by their safetensors names, and their bits as unsigned words."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Dtype:
 
     @property
     def bits(self) -> int:
-        """Of one word."""
+        """Bits of one word."""
         return 8 * self.bytes
 
     @property

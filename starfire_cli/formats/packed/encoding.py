@@ -1,4 +1,4 @@
-"""What an encoding of a mask is, and which are tried: one file each in `encodings/`, found by its name.
+"""The interface of mask encodings, and the choice of those that are tried on a layer.
 
 An encoding looks at the mask alone, never at the method that made it. The smallest that fits a layer is used.
 """
@@ -29,7 +29,7 @@ class Alive(NamedTuple):
         return self.bits if self.each == 1 else self.bits.repeat(self.each)
 
     def places(self, start: int, stop: int) -> NDArray[np.intp]:
-        """Where the live weights of bits `start` to `stop` are, counted from the first weight of `start`."""
+        """Positions of the live weights of bits `start` to `stop`, counted from the first weight of `start`."""
         found = np.flatnonzero(self.bits[start:stop])
         if self.each == 1:
             return found
@@ -37,13 +37,13 @@ class Alive(NamedTuple):
 
 
 class Encoding(Protocol):
-    """How the mask of a layer becomes bytes.
+    """Encodes the mask of a layer as bytes.
 
     Masks come as (K, C, n) for every layer: a convolution's R x S window is flattened, a linear layer is (O, I, 1).
     """
 
     def bound(self, mask_KCn: Bits) -> float | None:
-        """How many bits any code for masks of this structure needs at the least; None where the mask has it not."""
+        """The least number of bits of any code for masks of this structure; None where the mask does not have it."""
         ...
 
     def encode(self, mask_KCn: Bits, out: StreamWriter) -> float | None:
@@ -59,7 +59,7 @@ ENCODINGS: Family[Encoding] = Family("encoding", "starfire_cli.formats.packed.en
 
 
 class EncodedMask(NamedTuple):
-    """A mask in its shortest encoding, and the fewest bits that any structure it has allows."""
+    """A mask in its shortest encoding, and the least number of bits that its structures allow."""
 
     name: str
     data: bytes
@@ -79,7 +79,7 @@ def encode(mask_KCn: Bits, effort: str) -> EncodedMask:
 
 
 def bound_bits(mask_KCn: Bits) -> float:
-    """The fewest bits that any structure of a mask allows; nothing is encoded."""
+    """The least number of bits that the structures of a mask allow, without encoding."""
     found = (_built(name).bound(mask_KCn) for name in ENCODINGS.names())
     return min(bits for bits in found if bits is not None)
 

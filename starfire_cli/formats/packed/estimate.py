@@ -1,4 +1,4 @@
-"""Sizes that `compress` would reach, counted without compressing: the entropy bound and the packed file's bytes."""
+"""Estimates the sizes that `compress` would reach without compressing: the entropy bound and the file in bytes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(key: str, tensor: Tensor, mask: Tensor | None) -> Estimate:
-    """The least a tensor takes: mask entropy given the structure it has, exponent entropy, all other bits.
+    """The lower bound for a tensor: mask entropy given its structure, exponent entropy, all other bits.
 
     What `compress` measures its files against (docs/compress.md); dead weights cost nothing but their place.
 
@@ -80,7 +80,7 @@ def bounds_of(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[
 def packed_bytes(
     state: Mapping[str, Tensor], masks: Mapping[str, Tensor], meta: Mapping[str, Any], bounds: Mapping[str, float]
 ) -> int:
-    """About how large a packed file is: what its layers take beyond their bounds, tensors left plain, the header.
+    """The estimated size of a packed file: layers beyond their bounds, plain tensors, the header.
 
     Args:
         state: of the checkpoint.

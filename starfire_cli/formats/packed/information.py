@@ -1,4 +1,4 @@
-"""How few bytes can a layer take? Counting, for the bound that `compress` measures itself against."""
+"""The information content of a layer in bytes: the lower bound that `compress` compares its sizes with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 def log2_choose(n: int, k: NDArray[Any]) -> float:
-    """Sum over k of log2 C(n, k): the bits it takes to say which k of n, each time."""
+    """Sum over k of log2 C(n, k): the bits that identify each subset of k of n."""
     values, times = np.unique(k, return_counts=True)
     lg = math.lgamma
     nats = [lg(n + 1) - lg(v + 1) - lg(n - v + 1) for v in values.tolist()]

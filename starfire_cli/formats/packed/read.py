@@ -1,4 +1,4 @@
-"""What is in a packed file: weights and masks, bit for bit as they were packed (docs/formats.md).
+"""Packed files: reading weights and masks, bit for bit as they were packed (docs/formats.md).
 
 A packed file is a safetensors file. Tensors that were never pruned lie in it as they are; each packed layer is a
 string of bytes called KEY.packed, described in the metadata. Nothing in the file is believed before its checksum is
@@ -43,7 +43,7 @@ _CHUNK = 1 << 18  # weights unpacked at a time
 
 @dataclass(frozen=True, kw_only=True)
 class PackedLayer:
-    """One line of a packed file's layer table.
+    """One row of a packed file's layer table.
 
     Args:
         key: in the state dict.
@@ -69,7 +69,7 @@ class PackedLayer:
 
     @property
     def dense_bytes(self) -> int:
-        """Of the tensor in memory."""
+        """Bytes of the tensor in memory."""
         return prod(self.shape) * self.dtype.itemsize
 
 
@@ -79,7 +79,7 @@ def is_packed(path: Path) -> bool:
 
 
 def load(path: Path) -> Checkpoint:
-    """Everything in a packed file. Raises StarfireError that names the layer where it is damaged."""
+    """Reads a packed file. Raises StarfireError that names the layer where it is damaged."""
     file = PackedFile(path)
     keys = [key for key in file.keys if key not in file.ties]
     layers = dict(zip(keys, in_threads(lambda key: file.read(key, mask=True), keys), strict=True))
@@ -91,7 +91,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """The weights alone, in the order of the checkpoint that was packed. Raises as `load`."""
+    """Reads the weights alone, in the order of the checkpoint that was packed. Raises as `load`."""
     file = PackedFile(path)
     keys = [key for key in file.keys if key not in file.ties]
     tensors = dict(zip(keys, in_threads(lambda key: file.read(key, mask=False)[0], keys), strict=True))
@@ -99,7 +99,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
 
 
 class PackedFile:
-    """An open packed file. Its layer table is checked when it is opened, its tensors when they are read.
+    """An open packed file. Its layer table is checked on opening, its tensors on reading.
 
     `keys` are the names of all tensors in the state dict's order, `ties` those of them that are further names of a
     tensor -> its first name.
@@ -119,12 +119,12 @@ class PackedFile:
 
     @property
     def plain(self) -> dict[str, Piece]:
-        """The tensors that lie in the file as they are."""
+        """The tensors that are stored as they are."""
         packed = {key + SUFFIX for key in self.layers}
         return {name: piece for name, piece in self._container.pieces.items() if name not in packed}
 
     def read(self, key: str, *, mask: bool) -> tuple[Tensor, Tensor | None]:
-        """A tensor and, if asked for and if it has one, its mask; may be called from several threads."""
+        """A tensor and, on request, its mask if it has one; may be called from several threads."""
         key = self.ties.get(key, key)
         with reading(self.path, key):
             if key in self.layers:
@@ -222,13 +222,13 @@ class PackedFile:
 
 
 def in_threads(function: Callable[[str], T], keys: Iterable[str]) -> list[T]:
-    """`function` of each key, in order; numpy and zstd let go of the interpreter while they work."""
+    """`function` of each key, in order and in parallel: numpy and zstd release the interpreter's lock."""
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
         return list(pool.map(function, keys))
 
 
 def _scatter(words: Words, alive: Alive, values: Values) -> None:
-    """Write the values to where `alive` is, in order; by pieces, which stay in the cache."""
+    """Writes the values to the positions in `alive`, in order; in pieces that stay in the cache."""
     if alive.bits.all():
         for start in range(0, len(words), _CHUNK):
             part = words[start : start + _CHUNK]
@@ -267,7 +267,7 @@ def _sane(words: Any, dtype: Dtype) -> Any:
 
 
 def _memory() -> int | None:
-    """Bytes of memory that this machine has, where that can be told."""
+    """The machine's memory in bytes, where it is known."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

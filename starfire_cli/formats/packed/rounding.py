@@ -1,4 +1,4 @@
-"""What `--values bf16` and `--values fp16` do to the weights, and what that costs."""
+"""Rounds weights to bf16 or fp16 (`--values`), and measures the rounding error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUNDED = {"bf16": BY_NAME["BF16"], "fp16": BY_NAME["F16"]}
 
 @dataclass(frozen=True, kw_only=True)
 class Rounding:
-    """What rounding did, over all live values that were rounded.
+    """The effect of rounding on all live values that were rounded.
 
     Args:
         values: "bf16" or "fp16".
@@ -37,7 +37,7 @@ class Rounding:
 def round_state(
     state: Mapping[str, Tensor], masks: Mapping[str, Tensor], values: str
 ) -> tuple[dict[str, Tensor], dict[str, Dtype], Rounding]:
-    """Round the weights (matrices and kernels) of 32 and 64 bits; norms, biases and statistics stay exact.
+    """Rounds the weights (matrices and kernels) of 32 and 64 bits; norms, biases and statistics stay exact.
 
     Returns the state with rounded values in their old types, what to store which of them as, and what it cost.
     Raises StarfireError where a value lies beyond the type's range.

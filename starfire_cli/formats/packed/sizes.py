@@ -1,4 +1,4 @@
-"""How large a packed file is, and where its bytes went."""
+"""Sizes of a packed file, in total and by layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSize:
-    """What one tensor takes in the file.
+    """The size of one tensor in the file.
 
     Args:
         key: in the state dict.
@@ -35,7 +35,7 @@ class TensorSize:
 
     @classmethod
     def plain(cls, key: str, tensor: Tensor, bound_bytes: float) -> TensorSize:
-        """Of a tensor that lies in the file as it is."""
+        """The size of a tensor that is stored as it is."""
         return cls(
             key=key,
             shape=tuple(tensor.shape),
@@ -51,7 +51,7 @@ class TensorSize:
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A file that was written: all its bytes, those of its header, and its tensors one by one."""
+    """A file that was written: its size, its header's, and its tensors' one by one."""
 
     packed_bytes: int
     header_bytes: int
@@ -59,10 +59,10 @@ class Packed:
 
     @property
     def dense_bytes(self) -> int:
-        """Of all tensors in memory."""
+        """Bytes of all tensors in memory."""
         return sum(t.dense_bytes for t in self.tensors)
 
     @property
     def bound_bytes(self) -> float:
-        """Of all tensors."""
+        """The lower bound in bytes for all tensors."""
         return sum(t.bound_bytes for t in self.tensors)

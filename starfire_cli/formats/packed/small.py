@@ -1,4 +1,4 @@
-"""How values below 256 share bytes when each takes 1, 2, 4 or 8 bits, the first in the lowest bits."""
+"""Packs values below 256 into bytes at 1, 2, 4 or 8 bits each, the first in the lowest bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a packed layer is written with: numbers, byte strings, bits and small symbols (docs/formats.md).
+"""Byte streams of packed layers: numbers, byte strings, bits and small symbols (docs/formats.md).
 
 Everything is little-endian. A `StreamReader` trusts nothing: each size is compared with what must come before any
 memory is taken, and whatever does not fit raises `Damaged`.
@@ -36,7 +36,7 @@ class StreamWriter:
         self._parts: list[bytes] = []
 
     def getvalue(self) -> bytes:
-        """All that was written."""
+        """All bytes written."""
         return b"".join(self._parts)
 
     def byte(self, value: int) -> None:
@@ -62,7 +62,7 @@ class StreamWriter:
         self._parts.append(best if method == ZSTD else data)
 
     def smallest(self, *ways: Callable[[StreamWriter], None]) -> None:
-        """Write the same thing in each of several ways and keep the shortest (of equals the first)."""
+        """Writes the same data in each of several ways and keeps the shortest (of equals the first)."""
         tried = []
         for way in ways:
             writer = StreamWriter(self.effort)
@@ -116,7 +116,7 @@ class StreamReader:
         self._at = 0
 
     def finish(self) -> None:
-        """Nothing but padding may be left: zeros."""
+        """Checks that only padding, zeros, is left."""
         if np.frombuffer(self._data[self._at :], np.uint8).any():
             raise Damaged("bytes are left over")
 
@@ -226,7 +226,7 @@ class StreamReader:
 
 
 def _compressors(effort: str) -> list[Any]:
-    """Settings to try. The bytes here have skewed frequencies but repeat nothing, so matches are best left alone."""
+    """The zstd settings to try. The bytes have skewed frequencies but do not repeat: little match search."""
     make = zstandard.ZstdCompressionParameters
     frequencies = make(
         strategy=zstandard.STRATEGY_FAST, window_log=17, hash_log=6, chain_log=6, min_match=7, write_checksum=False

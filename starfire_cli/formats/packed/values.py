@@ -1,4 +1,4 @@
-"""How a layer's live values become bytes: the exponents apart from the rest, because only they repeat.
+"""Encodes a layer's live values: exponents are entropy-coded, the remaining bits are stored as they are.
 
 A float is rotated left by one bit, so that its sign sits at the bottom and its exponent at the top. Its first 8 + m
 bits are one symbol of an alphabet of at most 256; what is left is written as it is, in planes of 8, 4, 2 or 1 bits that
@@ -50,7 +50,7 @@ def _symbols(symbols: Words, counts: NDArray[np.intp], out: StreamWriter) -> Non
 
 
 class Values:
-    """The live values of a layer, to be had in pieces so that no more memory is taken than the layer itself needs.
+    """The live values of a layer, read in pieces so that no memory beyond the layer's own is needed.
 
     Args:
         count: how many there are.
@@ -87,7 +87,7 @@ class Values:
 
 
 def _widths(bits: int) -> list[int]:
-    """So many bits as widths that fill bytes: 7 is 4, 2 and 1."""
+    """Splits `bits` into widths that fill bytes: 7 is 4, 2 and 1."""
     return [width for width in (8, 4, 2, 1) if bits & width]
 
 
@@ -97,7 +97,7 @@ def bound_bits(words: Words, dtype: Dtype) -> float:
 
 
 def top_counts(words: Words, dtype: Dtype, alive: NDArray[np.bool_] | None = None) -> NDArray[np.intp]:
-    """How often each value of the top byte of a word, of a float its exponent's, comes; in words `alive`, if given."""
+    """Counts of each value of a word's top byte (a float's exponent); of words in `alive`, if given."""
     shifted = words
     if dtype.rotated:
         shifted = _rotate_left(words) if dtype.bits == 8 else words << _as(words, 1)

@@ -1,4 +1,4 @@
-"""How a checkpoint becomes a packed file: each layer in its shortest encoding, and checked before it gets its name."""
+"""Packed files: writing, with each layer in its shortest encoding, and verified before the file gets its name."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def pack(
     keep_plain: bool = False,
     verify: bool = True,
 ) -> Packed:
-    """Write a packed file in one step; equal input gives equal bytes.
+    """Writes a packed file atomically; equal input gives equal bytes.
 
     Args:
         path: the file.
@@ -73,7 +73,7 @@ def pack(
             raise Mismatch(f"the mask of {key} has no weight of its shape {tuple(mask.shape)}")
     once = [key for key in state if key not in ties]
     layers = in_threads(lambda key: _encode(key, state[key], masks.get(key), stored.get(key), effort), once)
-    plain = _left_plain(layers, keep_plain)
+    plain = _plain_keys(layers, keep_plain)
     entries: list[Entry] = []
     sizes: list[TensorSize] = []
     table: dict[str, dict[str, Any]] = {}
@@ -87,7 +87,7 @@ def pack(
             sizes.append(TensorSize.plain(key, state[key], size.bound_bytes))
         else:
             entries.append(Entry(name=key + SUFFIX, dtype="U8", shape=(len(layer.data),), data=layer.data))
-            table[key] = _line(layer)
+            table[key] = _table_row(layer)
             sizes.append(size)
     metadata = {
         "layers": _json(table),
@@ -145,7 +145,7 @@ def _encode(key: str, tensor: Tensor, mask: Tensor | None, stored: Dtype | None,
 
 
 def _mask(key: str, mask: Tensor, words: Any, dtype: Dtype) -> Bits:
-    """The flat mask, once all that it calls dead is +0."""
+    """The flat mask, after checking that all dead weights are +0."""
     alive: Bits = mask.detach().cpu().contiguous().reshape(-1).numpy()
     back = int(np.count_nonzero(zeros_apart(words, dtype) & ~alive))
     if back:
@@ -155,8 +155,8 @@ def _mask(key: str, mask: Tensor, words: Any, dtype: Dtype) -> Bits:
     return alive
 
 
-def _left_plain(layers: list[_Layer], keep_plain: bool) -> set[str]:
-    """Which never-pruned tensors any safetensors reader will find as they are.
+def _plain_keys(layers: list[_Layer], keep_plain: bool) -> set[str]:
+    """The never-pruned tensors that are stored as they are, readable by any safetensors reader.
 
     All vectors (norms, biases, statistics), and of the others the small ones, as long as they cost next to nothing.
     """
@@ -171,8 +171,8 @@ def _left_plain(layers: list[_Layer], keep_plain: bool) -> set[str]:
     return left
 
 
-def _line(layer: _Layer) -> dict[str, Any]:
-    """A packed layer's line in the table."""
+def _table_row(layer: _Layer) -> dict[str, Any]:
+    """A packed layer's row of the table."""
     size = layer.size
     line: dict[str, Any] = {"dtype": layer.dtype.name, "shape": list(size.shape), "encoding": size.encoding}
     if layer.stored is not layer.dtype:
@@ -183,7 +183,7 @@ def _line(layer: _Layer) -> dict[str, Any]:
 
 
 def _verify(written: Path, path: Path, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    """Read everything back and compare it to the bit."""
+    """Reads everything back and compares it to the bit."""
     file = PackedFile(written)
 
     def same(key: str) -> bool:

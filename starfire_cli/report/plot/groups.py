@@ -1,4 +1,4 @@
-"""Which runs are the same experiment under other seeds, and what is each experiment called beside the others?"""
+"""Groups runs of the same experiment under different seeds, and labels each group by what sets it apart."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ORDER = ("dense", "window", "ck", "intra", "inter")
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Runs that differ by their seed alone.
+    """Runs that differ only in their seed.
 
     Args:
         label: short, different for each group of a picture.
@@ -39,12 +39,12 @@ class Group:
 
     @property
     def first(self) -> RunHistory:
-        """Any of them; they share all but the seed."""
+        """The first run; all share its settings but for the seed."""
         return self.runs[0]
 
 
 def group_runs(runs: Sequence[RunHistory]) -> list[Group]:
-    """The experiments behind `runs`: dense first, then by method, target and start, each with its name and look."""
+    """Groups runs into experiments: dense first, then by method, target and start, each with its name and style."""
     by_settings: dict[Hashable, list[RunHistory]] = {}
     for run in runs:
         by_settings.setdefault(_identity(run), []).append(run)
@@ -58,7 +58,7 @@ def group_runs(runs: Sequence[RunHistory]) -> list[Group]:
 
 
 def row_names(groups: Sequence[Group]) -> list[str]:
-    """The groups' names in a table that has a column for each target: equal for those that differ by it alone."""
+    """The groups' names in a table with a column for each target: equal for those that differ only in it."""
     keys = [_without(group.first, "target") for group in groups]
     first = {key: group.first for key, group in reversed(list(zip(keys, groups, strict=True)))}
     named = dict(zip(first, _labels(list(first.values()), targets=False), strict=True))
@@ -66,27 +66,27 @@ def row_names(groups: Sequence[Group]) -> list[str]:
 
 
 def differ_only_by(key: str, group: Group) -> Hashable:
-    """Equal for groups whose settings are the same but for that one."""
+    """A key that is equal for groups whose settings differ only in `key`."""
     return _without(group.first, key)
 
 
 def pretty_method(spec: str) -> str:
-    """`CK`, `Window, max_nonzero=2`."""
+    """A method's display name: `CK`, `Window, max_nonzero=2`."""
     name, _, options = spec.partition(":")
     shown = name.upper() if name == "ck" else name[:1].upper() + name[1:]
     return f"{shown}, {options.replace(',', ', ')}" if options else shown
 
 
 def pretty_title(title: str) -> str:
-    """`CK 60 %` of `ck 0.6`, which is what the other commands call a network; other titles as they are."""
+    """A title's display form: `CK 60 %` of `ck 0.6`; other titles are unchanged."""
     if title == "dense":
         return "Dense"
     known = re.fullmatch(r"([a-z][\w-]*(?::\S+)?) (0?\.\d+)", title)
     return f"{pretty_method(known[1])} {percent_text(float(known[2]))}" if known else title
 
 
-def entitled(material: Material, groups: Sequence[Group]) -> Material:
-    """The same, networks and attacked networks of a run called as its experiment, and in the experiments' order."""
+def with_experiment_titles(material: Material, groups: Sequence[Group]) -> Material:
+    """The material with networks and attacked networks titled as their experiments, and in the experiments' order."""
     labels = {os.path.realpath(run.path): group.label for group in groups for run in group.runs}
     places = {folder: place for place, folder in enumerate(labels)}
     networks, curves = [], []
@@ -103,8 +103,8 @@ def entitled(material: Material, groups: Sequence[Group]) -> Material:
     return replace(material, networks=tuple(networks), curves=tuple(curves))
 
 
-def told_apart(titles: Sequence[str], places: Sequence[str]) -> list[str]:
-    """The titles, each with its place where there are two alike."""
+def disambiguate(titles: Sequence[str], places: Sequence[str]) -> list[str]:
+    """The titles, each with its folder where two are alike."""
     return [f"{t} ({place})" if titles.count(t) > 1 else t for t, place in zip(titles, places, strict=True)]
 
 
@@ -114,7 +114,7 @@ def percent_text(share: float) -> str:
 
 
 def _identity(run: RunHistory) -> Hashable:
-    """Equal for runs of one experiment; a run that does not say what it is stands alone."""
+    """A key that is equal for runs of one experiment; a run without settings stands alone."""
     return _without(run)
 
 
@@ -143,7 +143,7 @@ def _place(run: RunHistory) -> tuple[Any, ...]:
 
 
 def row_order(group: Group) -> tuple[Any, ...]:
-    """Sorts rows of a table that has a column for each target."""
+    """The sort key for rows of a table with a column for each target."""
     rank, method, _, *rest = _place(group.first)
     return rank, method, *rest
 
@@ -153,7 +153,7 @@ def _seed(run: RunHistory) -> tuple[float, str]:
 
 
 def _labels(runs: Sequence[RunHistory], *, targets: bool = True) -> list[str]:
-    """Method and (if `targets`) target always; the era, and other settings, where they tell runs apart."""
+    """Each group's name: method and (if `targets`) target; the era and other settings, where they tell runs apart."""
     sparse = [run for run in runs if not run.dense]
     starts = {run.era[0] for run in sparse if run.era}
     usual: dict[Any, Counter[Any]] = {}
@@ -180,16 +180,16 @@ def _labels(runs: Sequence[RunHistory], *, targets: bool = True) -> list[str]:
             texts = [f"{t}, {run.settings[key]}" if run.settings.get(key) else t for t, run in _both(texts, runs)]
     others = sorted({k for run in runs for k in run.settings} - {*_TELLING, *_ALWAYS, "method", "target", "era"})
     for key in (*_TELLING, *others):
-        texts = _told_apart(texts, runs, lambda run, key=key: _setting(run, key))  # type: ignore[misc]
-    return _told_apart(texts, runs, lambda run: run.name)
+        texts = _disambiguate(texts, runs, lambda run, key=key: _setting(run, key))  # type: ignore[misc]
+    return _disambiguate(texts, runs, lambda run: run.name)
 
 
 def _both(texts: Sequence[str], runs: Sequence[RunHistory]) -> list[tuple[str, RunHistory]]:
     return list(zip(texts, runs, strict=True))
 
 
-def _told_apart(texts: list[str], runs: Sequence[RunHistory], word: Callable[[RunHistory], str]) -> list[str]:
-    """The texts, with a word added to those that are equal, where it makes a difference among them."""
+def _disambiguate(texts: list[str], runs: Sequence[RunHistory], word: Callable[[RunHistory], str]) -> list[str]:
+    """The texts, with a word added to equal ones, where it distinguishes them."""
     words: dict[str, set[str]] = {}
     for text, run in _both(texts, runs):
         words.setdefault(text, set()).add(word(run))
@@ -206,7 +206,7 @@ def _setting(run: RunHistory, key: str) -> str:
 
 
 def _styled(groups: list[Group]) -> list[Group]:
-    """Colour by method, dashes by variant, the same for every method that has it; tone and marker by both.
+    """The groups with line styles: colour by method, dashes by variant, tone and marker by both.
 
     Markers are there for print without colours, so no two of the first eleven are alike.
     """

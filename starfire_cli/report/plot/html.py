@@ -1,6 +1,7 @@
-"""One self-contained page about one run or many: no network, no scripts, readable on a phone, dark or light, in print.
+"""Self-contained HTML pages about one run or many, without network access or scripts.
 
-Everything that comes from files is escaped; the page's own policy forbids loading anything.
+They are readable on phones and in print, dark or light. Every text from a file is escaped; the page's own policy
+forbids loading anything.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ _PAGE = """<!doctype html>
 def html_page(
     material: Material, groups: Sequence[Group], figures: Mapping[str, Callable[[float], Figure]], *, command: str = ""
 ) -> str:
-    """The page.
+    """The page as text.
 
     Args:
         material: what there is to tell.
@@ -106,7 +107,7 @@ def html_page(
 
 
 def _figure(kind: str, drawn: Callable[[float], Figure], number: int) -> str:
-    """The picture twice, for wide and for narrow screens; only one of them is ever shown."""
+    """The figure twice, for wide and for narrow screens; the page shows one of them."""
     versions = (
         f'<div class="screen-{name}">{inline_svg(drawn(width), f"{kind[0]}{number}{name[0]}", KINDS[kind])}</div>'
         for name, width in (("wide", style.WIDE), ("narrow", PHONE))

@@ -1,4 +1,4 @@
-"""The parts of the page: what a run came to, tables, settings; every text from a file is escaped here."""
+"""Parts of HTML pages: results, tables, settings; every text from a file is escaped here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FEW = 6  # networks whose tables of layers are named one by one
 
 
 def title_of(material: Material, groups: Sequence[Group]) -> str:
-    """The run's name, or what the page holds."""
+    """The page's title: the run's name, or a summary of the material."""
     if len(material.runs) == 1:
         return printable(material.runs[0].name, 80)
     if material.runs:
@@ -35,7 +35,7 @@ def subtitle(material: Material, groups: Sequence[Group]) -> str:
 
 
 def facts(material: Material, groups: Sequence[Group]) -> str:
-    """The few numbers one looks for first."""
+    """The headline numbers."""
     shown: list[tuple[str, str, str]] = []
     if len(material.runs) == 1:
         run = material.runs[0]
@@ -65,7 +65,7 @@ def facts(material: Material, groups: Sequence[Group]) -> str:
 
 
 def runs_table(groups: Sequence[Group]) -> str:
-    """A row a run, where there are several."""
+    """A table with a row a run, where there are several."""
     runs = [(group, run) for group in groups for run in group.runs]
     if len(runs) < 2:
         return ""
@@ -90,7 +90,7 @@ def runs_table(groups: Sequence[Group]) -> str:
 
 
 def robustness_table(material: Material) -> str:
-    """Top-1 by size of the perturbation, with intervals."""
+    """A table of top-1 by size of the perturbation, with intervals."""
     rows = [
         (
             pretty_title(curve.title),
@@ -109,20 +109,20 @@ def robustness_table(material: Material) -> str:
         for text in curve.warnings
     )
     heads = ("network", "attack", "eps", "top-1", "95 % interval", "images")
-    return fold("The numbers", table(heads, rows)) + warnings
+    return collapsible("The numbers", table(heads, rows)) + warnings
 
 
 def layer_tables(material: Material) -> str:
-    """Every layer of every network that was looked into; behind one line where these are many."""
+    """Tables of every layer of every opened network; folded where there are many."""
     networks = [network for network in material.networks if network.inspection.layers]
     tables = "".join(
-        fold(f"Layers of {_name(network)}", _layers(network), opens=len(networks) <= 2) for network in networks
+        collapsible(f"Layers of {_name(network)}", _layers(network), opens=len(networks) <= 2) for network in networks
     )
-    return fold(f"Layers of {len(networks)} networks", tables, opens=False) if len(networks) > _FEW else tables
+    return collapsible(f"Layers of {len(networks)} networks", tables, opens=False) if len(networks) > _FEW else tables
 
 
 def sizes_table(material: Material) -> str:
-    """Bytes of the weights: as they are, packed, and the least possible."""
+    """A table of the weights' bytes: dense, packed, and the lower bound."""
     rows = []
     for network in material.networks:
         found = network.inspection
@@ -135,17 +135,17 @@ def sizes_table(material: Material) -> str:
 
 
 def commands(groups: Sequence[Group]) -> str:
-    """What makes each run again."""
+    """The command that repeats each run."""
     runs = [run for group in groups for run in group.runs if isinstance(run.facts.get("command"), str)]
     lines = [escape(printable(run.facts["command"], 2000)) for run in runs]
     if not lines:
         return ""
     shown = f"<pre>{chr(10).join(lines)}</pre>"
-    return f"<h2>Made by</h2>{shown if len(lines) <= 2 else fold(_count(len(lines), 'command'), shown)}"
+    return f"<h2>Made by</h2>{shown if len(lines) <= 2 else collapsible(_count(len(lines), 'command'), shown)}"
 
 
 def configuration(groups: Sequence[Group]) -> str:
-    """All settings of a single run, or those that all runs share and a list of what differs."""
+    """All settings of a single run, or shared settings and a list of differences."""
     runs = [run for group in groups for run in group.runs]
     if not any(run.settings for run in runs):
         return ""
@@ -157,7 +157,7 @@ def configuration(groups: Sequence[Group]) -> str:
     differing = [key for key in keys if key not in same]
     if differing:
         body += f'<p class="muted">Not the same in all runs: {escape(", ".join(differing))}.</p>'
-    return f"<h2>Configuration</h2>{fold(_count(len(rows), 'setting'), body)}"
+    return f"<h2>Configuration</h2>{collapsible(_count(len(rows), 'setting'), body)}"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: bool = False) -> str:
@@ -168,8 +168,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: bool = 
     return f'<div class="wide"><table{kind}><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-def fold(summary: str, body: str, *, opens: bool = True) -> str:
-    """Something to open; in print it is open, or (if not `opens`) left out."""
+def collapsible(summary: str, body: str, *, opens: bool = True) -> str:
+    """A collapsible section; in print it is open, or (if not `opens`) left out."""
     return f"<details{'' if opens else ' class=unprinted'}><summary>{escape(summary)}</summary>{body}</details>"
 
 

@@ -1,4 +1,4 @@
-"""Which pictures can be drawn from what there is, and the one place that draws a kind by its name."""
+"""The kinds of figures, the records each needs, and the function that draws one by name."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ _MANY_FILES = 40  # checkpoints that are opened without being asked for
 
 
 def parse_kinds(texts: Sequence[str]) -> list[str]:
-    """`["layers,window", "sparsity"]` as three kinds in the order of the pages. Raises BadOption."""
+    """Parses `["layers,window", "sparsity"]` into three kinds in the order of the pages. Raises BadOption."""
     wanted = {part.strip() for text in texts for part in text.split(",") if part.strip()}
     for kind in sorted(wanted - KINDS.keys()):
         raise unknown("--kind", kind, KINDS)
     return [kind for kind in KINDS if kind in wanted]
 
 
-def usual_kinds(runs: Sequence[RunHistory], checkpoints: Sequence[Path], curves: Sequence[RobustCurve]) -> list[str]:
-    """What is drawn where nothing is asked for: all that the material allows and that says something."""
+def default_kinds(runs: Sequence[RunHistory], checkpoints: Sequence[Path], curves: Sequence[RobustCurve]) -> list[str]:
+    """The default kinds: all that the material allows and that are informative."""
     begun = [run for run in runs if run.has("val_top1")]
     sparsities = {round(best.get("sparsity_prunable", 0.0), 3) for run in begun if (best := run.best())}
     possible = {
@@ -58,7 +58,7 @@ def usual_kinds(runs: Sequence[RunHistory], checkpoints: Sequence[Path], curves:
     return [kind for kind in KINDS if possible[kind]]
 
 
-def worth_opening(kinds: Sequence[str], groups: Sequence[Group], checkpoints: Sequence[Path]) -> list[Path]:
+def checkpoints_to_open(kinds: Sequence[str], groups: Sequence[Group], checkpoints: Sequence[Path]) -> list[Path]:
     """The checkpoints that the kinds need: all for the trade-off, else one an experiment and no more than fit."""
     if "tradeoff" in kinds:
         return list(checkpoints)
@@ -70,7 +70,7 @@ def worth_opening(kinds: Sequence[str], groups: Sequence[Group], checkpoints: Se
 def draw(
     kind: str, material: Material, *, axis: str = "epoch", width: float = style.WIDE, groups: Sequence[Group] = ()
 ) -> Figure:
-    """The picture.
+    """Draws the figure of a kind.
 
     Args:
         kind: one of KINDS.
@@ -116,16 +116,16 @@ def draw(
     return figures.kernels_figure(_first_sparse(networks), width=width)
 
 
-def left_out(
+def omission_notes(
     kinds: Sequence[str], material: Material, groups: Sequence[Group], checkpoints: Sequence[Path]
 ) -> list[str]:
-    """What the pictures do not show, in words."""
+    """Notes on what the figures leave out."""
     said = []
     if "tradeoff" not in kinds and "layers" in kinds and len(checkpoints) > _MANY_FILES:
         said.append(f"tradeoff is not drawn unasked for {len(checkpoints)} checkpoints: --kind tradeoff opens them all")
     shown = _shown(groups, material.networks)
     by_layer = [kind for kind in ("layers", "window") if kind in kinds]
-    unreadable = len(worth_opening(kinds, groups, checkpoints)) - len(material.networks)
+    unreadable = len(checkpoints_to_open(kinds, groups, checkpoints)) - len(material.networks)
     readable = len(checkpoints) - unreadable
     if by_layer and len(shown) < readable:
         said.append(
@@ -139,7 +139,7 @@ def left_out(
 
 
 def _first_sparse(networks: Sequence[NetworkPicture]) -> NetworkPicture:
-    """The first that has anything pruned: there is nothing to see in the mask of a dense network."""
+    """The first network with anything pruned: a dense network's mask shows nothing."""
     return next((network for network in networks if network.inspection.sparsity_prunable), networks[0])
 
 

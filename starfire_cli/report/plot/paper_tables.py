@@ -1,4 +1,4 @@
-"""The paper's tables 1, 2 and 5 to 8, from a set of runs: what goes into which cell."""
+"""The paper's tables 1, 2 and 5 to 8, filled from a set of runs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _accuracy(setup: Setup, epoch: int, number: int) -> PaperTable:
 
 
 def _gain(setup: Setup) -> PaperTable:
-    """Table 7: what the last epochs add."""
+    """Table 7: the gain by the last epochs."""
     early, late = _after(setup.early, "val_top1"), _after(setup.late, "val_top1")
 
     def gain(run: RunHistory) -> float | None:
@@ -169,7 +169,7 @@ def _best_of(group: Group | None) -> tuple[Cell | None, ...]:
 
 
 def _other_drops(setup: Setup) -> PaperTable:
-    """Table 8: what comes of dropping the learning rate for the last time earlier."""
+    """Table 8: the effect of an earlier last drop of the learning rate."""
     alike: dict[object, list[Group]] = {}
     for group in setup.groups:
         alike.setdefault(differ_only_by("lr_drops", group), []).append(group)

@@ -1,4 +1,4 @@
-"""How figures get to the disk: PNG, SVG or PDF by the name's ending, the same bytes every time, whole or not at all."""
+"""Saves figures atomically and reproducibly to the byte, as PNG, SVG or PDF by the name's ending."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHOWN = "what is shown"
 
 
 def check_target(out: Path) -> None:
-    """Raises BadOption, before any work is done, if no picture can be called that."""
+    """Raises BadOption, before any work is done, if no figure can have that name."""
     if out.suffix.lower() not in ENDINGS:
         raise BadOption(f"--out {out} does not end in {', '.join(ENDINGS)}; the ending says what to write")
     if not out.parent.is_dir():
@@ -34,7 +34,7 @@ def check_target(out: Path) -> None:
 def save_figures(
     figures: Mapping[str, Figure], out: Path, *, dpi: int = DPI, several: bool = False, read: Sequence[Path] = ()
 ) -> list[Path]:
-    """Write them and return the files: one PDF with a page each; PNG and SVG one file each, `out-NAME.png`.
+    """Writes figures and returns the files: one PDF with a page each; PNG and SVG one file each, `out-NAME.png`.
 
     Args:
         figures: by kind; a single one is called `out` itself (unless `several`).
@@ -62,13 +62,13 @@ def save_figures(
 
 
 def render(figure: Figure, kind: str, *, dpi: int = DPI, paper: str | None = style.PAPER) -> bytes:
-    """One figure as bytes; with `paper` None the background stays open."""
+    """One figure as bytes; with `paper` None the background is transparent."""
     import matplotlib
 
     # Dates and random ids would make each file of the same picture a different one.
     metadata: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     memory = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "starfire", "svg.fonttype": "path"}), _quiet():
+    with matplotlib.rc_context({"svg.hashsalt": "starfire", "svg.fonttype": "path"}), _suppress_warnings():
         figure.savefig(memory, format=kind, dpi=dpi, facecolor=paper or "none", metadata=metadata)
     return memory.getvalue()
 
@@ -80,7 +80,7 @@ def _pdf(figures: list[Figure], dpi: int) -> bytes:
     memory = io.BytesIO()
     with (  # TrueType: publishers refuse the Type 3 fonts that matplotlib writes by itself
         matplotlib.rc_context({"pdf.fonttype": 42}),
-        _quiet(),
+        _suppress_warnings(),
         PdfPages(memory, metadata={"CreationDate": None}) as pages,
     ):
         for figure in figures:
@@ -94,8 +94,8 @@ def _write(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what matplotlib has to say on letters that its font lacks, and on panels squeezed by odd names."""
+def _suppress_warnings() -> Iterator[None]:
+    """Suppresses matplotlib's warnings about missing glyphs and squeezed panels."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         warnings.filterwarnings("ignore", message="constrained_layout not applied")

@@ -1,4 +1,4 @@
-"""Which colour, line and size a thing has in every picture, on white paper and on a dark page alike.
+"""Colours, lines and sizes of figures, the same for one thing everywhere, for white paper and dark pages.
 
 The colours keep a contrast of 3 or more against white and near-black, and differ for the colour-blind as well
 (tests/report/plot/test_plot_style.py measures both). Nothing here touches matplotlib's global settings.
@@ -45,13 +45,13 @@ _LIGHTEST, _DARKEST = 0.30, 0.135  # luminance: 3:1 against white, 3:1 against n
 
 
 def method_colour(spec: str) -> str:
-    """The colour of `window`, `window:max_nonzero=2` or `window 0.6`, the same everywhere."""
+    """The colour of a method (`window`, `window:max_nonzero=2` or `window 0.6`), the same everywhere."""
     name = method_name(spec)
     return METHODS.get(name) or OTHERS[sum(map(ord, name)) % len(OTHERS)]
 
 
 def method_name(spec: str) -> str:
-    """`window` of `window:max_nonzero=2` or of `window 0.6`."""
+    """The method's name in `window:max_nonzero=2` or `window 0.6`."""
     start = re.match(r"[\w-]+", spec)
     return start[0].lower() if start else spec
 
@@ -64,8 +64,8 @@ def shades(colour: str, count: int) -> list[str]:
     return [_hex([d + (w - d) * i / (count - 1) for d, w in zip(dark, light, strict=True)]) for i in range(count)]
 
 
-def dress(axes: Axes, *, grid: str = "y") -> None:
-    """What every pair of axes has: two spines, muted ticks, a faint grid behind the data."""
+def style_axes(axes: Axes, *, grid: str = "y") -> None:
+    """Styles axes: two spines, muted ticks, a faint grid behind the data."""
     axes.set_facecolor("none")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
@@ -76,21 +76,21 @@ def dress(axes: Axes, *, grid: str = "y") -> None:
 
 
 def label(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
-    """Axis labels, and a title on the left."""
+    """Sets axis labels, and a title on the left."""
     axes.set_xlabel(x, fontsize=SIZE, color=INK)
     axes.set_ylabel(y, fontsize=SIZE, color=INK)
     if title:
         axes.set_title(title, fontsize=SIZE, color=INK, loc="left", pad=6)
 
 
-def plain(text: str, limit: int = 44) -> str:
-    """`text` as matplotlib shall show it: no formulas, no line ends, the middle of long names left out."""
+def literal_text(text: str, limit: int = 44) -> str:
+    """`text` as literal text for matplotlib: no formulas, no line ends, the middle of long names left out."""
     safe = "".join(c if c.isprintable() else "?" for c in text)
     return shorten(safe, limit).replace("$", r"\$")
 
 
 def shorten(text: str, limit: int) -> str:
-    """The start and the end of a long name, `layer1.0.co…nv3.weight`."""
+    """Shortens a long name in the middle: `layer1.0.co…nv3.weight`."""
     if len(text) <= limit:
         return text
     head = (limit - 1 + 1) // 2

@@ -1,4 +1,4 @@
-"""What the paper's tables are made of: cells over several runs, rows, and the set-up whose runs share a table."""
+"""Cells and rows of the paper's tables: values over several runs, and the set-up whose runs share a table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Cell:
     unit: str = "accuracy"
 
     def text(self, *, minus: str = "-", plus_minus: str = "±") -> str:
-        """`75.82 ± 0.10 (-0.46)`."""
+        """The cell's text, as in `75.82 ± 0.10 (-0.46)`."""
         if self.unit == "epoch":
             return f"{round(self.mean, 1):g}"
         text = f"{_rounded(self.mean):{'+' if self.unit == 'points' else ''}.2f}"
@@ -78,7 +78,7 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class Setup:
-    """Experiments that may stand in one table, and the epochs (`at`) to read them after, if not the usual ones."""
+    """Experiments of one table, and the epochs (`at`) to read them after, if not the usual ones."""
 
     name: str
     groups: list[Group]
@@ -87,17 +87,17 @@ class Setup:
 
     @property
     def late(self) -> int:
-        """The epoch that accuracies are read after."""
+        """The epoch after which accuracies are read."""
         return max(self.at, default=self.epochs)
 
     @property
     def early(self) -> int:
-        """The earlier epoch of tables that have two."""
+        """The earlier epoch of tables with two."""
         return min(self.at, default=round(_EARLY * self.epochs))
 
     @property
     def sparse(self) -> list[Group]:
-        """All but the dense."""
+        """All experiments but the dense ones."""
         return [group for group in self.groups if not group.first.dense]
 
     def dense_for(self, group: Group) -> Group | None:
@@ -110,7 +110,7 @@ class Setup:
         return alike[0] if len(alike) == 1 else None
 
     def notes(self) -> list[str]:
-        """What the numbers are, where they are of several runs."""
+        """Notes on the numbers, where they are of several runs."""
         counts = sorted({len(group.runs) for group in self.groups})
         if counts[-1] == 1:
             return []

@@ -1,4 +1,4 @@
-"""How a table of the paper is written: for a terminal, as Markdown, LaTeX (booktabs) or CSV."""
+"""Writes the paper's tables for a terminal, and as Markdown, LaTeX (booktabs) or CSV."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasci
 
 
 def format_name(text: str) -> str:
-    """`md` and `markdown` are the same. Raises BadOption that lists the formats."""
+    """The canonical name of a format: `md` and `markdown` are the same. Raises BadOption that lists the formats."""
     name = _SHORT.get(text.lower(), text.lower())
     if name not in FORMATS:
         raise unknown("--format", text, FORMATS)
@@ -30,7 +30,7 @@ def format_name(text: str) -> str:
 
 
 def show(console: Console, tables: Sequence[PaperTable]) -> None:
-    """For people, at a terminal or in a pipe."""
+    """The table as text, for a terminal or a pipe."""
     for number, table in enumerate(tables):
         if number:
             console.print()
@@ -46,7 +46,7 @@ def show(console: Console, tables: Sequence[PaperTable]) -> None:
 
 
 def write(tables: Sequence[PaperTable], form: str) -> str:
-    """As Markdown, LaTeX or CSV, or as what `show` would print into a file; ends with a line end."""
+    """The table as Markdown, LaTeX, CSV or plain text; ends with a line end."""
     if form == "csv":
         return _csv(tables)
     if form == "terminal":
@@ -83,7 +83,7 @@ def _latex(table: PaperTable) -> str:
 
 
 def _csv(tables: Sequence[PaperTable]) -> str:
-    """Numbers for other programs: percent, or epochs; columns for what only some cells have."""
+    """CSV for other programs: percent, or epochs; with further columns for values that only some cells have."""
     rows: list[dict[str, str | float]] = []
     columns: dict[str, None] = {"setup": None, "row": None}
     for table in tables:
@@ -116,13 +116,13 @@ def _numbers(column: str, cell: Cell | None) -> dict[str, float]:
 
 
 def _columns(table: PaperTable) -> list[str]:
-    """One line of headings: what spans several columns is put before each of them."""
+    """One line of headings: spanning headings are put before each of their columns."""
     above = [text for text, columns in table.spans for _ in range(columns)] or [""] * len(table.columns)
     return [f"{span}: {column}" if span else column for span, column in zip(above, table.columns, strict=True)]
 
 
 def heading(table: PaperTable) -> str:
-    """`Table 1: top-1 accuracy (%) after 100 epochs (resnet50 on imagenet, 100 epochs in all)`."""
+    """The heading, as in `Table 1: top-1 accuracy (%) after 100 epochs (resnet50 on imagenet, 100 epochs in all)`."""
     return f"Table {table.number}: {table.title} ({table.setup})"
 
 

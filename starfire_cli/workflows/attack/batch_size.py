@@ -1,4 +1,4 @@
-"""How many images at a time: as many as memory holds with room to spare, no more than are of use."""
+"""Chooses the batch size of an attack from the free memory."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _PIXELS = 2**27  # of one batch from the loader, 512 MB as float32
 _SHARE = 0.5
 
 
-def most_useful(device: torch.device, image_size: int) -> int:
-    """The largest batch worth asking a loader for."""
+def largest_useful_batch(device: torch.device, image_size: int) -> int:
+    """The largest batch size of use on this device."""
     return max(1, min(_MOST.get(device.type, 256), _PIXELS // (3 * image_size**2)))
 
 
 def images_that_fit(model: nn.Module, device: torch.device, image_size: int, most: int) -> int:
-    """How many images one gradient may take: counted from what two images leave for the backward pass."""
+    """The number of images that one gradient's memory allows, extrapolated from two images."""
     saved = 0
 
     def count(tensor: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def images_that_fit(model: nn.Module, device: torch.device, image_size: int, mos
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on `device`."""
+    """Free bytes on `device`."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = [2**33]

@@ -1,4 +1,4 @@
-"""One network under one attack, with the file beside it: what is known already, what is missing, what came of it."""
+"""Runs one attack on one network for the sizes and images that its result file lacks, and updates the file."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _SAVE_SECONDS = 5.0
 
 
 def spec_of(attack: Attack) -> str:
-    """The attack's text without its eps, which the list of sizes replaces."""
+    """The attack's spec without its eps, which the list of sizes replaces."""
     default = next(f.default for f in dataclasses.fields(attack) if f.name == "eps")  # type: ignore[arg-type]
     return ATTACKS.spec(dataclasses.replace(attack, eps=default))  # type: ignore[type-var]
 
 
 def controls_of(attack: Attack) -> tuple[str, ...]:
-    """What is measured beside it: noise of the same size, and one step of FGSM beside anything stronger."""
+    """The control attacks: noise of the same size, and one step of FGSM beside anything stronger."""
     name = spec_of(attack).partition(":")[0]
     return {"noise": (), "fgsm": ("noise",)}.get(name, ("noise", "fgsm"))
 
@@ -77,7 +77,7 @@ class SweepPlan:
         self.tallies: Tallies = {}
         self.attack_notes: dict[str, None] = {}
         earlier = read_robustness(self.path, fresh=fresh)
-        self.notes = () if fresh or earlier is None else self._recall(earlier, settings["images"])
+        self.notes = () if fresh or earlier is None else self._load_previous(earlier, settings["images"])
 
     def run(
         self,
@@ -88,7 +88,7 @@ class SweepPlan:
         chunk: int,
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> Iterator[AttackProgress]:
-        """Do what is missing, and save it every few seconds and whatever happens."""
+        """Attacks at missing sizes and images, and saves every few seconds and at the end, even on errors."""
         sweep = Sweep(
             model=self.network.model,
             split=split,
@@ -118,7 +118,7 @@ class SweepPlan:
             sweep.settle()
 
     def result(self, other: SweepPlan | None) -> NetworkResult:
-        """All rows; `other` is the second network's plan where images were shown to both."""
+        """All rows; `other` is the second network's plan where both saw the same images."""
         clean = self.tallies[CLEAN][0.0]
         return NetworkResult(
             path=self.network.path,
@@ -127,12 +127,12 @@ class SweepPlan:
             points=verdict.points(self.tallies, ATTACK, self.sizes),
             controls={name: verdict.points(self.tallies, name, self.sizes) for name in self.controls},
             transfer=() if other is None else verdict.transferred(self.tallies, other.tallies, self.sizes),
-            warnings=verdict.doubts(self.tallies, self.sizes, self.spec, self.controls),
+            warnings=verdict.masking_signs(self.tallies, self.sizes, self.spec, self.controls),
             file=self.path,
         )
 
     def write(self, rows: dict[str, Any], *, complete: bool) -> dict[str, Any]:
-        """Write the file, and return what it holds but for the images' bits."""
+        """Writes the file, and returns its contents without the images' bits."""
         document = {
             "checkpoint": str(self.network.path),
             "attack": self.spec,
@@ -152,17 +152,17 @@ class SweepPlan:
         write_robustness(self.path, document | {PER_IMAGE: known})
         return document
 
-    def _recall(self, earlier: dict[str, Any], images: int) -> tuple[str, ...]:
-        """Take over what an earlier run found out, if it was about the same thing."""
+    def _load_previous(self, earlier: dict[str, Any], images: int) -> tuple[str, ...]:
+        """Loads the tallies of an earlier run, if its settings were the same."""
         try:
             with reading(self.path):
-                return self._taken_up(earlier, images)
+                return self._resume_tallies(earlier, images)
         except DamagedFile:
             self.tallies.clear()
             self.attack_notes.clear()
             return (f"{self.path} is damaged; everything is attacked again",)
 
-    def _taken_up(self, earlier: dict[str, Any], images: int) -> tuple[str, ...]:
+    def _resume_tallies(self, earlier: dict[str, Any], images: int) -> tuple[str, ...]:
         held = dict(earlier.get("settings") or {})
         differing = [key for key in self._settings if held.get(key) != self._settings[key]]
         if differing:

@@ -1,4 +1,4 @@
-"""How sure is an accuracy, and a difference between two networks that saw the same images? Counts in, intervals out."""
+"""Confidence intervals for an accuracy, and for the difference between two networks on the same images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def mcnemar(only_first: int, only_second: int) -> tuple[float, float]:
 
 
 def bootstrap(changes: npt.NDArray[np.int8], *, seed: int, resamples: int = 10_000) -> tuple[float, float]:
-    """The 95 % percentile interval of a mean when the images are drawn again, with replacement.
+    """The 95 % percentile interval of a mean, by resampling the images with replacement.
 
     Args:
         changes: a small whole number an image, (N,): +1 where only the first is right, -1 where only the second.

@@ -1,4 +1,4 @@
-"""What do the attacked images look like? A sheet for each eps: clean, perturbation, adversarial."""
+"""Sheets of attacked images, one for each eps: clean, perturbation, adversarial."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def save_sheets(
     seed: int,
     classes: tuple[str, ...],
 ) -> tuple[list[Path], list[str]]:
-    """Write `eps-0.05.png` and so on into `folder`; returns the files, and what the 8-bit images do to the network.
+    """Writes `eps-0.05.png` and so on into `folder`; returns the files, and notes on the 8-bit images.
 
     Each sheet has a column an image and three rows: clean, perturbation (grey is none, the strongest change is black or
     white), adversarial. Pixels are rounded to the nearest of 256 levels, and it is these rounded images that are

@@ -1,4 +1,4 @@
-"""How robust is a network, and is it as robust as another one on the same images (paper, section 3.2, table 3)?"""
+"""Measures the robust accuracy of one network, or of two on the same images (paper, section 3.2, table 3)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from starfire_cli.networks.restore import RestoredModel, restore_model
 from starfire_cli.records.attack import AttackRecord, AttackReport, AttackStarted
 from starfire_cli.values import Channels
 from starfire_cli.workflows.attack import verdict as verdict
-from starfire_cli.workflows.attack.batch_size import images_that_fit, most_useful
+from starfire_cli.workflows.attack.batch_size import images_that_fit, largest_useful_batch
 from starfire_cli.workflows.attack.cached import SweepPlan, spec_of
 from starfire_cli.workflows.attack.image_sheet import save_sheets
 
@@ -38,7 +38,7 @@ DEFAULT_SIZES = {"linf": "0,0.01,0.05", "l2": "0,0.25,0.5,1"}
 
 @dataclass(frozen=True, kw_only=True)
 class AttackRequest:
-    """What `starfire attack` is asked to do; the fields are the command's options.
+    """A request of `starfire attack`; the fields are the command's options.
 
     Args:
         checkpoint: a file, a run folder, or None for the newest run.
@@ -77,7 +77,7 @@ class AttackRequest:
 
 
 def attack(request: AttackRequest) -> Iterator[AttackRecord]:
-    """Attack one network or two; yields progress and at last the report, which by then is on disk.
+    """Attacks one network or two; yields progress and at last the report, which by then is on disk.
 
     Raises:
         BadOption, StarfireError: one line: what cannot be done, and what would work.
@@ -144,7 +144,7 @@ def attack(request: AttackRequest) -> Iterator[AttackRecord]:
 
 
 def _read(networks: tuple[RestoredModel, ...]) -> list[str]:
-    """What had to be done to read the checkpoints, with their names where there are two."""
+    """Notes from reading the checkpoints, with their names where there are two."""
     names = [f"{network.path}: " if len(networks) > 1 else "" for network in networks]
     return [name + note for name, network in zip(names, networks, strict=True) for note in network.notes]
 
@@ -163,7 +163,7 @@ def choose(request: AttackRequest) -> tuple[Attack, tuple[Size, ...]]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Setting:
-    """What is the same for both networks."""
+    """The conditions that both networks share."""
 
     info: DataInfo
     split: Split
@@ -182,7 +182,7 @@ def _open(request: AttackRequest) -> _Setting:
     known = first.meta.data.info()
     if request.images is not None and request.images < 1:
         raise BadOption(f"--images {request.images} is too few; at least 1")
-    loaded = request.batch_size or most_useful(
+    loaded = request.batch_size or largest_useful_batch(
         device, request.image_size or (224 if known is None else known.image_size)
     )
     options = DataOptions(
@@ -227,7 +227,7 @@ def _second(request: AttackRequest, checkpoint: Checkpoint, info: DataInfo, devi
 
 
 def _plans(request: AttackRequest, setting: _Setting, chosen: Attack, sizes: tuple[Size, ...]) -> list[SweepPlan]:
-    """One for each network, with a file of its own."""
+    """A plan for each network, with a result file of its own."""
     # Runs that differ on purpose do not replace one another's files.
     suffix = f"-n{len(setting.split)}" if request.images is not None else ""
     suffix += f"-{request.image_size}px" if request.image_size is not None else ""

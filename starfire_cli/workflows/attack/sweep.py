@@ -1,4 +1,4 @@
-"""One network, one attack, every size, every image: the loop, and the tally that survives being stopped."""
+"""Attacks one network at every size on every image, and keeps a tally from which an interrupted sweep resumes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SLACK = 1e-4  # by which float32 may put an image beyond eps, in l2 over many p
 
 @dataclass
 class AttackTally:
-    """Right or wrong, image by image, at one size; the first `done` images are known."""
+    """Outcomes image by image at one size; the first `done` images are known."""
 
     images: int
     done: int = 0
@@ -41,14 +41,14 @@ class AttackTally:
         self.right, self.right5 = np.zeros(self.images, dtype=np.bool_), np.zeros(self.images, dtype=np.bool_)
 
     def cut(self, images: int) -> None:
-        """Keep the first `images` only."""
+        """Drops all images but the first `images`."""
         self.images, self.done = images, min(self.done, images)
         self.right, self.right5 = self.right[:images], self.right5[:images]
         self.blind = None if self.blind is None else self.blind[:images]
         self.transfer = None if self.transfer is None else self.transfer[:images]
 
     def as_plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Plain values for JSON."""
         bits = {"right": self.right, "right5": self.right5, "blind": self.blind, "transfer": self.transfer}
         plain = {name: pack(value) for name, value in bits.items() if value is not None}
         return {"done": self.done, "seconds": round(self.seconds, 3), **plain}
@@ -70,7 +70,7 @@ Tallies = dict[str, dict[float, AttackTally]]
 
 @dataclass(kw_only=True)
 class Sweep:
-    """Everything that is asked of one network.
+    """One network's attack: sizes, images and tallies.
 
     Args:
         model: from pixels to logits.
@@ -111,12 +111,12 @@ class Sweep:
                     tally.transfer = None  # the rest of the images will not be shown to the other network
 
     def wanted(self) -> list[AttackTally]:
-        """The tallies that this sweep is about; there may be others, from earlier ones."""
+        """The tallies of this sweep's sizes; others may be left from earlier ones."""
         asked = [self.tallies[name][size] for name in self.attacks for size in self.sizes]
         return [self.tallies[CLEAN][0.0], *asked]
 
     def run(self) -> Iterator[int]:
-        """Do what is missing; yields how many images times sizes are done, after every few of them."""
+        """Attacks at missing sizes and images; yields the number of images times sizes done, every few of them."""
         first = min(tally.done for tally in self.wanted()) // self.loaded
         if first * self.loaded >= len(self.split):
             return
@@ -138,7 +138,7 @@ class Sweep:
                 at += len(images)
 
     def settle(self) -> None:
-        """Cut every tally to the images that came: fewer than the split announced, if corrupt ones were left out."""
+        """Cuts every tally to the number of images seen: fewer than announced if corrupt ones were left out."""
         come = min(tally.done for tally in self.wanted())
         for by_size in self.tallies.values():
             for tally in by_size.values():
@@ -194,7 +194,7 @@ class Sweep:
         return both[0], both[1]
 
     def _check(self, found: Tensor, images: Tensor, size: float, norm: str) -> None:
-        """What is counted must be an image no further than `size` from the original, whoever made it."""
+        """Raises StarfireError unless adversarial images are within `size` of the originals."""
         change = (found - images).flatten(1)
         far = change.abs().amax() if norm == "linf" else torch.linalg.vector_norm(change, dim=1).amax()
         low, high = torch.aminmax(found)
@@ -207,7 +207,7 @@ class Sweep:
 
 @contextlib.contextmanager
 def _exact_convolutions() -> Iterator[None]:
-    """No TF32: by default a GPU rounds the inputs of convolutions to 10 bits, and a sign is all that FGSM looks at."""
+    """Turns TF32 off within the block: it rounds the inputs of convolutions to 10 bits, and FGSM uses only signs."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:

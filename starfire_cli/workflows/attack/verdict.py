@@ -1,4 +1,4 @@
-"""What the tallies say: points with intervals, two networks held against each other, and reasons for doubt."""
+"""Results from tallies: accuracies with intervals, comparisons of two networks, and warnings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def point(tally: AttackTally, size: Size, clean: AttackTally, right: Bits | None
 
 
 def points(tallies: Tallies, name: str, sizes: tuple[Size, ...]) -> tuple[RobustPoint, ...]:
-    """The rows of one attack; size 0 is no attack."""
+    """The rows of one attack; size 0 is without attack."""
     clean = tallies[CLEAN][0.0]
     return tuple(point(clean if s.eps == 0 else tallies[name][s.eps], s, clean) for s in sizes)
 
@@ -55,7 +55,7 @@ def transferred(tallies: Tallies, other: Tallies, sizes: tuple[Size, ...]) -> tu
 
 
 def pairs(first: Tallies, second: Tallies, sizes: tuple[Size, ...], seed: int) -> tuple[PairPoint, ...]:
-    """The two networks at every size, image by image."""
+    """The two networks compared at every size, image by image."""
     rows = []
     for size in sizes:
         a, b = (t[CLEAN][0.0] if size.eps == 0 else t[ATTACK][size.eps] for t in (first, second))
@@ -86,7 +86,7 @@ def pairs(first: Tallies, second: Tallies, sizes: tuple[Size, ...], seed: int) -
     return tuple(rows)
 
 
-def doubts(tallies: Tallies, sizes: tuple[Size, ...], attack: str, controls: tuple[str, ...]) -> tuple[str, ...]:
+def masking_signs(tallies: Tallies, sizes: tuple[Size, ...], attack: str, controls: tuple[str, ...]) -> tuple[str, ...]:
     """Signs of gradient masking, where gradients mislead the attack and the accuracy flatters the network."""
     clean, nonzero = tallies[CLEAN][0.0], [s for s in sizes if s.eps]
     rows = [(s.label, tallies[ATTACK][s.eps]) for s in nonzero]
@@ -124,13 +124,13 @@ def doubts(tallies: Tallies, sizes: tuple[Size, ...], attack: str, controls: tup
 
 
 def _surely_fewer(first: Bits, second: Bits) -> bool:
-    """Whether the first are right less often than the second by more than chance."""
+    """Whether the first are right significantly less often than the second."""
     only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
     return only_first < only_second and mcnemar(only_first, only_second)[1] < _SURE
 
 
 def as_plain(row: RobustPoint) -> dict[str, object]:
-    """A row for JSON; what was not measured is left out."""
+    """A row as plain values for JSON, without those that were not measured."""
     plain: dict[str, object] = {
         "eps": row.eps,
         "top1": row.top1,
@@ -147,12 +147,12 @@ def as_plain(row: RobustPoint) -> dict[str, object]:
 
 
 def pair_as_plain(row: PairPoint) -> dict[str, object]:
-    """The same for a pair."""
+    """A pair's row as plain values for JSON."""
     return {k: v for k, v in dataclasses.asdict(row).items() if k != "label"}
 
 
 def document(result: NetworkResult) -> dict[str, object]:
-    """The part of the document that one network fills."""
+    """One network's part of the document."""
     return {
         "checkpoint": str(result.path),
         "title": result.title,

@@ -1,4 +1,4 @@
-"""In which ways can a network be run on this CPU? Dense ones, by torch and by others' engines, and ours."""
+"""Inference engines for a network on this CPU: dense ones (torch, ONNX Runtime and others) and our sparse one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Run = Callable[[], Tensor]
 
 
 class Graph:
-    """The network as an ONNX file, written when it is wanted for the first time.
+    """The network as an ONNX file, exported on first use.
 
     Args:
         model: to be exported.
@@ -33,7 +33,7 @@ class Graph:
         self._problem: str | None = None
 
     def written(self) -> Path:
-        """Where it is. Raises StarfireError, quickly from the second time on."""
+        """The file's path, exported on first use. Raises StarfireError; a failed export is not repeated."""
         if self._problem is None and not self._path.exists():
             self._problem = missing_package()
             try:
@@ -48,7 +48,7 @@ class Graph:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchJob:
-    """What every engine is asked to run.
+    """The network and inputs that every engine runs.
 
     Args:
         model: float32, in eval mode, on the CPU; not to be changed.
@@ -67,7 +67,7 @@ class BenchJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """One way to run a network.
+    """One inference engine.
 
     Args:
         name: for programs; `label` for people.

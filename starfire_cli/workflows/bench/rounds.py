@@ -1,4 +1,4 @@
-"""How are several ways timed fairly on a machine that is not quiet? In turns, many times over."""
+"""Times several engines in interleaved rounds, so that noise on the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _LONG = 0.1  # seconds of a call to which it makes no difference what others hav
 Taken = tuple[tuple[float, ...], ...]
 
 
-def in_rounds(runs: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Taken | str]:
-    """The seconds of every call of every way, by round; or why it failed.
+def time_in_rounds(runs: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Taken | str]:
+    """Times every engine in rounds: the seconds of every call by round, or the reason of failure.
 
     In each round every way has a turn of `seconds` / `ROUNDS`, at least one call; whoever begins differs from round to
     round. A turn begins with a call that is not counted, where calls are short.

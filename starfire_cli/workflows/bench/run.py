@@ -1,4 +1,4 @@
-"""How fast is a network on this CPU, dense and from its live weights? All ways side by side (docs/bench.md)."""
+"""Times a network on this CPU, dense and from its live weights, by all engines (docs/bench.md)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from starfire_cli.sparse import SparseNetwork, missing, sparsify
 from starfire_cli.text import reason
 from starfire_cli.values import Channels, parse_input, parse_list, parse_whole
 from starfire_cli.workflows.bench.engines import COMPILED, ENGINES, PLAIN, BenchJob, Engine, Graph, Run
-from starfire_cli.workflows.bench.rounds import in_rounds
+from starfire_cli.workflows.bench.rounds import time_in_rounds
 
 _TAKING_PART = ("numpy", "llvmlite", "onnxruntime", "openvino")
 _BUSY = 0.7  # processes that run or want to, on average over the last minute
@@ -34,7 +34,7 @@ _INSIDE = "net."  # a network lies in `Normalized`
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRequest:
-    """What `starfire bench` is asked to do; the fields are the command's options.
+    """A request of `starfire bench`; the fields are the command's options.
 
     Args:
         checkpoint: a file of any format, a run folder, or None for the newest run.
@@ -64,7 +64,7 @@ class BenchRequest:
 
 
 def bench(request: BenchRequest) -> Iterator[BenchProgress | Setting | BatchTimings]:
-    """Time every way to run the network; yields the setting, and then what was timed, a batch size at a time.
+    """Times every engine; yields the setting, and then the timings, a batch size at a time.
 
     A way that fails is reported with its reason; only the plain dense network has to run.
 
@@ -140,7 +140,7 @@ def _bench(
 def _timings(
     job: BenchJob, engines: list[Engine], seconds: float
 ) -> Generator[BenchProgress, None, tuple[Timing, ...]]:
-    """Get every way ready, and time those that are; returns one `Timing` each."""
+    """Prepares every engine, and times those that are ready; returns one `Timing` each."""
     batch = f"{len(job.images)} image{'s' if len(job.images) > 1 else ''} a call"
     found: dict[str, Timing] = {}
     runs: dict[str, Run] = {}
@@ -164,7 +164,7 @@ def _timings(
         runs[engine.name] = run
         found[engine.name] = replace(timing, ready=ready, difference=difference)
     yield BenchProgress(text=f"{batch}: {len(runs)} ways take turns, {seconds:g} s or more each")
-    for name, taken in in_rounds(runs, seconds).items():
+    for name, taken in time_in_rounds(runs, seconds).items():
         timing = found[name]
         found[name] = replace(timing, problem=taken) if isinstance(taken, str) else replace(timing, rounds=taken)
     if found[PLAIN].problem is not None:
@@ -179,7 +179,7 @@ def _difference(given: Tensor, expected: Tensor) -> float:
 
 
 def _layers(sparse: SparseNetwork, images: Tensor, bare: list[LayerTiming]) -> tuple[LayerTiming, ...]:
-    """What the sparse network chose for each layer; layers that no way of ours can run stay as they are."""
+    """The loop that the sparse network chose for each layer; layers without a sparse loop are unchanged."""
     chosen = {choice.name: choice for choice in sparse.choices(tuple(images.shape))}
     found = []
     for layer in bare:
@@ -192,7 +192,7 @@ def _layers(sparse: SparseNetwork, images: Tensor, bare: list[LayerTiming]) -> t
 
 
 def _sparse(model: nn.Module) -> SparseNetwork | str:
-    """The network from its live weights, or why there is none."""
+    """The sparse network, or the reason that there is none."""
     try:
         return missing() or sparsify(model)
     except StarfireError as error:
@@ -200,7 +200,7 @@ def _sparse(model: nn.Module) -> SparseNetwork | str:
 
 
 def _network(request: BenchRequest) -> tuple[RestoredModel, list[str]]:
-    """The network, and what had to be assumed."""
+    """The network, and the assumptions made."""
     checkpoint = files.load(find_checkpoint(request.checkpoint), weights=request.weights)
     notes: list[str] = []
     mean, std = request.mean, request.std
@@ -225,7 +225,7 @@ def _says_normalisation(checkpoint: Checkpoint) -> bool:
 
 
 def _batches(text: str) -> tuple[int, ...]:
-    """`1,16` to numbers, each once. Raises BadOption."""
+    """Parses `1,16` to numbers, each once. Raises BadOption."""
     numbers = parse_list("--batch", text, parse_whole, "1,16")
     if not all(0 < number <= 1 << 14 for number in numbers):
         raise BadOption(f"--batch {text!r} is no list of numbers of images, such as 1,16; up to {1 << 14} work")
@@ -233,7 +233,7 @@ def _batches(text: str) -> tuple[int, ...]:
 
 
 def _side(text: str | None) -> int | None:
-    """Pixels a side of `3x224x224` or `224`. Raises BadOption."""
+    """Parses `3x224x224` or `224` to pixels a side. Raises BadOption."""
     if text is None:
         return None
     found = parse_input(f"3x{text}x{text}" if text.strip().isdecimal() else text)
@@ -245,7 +245,7 @@ def _side(text: str | None) -> int | None:
 
 
 def _load() -> float:
-    """Of the last minute; this process has hardly added to it."""
+    """The system's load of the last minute; this process has hardly added to it."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):  # not known on Windows

@@ -1,4 +1,4 @@
-"""What rounding costs in accuracy: top-1 with the exact and with the rounded weights, on the same images."""
+"""Measures the change in accuracy by rounding: top-1 with exact and with rounded weights, on the same images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def accuracy_change(
     device: str,
     model: str | None = None,
 ) -> AccuracyChange:
-    """Measure both on the validation images that `data` or the checkpoint names; `model` as for `restore_model`.
+    """Measures both on the validation images of `data` or of the checkpoint; `model` as for `build_network`.
 
     Raises StarfireError where the data or the network cannot be had.
     """

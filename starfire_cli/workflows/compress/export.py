@@ -1,4 +1,4 @@
-"""Forms that other tools read: plain safetensors, torch.nn.utils.prune, sparse bitmasks, ONNX (docs/compress.md)."""
+"""Exports checkpoints for other tools: safetensors, torch.nn.utils.prune, sparse bitmasks, ONNX (docs/compress.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.networks.restore import RestoredModel, restore_model
 from starfire_cli.records.compress import Note, Outcome, Written
 from starfire_cli.values import Channels
-from starfire_cli.workflows.compress.run import target
+from starfire_cli.workflows.compress.run import output_path
 
 FORMS = (*WRITERS, "onnx")
 _CLOSE = 1e-4  # of the largest logit: what float32 sums in another order may differ by
@@ -36,7 +36,7 @@ def export(
     mean: Channels | None = None,
     std: Channels | None = None,
 ) -> Iterator[Outcome]:
-    """Write a checkpoint of any format in the form `form`; yields notes and at last what was written.
+    """Writes a checkpoint of any format in the form `form`; yields notes and at last the result.
 
     Args:
         path: of any format, a run folder, or None for the newest run.
@@ -59,7 +59,7 @@ def export(
     started = perf_counter()
     difference = None
     if form == "onnx":
-        output = target(path, out, ".onnx", ".onnx")
+        output = output_path(path, out, ".onnx", ".onnx")
         network = restore_model(checkpoint, torch.device("cpu"), model=model, mean=mean, std=std)
         yield from (Note(text=note) for note in network.notes if note not in checkpoint.notes)
         difference = _write_onnx(output, network)
@@ -67,7 +67,7 @@ def export(
             yield Note(text='not checked: onnxruntime is not installed (pip install "starfire-cli[onnx]")')
     else:
         suffix, write = WRITERS[form]
-        output = target(path, out, suffix, suffix)
+        output = output_path(path, out, suffix, suffix)
         if form != "safetensors" and not masks:
             yield Note(text=f"{path} has no masks: --to {form} writes dense tensors only")
         write(output, checkpoint.state, masks)
@@ -84,7 +84,7 @@ def export(
 
 
 def _write_onnx(output: Path, network: RestoredModel) -> float | None:
-    """Export the network from pixels in [0, 1] to logits; returns how far onnxruntime's logits are from ours.
+    """Exports the network from pixels in [0, 1] to logits; returns onnxruntime's largest difference from our logits.
 
     None where onnxruntime is not there to ask.
     """

@@ -1,4 +1,4 @@
-"""How a checkpoint becomes as small as its information, and back again (docs/compress.md)."""
+"""Compresses a checkpoint into a packed file, and restores it (docs/compress.md)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TORCH = (".pt", ".pth", ".ckpt", ".bin")  # endings of what torch.save writes
 
 @dataclass(frozen=True, kw_only=True)
 class CompressRequest:
-    """What `starfire compress` is asked to do; the fields are the command's options.
+    """A request of `starfire compress`; the fields are the command's options.
 
     Args:
         checkpoint: a file of any format, a run folder, or None for the newest run.
@@ -62,7 +62,7 @@ class CompressRequest:
 
 
 def compress(request: CompressRequest) -> Iterator[Outcome]:
-    """Pack a checkpoint; yields notes and at last what was written.
+    """Packs a checkpoint; yields notes and at last the result.
 
     Raises:
         BadOption, Mismatch, StarfireError: one line: what cannot be done, and what would work.
@@ -83,7 +83,7 @@ def compress(request: CompressRequest) -> Iterator[Outcome]:
         checkpoint, signs = zeros_as_masks(checkpoint)
         if signs:
             yield Note(text=f"{signs} of the zeros were -0.0 and are packed as 0.0")
-    output = target(path, request.out, ".safetensors", ".packed.safetensors")
+    output = output_path(path, request.out, ".safetensors", ".packed.safetensors")
     if request.out is None and output.exists() and not is_packed(output):
         raise StarfireError(f"{output} exists and is not a packed file; give --out another name")
     if not checkpoint.masks:
@@ -122,13 +122,13 @@ def compress(request: CompressRequest) -> Iterator[Outcome]:
 
 
 def unpack(path: Path | None, out: Path | None) -> Iterator[Outcome]:
-    """Give a packed file back as a plain checkpoint. Raises StarfireError if it is none, or damaged."""
+    """Restores a packed file as a plain checkpoint. Raises StarfireError if it is none, or damaged."""
     path = find_checkpoint(path)
     if not is_packed(path):
         raise StarfireError(f"{path} is not a packed file; starfire compress {path} packs it")
     started = perf_counter()
     checkpoint = files.load(path)
-    output = target(path, out, ".unpacked.pt", ".unpacked.pt")
+    output = output_path(path, out, ".unpacked.pt", ".unpacked.pt")
     files.save(output, state=checkpoint.state, masks=checkpoint.masks, meta=checkpoint.meta.values)
     yield Written(
         input=path,
@@ -141,8 +141,8 @@ def unpack(path: Path | None, out: Path | None) -> Iterator[Outcome]:
     )
 
 
-def target(path: Path, out: Path | None, suffix: str, other: str) -> Path:
-    """Where to write: `out`, or in that folder, or beside `path`; `other` where `suffix` would name `path` itself.
+def output_path(path: Path, out: Path | None, suffix: str, other: str) -> Path:
+    """The output path: `out`, in that folder, or beside `path`; with `other` where `suffix` would give `path` itself.
 
     Raises:
         BadOption: `out` is `path`, or ends like a file of another kind, as which nobody could read it.

@@ -1,4 +1,4 @@
-"""How do a million small files become shards that are read from front to back (docs/shards.md)?
+"""Packs image files into tar shards that are read sequentially (docs/shards.md).
 
 Which image goes into which shard is decided before anything is read. So shards can be written in any order by any
 number of processes, and an interrupted packing goes on with the shards that are missing.
@@ -23,18 +23,18 @@ import numpy as np
 from starfire_cli.data.draws import shuffled
 from starfire_cli.data.finding import find
 from starfire_cli.data.images import decode
-from starfire_cli.data.images.encode import smaller
+from starfire_cli.data.images.encode import shrink_image
 from starfire_cli.data.images.input_pipeline import spread_out
-from starfire_cli.data.shards import index as packed
+from starfire_cli.data.shards import index
 from starfire_cli.data.shards.layout import Shards
-from starfire_cli.data.shards.readahead import brought
+from starfire_cli.data.shards.readahead import read_ahead
 from starfire_cli.data.source import Encoded, Pixels, Source
 from starfire_cli.data.splitting import limited, passed_over
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.atomic import atomic_write, write_text
 from starfire_cli.records.data import PackedData, PackingPart, PackingStarted
 from starfire_cli.version import __version__
-from starfire_cli.workflows.data.write_shards import Task, is_done, record_of, written
+from starfire_cli.workflows.data.write_shards import Task, is_done, record_of, write_shards
 
 PROGRESS = ".packing"  # a folder in OUT that goes when the set is whole
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -42,7 +42,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 @dataclass(frozen=True, kw_only=True)
 class PackRequest:
-    """What `starfire data pack` is asked to do; the fields are the command's options.
+    """A request of `starfire data pack`; the fields are the command's options.
 
     Args:
         source: the data set, as after --data.
@@ -78,7 +78,7 @@ class PackRequest:
 
 
 def pack(request: PackRequest) -> Iterator[PackingStarted | PackingPart | PackedData]:
-    """Write the shards that are missing, then the index that makes them a set.
+    """Writes the missing shards, then the index that makes them a set.
 
     Raises:
         BadOption, StarfireError: one line: what cannot be done, and what would work.
@@ -91,10 +91,10 @@ def pack(request: PackRequest) -> Iterator[PackingStarted | PackingPart | Packed
         raise BadOption(f"{request.out} is a file; give the name of a folder")
     if source.path is not None and request.out.resolve().is_relative_to(source.path.resolve()):
         raise BadOption(f"{request.out} lies in {source.path}, where it would be taken for images; name another place")
-    if packed.is_packed(request.out):
+    if index.is_packed(request.out):
         raise StarfireError(f"{request.out} is a packed set already; give another folder, or remove it first")
     _begin(request.out, plan)
-    decode.prepare(much=True)
+    decode.select_decoder(much=True)
     tasks = [task for name, files in parts.items() for task in _tasks(name, files, plan["images"][name], request)]
     missing = [task for task in tasks if not is_done(task)]
     yield PackingStarted(
@@ -106,7 +106,7 @@ def pack(request: PackRequest) -> Iterator[PackingStarted | PackingPart | Packed
     )
     there = done = sum(len(task.positions) for task in tasks) - sum(len(task.positions) for task in missing)
     began = perf_counter()
-    for task in written(missing, request.workers):
+    for task in write_shards(missing, request.workers):
         done += len(task.positions)
         yield PackingPart(images=done, shard=task.path.name, per_second=(done - there) / (perf_counter() - began))
     yield _finish(source, parts, tasks, request, perf_counter() - started)
@@ -127,7 +127,7 @@ def _parts(source: Source, request: PackRequest) -> dict[str, Encoded]:
 
 
 def _plan(source: Source, parts: dict[str, Encoded], request: PackRequest) -> dict[str, Any]:
-    """What the shards' bytes depend on: an interrupted packing goes on only where all of it is the same."""
+    """The settings that the shards' bytes depend on; packing resumes only where all of them are the same."""
     digest = hashlib.blake2b(digest_size=16)
     for files in parts.values():
         for stamp in files.stamps():
@@ -140,7 +140,7 @@ def _plan(source: Source, parts: dict[str, Encoded], request: PackRequest) -> di
 
 
 def _images(files: Encoded, request: PackRequest) -> int:
-    """Images a shard."""
+    """The number of images in each shard."""
     found = re.fullmatch(r"([0-9]{1,18})\s*([KMG]B)?", request.shard_size.strip().upper())
     size = int(found[1]) * UNITS.get(found[2], 1) if found else 0
     if found is None or size < 1:
@@ -149,10 +149,10 @@ def _images(files: Encoded, request: PackRequest) -> int:
         return size
     sizes = []
     positions = spread_out(len(files))
-    with brought(files, positions):
+    with read_ahead(files, positions):
         for position in positions:
             try:
-                _, data = smaller(files.read(position), files.where(position), request.short_side, request.quality)
+                _, data = shrink_image(files.read(position), files.where(position), request.short_side, request.quality)
                 sizes.append(len(data))
             except (decode.Corrupt, OSError):  # the worker that meets it says so
                 continue
@@ -206,7 +206,7 @@ def _side(out: Path, shards: list[dict[str, Any]]) -> int:
 def _finish(
     source: Source, parts: dict[str, Encoded], tasks: list[Task], request: PackRequest, seconds: float
 ) -> PackedData:
-    """Write the members' places and at last the index; from then on it is a set."""
+    """Writes the members' positions and at last the index, which completes the set."""
     skipped: list[str] = []
     described: dict[str, Any] = {}
     for name in parts:
@@ -224,7 +224,7 @@ def _finish(
                 }
             )
         content = BytesIO()
-        np.save(content, np.array(members, dtype=packed.MEMBER), allow_pickle=False)
+        np.save(content, np.array(members, dtype=index.MEMBER), allow_pickle=False)
         file = request.out / f"{name}.members.npy"
         with atomic_write(file, need=len(content.getvalue())) as target:
             target.write(content.getvalue())
@@ -234,9 +234,9 @@ def _finish(
             "sha256": hashlib.sha256(content.getvalue()).hexdigest(),
             "shards": shards,
         }
-    index = {
-        "format": packed.FORMAT,
-        "version": packed.VERSION,
+    document = {
+        "format": index.FORMAT,
+        "version": index.VERSION,
         "made_by": f"starfire {__version__}",
         "name": source.name,
         "side": _side(request.out, described["train"]["shards"]),
@@ -248,7 +248,7 @@ def _finish(
         "classes": list(source.classes),
         "parts": described,
     }
-    write_text(request.out / packed.INDEX, json.dumps(index, indent=1) + "\n")
+    write_text(request.out / index.INDEX, json.dumps(document, indent=1) + "\n")
     shutil.rmtree(request.out / PROGRESS, ignore_errors=True)
     return PackedData(
         out=request.out,

@@ -1,4 +1,4 @@
-"""How are many shards written at once, so that a worker that dies or a disk that fills up costs only what was begun?"""
+"""Writes many shards in parallel; a worker that dies or a full disk costs only the unfinished shards."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ import numpy as np
 from starfire_cli.damage import Damaged, DamagedFile, reading
 from starfire_cli.data.draws import Ints
 from starfire_cli.data.images import decode, sharing
-from starfire_cli.data.images.encode import smaller
-from starfire_cli.data.shards import index as packed
+from starfire_cli.data.images.encode import shrink_image
+from starfire_cli.data.shards import index
 from starfire_cli.data.source import Encoded
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.atomic import write_text
@@ -30,7 +30,7 @@ from starfire_cli.formats.shards import Sample, write_shard
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One shard that is to be written: which images, where to, and where its record goes."""
+    """One shard to be written: its images, its path, and its record's path."""
 
     files: Encoded
     positions: Ints
@@ -42,7 +42,7 @@ class Task:
 
 
 def is_done(task: Task) -> bool:
-    """Whether the shard is on the disk as its record says; a damaged record is one of nothing."""
+    """Whether the shard on the disk matches its record; a damaged record counts as none."""
     try:
         return task.path.stat().st_size == int(record_of(task)["bytes"])
     except (OSError, DamagedFile):
@@ -50,11 +50,11 @@ def is_done(task: Task) -> bool:
 
 
 def record_of(task: Task) -> dict[str, Any]:
-    """What was written of a shard. Raises OSError, DamagedFile."""
+    """The record of a written shard. Raises OSError, DamagedFile."""
     content = task.record.read_bytes()
     with reading(task.record):
         record: dict[str, Any] = json.loads(content)
-        np.array([tuple(row) for row in record["members"]], dtype=packed.MEMBER)
+        np.array([tuple(row) for row in record["members"]], dtype=index.MEMBER)
         if not isinstance(record["bytes"], int) or not all(
             isinstance(text, str) for text in (record["sha256"], *record["skipped"])
         ):
@@ -62,8 +62,8 @@ def record_of(task: Task) -> dict[str, Any]:
         return record
 
 
-def written(tasks: list[Task], workers: int) -> Iterator[Task]:
-    """Write them, and say which is done. Raises StarfireError; shards that are whole stay."""
+def write_shards(tasks: list[Task], workers: int) -> Iterator[Task]:
+    """Writes the shards in worker processes; yields each when done. Raises StarfireError; whole shards stay."""
     global _todo
     _todo = tasks
     if workers == 1 or len(tasks) < 2:
@@ -74,7 +74,9 @@ def written(tasks: list[Task], workers: int) -> Iterator[Task]:
     sharing.check_locks(workers + 8)
     forking = "fork" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if forking else None)
-    pool = ProcessPoolExecutor(workers, context, initializer=_share, initargs=(os.getpid(), None if forking else tasks))
+    pool = ProcessPoolExecutor(
+        workers, context, initializer=_init_worker, initargs=(os.getpid(), None if forking else tasks)
+    )
     try:
         writing = {pool.submit(_write, number): tasks[number] for number in range(len(tasks))}
         for future in as_completed(writing):
@@ -92,8 +94,8 @@ def written(tasks: list[Task], workers: int) -> Iterator[Task]:
 _todo: list[Task] = []  # forked workers find the list here; a million names need not go through pipes
 
 
-def _share(parent: int, tasks: list[Task] | None) -> None:
-    """What a worker does first: it lets its parent decide about Ctrl-C, and goes when that is gone."""
+def _init_worker(parent: int, tasks: list[Task] | None) -> None:
+    """Sets up a worker: the parent handles Ctrl-C, and the worker ends with its parent."""
     import torch
 
     global _todo
@@ -116,7 +118,7 @@ def _raise(problem: str | None) -> None:
 
 
 def _write(number: int) -> str | None:
-    """Write one shard and its record; what went wrong, as a value that crosses processes."""
+    """Writes one shard and its record; returns errors as values, which cross processes."""
     task = _todo[number]
     skipped: list[str] = []
     try:
@@ -130,7 +132,7 @@ def _write(number: int) -> str | None:
 
 def _samples(task: Task, skipped: list[str]) -> Iterator[Sample]:
     for position in task.positions.tolist():
-        found = _made(task, position)
+        found = _make_sample(task, position)
         if isinstance(found, Sample):
             yield found
             continue
@@ -140,14 +142,14 @@ def _samples(task: Task, skipped: list[str]) -> Iterator[Sample]:
         skipped.append(found)
 
 
-def _made(task: Task, position: int) -> Sample | str:
-    """What goes into the shard, or which image is corrupt, and how."""
+def _make_sample(task: Task, position: int) -> Sample | str:
+    """The sample for the shard, or the corrupt image's name and reason."""
     files = task.files
     try:
         data = files.read(position)
-        ending, content = smaller(data, files.where(position), task.short_side, task.quality)
+        ending, content = shrink_image(data, files.where(position), task.short_side, task.quality)
         if content is data:  # so that a corrupt one is found now, and not in an epoch
-            with decode.quiet():
+            with decode.suppress_warnings():
                 decode.decode(data)
     except (decode.Corrupt, OSError) as error:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

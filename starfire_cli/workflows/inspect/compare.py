@@ -1,4 +1,4 @@
-"""What two checkpoints have in common: masks layer by layer, and what the two networks say to the same images."""
+"""Compares two checkpoints: masks layer by layer, and the two networks' predictions on the same images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from starfire_cli.values import Channels
 
 
 def compare(a: Checkpoint, b: Checkpoint, found_a: Inspection, found_b: Inspection) -> Comparison:
-    """Masks of two inspected checkpoints, compared by the names of their layers."""
+    """Compares the masks of two inspected checkpoints by the names of their layers."""
     of_b, names_a = _by_name(b, found_b), _by_name(a, found_a)
     layers, unmatched = [], []
     for layer in found_a.layers:
@@ -47,7 +47,7 @@ def predictions(
     mean: Channels | None = None,
     std: Channels | None = None,
 ) -> Predictions:
-    """Run both networks over the same validation images, each as it was trained to see them.
+    """Runs both networks on the same validation images, each with its own preprocessing.
 
     Args:
         a: the first network; its record says which images these are, where it has one.
@@ -81,7 +81,7 @@ def predictions(
     split_a, split_b = parts[0][2], parts[-1][2]
     counts = torch.zeros(5, dtype=torch.int64)
     with torch.no_grad():
-        for (images, labels), for_b in _in_step(split_a, split_b):
+        for (images, labels), for_b in _paired_batches(split_a, split_b):
             said_a, said_b = networks[0](images).argmax(1), networks[1](for_b).argmax(1)
             right_a, right_b = said_a == labels, said_b == labels
             both = (said_a != said_b, right_a, right_b, right_a & ~right_b, right_b & ~right_a)
@@ -104,7 +104,7 @@ def predictions(
 _SCALED = ("image_size", "resize", "stored")
 
 
-def _in_step(a: Split, b: Split) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
+def _paired_batches(a: Split, b: Split) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
     """((images, labels) of `a`, images of `b`), batch by batch; decoded once where both are one."""
     if a is b:
         yield from ((batch, batch[0]) for batch in a.batches(0))
@@ -152,7 +152,7 @@ def _difference(a: LayerFinding, b: LayerFinding, alive_a: Tensor, alive_b: Tens
 
 
 def _by_name(checkpoint: Checkpoint, found: Inspection) -> dict[str, LayerFinding]:
-    """The layers by all of their names: of tied weights another may come first in another format."""
+    """The layers by all of their names: of tied weights, formats differ in the one they put first."""
     by_key = {layer.key: layer for layer in found.layers}
     names = {layer.name: layer for layer in found.layers}
     for pair in ties_of(checkpoint.state).items():

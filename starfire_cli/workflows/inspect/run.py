@@ -1,4 +1,4 @@
-"""What is true of a checkpoint's sparsity: counted from its masks, or from its zeros where it has none."""
+"""Measures a checkpoint's sparsity, from its masks, or from its zeros where it has none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def open_checkpoint(path: Path | None, weights: str | None = None) -> Checkpoint:
-    """The checkpoint that is meant, also if its masks and weights contradict each other. Raises StarfireError.
+    """Reads the checkpoint, also if its masks and weights contradict each other. Raises StarfireError.
 
     Args:
         path: a file, a folder, or None for the newest run.
@@ -40,7 +40,7 @@ def open_checkpoint(path: Path | None, weights: str | None = None) -> Checkpoint
 
 
 def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[int, int] | None = None) -> Inspection:
-    """Count everything.
+    """Inspects a checkpoint.
 
     Args:
         checkpoint: of any format (see `open_checkpoint`).
@@ -56,7 +56,7 @@ def inspect(checkpoint: Checkpoint, *, model: str | None = None, image: tuple[in
 def inspect_fitted(
     checkpoint: Checkpoint, *, model: str | None = None, image: tuple[int, int] | None = None
 ) -> tuple[Inspection, Checkpoint]:
-    """As `inspect`; also the checkpoint with its tensors under the keys that the findings name."""
+    """As `inspect`; also returns the checkpoint with its tensors under the keys that the findings name."""
     found = prunable(checkpoint, model, image[1] if image else None)
     own, agree = checkpoint.masks, not masks_apart(checkpoint.masks or {}, ties_of(checkpoint.state))
     checkpoint, layers, rebuilt = found.checkpoint, found.layers, found.network
@@ -137,7 +137,7 @@ def _with_macs(
     image: tuple[int, int],
     notes: list[str],
 ) -> tuple[list[LayerFinding], tuple[int, int, int] | None]:
-    """The findings with multiply-accumulates, and the input they hold for; unchanged where the model cannot run."""
+    """The findings with multiply-accumulates, and their input size; unchanged where the model cannot run."""
     from starfire_cli.models import count_macs  # torchvision comes with it, which most checkpoints do without
 
     channels, side = image
@@ -164,7 +164,7 @@ def _with_macs(
 
 
 def _parameters(checkpoint: Checkpoint, rebuilt: BuiltModel | None) -> int:
-    """Of the model; without one, all floating-point tensors but BatchNorm's statistics."""
+    """The model's number of parameters; without one, of floating-point tensors but BatchNorm's statistics."""
     if rebuilt is not None:
         own = parameters_of(rebuilt.net)
         return sum(t.numel() for t in distinct({k: t for k, t in checkpoint.state.items() if k in own}).values())

@@ -1,4 +1,4 @@
-"""What do checkpoints look like inside: layers, windows, masks, sizes, as records to draw."""
+"""Plot records of checkpoints: layers, windows, masks and sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from starfire_cli.pruning.stats import kept_in_kernels
 from starfire_cli.records.inspect import LayerFinding
 from starfire_cli.records.plot import MaskPicture, NetworkPicture
 from starfire_cli.workflows.inspect.run import inspect_fitted, open_checkpoint
-from starfire_cli.workflows.plot.run import Sources, real
+from starfire_cli.workflows.plot.run import Sources, real_path
 from starfire_cli.workflows.plot.run_files import is_run
 
 _CORNER = 24  # kernels a side of the part of a mask that is shown weight by weight
@@ -25,7 +25,7 @@ _PICTURES = 3  # layers whose masks are shown where none are named
 _BROAD = 8  # channels; a stem of three has little to show
 
 
-def look_into(
+def open_networks(
     sources: Sources,
     paths: Sequence[Path],
     *,
@@ -33,10 +33,10 @@ def look_into(
     layers: str | None = None,
     weights: str | None = None,
 ) -> Iterator[NetworkPicture | str]:
-    """Open the checkpoints, one after the other; what cannot be read is told as a sentence in its place.
+    """Opens the checkpoints one after the other; yields a note in place of one that cannot be read.
 
     Args:
-        sources: of `gather`.
+        sources: of `collect_sources`.
         paths: which of its checkpoints.
         masks: whether to bring the masks of layers along.
         layers: glob for these; None for an early, a middle and a late one.
@@ -48,7 +48,7 @@ def look_into(
     missed = 0
     for path in paths:
         try:
-            picture = _look(path, masks, layers, weights)
+            picture = _open_network(path, masks, layers, weights)
         except BadOption as error:
             missed += 1
             if missed == len(paths):
@@ -57,11 +57,11 @@ def look_into(
         except StarfireError as error:
             yield f"left out: {error}"
         else:
-            packed = sources.packed.get(real(path)) or _packed_beside(path)
+            packed = sources.packed.get(real_path(path)) or _packed_beside(path)
             yield replace(picture, packed=packed)
 
 
-def _look(path: Path, masks: bool, glob: str | None, weights: str | None) -> NetworkPicture:
+def _open_network(path: Path, masks: bool, glob: str | None, weights: str | None) -> NetworkPicture:
     inspection, checkpoint = inspect_fitted(open_checkpoint(path, weights))
     named = checkpoint_method(checkpoint)
     layers = _chosen(inspection.layers, glob, path) if masks else ()
@@ -95,7 +95,7 @@ def _mask_of(checkpoint: Checkpoint, finding: LayerFinding) -> MaskPicture:
 
 
 def _chosen(layers: Sequence[LayerFinding], glob: str | None, path: Path) -> Sequence[LayerFinding]:
-    """The layers whose masks are shown: those that match, or an early, a middle and a late one with windows."""
+    """The layers whose masks are drawn: those that match, or an early, a middle and a late one with windows."""
     if glob is not None:
         found = [x for x in layers if fnmatchcase(x.name, glob)]
         if not found:

@@ -1,4 +1,4 @@
-"""What is there to draw? Runs, checkpoints and results behind a few paths, as plain records."""
+"""Collects the runs, checkpoints and result files behind the given paths as records to plot."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DEEP = 3  # levels of folders below a given one in which runs are looked for
 
 @dataclass
 class Sources:
-    """What lies behind the paths; nothing heavy has been opened yet.
+    """The runs, checkpoints and results behind the given paths, with checkpoints not opened yet.
 
     Args:
         runs: read already.
@@ -44,15 +44,15 @@ class Sources:
     given: list[Path] = field(default_factory=list)
 
     def files(self) -> list[Path]:
-        """All files that are read for these sources, which nothing may be written over."""
+        """All files that are read for these sources, which must not be overwritten."""
         of_runs = [file for run in self.runs for file in Run(run.path).files]
         of_checkpoints = [file for path in self.checkpoints for file in files_of(path)]
         packed = [path for path, _ in self.packed.values()]
         return [*self.given, *of_runs, *of_checkpoints, *(curve.file for curve in self.curves), *packed]
 
 
-def gather(paths: Sequence[Path], root: Path = RUNS) -> Sources:
-    """Find and read what the paths name: run folders, folders of runs, checkpoints, results of attack and compress.
+def collect_sources(paths: Sequence[Path], root: Path = RUNS) -> Sources:
+    """Finds and reads run folders, folders of runs, checkpoints, and results of attack and compress.
 
     Args:
         paths: none means the newest run under `root`.
@@ -65,7 +65,7 @@ def gather(paths: Sequence[Path], root: Path = RUNS) -> Sources:
     problems: list[StarfireError] = []
     for path in list(dict.fromkeys(paths)) or [newest_run(root).path]:
         try:
-            _take(path, sources)
+            _add(path, sources)
         except StarfireError as error:
             problems.append(error)
     if not (sources.runs or sources.checkpoints or sources.curves):
@@ -76,8 +76,8 @@ def gather(paths: Sequence[Path], root: Path = RUNS) -> Sources:
     return sources
 
 
-def material(sources: Sources, networks: Sequence[NetworkPicture]) -> Material:
-    """Everything together, ready to be drawn."""
+def build_material(sources: Sources, networks: Sequence[NetworkPicture]) -> Material:
+    """All records together, ready to be drawn."""
     return Material(
         runs=tuple(sources.runs),
         networks=tuple(networks),
@@ -86,46 +86,46 @@ def material(sources: Sources, networks: Sequence[NetworkPicture]) -> Material:
     )
 
 
-def _take(path: Path, sources: Sources) -> None:
+def _add(path: Path, sources: Sources) -> None:
     if path.is_dir():
         if is_run(path):
-            _take_run(path, sources)
+            _add_run(path, sources)
         else:
-            _take_folder(path, sources)
+            _add_folder(path, sources)
     elif not path.exists():
         raise StarfireError(f"there is no file or folder {path}")
     elif path.name in ("config.json", "metrics.jsonl") and is_run(path.parent):
-        _take_run(path.parent, sources)
+        _add_run(path.parent, sources)
     elif path.suffix == ".json" and not path.name.endswith(".index.json"):
-        _take_result(path, sources)
+        _add_result(path, sources)
     else:
-        _take_checkpoint(path, sources)
-        _take_curves(attacks_beside(path.parent, path.stem if path.suffix == ".pt" else path.name), sources)
+        _add_checkpoint(path, sources)
+        _add_curve_files(attacks_beside(path.parent, path.stem if path.suffix == ".pt" else path.name), sources)
 
 
-def _take_run(folder: Path, sources: Sources) -> None:
-    if any(real(run.path) == real(folder) for run in sources.runs):
+def _add_run(folder: Path, sources: Sources) -> None:
+    if any(real_path(run.path) == real_path(folder) for run in sources.runs):
         return
     run = read_run(folder)
     sources.runs.append(run)
     if run.checkpoint is not None:
-        _take_checkpoint(run.checkpoint, sources)
-    _take_curves(attacks_beside(folder), sources)
+        _add_checkpoint(run.checkpoint, sources)
+    _add_curve_files(attacks_beside(folder), sources)
 
 
-def _take_folder(folder: Path, sources: Sources) -> None:
+def _add_folder(folder: Path, sources: Sources) -> None:
     found = list(_runs_below(folder, _DEEP))
     results = list(attacks_beside(folder))
     for run in found:
         try:
-            _take_run(run, sources)
+            _add_run(run, sources)
         except StarfireError as error:
             sources.notes.append(f"left out: {error}")
     if found or results:
-        _take_curves(results, sources)
+        _add_curve_files(results, sources)
         return
     try:
-        _take_checkpoint(find_checkpoint(folder), sources)
+        _add_checkpoint(find_checkpoint(folder), sources)
     except StarfireError:
         raise StarfireError(f"there is neither a run nor a checkpoint in {folder}") from None
 
@@ -142,25 +142,25 @@ def _runs_below(folder: Path, levels: int) -> Iterator[Path]:
             yield from _runs_below(path, levels - 1)
 
 
-def _take_result(path: Path, sources: Sources) -> None:
+def _add_result(path: Path, sources: Sources) -> None:
     sizes = read_sizes(read_json(path))
     if sizes is None:
         _add_curves(read_curves(path), sources)
         return
     checkpoint, packed, size = sizes
-    sources.packed[real(checkpoint)] = (packed, size)
+    sources.packed[real_path(checkpoint)] = (packed, size)
     if checkpoint.is_file():
-        _take_checkpoint(checkpoint, sources)
+        _add_checkpoint(checkpoint, sources)
     else:
         sources.notes.append(f"{path} is about {checkpoint}, which is not there (any more)")
 
 
-def _take_checkpoint(path: Path, sources: Sources) -> None:
-    if all(real(path) != real(other) for other in sources.checkpoints):
+def _add_checkpoint(path: Path, sources: Sources) -> None:
+    if all(real_path(path) != real_path(other) for other in sources.checkpoints):
         sources.checkpoints.append(path)
 
 
-def _take_curves(files: Iterable[Path], sources: Sources) -> None:
+def _add_curve_files(files: Iterable[Path], sources: Sources) -> None:
     for file in files:
         try:
             _add_curves(read_curves(file), sources)
@@ -169,11 +169,11 @@ def _take_curves(files: Iterable[Path], sources: Sources) -> None:
 
 
 def _add_curves(curves: Sequence[RobustCurve], sources: Sources) -> None:
-    """A network that two files tell of is taken once, with the larger number of points."""
+    """Adds curves; of one network in two files, the curve with more points is kept."""
     for curve in curves:
-        key = (real(Path(curve.checkpoint)), curve.attack, curve.norm, curve.images)
+        key = (real_path(Path(curve.checkpoint)), curve.attack, curve.norm, curve.images)
         for place, other in enumerate(sources.curves):
-            if (real(Path(other.checkpoint)), other.attack, other.norm, other.images) == key:
+            if (real_path(Path(other.checkpoint)), other.attack, other.norm, other.images) == key:
                 if len(curve.points) > len(other.points):
                     sources.curves[place] = curve
                 break
@@ -181,6 +181,6 @@ def _add_curves(curves: Sequence[RobustCurve], sources: Sources) -> None:
             sources.curves.append(curve)
 
 
-def real(path: Path) -> str:
-    """The same for all names of one file or folder."""
+def real_path(path: Path) -> str:
+    """The resolved path, equal for all names of one file or folder."""
     return os.path.realpath(path)

@@ -1,4 +1,4 @@
-"""How run folders and result files become plain records, whatever state they are in."""
+"""Plot records of run folders and result files, complete or not."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _PRUNING = frozenset(("method", "fc", "target", "era", "ramp", "mask_every", "ma
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run, or what is left of one."""
+    """Whether a folder is a run, complete or not."""
     run = Run(folder)
     return run.config_path.is_file() or run.metrics_path.is_file()
 
 
 def read_run(folder: Path) -> RunHistory:
-    """One run folder; what is missing or odd becomes a note. Raises StarfireError where a file is damaged."""
+    """Reads one run folder; missing or odd parts become notes. Raises StarfireError where a file is damaged."""
     run, notes = Run(folder), []
     if run.config_path.is_file():
         config = run.read_config()
@@ -96,7 +96,7 @@ def read_run(folder: Path) -> RunHistory:
 
 
 def read_curves(path: Path) -> list[RobustCurve]:
-    """The networks of one result of `attack`. Raises StarfireError if it is none, or is not finished."""
+    """The networks in one result of `attack`. Raises StarfireError if it is none, or is not finished."""
     document = read_robustness(path)
     if document is None:
         raise StarfireError(f"there is no file {path}")
@@ -109,7 +109,7 @@ def read_curves(path: Path) -> list[RobustCurve]:
 
 
 def read_sizes(document: Mapping[str, Any]) -> tuple[Path, Path, int] | None:
-    """(checkpoint, packed file, its bytes) from what `compress --json` printed; None if it is something else."""
+    """(checkpoint, packed file, its bytes) from the output of `compress --json`; None if it is something else."""
     size = _number(document.get("packed_bytes"))
     if size is None or not isinstance(document.get("input"), str) or not isinstance(document.get("output"), str):
         return None
@@ -117,7 +117,7 @@ def read_sizes(document: Mapping[str, Any]) -> tuple[Path, Path, int] | None:
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object. Raises StarfireError."""
+    """Reads a JSON object. Raises StarfireError."""
     with reading(path):
         document = json.loads(path.read_bytes().decode())
     if not isinstance(document, dict):
@@ -126,7 +126,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
 
 
 def attacks_beside(folder: Path, stem: str = "*") -> Iterator[Path]:
-    """The results of `attack` that lie beside the checkpoints of a folder."""
+    """The results of `attack` beside the checkpoints of a folder."""
     yield from sorted(folder.glob(f"{stem}.attack-*.json"))
 
 

@@ -1,4 +1,4 @@
-"""How the weights of a checkpoint are pruned once, by the same core as in training (docs/prune-mask.md)."""
+"""Prunes a checkpoint's weights once, with the pruner that training uses (docs/prune-mask.md)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from starfire_cli.workflows.train.request import Pruning
 
 
 class _Weights(nn.Module):
-    """Weights under their state-dict keys, as far as a `Pruner` asks: names may be anything."""
+    """Weights by state-dict key, in the form that a `Pruner` needs: names may be anything."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class _Weights(nn.Module):
 def prune_once(
     checkpoint: Checkpoint, layers: Sequence[Layer], pruning: Pruning, dead: DeadWeights
 ) -> tuple[dict[str, Tensor], Masks, list[tuple[str, str]]]:
-    """(state with zeros, masks, layers that the methods leave alone and why). What is dead already stays dead.
+    """Prunes; returns (state with zeros, masks, layers left alone and why). Dead weights stay dead.
 
     The checkpoint's own tensors are not changed; masks of layers that are not among `layers` are kept.
 
@@ -75,7 +75,7 @@ def prune_once(
 
 
 def refuse_ambiguous(layers: Sequence[Layer], pruning: Pruning) -> None:
-    """Raises BadOption if whole kernels of what may be a depthwise convolution would go."""
+    """Raises BadOption if whole kernels of a possibly depthwise convolution would be pruned."""
     doubtful = []
     for layer in maybe_grouped(layers):
         budget = pruning.conv.budget(layer, Goal(target=pruning.target))
@@ -91,7 +91,7 @@ def refuse_ambiguous(layers: Sequence[Layer], pruning: Pruning) -> None:
 
 @torch.no_grad()
 def recalibrate(net: nn.Module, model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], count: int) -> int:
-    """Measure BatchNorm's means and variances anew, over `count` batches. Returns how many there were.
+    """Re-estimates BatchNorm's means and variances over `count` batches. Returns the number of batches used.
 
     Args:
         net: whose BatchNorm layers are refreshed; left in eval mode.

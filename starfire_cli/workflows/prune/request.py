@@ -1,4 +1,4 @@
-"""What `prune-mask` was asked for, and of which checkpoint."""
+"""Requests of `prune-mask`: the checkpoint, method, target and options."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from starfire_cli.workflows.train.request import Pruning, TrainRequest, pruning_
 
 @dataclass(frozen=True, kw_only=True)
 class PruneRequest:
-    """One call of `starfire prune-mask`; the fields are the command's options.
+    """A request of `starfire prune-mask`; the fields are the command's options.
 
     Args:
         target: the share of weights to prune, to write a checkpoint; None with `sweep`, the targets to measure.
@@ -64,7 +64,7 @@ class PruneRequest:
 
     @property
     def network_options(self) -> list[str]:
-        """The options given that cannot be fulfilled without the network."""
+        """The given options that need the network."""
         wishes = {
             "--sweep": self.sweep is not None,
             "--eliminate": self.eliminate,
@@ -76,7 +76,7 @@ class PruneRequest:
         return [option for option, given in wishes.items() if given]
 
     def check(self) -> None:
-        """Raises BadOption for options that cannot mean anything together."""
+        """Raises BadOption for options that contradict each other."""
         if (self.target is None) == (self.sweep is None):
             raise BadOption("give either --target T, to prune and write, or --sweep START:STOP:STEP, to measure only")
         for target in (self.target, *(self.sweep or ())):
@@ -92,7 +92,7 @@ class PruneRequest:
 
 @dataclass
 class PruneJob:
-    """What is known once the checkpoint is open.
+    """A request with its checkpoint open.
 
     Args:
         found: everything that could be pruned; `layers` is what the options leave of it.
@@ -124,14 +124,14 @@ class PruneJob:
         )
 
     def recalibrated(self, net: nn.Module, trial: Trial) -> str:
-        """Refresh BatchNorm as was asked, and say so."""
+        """Re-estimates BatchNorm's statistics as requested; returns a note."""
         assert self.request.recalibrate is not None
         seen = recalibrate(net, trial.model(net), trial.training_batches(), self.request.recalibrate)
         return f"BatchNorm statistics measured anew on {seen} training batches"
 
 
 def open_job(request: PruneRequest) -> PruneJob:
-    """Open the checkpoint and choose its layers. Raises BadOption, StarfireError where that cannot be done."""
+    """Opens the checkpoint and chooses its layers. Raises BadOption, StarfireError where that is impossible."""
     request.check()
     checkpoint = files.load(find_checkpoint(request.checkpoint), weights=request.weights)
     found = prunable(checkpoint, request.model, request.trial.image_size)
@@ -150,7 +150,7 @@ def open_job(request: PruneRequest) -> PruneJob:
 
 
 def sparsity_of(checkpoint: Checkpoint, layers: Sequence[Layer]) -> float:
-    """Dead over all weights of `layers`."""
+    """Dead weights over all weights of `layers`."""
     masks: Masks = checkpoint.masks or {}
     alive = sum(int(torch.count_nonzero(masks.get(x.key, checkpoint.state[x.key]))) for x in layers)
     return 1 - alive / max(1, sum(x.weights for x in layers))

@@ -1,4 +1,4 @@
-"""What `prune-mask` does: a trained checkpoint in, pruned once, one with masks out; or a curve over targets."""
+"""Runs `prune-mask`: writes a checkpoint pruned once, or measures accuracy over targets."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from starfire_cli.workflows.train.request import Pruning
 
 
 def prune_mask(request: PruneRequest) -> Iterator[PruneProgress | SweepPoint | Pruned]:
-    """Prune and write, or measure a sweep; yields lines of progress, then points of the curve or the result.
+    """Prunes and writes, or measures a sweep; yields lines of progress, then points of the curve or the result.
 
     Raises:
         BadOption, StarfireError: one line: what cannot be done, and what would work. Nothing is half-written.
@@ -56,7 +56,7 @@ def _prune(job: PruneJob) -> Iterator[PruneProgress | Pruned]:
         refuse_ambiguous(job.layers, pruning)
     state, masks, alone = prune_once(checkpoint, job.layers, pruning, job.dead)
     model, data = _model_and_data(job)
-    did = _zeros_taken(job)
+    did = _zeros_note(job)
     trial = before = after = shrunk = report = None
     if request.network_options:
         rebuilt = job.network(state)
@@ -81,7 +81,7 @@ def _prune(job: PruneJob) -> Iterator[PruneProgress | Pruned]:
             model["shrink"] = compose_recipes(shrink_recipe(checkpoint), recipe)
         after = trial.measure(net) if trial is not None else None
         model |= {"spec": rebuilt.spec, "num_classes": rebuilt.num_classes, "image_size": side}
-        state = _as_stored(net.cpu().state_dict(), checkpoint.state)
+        state = _cast_as_stored(net.cpu().state_dict(), checkpoint.state)
     meta = _meta(job, pruning, model, data)
     draft = inspect(
         Checkpoint(path=out, format="starfire", state=state, masks=masks, meta=read_meta(meta, out)),
@@ -114,7 +114,7 @@ def _prune(job: PruneJob) -> Iterator[PruneProgress | Pruned]:
 
 
 def _out_path(request: PruneRequest, source: Path, pruning: Pruning) -> Path:
-    """Where to write: what was asked for, or a name beside the source that says what was done."""
+    """The output path: as given, or a name beside the source with method and target."""
     name = f"{source.name.partition('.')[0]}-{pruning.method_spec.partition(':')[0]}-{pruning.target:g}.pt"
     out = request.out or source.with_name(name)
     if out.is_dir():
@@ -126,7 +126,7 @@ def _out_path(request: PruneRequest, source: Path, pruning: Pruning) -> Path:
 
 
 def _model_and_data(job: PruneJob) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the checkpoint says about its model, which its network may know better, and about its data."""
+    """The new checkpoint's metadata: model and data as before, the pruning of this call."""
     old, network = job.checkpoint.meta, job.found.network
     model = dict(old.model.values)
     if network is not None:
@@ -172,8 +172,8 @@ def _eliminated(report: EliminationReport) -> list[str]:
     return said
 
 
-def _zeros_taken(job: PruneJob) -> list[str]:
-    """What was concluded from zeros, where the file held no masks."""
+def _zeros_note(job: PruneJob) -> list[str]:
+    """A note on masks taken from zeros, where the file held no masks."""
     zeros = sum(job.dead.by_zeros.values())
     if not zeros:
         return []
@@ -181,6 +181,6 @@ def _zeros_taken(job: PruneJob) -> list[str]:
     return [f"the file had {lacking}; {zeros:,} weights that were zero already count as pruned"]
 
 
-def _as_stored(state: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A network's state in the types that the checkpoint had."""
+def _cast_as_stored(state: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A network's state in the checkpoint's element types."""
     return apply_once(lambda key, tensor: tensor.to(old[key].dtype) if key in old else tensor, state)

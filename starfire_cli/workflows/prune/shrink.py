@@ -1,4 +1,4 @@
-"""What removing dead channels for good gains: parameters, multiply-accumulates, and time, measured."""
+"""Removes dead channels, and measures the parameters, multiply-accumulates and time this saves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.pruning import Masks
-from starfire_cli.pruning.channels.recipe import ShrinkRecipe
 from starfire_cli.pruning.channels.shrink import shrink
 from starfire_cli.records.prune import Shrunk
 
@@ -22,7 +21,7 @@ _ROUNDING = 1e-3  # over the largest output, in the network's own precision
 def shrink_network(
     net: nn.Module, masks: Masks, image: tuple[int, int, int], device: torch.device, real: Tensor | None
 ) -> tuple[nn.Module, Masks, ShrinkRecipe, Shrunk]:
-    """Shrink `net`, and compare the two.
+    """Shrinks `net`, and compares both networks.
 
     Args:
         net: on the CPU, in eval mode; not changed.
@@ -68,7 +67,7 @@ def _difference(net: nn.Module, small: nn.Module, images: Tensor) -> float:
 def _milliseconds(
     nets: tuple[nn.Module, nn.Module], image: tuple[int, int, int], device: torch.device
 ) -> tuple[float, float]:
-    """The fastest forward pass of each, taken in turns: what else the machine does only ever slows one."""
+    """The fastest forward pass of each, timed in turns: other load only ever slows a pass."""
     homes = [next(net.parameters()).device for net in nets]
     images = torch.rand(_BATCH, *image, device=device)
     times: tuple[list[float], list[float]] = ([], [])

@@ -1,4 +1,4 @@
-"""How much accuracy one-shot pruning costs at each target: the curve, and the sensitivity of single layers."""
+"""Measures accuracy after one-shot pruning at each target, and the sensitivity of single layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starfire_cli.workflows.prune.trial import Trial
 
 
 def sweep(job: PruneJob, targets: tuple[float, ...]) -> Iterator[PruneProgress | SweepPoint]:
-    """The accuracy at each target, without and with nothing trained in between; all layers at once or one by one."""
+    """The accuracy at each target, without training; all layers at once or one by one."""
     job.network(job.checkpoint.state)  # says so if there is none, before anything takes time
     trial = Trial(job.checkpoint, job.request.trial)
     yield from (PruneProgress(text=note) for note in trial.notes)

@@ -1,4 +1,4 @@
-"""Where a checkpoint's network is tried on data: the images it was made for, or those it is given."""
+"""Evaluates a checkpoint's network, on the images that it was trained for or on others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FEW = 2000  # validation images, from which on a set has more training images t
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRequest:
-    """The data part of what was asked for; None means as the checkpoint says."""
+    """The data options of a request; None means as the checkpoint says."""
 
     data: str | None = None
     mean: Channels | None = None
@@ -40,7 +40,7 @@ class TrialRequest:
 
 
 class Trial:
-    """Data opened for one checkpoint's network. Raises BadOption, StarfireError where they cannot be."""
+    """Data opened for one checkpoint's network. Raises BadOption, StarfireError where that is impossible."""
 
     def __init__(self, checkpoint: Checkpoint, request: TrialRequest) -> None:
         self.device = runtime.pick_device(request.device)

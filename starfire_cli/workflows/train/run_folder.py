@@ -47,7 +47,7 @@ class RunFolder:
         named = Run(request.out / request.name) if request.name else None
         # With `--resume auto` a run that was ended before its first checkpoint begins again where it was; so does any
         # other under a name whose folder holds nothing yet.
-        if named is not None and (named.is_void() or (again and named.path.is_dir())):
+        if named is not None and (named.is_empty() or (again and named.path.is_dir())):
             self._lock(named.path, request)
             self._write(session, named)
             return named.path

@@ -74,7 +74,7 @@ def test_no_room_for_locks_is_said_at_once(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", none)
     with pytest.raises(StarfireError, match=r"shared memory is full: /dev/shm .*--shm-size .*--workers 0"):
-        list(reader.answers(data.val._reader, [(0, np.array([0]))], options(), 1))  # type: ignore[attr-defined]
+        list(reader.decode_requests(data.val._reader, [(0, np.array([0]))], options(), 1))  # type: ignore[attr-defined]
     assert len(list(data.val.batches(0))) == 2, "--workers 0 needs none"
 
 

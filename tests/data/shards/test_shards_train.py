@@ -342,4 +342,4 @@ def test_without_torchcodec_others_decode(packed: Path, monkeypatch: pytest.Monk
     assert decode.jpeg_decoder()[0] != "torchcodec"
     assert all((a - b).abs().max() <= 3 / 255 for (a, _), (b, _) in zip(expected, got, strict=True))
     monkeypatch.undo()
-    decode.prepare(much=False)
+    decode.select_decoder(much=False)

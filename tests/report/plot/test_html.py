@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from starfire_cli.records.plot import Material
-from starfire_cli.report.plot.groups import entitled, group_runs
+from starfire_cli.report.plot.groups import group_runs, with_experiment_titles
 from starfire_cli.report.plot.html import html_page
 from starfire_cli.report.plot.html_parts import layer_tables
 from starfire_cli.report.plot.kinds import draw
@@ -75,7 +75,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> str:
     curves = read_curves(write_attack(folder / "my run" / "a.json", warnings=[HOSTILE]))
     material = Material(runs=(run,), networks=(network(run.path / "best.pt"),), curves=tuple(curves), notes=(HOSTILE,))
     groups = group_runs(material.runs)
-    material = entitled(material, groups)
+    material = with_experiment_titles(material, groups)
     kinds = ("convergence", "layers", "window", "kernels", "robustness")
     figures = {k: (lambda width, k=k: draw(k, material, width=width)) for k in kinds}
     return html_page(material, groups, figures, command="starfire plot <here>")

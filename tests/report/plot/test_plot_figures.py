@@ -33,7 +33,7 @@ from starfire_cli.report.plot.figures import (
 from starfire_cli.report.plot.figures.kernels import block_means
 from starfire_cli.report.plot.figures.tradeoff import pareto
 from starfire_cli.report.plot.groups import group_runs
-from starfire_cli.report.plot.kinds import draw, left_out
+from starfire_cli.report.plot.kinds import draw, omission_notes
 from starfire_cli.report.plot.saving import render
 from starfire_cli.workflows.plot.run_files import read_curves, read_run
 from tests.helpers.plot_runs import LAYERS, config_of, network, rows_of, write_attack, write_run
@@ -280,7 +280,7 @@ def test_dense_networks_show_no_mark_cut_in_half_and_no_mask(tmp_path: Path) -> 
     networks = (dense, network(tmp_path / "s.pt", "ck 0.6"))
     figure = draw("kernels", Material(networks=networks))
     assert figure.get_suptitle() == "CK 60 %: masks"
-    assert left_out(["kernels"], Material(networks=networks), [], [n.inspection.path for n in networks]) == [
+    assert omission_notes(["kernels"], Material(networks=networks), [], [n.inspection.path for n in networks]) == [
         f"kernels shows {tmp_path / 's.pt'} alone; name another checkpoint to see it"
     ]
 

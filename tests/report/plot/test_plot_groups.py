@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from starfire_cli.records.plot import Material, RunHistory
-from starfire_cli.report.plot.groups import entitled, group_runs, pretty_title, row_names, told_apart
+from starfire_cli.report.plot.groups import disambiguate, group_runs, pretty_title, row_names, with_experiment_titles
 from starfire_cli.workflows.plot.run_files import read_curves, read_run
 from tests.helpers.plot_runs import config_of, network, rows_of, write_attack, write_run
 
@@ -103,13 +103,15 @@ def test_titles(tmp_path: Path) -> None:
         "resnet20.th",
         "My net 2",
     ]
-    assert told_apart(["a", "b", "a"], ["x", "y", "z"]) == ["a (x)", "b", "a (z)"]
+    assert disambiguate(["a", "b", "a"], ["x", "y", "z"]) == ["a (x)", "b", "a (z)"]
 
 
 def test_networks_of_runs_are_called_as_their_experiments(tmp_path: Path) -> None:
     ck, late = run(tmp_path), run(tmp_path, start=4.0, end=6.0)
     picture = replace(network(late.path / "best.pt"), title="ck 0.6")
-    named = entitled(Material(runs=(ck, late), networks=(picture, network(tmp_path / "x.pt"))), group_runs([ck, late]))
+    named = with_experiment_titles(
+        Material(runs=(ck, late), networks=(picture, network(tmp_path / "x.pt"))), group_runs([ck, late])
+    )
     assert [n.title for n in named.networks] == ["CK 60 %, start 4", "ck 0.6"]
 
 
@@ -118,6 +120,6 @@ def test_networks_and_attacks_come_in_the_order_of_the_experiments(tmp_path: Pat
     files = [tmp_path / "x.pt", *(one.path / "best.pt" for one in runs)]
     curves = [read_curves(write_attack(file.with_suffix(".json"), checkpoint=str(file)))[0] for file in files]
     material = Material(runs=tuple(runs), networks=tuple(map(network, files)), curves=tuple(curves))
-    named = entitled(material, group_runs(runs))
+    named = with_experiment_titles(material, group_runs(runs))
     assert [n.title for n in named.networks] == ["Dense", "Window 60 %", "CK 60 %", "ck 0.6"]
     assert [c.title for c in named.curves] == ["Dense", "Window 60 %", "CK 60 %", "ck 0.6"]

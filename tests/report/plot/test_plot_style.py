@@ -89,7 +89,7 @@ def test_every_method_has_one_colour_however_it_is_written() -> None:
 
 @given(text=st.text(max_size=80), limit=st.integers(5, 60))
 def test_any_name_can_be_shown(text: str, limit: int) -> None:
-    shown = style.plain(text, limit)
+    shown = style.literal_text(text, limit)
     assert "\n" not in shown
     assert len(shown.replace(r"\$", "$")) <= limit
     assert shown.count("$") == shown.count(r"\$")

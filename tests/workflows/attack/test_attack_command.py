@@ -293,7 +293,7 @@ def test_batches_are_sized_to_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 <= attack_fit.images_that_fit(model, cpu, 16, 64) <= few // 2 + 1 < 64
     monkeypatch.setattr(attack_fit, "free_memory", lambda _: 0)
     assert attack_fit.images_that_fit(model, cpu, 16, 64) == 1
-    assert attack_fit.most_useful(torch.device("cuda"), 224) * 3 * 224**2 <= 2**27 < 1024 * 3 * 224**2
+    assert attack_fit.largest_useful_batch(torch.device("cuda"), 224) * 3 * 224**2 <= 2**27 < 1024 * 3 * 224**2
 
 
 def test_saturated_logits_are_called_by_their_name(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def masked(tmp_path: Path, **right: list[float]) -> tuple[str, ...]:
     """The warnings for made-up tallies: the share of 400 images still right at 0.1 and 0.2, by attack."""
     from starfire_cli.attacks import parse_sizes
     from starfire_cli.workflows.attack.sweep import AttackTally
-    from starfire_cli.workflows.attack.verdict import doubts
+    from starfire_cli.workflows.attack.verdict import masking_signs
 
     def tally(share: float) -> AttackTally:
         made = AttackTally(400, done=400)
@@ -317,7 +317,7 @@ def masked(tmp_path: Path, **right: list[float]) -> tuple[str, ...]:
 
     tallies = {name: dict(zip((0.1, 0.2), map(tally, shares), strict=True)) for name, shares in right.items()}
     controls = tuple(name for name in right if name != "attack")
-    return doubts({"clean": {0.0: tally(0.9)}, **tallies}, parse_sizes("0,0.1,0.2", "linf"), "pgd", controls)
+    return masking_signs({"clean": {0.0: tally(0.9)}, **tallies}, parse_sizes("0,0.1,0.2", "linf"), "pgd", controls)
 
 
 def test_signs_of_gradient_masking(tmp_path: Path) -> None:

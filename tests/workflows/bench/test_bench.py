@@ -21,7 +21,7 @@ from starfire_cli.records.bench import BatchTimings, LayerTiming, Timing
 from starfire_cli.workflows.bench import engines
 from starfire_cli.workflows.bench import run as workflow
 from starfire_cli.workflows.bench.engines import Engine
-from starfire_cli.workflows.bench.rounds import LEAST, ROUNDS, in_rounds
+from starfire_cli.workflows.bench.rounds import LEAST, ROUNDS, time_in_rounds
 from starfire_cli.workflows.bench.run import BenchRequest
 
 Capture = pytest.CaptureFixture[str]
@@ -246,7 +246,7 @@ def test_turns_are_fair() -> None:
 
         return call
 
-    found = in_rounds({"a": way("a", 0.001), "b": way("b", 0.004)}, 0.05)
+    found = time_in_rounds({"a": way("a", 0.001), "b": way("b", 0.004)}, 0.05)
     a, b = found["a"], found["b"]
     assert isinstance(a, tuple) and isinstance(b, tuple)
     assert LEAST <= len(a) == len(b) <= ROUNDS

@@ -90,12 +90,12 @@ def test_webdataset_reads_what_was_packed(source: Path, tmp_path: Path) -> None:
 def test_large_images_are_scaled_as_pillow_does(height: int, width: int) -> None:
     buffer = io.BytesIO()
     picture(3, height, width).save(buffer, "PNG")
-    ending, data = encode.smaller(buffer.getvalue(), "x.png", 100, 95)
+    ending, data = encode.shrink_image(buffer.getvalue(), "x.png", 100, 95)
     with Image.open(io.BytesIO(data)) as image:
         assert (ending, image.format, min(image.size)) == ("jpg", "JPEG", 100)
         expected = picture(3, height, width).resize(image.size, Image.Resampling.BILINEAR)
         assert np.abs(np.asarray(image, dtype=float) - np.asarray(expected, dtype=float)).mean() < 3
-    assert encode.smaller(buffer.getvalue(), "x", 150, 95) == ("png", buffer.getvalue())
+    assert encode.shrink_image(buffer.getvalue(), "x", 150, 95) == ("png", buffer.getvalue())
 
 
 def test_workers_change_nothing_and_a_seed_does(source: Path, tmp_path: Path) -> None:

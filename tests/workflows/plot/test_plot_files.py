@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.workflows.plot.run import gather
+from starfire_cli.workflows.plot.run import collect_sources
 from starfire_cli.workflows.plot.run_files import read_curves, read_run, read_sizes
 from tests.helpers.plot_runs import config_of, rows_of, write_attack, write_run
 
@@ -91,12 +91,12 @@ def test_no_config_makes_reading_fail(
 def test_a_damaged_run_is_left_out_where_others_are_whole(tmp_path: Path) -> None:
     write_run(tmp_path / "good")
     (write_run(tmp_path / "bad") / "config.json").write_text("{")
-    sources = gather([tmp_path])
+    sources = collect_sources([tmp_path])
     assert [run.name for run in sources.runs] == ["good"]
     assert "bad" in sources.notes[0]
     with pytest.raises(StarfireError, match="bad"):
-        gather([tmp_path / "bad"])
-    both = gather([tmp_path / "bad", tmp_path / "good", tmp_path / "missing"])
+        collect_sources([tmp_path / "bad"])
+    both = collect_sources([tmp_path / "bad", tmp_path / "good", tmp_path / "missing"])
     assert [run.name for run in both.runs] == ["good"]
     assert len(both.notes) == 2
 
@@ -105,22 +105,22 @@ def test_runs_are_found_in_folders_of_runs_and_taken_once(tmp_path: Path) -> Non
     for name in ("grid/a", "grid/deep/b", "c"):
         write_run(tmp_path / "runs" / name)
     paths = [tmp_path / "runs", tmp_path / "runs" / "c", tmp_path / "runs" / "c" / "metrics.jsonl"]
-    assert sorted(run.name for run in gather(paths).runs) == ["a", "b", "c"]
+    assert sorted(run.name for run in collect_sources(paths).runs) == ["a", "b", "c"]
 
 
 def test_a_run_is_called_by_its_folder_however_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (write_run(tmp_path / "named") / "deeper").mkdir()
     monkeypatch.chdir(tmp_path / "named" / "deeper")
-    assert [run.name for run in gather([Path("..")]).runs] == ["named"]
+    assert [run.name for run in collect_sources([Path("..")]).runs] == ["named"]
     monkeypatch.chdir(tmp_path / "named")
-    assert [run.name for run in gather([Path(".")]).runs] == ["named"]
+    assert [run.name for run in collect_sources([Path(".")]).runs] == ["named"]
 
 
 def test_nothing_given_means_the_newest_run(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "only")
-    assert [run.name for run in gather([], tmp_path / "runs").runs] == ["only"]
+    assert [run.name for run in collect_sources([], tmp_path / "runs").runs] == ["only"]
     with pytest.raises(StarfireError, match="no runs"):
-        gather([], tmp_path / "nowhere")
+        collect_sources([], tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -131,13 +131,13 @@ def test_what_is_no_result_is_refused(tmp_path: Path, content: str | None, words
     if content is not None:
         path.write_text(content)
     with pytest.raises(StarfireError, match=words) as caught:
-        gather([path])
+        collect_sources([path])
     assert "\n" not in str(caught.value)
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StarfireError, match="neither a run nor a checkpoint"):
-        gather([tmp_path])
+        collect_sources([tmp_path])
 
 
 def test_results_of_attacks_lie_beside_runs(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_results_of_attacks_lie_beside_runs(tmp_path: Path) -> None:
     other = {"checkpoint": "d/best.pt", "title": "dense", "images": 100, "points": [{"eps": 0, "top1": 0.5}]}
     write_attack(run / "best.attack-pgd.json", attack="pgd", against=other)
     write_attack(run / "best.attack-noise.json", attack="noise", points=[], complete=False)
-    sources = gather([run])
+    sources = collect_sources([run])
     assert sorted((c.attack, c.title, len(c.points)) for c in sources.curves) == [
         ("fgsm", "ck 0.6", 3),
         ("pgd", "ck 0.6", 3),
@@ -163,7 +163,7 @@ def test_of_two_results_for_one_network_the_fuller_counts(tmp_path: Path) -> Non
     document = json.loads(whole.read_text())
     part = write_attack(tmp_path / "best.attack-b.json", points=document["points"][:1])
     for paths in ([whole, part], [part, whole]):
-        (curve,) = gather(paths).curves
+        (curve,) = collect_sources(paths).curves
         assert len(curve.points) == 3
 
 
@@ -186,5 +186,5 @@ def test_sizes_from_compress(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     path.write_text(json.dumps(document | {"input": str(tmp_path / "gone.pt")}))
     write_run(tmp_path / "r")
-    sources = gather([path, tmp_path / "r"])
+    sources = collect_sources([path, tmp_path / "r"])
     assert "not there" in sources.notes[0]

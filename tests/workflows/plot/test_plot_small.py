@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from starfire_cli.records.plot import CurvePoint, Material, RobustCurve
 from starfire_cli.report.plot.kinds import draw
-from starfire_cli.workflows.plot.run import gather, material
+from starfire_cli.workflows.plot.run import build_material, collect_sources
 from tests.helpers.plot_runs import config_of, rows_of, write_run
 
 
@@ -30,7 +30,7 @@ def one_epoch(folder: Path, *methods: str) -> Material:
     for method in methods:
         config = config_of(method, 0.0 if method == "dense" else 0.6, start=0.0, end=1.0, epochs=1, drops=())
         write_run(folder / method, config, rows_of(config, best=0.97))
-    return material(gather([folder]), ())
+    return build_material(collect_sources([folder]), ())
 
 
 def ticks(axes: Axes, which: str) -> list[float]:
@@ -58,7 +58,7 @@ def test_what_no_row_holds_is_not_in_the_legend(tmp_path: Path) -> None:
     config = config_of(epochs=3)
     rows = [{k: v for k, v in row.items() if k not in ("threshold", "sparsity_total")} for row in rows_of(config)]
     write_run(tmp_path / "a", config, rows)
-    shown = legend_of(draw("sparsity", material(gather([tmp_path]), ())))
+    shown = legend_of(draw("sparsity", build_material(collect_sources([tmp_path]), ())))
     assert "threshold" not in shown and "all parameters" not in shown and "prunable" in shown
 
 

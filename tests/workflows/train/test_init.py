@@ -376,7 +376,7 @@ def test_what_nothing_names_is_said_to_be_a_default(tmp_path: Path) -> None:
 def test_a_url_in_a_file_is_not_opened(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, spec: str
 ) -> None:
-    monkeypatch.setattr("starfire_cli.data.shards.remote.opened", lambda url: pytest.fail(f"{url} was opened"))
+    monkeypatch.setattr("starfire_cli.data.shards.remote.open_url", lambda url: pytest.fail(f"{url} was opened"))
     save(tmp_path / "a.pt", state=Net(10).state_dict(), masks=None, meta=meta_of(spec=spec))
     assert main(["train", "--init", str(tmp_path / "a.pt"), "--model", "tests.tiny:net", "--dry-run"]) == 2
     error = capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""One file for each way of writing down a mask (see `formats/encoding.py`)."""
+"""Mask encodings, one file each (see `formats/packed/encoding.py`)."""

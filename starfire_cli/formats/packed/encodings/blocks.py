@@ -1,4 +1,4 @@
-"""Whole tiles of a weight matrix are dead, and perhaps single weights in the live ones (paper, section 2.1.2)."""
+"""Encoding of block masks: dead tiles of a weight matrix, and dead weights in live tiles (paper, section 2.1.2)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class BlocksEncoding:
 
 
 def _cheapest(mask_KCn: Bits) -> tuple[float, int, Bits] | None:
-    """Of all sizes of tiles the one that takes the fewest bits: (bits, side, which tiles hold anything alive).
+    """The tile size that takes the fewest bits: (bits, side, live tiles).
 
     None where tiles tell nothing about the weights in them.
     """
@@ -65,7 +65,7 @@ def _cheapest(mask_KCn: Bits) -> tuple[float, int, Bits] | None:
 
 
 def _tiles(mask_OI: Bits, side: int) -> Bits:
-    """Which tiles hold anything alive; those at the ragged edges are smaller."""
+    """Live tiles; those at the ragged edges are smaller."""
     rows = mask_OI[::side].copy()
     for i in range(1, side):
         part = mask_OI[i::side]
@@ -78,17 +78,17 @@ def _tiles(mask_OI: Bits, side: int) -> Bits:
 
 
 def _weights_in(alive: Bits, side: int, shape: tuple[int, ...]) -> int:
-    """How many weights the live tiles have."""
+    """The number of weights in live tiles."""
     heights, widths = _extents(side, shape)
     return int(heights @ alive @ widths)
 
 
 def _spread(alive: Bits, side: int, shape: tuple[int, ...]) -> Bits:
-    """Tiles back to weights; no tile is made larger than what the edges leave of it."""
+    """Expands tiles to weights, cut off at the ragged edges."""
     heights, widths = _extents(side, shape)
     return alive.repeat(heights, 0).repeat(widths, 1)
 
 
 def _extents(side: int, shape: tuple[int, ...]) -> tuple[NDArray[np.intp], ...]:
-    """How many rows the tiles of each row have, and how many columns those of each column."""
+    """Rows of each row of tiles, and columns of each column of tiles."""
     return tuple(np.minimum(side, end - np.arange(0, end, side)) for end in shape)

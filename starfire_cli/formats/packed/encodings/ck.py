@@ -1,4 +1,4 @@
-"""Kernels are dead or alive as a whole: a bit a kernel, or the gaps between live ones (paper, section 2.1.1)."""
+"""Encoding of ck masks, by kernels: a bit a kernel, or the gaps between live ones (paper, section 2.1.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing is dead: the mask takes no bytes."""
+"""Encoding of masks without dead weights, which takes no bytes."""
 
 from __future__ import annotations
 

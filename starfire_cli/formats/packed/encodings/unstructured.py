@@ -1,4 +1,4 @@
-"""Single weights are dead, anywhere: a bit a weight, or the gaps between live ones."""
+"""Encoding of unstructured masks: a bit a weight, or the gaps between live weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starfire_cli.formats.packed.streams import Bits, StreamReader, StreamWriter
 @ENCODINGS.register("unstructured")
 @dataclass(frozen=True, kw_only=True)
 class UnstructuredEncoding:
-    """Says any mask."""
+    """Encodes any mask."""
 
     def encode(self, mask_KCn: Bits, out: StreamWriter) -> float | None:
         out.bits(mask_KCn.reshape(-1))

@@ -1,4 +1,4 @@
-"""Each R x S window keeps some of its weights: how many, and the number of the pattern among all such patterns.
+"""Encoding of window masks: the number of live weights in each R x S window, and the rank of their pattern.
 
 Patterns are numbered by the combinatorial number system: the pattern whose weights sit at places p1 < p2 < ... < pk is
 number C(p1, 1) + C(p2, 2) + ... + C(pk, k), which runs from 0 to C(n, k) - 1 (Knuth, TAOCP 4A, 7.2.1.3, Theorem L).
@@ -33,7 +33,7 @@ class WindowEncoding:
         n = mask_KCn.shape[2]
         if not 2 <= n <= LARGEST:
             return None
-        kept_M = _kept(mask_KCn.reshape(-1, n))
+        kept_M = _live_counts(mask_KCn.reshape(-1, n))
         return log2_choose(n, kept_M) + counts_bits(kept_M)
 
     def encode(self, mask_KCn: Bits, out: StreamWriter) -> float | None:
@@ -42,7 +42,7 @@ class WindowEncoding:
         if bits is None:
             return None
         mask_Mn = mask_KCn.reshape(-1, n)
-        kept_M = _kept(mask_Mn)
+        kept_M = _live_counts(mask_Mn)
         present, index = np.unique(kept_M, return_inverse=True)
         out.symbols(index.astype(np.uint8).reshape(-1), present.astype(np.int64))
         numbers = _rank(mask_Mn)[(kept_M > 0) & (kept_M < n)]
@@ -80,8 +80,8 @@ class WindowEncoding:
         return Alive(mask_Mn.reshape(-1))
 
 
-def _kept(mask_Mn: Bits) -> NDArray[np.uint8]:
-    """How many weights each window keeps; adding n columns is many times faster than summing M short rows."""
+def _live_counts(mask_Mn: Bits) -> NDArray[np.uint8]:
+    """Live weights of each window; adding n columns is many times faster than summing M short rows."""
     bits = mask_Mn.view(np.uint8)
     kept_M = bits[:, 0].copy()
     for place in range(1, bits.shape[1]):

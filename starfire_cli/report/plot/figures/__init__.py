@@ -1,4 +1,4 @@
-"""The pictures: plain functions that take records and return a matplotlib Figure, one module a kind."""
+"""Figures: functions that take records and return a matplotlib Figure, one module a kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pictures share: an empty figure, a legend that never covers data, percent axes."""
+"""Elements that figures share: an empty figure, a legend that never covers data, percent axes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def empty(width: float, height: float) -> Figure:
-    """A figure of that many inches on white; its parts find their own places."""
+    """An empty figure of that many inches on white, with constrained layout."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -23,11 +23,11 @@ def empty(width: float, height: float) -> Figure:
 
 
 def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], *, note: str = "") -> None:
-    """All entries below the axes, in as many columns as fit, under a line of text; the figure grows by its height."""
+    """Puts all entries below the axes, in as many columns as fit, under a line of text; the figure grows to fit."""
     if not handles and not note:
         return
     width = figure.get_figwidth()
-    shown = [style.plain(text, 60 if width > style.NARROW else 40) for text in labels]
+    shown = [style.literal_text(text, 60 if width > style.NARROW else 40) for text in labels]
     longest = max(map(len, shown), default=1)
     columns = max(1, min(len(shown), int((width - 0.2) / (0.062 * longest + 0.5))))
     rows = -(-len(shown) // columns)
@@ -51,7 +51,7 @@ def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], *, 
 
 
 def percent(axes: Axes, which: str = "y") -> None:
-    """Fractions shown as percent."""
+    """Formats an axis of fractions as percent."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis = axes.yaxis if which == "y" else axes.xaxis
@@ -60,7 +60,7 @@ def percent(axes: Axes, which: str = "y") -> None:
 
 
 def whole(axes: Axes, which: str = "x") -> None:
-    """Ticks at whole numbers only."""
+    """Sets ticks at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     (axes.xaxis if which == "x" else axes.yaxis).set_major_locator(
@@ -78,4 +78,4 @@ def blank_handle() -> Any:
 def _wrapped(text: str, width: int) -> list[str]:
     import textwrap
 
-    return [style.plain(line, 400) for part in text.splitlines() for line in textwrap.wrap(part, max(20, width))]
+    return [style.literal_text(line, 400) for part in text.splitlines() for line in textwrap.wrap(part, max(20, width))]

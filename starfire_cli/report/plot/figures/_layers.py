@@ -1,4 +1,4 @@
-"""What pictures with one place a layer share: names that fit, kinds, titles."""
+"""Elements of figures with one position a layer: names that fit, layer kinds, titles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from starfire_cli.records.inspect import LayerFinding
 from starfire_cli.records.plot import NetworkPicture
 from starfire_cli.report.plot import style
-from starfire_cli.report.plot.groups import pretty_title, told_apart
+from starfire_cli.report.plot.groups import disambiguate, pretty_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,27 +32,27 @@ def kind_of(layer: LayerFinding) -> str:
 
 
 def kind_text(kind: str) -> str:
-    """For the legend."""
+    """A layer kind's name in the legend."""
     words = {"window": "other windows", "linear": "fully connected", "downsample": "downsample (shortcut)"}
     return words.get(kind, kind)
 
 
 def titles(networks: Sequence[NetworkPicture]) -> list[str]:
-    """A name for each, with its folder where two would be called the same."""
+    """A title for each network, with its folder where two would be called the same."""
     places = [network.run.name if network.run else network.inspection.path.name for network in networks]
-    return told_apart([style.shorten(pretty_title(network.title), 44) for network in networks], places)
+    return disambiguate([style.shorten(pretty_title(network.title), 44) for network in networks], places)
 
 
 def heading(text: str, names: Sequence[str], width: float) -> str:
-    """A panel's title; in a picture of one column, in as many lines as fit to the right of the layers' names."""
+    """Sets a panel's title; in a figure of one column, in as many lines as fit to the right of the layers' names."""
     if width > style.NARROW:
-        return style.plain(text, 90)
+        return style.literal_text(text, 90)
     room = width - 0.2 - 0.054 * min(_LONGEST, max(map(len, names)))
-    return "\n".join(style.plain(line) for line in textwrap.wrap(text, int(room / 0.066)))
+    return "\n".join(style.literal_text(line) for line in textwrap.wrap(text, int(room / 0.066)))
 
 
 def name_layers(axes: Axes, names: Sequence[str], inches: float, *, sideways: bool) -> None:
-    """Write the layers' names along the axis; only every n-th where there is no room for all.
+    """Writes the layers' names along the axis; only every n-th where there is no room for all.
 
     Args:
         axes: with layer i at i.
@@ -63,7 +63,7 @@ def name_layers(axes: Axes, names: Sequence[str], inches: float, *, sideways: bo
     size = 6.5
     step = max(1, -(-len(names) * (size + 1.5) // (inches * 72)))
     places = range(0, len(names), int(step))
-    shown = [style.plain(names[i], _LONGEST) for i in places]
+    shown = [style.literal_text(names[i], _LONGEST) for i in places]
     if sideways:
         axes.set_yticks(list(places), shown, fontsize=size)
         axes.set_ylim(len(names) - 0.4, -0.6)

@@ -1,4 +1,4 @@
-"""A time axis: epochs or steps, curves with their mean and band, the pruning era, learning-rate drops."""
+"""Time axes: epochs or steps, curves with their mean and band, the pruning era, learning-rate drops."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DROPS = 8
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: where it is, and where the band around it ends; several runs, or one and no band."""
+    """One line, with the ends of its band: several runs, or one and no band."""
 
     x: list[float]
     y: list[float]
@@ -38,7 +38,7 @@ class Curve:
 
 
 def curves(group: Group, key: str, axis: str) -> list[Curve]:
-    """The mean of the runs that got furthest, and each run that did not get so far on its own."""
+    """The mean of the runs that got furthest, and each shorter run by itself."""
     having = [run for run in group.runs if run.has(key)]
     furthest = max((run.rows[-1]["epoch"] for run in having), default=0.0)
     together = [run for run in having if run.rows[-1]["epoch"] == furthest]
@@ -66,7 +66,7 @@ def curves(group: Group, key: str, axis: str) -> list[Curve]:
 
 
 def draw(axes: Axes, group: Group, key: str, axis: str, *, many: bool, line: Any = None, ends: bool = True) -> None:
-    """Draw one experiment's curves, with a hollow end (if `ends`) where a run goes on still, or was stopped."""
+    """Draws one experiment's curves, with a hollow end (if `ends`) where a run is unfinished."""
     colour = style.method_colour(group.method) if many else group.colour
     for number, curve in enumerate(curves(group, key, axis)):
         points = sum(not math.isnan(y) for y in curve.y)
@@ -100,7 +100,7 @@ def draw(axes: Axes, group: Group, key: str, axis: str, *, many: bool, line: Any
 def mark_time(
     axes: Axes, runs: Sequence[RunHistory], axis: str, *, strips: bool = True, drops: bool = True
 ) -> list[tuple[Artist, str]]:
-    """Shade the era, or show each era as a strip above the axes; dot (if `drops`) where the learning rate falls.
+    """Shades the era, or shows each era as a strip above the axes; dots (if `drops`) mark learning-rate drops.
 
     Returns legend entries for what was marked.
     """
@@ -126,7 +126,7 @@ def mark_time(
 
 
 def finish_time(axes: Axes, runs: Sequence[RunHistory], axis: str) -> None:
-    """Limits that hold the whole run as planned, whole epochs."""
+    """Sets limits that hold the whole run as planned, and ticks at whole epochs."""
     ends = [_x(run, run.epochs, axis) for run in runs if run.epochs]
     seen = [_x(run, run.rows[-1]["epoch"], axis) for run in runs if run.rows]
     last = max([*ends, *seen], default=1.0)
@@ -162,26 +162,26 @@ def _with_runs(group: Group) -> str:
 
 
 def _state_note(groups: Sequence[Group]) -> str:
-    """What the lines and bands are, and which runs have not got to their end, in words."""
+    """A note on the lines and bands, and on unfinished runs."""
     counts = sorted({len(group.runs) for group in groups})
     said = []
     if counts[-1:] > [1]:
         seeds = f"{counts[-1]}" if len(counts) == 1 else f"up to {counts[-1]}"
         said.append(f"Lines: mean of {seeds} runs; bands: lowest to highest.")
-    if names := still_going(groups):
+    if names := unfinished_runs(groups):
         said.append(f"Hollow end: not at its last epoch yet ({names}).")
     return " ".join(said)
 
 
-def still_going(groups: Sequence[Group]) -> str:
-    """The runs that have not reached their last epoch, three of them by name; empty if there are none."""
+def unfinished_runs(groups: Sequence[Group]) -> str:
+    """The unfinished runs, three of them by name; empty if there are none."""
     going = [run for group in groups for run in group.runs if run.rows and not run.finished]
     more = f" and {len(going) - 3} more" if len(going) > 3 else ""
     return ", ".join(style.shorten(run.name, 24) for run in going[:3]) + more
 
 
 def _strips(axes: Axes, eras: Sequence[tuple[float, ...]], count: int) -> None:
-    """Thin bars above the axes, one an era, with what they are beside them."""
+    """Thin bars above the axes, one an era, labelled at their ends."""
     transform = axes.get_xaxis_transform()
     for number, (first, last) in enumerate(eras):
         y = 1.035 + 0.05 * number
@@ -192,7 +192,7 @@ def _strips(axes: Axes, eras: Sequence[tuple[float, ...]], count: int) -> None:
 
 
 def _x(run: RunHistory, epoch: float, axis: str) -> float:
-    """The place of an epoch on the axis; steps are counted from the run's own rows."""
+    """The position of an epoch on the axis; steps are counted from the run's own rows."""
     if axis == "epoch":
         return epoch
     row = next(row for row in reversed(run.rows) if row.get("step") and row["epoch"])

@@ -1,4 +1,4 @@
-"""How validation accuracy came about, epoch by epoch (paper, figures 4 and 6 to 11)."""
+"""Figure of validation accuracy, epoch by epoch (paper, figures 4 and 6 to 11)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def convergence_figure(groups: Sequence[Group], *, axis: str = "epoch", width: f
     entries: list[tuple[Artist, str]] = []
     grid = figure.subplots(rows, columns, squeeze=False)
     for place, (axes, (key, end)) in enumerate(zip(grid.flat, panels, strict=True)):
-        style.dress(axes)
+        style.style_axes(axes)
         for group in groups:
             draw(axes, group, key, axis, many=many)
         marks = mark_time(axes, runs, axis, strips=place < columns and not end)
@@ -64,7 +64,7 @@ def convergence_figure(groups: Sequence[Group], *, axis: str = "epoch", width: f
 
 
 def _zoom(axes: Axes) -> None:
-    """Keep the last third of the epochs and as much height as the curves take there."""
+    """Limits the axes to the last third of the epochs and to the curves' heights there."""
     low, high = axes.get_xlim()
     first = high - (high - low) / 3
     lines = [line for line in axes.get_lines() if line.get_transform() == axes.transData]

@@ -1,4 +1,4 @@
-"""What does the mask itself look like: which kernels live, and which of their weights (paper, figure 2)?"""
+"""Figure of the masks themselves: live kernels and their live weights (paper, figure 2)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST = 8  # layers on a page
 
 
 def kernels_figure(network: NetworkPicture, *, width: float = style.WIDE) -> Figure:
-    """Two panels a layer: how many weights each of the K x C kernels keeps, and the first kernels weight by weight.
+    """Two panels a layer: live weights in each of the K x C kernels, and the first kernels weight by weight.
 
     Args:
         network: with the masks that are to be shown.
@@ -38,7 +38,7 @@ def kernels_figure(network: NetworkPicture, *, width: float = style.WIDE) -> Fig
     slots = _slots(shown, columns)
     rows = -(-len(slots) // columns)
     figure = empty(width, rows * 3.25 + 0.35)
-    title = style.plain(f"{pretty_title(network.title)}: masks", int(12.5 * width))
+    title = style.literal_text(f"{pretty_title(network.title)}: masks", int(12.5 * width))
     figure.suptitle(title, fontsize=style.SIZE, color=style.INK, x=0.01, ha="left")
     colour = style.method_colour(network.method)
     for axes, slot in zip(figure.subplots(rows, columns, squeeze=False).flat, [*slots, None], strict=False):
@@ -56,7 +56,7 @@ def kernels_figure(network: NetworkPicture, *, width: float = style.WIDE) -> Fig
 
 
 def _slots(masks: Sequence[MaskPicture], columns: int) -> list[tuple[MaskPicture, bool] | None]:
-    """What goes where, row by row: a mask, and beside it its first kernels if they have more than one weight."""
+    """The panels row by row: a mask, and beside it its first kernels if they have more than one weight."""
     slots: list[tuple[MaskPicture, bool] | None] = []
     for mask in masks:
         several = mask.window != (1, 1)
@@ -67,7 +67,7 @@ def _slots(masks: Sequence[MaskPicture], columns: int) -> list[tuple[MaskPicture
 
 
 def _counts(figure: Figure, axes: Axes, mask: MaskPicture, colour: str) -> None:
-    """K x C, each kernel in the tone of how much of it is left; many kernels in blocks, by the share that is alive."""
+    """The K x C kernels, coloured by their share of live weights; many kernels as means of blocks."""
     K, C = mask.kept_KC.shape
     most = mask.window[0] * mask.window[1]
     block = -(-max(K, C) // _SIDE)
@@ -85,7 +85,7 @@ def _counts(figure: Figure, axes: Axes, mask: MaskPicture, colour: str) -> None:
         whole(axes, which)
     shape = f"{K} x {C} {'kernels' if most > 1 else 'weights'}"
     averaged = f", {block} x {block} a dot" if block > 1 else ""
-    title = f"{style.plain(mask.name)}\n{shape}{averaged}"
+    title = f"{style.literal_text(mask.name)}\n{shape}{averaged}"
     style.label(axes, x="input channel", y="output channel", title=title)
     if most == 1 and block == 1:
         return
@@ -128,14 +128,14 @@ def _patterns(axes: Axes, mask: MaskPicture, colour: str, most: int) -> None:
 
 
 def _dress(axes: Axes) -> None:
-    style.dress(axes, grid="")
+    style.style_axes(axes, grid="")
     axes.set_facecolor(_DEAD)  # and dead weights are open, so that a dark page can make them dark
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
 
 
 def _steps(colour: str, most: int) -> ListedColormap:
-    """Nothing for dead, then from a light tone to the full colour."""
+    """A colour map: empty for dead, then from a light tone to the full colour."""
     from matplotlib.colors import LinearSegmentedColormap, ListedColormap, to_hex
 
     ramp = LinearSegmentedColormap.from_list("alive", [_LITTLE if most > 1 else colour, colour])
@@ -143,7 +143,7 @@ def _steps(colour: str, most: int) -> ListedColormap:
 
 
 def _shares(colour: str) -> LinearSegmentedColormap:
-    """The colour, as opaque as much is alive."""
+    """A colour map: the colour with the live share as its opacity."""
     from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
     return LinearSegmentedColormap.from_list("share", [to_rgba(colour, 0.0), to_rgba(colour, 1.0)])

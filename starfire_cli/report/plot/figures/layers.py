@@ -1,4 +1,4 @@
-"""How sparse each layer is, in model order, kinds told apart (paper, figure 5)."""
+"""Figure of each layer's sparsity, in model order, layer kinds told apart (paper, figure 5)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def layers_figure(networks: Sequence[NetworkPicture], *, width: float = style.WIDE) -> Figure:
-    """One panel a network: a stem for each layer, its sparsity high.
+    """One panel a network, with a stem of its sparsity for each layer.
 
     Args:
         networks: at least one, each with at least one layer.
@@ -63,7 +63,7 @@ def layers_figure(networks: Sequence[NetworkPicture], *, width: float = style.WI
 
 
 def _stems(axes: Axes, network: NetworkPicture, narrow: bool) -> None:
-    style.dress(axes, grid="x" if narrow else "y")
+    style.style_axes(axes, grid="x" if narrow else "y")
     for place, layer in enumerate(network.inspection.layers):
         colour, marker = style.KINDS[kind_of(layer)]
         stem, tip = ([0, layer.sparsity], [place, place]), ([layer.sparsity], [place])

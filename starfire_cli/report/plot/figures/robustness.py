@@ -1,4 +1,4 @@
-"""Accuracy over the size of the perturbation, a curve a network: the picture of table 3."""
+"""Figure of accuracy over the size of the perturbation, a curve a network (paper, table 3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from starfire_cli.records.plot import RobustCurve
 from starfire_cli.report.plot import style
 from starfire_cli.report.plot.figures._frame import empty, legend, percent
-from starfire_cli.report.plot.groups import pretty_title, told_apart
+from starfire_cli.report.plot.groups import disambiguate, pretty_title
 from starfire_cli.text import counted
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ class Point(Protocol):
 
     @property
     def low(self) -> float:
-        """Lower end of its interval."""
+        """Lower end of the interval."""
 
     @property
     def high(self) -> float:
-        """Upper end."""
+        """Upper end of the interval."""
 
 
 def robustness_figure(
@@ -61,7 +61,7 @@ def robustness_figure(
 
 
 def attacks_figure(curves: Sequence[RobustCurve], *, width: float = style.WIDE) -> Figure:
-    """The same from the files that `attack` wrote: one panel for each attack and set of images.
+    """Robustness from the result files of `attack`: one panel for each attack and set of images.
 
     Args:
         curves: at least one.
@@ -72,7 +72,7 @@ def attacks_figure(curves: Sequence[RobustCurve], *, width: float = style.WIDE) 
     mixed = len({curve.images for curve in curves}) > 1
     for attack, norm, images in kinds:
         alike = [curve for curve in curves if (curve.attack, curve.norm, curve.images) == (attack, norm, images)]
-        names = told_apart(
+        names = disambiguate(
             [pretty_title(curve.title) for curve in alike], [Path(curve.checkpoint).parent.name for curve in alike]
         )
         told = f"{attack}, {counted(images, 'image')}" if mixed else attack
@@ -100,7 +100,7 @@ def _panels(
     looks = _looks(list(dict.fromkeys(name for points, _ in panels.values() for name in points)))
     handles: dict[str, Any] = {}
     for axes, ((attack, norm), (points, controls)) in zip(grid.flat, panels.items(), strict=False):
-        style.dress(axes)
+        style.style_axes(axes)
         for name, rows_of in points.items():
             handles[name] = _curve(axes, rows_of, *looks[name])
             beside = controls.get(name, ())
@@ -109,7 +109,7 @@ def _panels(
             )
         kind = "largest change of a pixel value" if norm == "linf" else "length of the change"
         inside = ", pixels in [0, 1]" if columns == 1 and not narrow else ""
-        style.label(axes, x=f"eps ({kind}{inside})", y=style.plain(f"top-1 under {attack} (%)", 34))
+        style.label(axes, x=f"eps ({kind}{inside})", y=style.literal_text(f"top-1 under {attack} (%)", 34))
         axes.set_ylim(bottom=0, top=1.02)
         percent(axes)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6 if columns == 1 else 4))
@@ -145,7 +145,7 @@ def _curve(axes: Axes, rows: Sequence[Point], colour: str, marker: str, line: An
 
 
 def _looks(names: Sequence[str]) -> dict[str, tuple[str, str, Any]]:
-    """Colour by method; marker, dashes and tone tell networks of one method apart."""
+    """Line styles: colour by method; marker, dashes and tone tell networks of one method apart."""
     looks = {}
     for number, name in enumerate(names):
         alike = [other for other in names if style.method_colour(other) == style.method_colour(name)]

@@ -1,4 +1,4 @@
-"""How sparse the network was when: the threshold, and what it really came to (paper, figure 4 top right, 7 to 9)."""
+"""Figure of sparsity over training: the threshold and the sparsity reached (paper, figure 4 top right, 7 to 9)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sparsity_figure(groups: Sequence[Group], *, axis: str = "epoch", width: floa
     runs = [run for group in groups for run in group.runs if run.rows]
     figure = empty(width, 3.0 if width > style.NARROW else 2.7)
     axes = figure.add_subplot()
-    style.dress(axes)
+    style.style_axes(axes)
     many = len(groups) > MANY
     thin = (0, (3, 2))
     for group in groups:
@@ -66,7 +66,7 @@ def sparsity_figure(groups: Sequence[Group], *, axis: str = "epoch", width: floa
 
 
 def _from_the_start(run: RunHistory) -> RunHistory:
-    """With the two points that no row holds: nothing is pruned at step 0, nor before the era begins."""
+    """Adds the two points without rows: sparsity is 0 at step 0 and where the era begins."""
     if not run.rows or run.dense or run.settings.get("init", "?") is not None:
         return run
     steps = next((row["step"] / row["epoch"] for row in run.rows if row.get("step") and row["epoch"]), None)

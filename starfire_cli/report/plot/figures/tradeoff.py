@@ -1,4 +1,4 @@
-"""What does sparsity cost: accuracy against sparsity, multiply-accumulates and file size, with the Pareto front."""
+"""Figure of accuracy against sparsity, multiply-accumulates and file size, with the Pareto front."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starfire_cli.records.plot import NetworkPicture, RunHistory
 from starfire_cli.report.plot import style
 from starfire_cli.report.plot.figures._frame import empty, legend, percent
-from starfire_cli.report.plot.figures._time import MANY, name_groups, still_going
+from starfire_cli.report.plot.figures._time import MANY, name_groups, unfinished_runs
 from starfire_cli.report.plot.groups import Group
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def tradeoff_figure(
     many = len(groups) > MANY
     fronts = 0
     for place, (axes, (name, better, measure)) in enumerate(zip(grid.flat, panels, strict=True)):
-        style.dress(axes, grid="both")
+        style.style_axes(axes, grid="both")
         found = _draw(axes, groups, measure, many)
         fronts += _pareto(axes, found, better)
         if name.startswith("sparsity"):
@@ -63,14 +63,14 @@ def tradeoff_figure(
         named.append((Line2D([], [], color=style.MUTED, linewidth=0.9, drawstyle="steps-post"), "Pareto front"))
     several = any(len(_counted(group)) > 1 for group in groups)
     notes = ["Points: mean over seeds; bars: lowest to highest."] if several else []
-    if names := still_going(groups):
+    if names := unfinished_runs(groups):
         notes.append(f"Left out, or hollow: not at the last epoch yet ({names}).")
     legend(figure, [h for h, _ in named], [t for _, t in named], note=" ".join(notes))
     return figure
 
 
 def _measures(networks: Mapping[Path, NetworkPicture]) -> list[tuple[str, int, Measure]]:
-    """(axis label, +1 where more is better, how to measure a run)."""
+    """(axis label, +1 where more is better, measure of a run)."""
     macs = {path: n.inspection.macs[1] for path, n in networks.items() if n.inspection.macs is not None}
     size = {path: n.size for path, n in networks.items()}
     macs_unit, macs_name = _unit(macs.values(), ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")))
@@ -106,12 +106,12 @@ def _known(groups: Sequence[Group], measure: Measure) -> bool:
 
 
 def _counted(group: Group) -> list[RunHistory]:
-    """The runs of an experiment that make its point: the finished ones, if there are any."""
+    """The finished runs of an experiment, or all where none is finished."""
     return [run for run in group.runs if run.finished] or list(group.runs)
 
 
 def _draw(axes: Axes, groups: Sequence[Group], measure: Measure, many: bool) -> list[tuple[float, float]]:
-    """Each experiment's point; returns those of finished runs."""
+    """Draws each experiment's point; returns those of finished runs."""
     found = []
     for group in groups:
         pairs = []
@@ -137,7 +137,7 @@ def _draw(axes: Axes, groups: Sequence[Group], measure: Measure, many: bool) -> 
 
 
 def pareto(points: Sequence[tuple[float, float]], better: int) -> list[tuple[float, float]]:
-    """Those that no other beats in both; `better` is 1 where a larger first value is better, else -1. Best first."""
+    """Points not dominated by any other; `better` is 1 where a larger first value is better, else -1. Best first."""
     best: list[tuple[float, float]] = []
     for x, y in sorted(set(points), key=lambda p: (-better * p[0], -p[1])):
         if not best or y > best[-1][1]:
@@ -146,7 +146,7 @@ def pareto(points: Sequence[tuple[float, float]], better: int) -> list[tuple[flo
 
 
 def _pareto(axes: Axes, points: Sequence[tuple[float, float]], better: int) -> bool:
-    """Draw the front. Returns whether there is one: a single point has none."""
+    """Draws the front; returns False where there is none, as with a single point."""
     front = pareto(points, better)
     # From the cheapest on: its accuracy is what one can have until the next point's cost is paid.
     if len(front) > 1:

@@ -1,4 +1,4 @@
-"""How many of nine weights survive in the windows of each layer (paper, figure 2a)?"""
+"""Figure of the number of live weights, of nine, in each layer's windows (paper, figure 2a)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def windows_of(network: NetworkPicture) -> list[LayerFinding]:
 
 
 def window_figure(networks: Sequence[NetworkPicture], *, width: float = style.WIDE) -> Figure:
-    """One panel a network: for each layer, squares as large as the share of windows that keep 0, 1, ... 9 weights.
+    """One panel a network: for each layer, squares as large as the share of windows with 0, 1, ... 9 live weights.
 
     Args:
         networks: each with at least one layer of 3 x 3 windows.
@@ -72,7 +72,7 @@ def window_figure(networks: Sequence[NetworkPicture], *, width: float = style.WI
 
 
 def _squares(axes: Axes, network: NetworkPicture, area: float, narrow: bool) -> None:
-    style.dress(axes, grid="")
+    style.style_axes(axes, grid="")
     colour = style.method_colour(network.method)
     if colour == style.INK:
         colour = style.MUTED  # so that the mean is seen on it
