@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.pruning import Masks
+from starfire_cli.pruning.channels.recipe import ShrinkRecipe
 from starfire_cli.pruning.channels.shrink import shrink
 from starfire_cli.records.prune import Shrunk
 
