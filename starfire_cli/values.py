@@ -55,6 +55,33 @@ def parse_list(option: str, text: str, one: Callable[[str], T], example: str) ->
     return tuple(found)
 
 
+Channels = tuple[float, float, float]
+"""Of red, green and blue."""
+
+
+def parse_mean(option: str, text: str) -> Channels:
+    """`0.485,0.456,0.406`, or one number for all three channels. Raises BadOption."""
+    return _channels(option, text, 0.0, "from 0 to 1, such as 0.485,0.456,0.406")
+
+
+def parse_std(option: str, text: str) -> Channels:
+    """`0.229,0.224,0.225`, or one number for all three channels. Raises BadOption."""
+    # What is less, float32 cannot divide by.
+    return _channels(option, text, 1e-6, "above 0 and up to 1, such as 0.229,0.224,0.225")
+
+
+def _channels(option: str, text: str, least: float, wanted: str) -> Channels:
+    try:
+        numbers = [parse_number(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    numbers = numbers * 3 if len(numbers) == 1 else numbers
+    if len(numbers) != 3 or not all(least <= number <= 1 for number in numbers):  # not for NaN either
+        raise BadOption(f"{option} {text!r} is not three numbers (or one for all) {wanted}: pixels are in [0, 1]")
+    red, green, blue = numbers
+    return red, green, blue
+
+
 def check_value(option: str, name: str, value: object) -> None:
     """Raises BadOption for a number that nothing can be done with.
 

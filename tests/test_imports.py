@@ -24,7 +24,7 @@ FLOORS = [
     {"formats", "sparse", "distributed"},
     {"models", "data", "attacks", "pruning"},
     {"registry", "runtime"},
-    {"damage"},
+    {"damage", "options"},
     {"labels", "text", "values"},
     {"errors", "output"},
 ]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from starfire_cli.options import Option
 from starfire_cli.registry import Family
 
 DATA_PANEL = "Data"
@@ -160,3 +161,5 @@ Std = Annotated[
     str | None,
     typer.Option("--std", metavar="R,G,B", help="Likewise.", rich_help_panel=DATA_PANEL, show_default=False),
 ]
+
+JSON = Option(flags=("--json",), panel=OUTPUT_PANEL, help="Print the result as one JSON object on stdout.")

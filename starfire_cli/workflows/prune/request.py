@@ -20,7 +20,8 @@ from starfire_cli.pruning import Layer, Masks, select
 from starfire_cli.text import some
 from starfire_cli.workflows.prune.oneshot import recalibrate
 from starfire_cli.workflows.prune.trial import Trial, TrialRequest
-from starfire_cli.workflows.train.request import Pruning, TrainRequest, pruning_of
+from starfire_cli.workflows.train.request import TrainRequest
+from starfire_cli.workflows.train.settings import Pruning, pruning_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from starfire_cli.workflows.prune.shrink import shrink_network
 from starfire_cli.workflows.prune.sweep import sweep
 from starfire_cli.workflows.prune.trial import Trial
 from starfire_cli.workflows.recorded import fine_tuning
-from starfire_cli.workflows.train.request import Pruning
+from starfire_cli.workflows.train.settings import Pruning
 
 
 def prune_mask(request: PruneRequest) -> Iterator[Progress | SweepPoint | Pruned]:

@@ -21,9 +21,10 @@ from starfire_cli.networks.rebuild import runs_code, untrusted
 from starfire_cli.pruning.ties import apply_once
 from starfire_cli.workflows.train.alike import check_requests, check_sessions
 from starfire_cli.workflows.train.describe import meta_of
-from starfire_cli.workflows.train.request import TrainRequest, in_all
+from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.run_folder import RunFolder
 from starfire_cli.workflows.train.session import Decoding, Position, Session
+from starfire_cli.workflows.train.settings import in_all
 
 # What a resumed run may change; everything else is the run's own. More epochs are the paper's "extra 10 epochs".
 CHANGEABLE = frozenset(

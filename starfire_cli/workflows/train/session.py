@@ -33,7 +33,8 @@ from starfire_cli.workflows.train.compact_state import CompactState
 from starfire_cli.workflows.train.cuda_graph import StepGraph, refuse
 from starfire_cli.workflows.train.micro_batches import part_sizes
 from starfire_cli.workflows.train.optim import LearningRate, build_optimizer
-from starfire_cli.workflows.train.request import TrainRequest, era_steps, fill, pruning_of
+from starfire_cli.workflows.train.request import TrainRequest
+from starfire_cli.workflows.train.settings import era_steps, fill, pruning_of
 from starfire_cli.workflows.train.start import take_weights
 
 if TYPE_CHECKING:
