@@ -17,13 +17,6 @@ LARGEST = 3.4e38
 LARGEST_WHOLE = 2**63 - 1
 """Of a whole number: the largest of int64, in which torch and numpy count."""
 
-RANGES: dict[str, tuple[int, int, str]] = {
-    "image_size": (1, 1 << 14, "pixels a side, 1 to 16384"),
-    "workers": (0, 1024, "processes, 0 to 1024"),
-    "threads": (1, 1024, "1 to 1024"),
-}
-"""Options, by parameter name, whose every value would be accepted by whoever reads it, and then take all there is."""
-
 
 def parse_number(text: str) -> float:
     """`0.01` or `8/255` to a float. Raises ValueError, also for what is not finite."""
@@ -82,20 +75,12 @@ def _channels(option: str, text: str, least: float, wanted: str) -> Channels:
     return red, green, blue
 
 
-def check_value(option: str, name: str, value: object) -> None:
-    """Raises BadOption for a number that nothing can be done with.
-
-    Args:
-        option: as the user writes it, for the message.
-        name: of the parameter, by which `RANGES` knows it.
-        value: as it was read; what is no number passes.
-    """
+def check_value(flag: str, value: object) -> None:
+    """Raises BadOption for a number that nothing can be done with; what is no number passes."""
     if isinstance(value, bool):
         return
     if isinstance(value, float) and not abs(value) <= LARGEST:
-        raise BadOption(f"{option} {value:g} is not a number that can be computed with; up to {LARGEST:g} works")
-    if not isinstance(value, int):
-        return
-    low, high, words = RANGES.get(name, (-LARGEST_WHOLE, LARGEST_WHOLE, "a whole number below 2 ** 63"))
-    if not low <= value <= high:
-        raise BadOption(f"{option} {value if math.log10(abs(value) + 1) < 40 else '...'} is out of range: {words}")
+        raise BadOption(f"{flag} {value:g} is not a number that can be computed with; up to {LARGEST:g} works")
+    if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
+        shown = value if math.log10(abs(value)) < 40 else "..."
+        raise BadOption(f"{flag} {shown} is out of range: a whole number below 2 ** 63")

@@ -17,7 +17,6 @@ from starfire_cli.models import Normalized, build_model
 from starfire_cli.networks.fitting import fitted, loadable, other_classes, refuse
 from starfire_cli.networks.rebuild import recipe_of, said_of_model, spec_of
 from starfire_cli.pruning.channels.recipe import apply_shrink
-from starfire_cli.values import parse_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,23 +130,6 @@ def digest_of(state: dict[str, Tensor]) -> str:
         sha.update(f"{key}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         sha.update(value.reshape(-1).view(torch.uint8).numpy().data if value.numel() else b"")
     return sha.hexdigest()
-
-
-def parse_channels(text: str | None, option: str) -> Channels | None:
-    """`0.485,0.456,0.406`, or one number for all three channels. Raises BadOption."""
-    if text is None:
-        return None
-    try:
-        numbers = [parse_number(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    numbers = numbers * 3 if len(numbers) == 1 else numbers
-    least = 1e-6 if option == "--std" else 0.0  # what is less, float32 cannot divide by
-    if len(numbers) != 3 or not all(least <= number <= 1 for number in numbers):  # not for NaN either
-        what = "above 0 and up to 1, such as 0.229,0.224,0.225" if least else "from 0 to 1, such as 0.485,0.456,0.406"
-        raise BadOption(f"{option} {text!r} is not three numbers (or one for all) {what}: pixels are in [0, 1]")
-    red, green, blue = numbers
-    return red, green, blue
 
 
 def not_normalised(checkpoint: Checkpoint, mean: Channels | None, std: Channels | None) -> BadOption:

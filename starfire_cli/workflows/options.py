@@ -43,6 +43,9 @@ MEAN = Option(
     stored="changed",
 )
 STD = Option(metavar="R,G,B", panel=DATA_PANEL, help="Likewise.", parse=parse_std, stored="changed")
+IMAGE_SIZE = Option(
+    metavar="PX", panel=DATA_PANEL, low=1, high=1 << 14, range="pixels a side, 1 to 16384", help="Side of the images."
+)
 BATCH_SIZE = Option(short="-b", panel=DATA_PANEL, low=1, range="at least 1", help="Images at a time.")
 WORKERS = Option(
     short="-j",

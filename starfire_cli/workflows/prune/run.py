@@ -23,8 +23,9 @@ from starfire_cli.pruning.ties import apply_once
 from starfire_cli.records.prune import Progress, Pruned, SweepPoint
 from starfire_cli.text import counted
 from starfire_cli.workflows.inspect.run import inspect
+from starfire_cli.workflows.prune.job import Job, open_job, sparsity_of
 from starfire_cli.workflows.prune.oneshot import prune_once, refuse_ambiguous
-from starfire_cli.workflows.prune.request import Job, PruneRequest, open_job, sparsity_of
+from starfire_cli.workflows.prune.request import PruneRequest
 from starfire_cli.workflows.prune.shrink import shrink_network
 from starfire_cli.workflows.prune.sweep import sweep
 from starfire_cli.workflows.prune.trial import Trial

@@ -16,6 +16,7 @@ from starfire_cli.workflows.options import (
     DATA_PANEL,
     DEVICE,
     FC,
+    IMAGE_SIZE,
     KEEP_DENSE,
     MAX_NONZERO,
     MEAN,
@@ -100,15 +101,9 @@ class TrainRequest:
         metavar="SPEC",
         panel=DATA_PANEL,
     )
-    image_size: int | None = option(
-        None,
-        "Side of the images the network sees.",
-        metavar="PX",
-        panel=DATA_PANEL,
-        low=8,
-        high=1 << 14,
-        range="pixels, 8 to 16384",
-    )
+    image_size: int | None = replace(
+        IMAGE_SIZE, help="Side of the images the network sees.", low=8, range="pixels, 8 to 16384"
+    ).default(None)
     mean: tuple[float, float, float] | None = MEAN.default(None)
     std: tuple[float, float, float] | None = STD.default(None)
     augment: str | None = option(

@@ -24,7 +24,8 @@ from starfire_cli.networks.evaluate import evaluate
 from starfire_cli.records.attack import AttackProgress, AttackReport
 from starfire_cli.workflows.attack import batch_size as attack_fit
 from starfire_cli.workflows.attack import sweep as attack_sweep
-from starfire_cli.workflows.attack.run import AttackRequest, attack
+from starfire_cli.workflows.attack.request import AttackRequest
+from starfire_cli.workflows.attack.run import attack
 from tests.helpers.attack_toy import SPEC, digits, saved, trained, val
 
 KEYS = {"checkpoint", "attack", "images", "clean_top1", "points"}
@@ -243,7 +244,7 @@ def test_other_settings_do_not_share_a_file(sparse: Path) -> None:
         {"images": 50},
         {"images": 50, "seed": 3},
         {"amp": True},
-        {"attack": "pgd", "options": {"steps": 2}},
+        {"attack": "pgd", "steps": 2},
     ):
         finished(checkpoint=sparse, eps="0.05", control=False, **more)
     assert sorted(p.name for p in sparse.parent.glob("*.json")) == [
