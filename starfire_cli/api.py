@@ -74,6 +74,11 @@ def load_model(
     from starfire_cli.networks.ready import as_trained
 
     with for_python():
+        if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
+            raise BadOption(f"num_classes={num_classes!r} is no number of classes; 1 or more works")
+        if model is not None and not isinstance(model, str):
+            raise BadOption(f"model is a {type(model).__name__}; its name works, such as model='resnet50'")
+        mean, std = _channels("mean", mean, 0.0), _channels("std", std, 1e-6)
         file = checkpoint.load(find_checkpoint(Path(path)), weights=weights)
         place = runtime.pick_device(device)
         if sparse and place.type != "cpu":
@@ -87,6 +92,18 @@ def load_model(
         warnings.warn(f"sparse=True runs dense: {reason}", stacklevel=2)
         return net
     return sparsify(net)
+
+
+def _channels(name: str, given: Sequence[float] | None, least: float) -> tuple[float, float, float] | None:
+    """A mean or std as a triple. Raises BadOption for what pixels in [0, 1] cannot have."""
+    if given is None:
+        return None
+    numbers = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
+    if len(numbers) != 3 or not all(isinstance(x, int | float) and least <= x <= 1 for x in numbers):
+        span = "above 0 and up to 1" if least else "from 0 to 1"
+        raise BadOption(f"{name}={given!r} is not three numbers {span}: pixels are in [0, 1]")
+    red, green, blue = numbers
+    return float(red), float(green), float(blue)
 
 
 def sparsify(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> SparseNetwork:

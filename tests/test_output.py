@@ -60,7 +60,7 @@ def shell(command: str, where: str, folder: Path, **env: str) -> subprocess.Comp
 
 
 @pytest.mark.parametrize("case", REDIRECTED)
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.slow)])
 def test_no_stream_is_needed(case: str, unbuffered: str, tmp_path: Path) -> None:
     where, code, says = REDIRECTED[case]
     done = shell("train --help", where, tmp_path, PYTHONUNBUFFERED=unbuffered)
@@ -88,7 +88,13 @@ def test_the_descriptors_of_closed_streams_are_given_to_no_file(tmp_path: Path) 
     assert done.returncode == 0 and int((tmp_path / "n").read_text()) > 2
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no-such-backend", "tkagg"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "no-such-backend",
+        *(pytest.param(b, marks=pytest.mark.slow) for b in ("module://matplotlib_inline.backend_inline", "tkagg")),
+    ],
+)
 def test_a_notebook_s_backend_stops_no_command(backend: str) -> None:
     code = (
         "import os, sys; from starfire_cli import cli\n"

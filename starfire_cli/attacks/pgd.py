@@ -15,6 +15,8 @@ from starfire_cli.attacks._family import ATTACKS, Adversarial, check_size
 from starfire_cli.attacks._gradient import blind, input_gradient
 from starfire_cli.errors import BadOption
 
+MOST = 100_000  # steps or restarts; far more than anything published takes
+
 
 @ATTACKS.register("pgd")
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +41,11 @@ class PGD:
 
     def __post_init__(self) -> None:
         check_size(self.eps, self.norm)
-        if self.steps < 1:
-            raise BadOption(f"steps={self.steps} is too few; at least 1")
-        if self.restarts < 1:
-            raise BadOption(f"restarts={self.restarts} is too few; at least 1")
+        for name, number in (("steps", self.steps), ("restarts", self.restarts)):
+            if not 1 <= number <= MOST:
+                raise BadOption(
+                    f"{name}={number} is too {'few; at least 1' if number < 1 else f'many; at most {MOST}'}"
+                )
         if self.restarts > 1 and not self.random_start:
             raise BadOption(
                 f"restarts={self.restarts} without random_start would repeat one start; give one of the two"

@@ -165,6 +165,8 @@ def _keep(sources: Sources, *, out: Path | None = None, html: Path | None = None
     for option, path in (("--out", out), ("--html", html)):
         if path is not None:
             refuse_overwriting(path, sources.files(), option=option, noun=SHOWN)
+    if html is not None and html.suffix.lower() not in (".html", ".htm"):
+        raise BadOption(f"--html {html}: a page's name ends in .html")
 
 
 def _beside(sources: Sources) -> Path:

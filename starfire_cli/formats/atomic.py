@@ -38,11 +38,7 @@ def atomic_write(path: Path, *, need: int | None = None) -> Iterator[IO[bytes]]:
     Raises:
         StarfireError: the folder does not exist or cannot be written, or the disk is full.
     """
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise StarfireError(f"{path} is a folder; give the name of a file in it")
-    if not target.parent.is_dir():
-        raise StarfireError(f"cannot write {path}: there is no folder {target.parent}")
+    target = _target(path)
     _remove_stale(target)
     temporary = target.with_name(f".{target.name}.{_host()}-{os.getpid()}-{next(_counter)}.tmp")
     _mine.add(temporary)
@@ -64,6 +60,18 @@ def atomic_write(path: Path, *, need: int | None = None) -> Iterator[IO[bytes]]:
         _mine.discard(temporary)
 
 
+def _target(path: Path) -> Path:
+    """The file that takes the name, links followed. Raises StarfireError where none can be, or no plain one is."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise StarfireError(f"{path} is a folder; give the name of a file in it")
+    if not target.parent.is_dir():
+        raise StarfireError(f"cannot write {path}: there is no folder {target.parent}")
+    if target.exists() and not target.is_file():
+        raise StarfireError(f"{path} is a device, pipe or socket, which is not replaced; give the name of a file")
+    return target
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 (see `atomic_write`)."""
     data = text.encode()
@@ -73,11 +81,7 @@ def write_text(path: Path, text: str) -> None:
 
 def check_writable(path: Path) -> None:
     """Raises StarfireError, in the words of `atomic_write`, if nothing can be written at `path`; leaves no trace."""
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise StarfireError(f"{path} is a folder; give the name of a file in it")
-    if not target.parent.is_dir():
-        raise StarfireError(f"cannot write {path}: there is no folder {target.parent}")
+    target = _target(path)
     try:
         with tempfile.TemporaryFile(dir=target.parent):
             pass

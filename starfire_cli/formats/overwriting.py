@@ -8,22 +8,33 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from starfire_cli.errors import BadOption
+from starfire_cli.formats.run import Run
 
 
 def refuse_overwriting(
-    output: Path, read: Iterable[Path], *, option: str = "--out", noun: str = "the checkpoint"
+    output: Path,
+    read: Iterable[Path],
+    *,
+    option: str = "--out",
+    noun: str = "the checkpoint",
+    own_run: bool = False,
 ) -> None:
     """Raises BadOption if `output` is one of the files `read`, under whatever name: a link to it, another spelling.
+
+    So are the files that `train` keeps in a run folder, which only `train` writes over.
 
     Args:
         output: the file that is going to be written.
         read: the files that have been, or are going to be, read.
         option: which the user gave for it, or could.
         noun: what the files are.
+        own_run: whether `train` asks, of its own run's files.
     """
     for path in read:
         if _same(output, path):
             raise BadOption(f"{option} {output} is {noun} itself; give another name")
+    if not own_run and (run := _run_of(output)) is not None:
+        raise BadOption(f"{option} {output} is a file of the run {run}, which --resume needs; give another name")
 
 
 def files_of(checkpoint: Path) -> list[Path]:
@@ -37,6 +48,13 @@ def files_of(checkpoint: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         shards = set()
     return [checkpoint, *sorted(shards)]
+
+
+def _run_of(output: Path) -> Path | None:
+    """The run folder whose own file this is, under whatever name."""
+    target = Path(os.path.realpath(output))
+    run = Run(target.parent)
+    return run.path if run.config_path.is_file() and target.exists() and target in run.files else None
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -59,13 +59,18 @@ def probe(model: nn.Module, image_size: int, *, channels: int = 3, on_retry: obj
     """
     training = {module: module.training for module in model.modules()}
     model.eval()
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    # By one name for each module that has it: a module under two names would get meta tensors back at the end.
+    tensors = {
+        f"{place}.{name}".lstrip("."): tensor
+        for place, module in model.named_modules()
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    }
     shape = (1, channels, image_size, image_size)
     try:
         if "torch._dynamo" in sys.modules or any(tensor.is_meta for tensor in tensors.values()):
             try:
                 meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
-                return functional_call(model, meta, (torch.zeros(shape, device="meta"),))
+                return functional_call(model, meta, (torch.zeros(shape, device="meta"),), tie_weights=False)
             except Exception:  # noqa: BLE001 - a user's model may raise anything on meta tensors
                 if callable(on_retry):
                     on_retry()

@@ -157,6 +157,10 @@ def _renamed(
             names = {key: _unwrapped(name, own) for key, name in names.items()}
         if needed <= set(names.values()) and len(set(names.values())) == len(names):
             found[prefix] = names
+    for prefix in () if found else sorted({key[: key.index(".") + 1] for key in given if "." in key}):
+        names = {key: key.removeprefix(prefix) for key in given}  # of some keys: those of a head lie beside it
+        if needed <= set(names.values()) <= own and len(set(names.values())) == len(names):
+            found[prefix] = names
     exact = {prefix: names for prefix, names in found.items() if set(names.values()) <= own} or found
     exact = dict({frozenset(names.items()): (prefix, names) for prefix, names in exact.items()}.values())
     if len(exact) > 1:

@@ -82,7 +82,7 @@ class _Sorter:
         self._place = {key: i for i, key in enumerate(self._maps)}
         # The convolution that sees images: the first, unless the file's order is that of names.
         keys = list(state)
-        in_order = keys != sorted(keys, key=by_number) or keys[0][:1].isdigit()
+        in_order = keys != sorted(keys, key=by_number) or (bool(keys) and keys[0][:1].isdigit())
         self._stem_weight = self._maps[0] if self._maps and in_order else ""
         self._out: dict[str, int] = {}  # output channels of the maps told so far
         self._transposed: set[str] = set()  # those of them that are not plain convolutions
@@ -95,7 +95,7 @@ class _Sorter:
             if state[key].shape[0] != _length(state, f"{weights[key]}.bias") == state[key].shape[1]
         }
         stems = list(dict.fromkeys(_stem(key) for key in state))
-        self._next_stem = dict(zip(stems, [*stems[1:], ""], strict=True))
+        self._next_stem = dict(zip(stems, [*stems[1:], ""], strict=False))
 
     def reason(self, key: str) -> str | None:
         """Why `key` is not the weight of a layer; None if it is."""

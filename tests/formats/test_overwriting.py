@@ -11,7 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from starfire_cli.cli import main
+from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.formats.atomic import check_writable, write_text
 from starfire_cli.formats.checkpoint.file import save
+from starfire_cli.formats.overwriting import refuse_overwriting
 from tests.helpers.plot_runs import config_of, rows_of, write_attack, write_run
 from tests.tiny import Net
 
@@ -133,3 +136,28 @@ def test_the_weights_that_a_run_begins_with(folder: Path, capsys: Capture) -> No
     assert "is the checkpoint itself" in capsys.readouterr().err
     assert [path.name for path in (folder / "a").iterdir()] == ["eliminated.pt"]
     assert (folder / "a" / "eliminated.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "last.pt", "best.pt"])
+def test_a_runs_own_files_are_written_by_train_alone(tmp_path: Path, name: str) -> None:
+    for file in ("config.json", "metrics.jsonl", "last.pt", "best.pt"):
+        (tmp_path / file).write_bytes(b"{}")
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    for output in (tmp_path / name, tmp_path / "link"):
+        with pytest.raises(BadOption, match=r"a file of the run .* give another name"):
+            refuse_overwriting(output, [])
+    refuse_overwriting(tmp_path / name, [], own_run=True)
+    refuse_overwriting(tmp_path / "pruned.pt", [])
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_what_is_no_plain_file_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x"
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(os.devnull)
+    for write in (lambda: check_writable(path), lambda: write_text(path, "lost")):
+        with pytest.raises(StarfireError, match="device, pipe or socket, which is not replaced"):
+            write()
+    assert not path.is_file()

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from starfire_cli.models import build_model, count_macs, effective_macs
+from starfire_cli.models.macs import probe
 
 
 @pytest.mark.parametrize(
@@ -53,3 +54,17 @@ def test_effective_macs_are_those_of_the_smaller_layer() -> None:
     mask[6:] = False
     left = effective_macs(count_macs(wide, 9), {"1.weight": mask})
     assert left == count_macs(narrow, 9)
+
+
+def test_a_module_under_two_names_keeps_its_weights() -> None:
+    """torch's functional_call gives a module that it swaps twice the swapped tensors back."""
+    import torch._dynamo  # without which models are tried for real
+
+    block = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3))
+    tied = nn.Conv2d(3, 3, 3, padding=1)
+    tied.weight = block[0].weight
+    model = nn.Sequential(block, nn.ReLU(), block, tied)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert tuple(probe(model, 8).shape) == (1, 3, 8, 8)
+    assert torch._dynamo is not None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

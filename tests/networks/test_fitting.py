@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import starfire_cli
 from starfire_cli.cli import main
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint.file import load, save
+from starfire_cli.formats.checkpoint.unwrap import unwrap
+from starfire_cli.networks.fitting import fitted
 from tests import tiny
 
 Capture = pytest.CaptureFixture[str]
@@ -272,3 +275,37 @@ def test_names_that_are_not_utf8(tmp_path: Path, capsys: Capture) -> None:
     ):
         assert main(command) == 0, capsys.readouterr().err
     assert load(pruned).meta["source"]["path"] == str(folder / "a.pt")
+
+
+def test_a_prefix_that_a_head_beside_it_does_not_have(tmp_path: Path) -> None:
+    plain = tiny.Net(10).state_dict()
+    head = [key for key in plain if key.startswith("fc")]
+    assert head and len(head) < len(plain)
+    mixed = {key if key in head else f"backbone.{key}": tensor for key, tensor in plain.items()}
+    torch.save(mixed, tmp_path / "a.pt")
+    found = fitted(tiny.Net(10), load(tmp_path / "a.pt"))
+    assert all(torch.equal(found.state[key], tensor) for key, tensor in plain.items())
+    assert any("prefix 'backbone.' stripped" in note for note in found.notes)
+
+
+def test_a_scalar_of_an_average_comes_along() -> None:
+    plain = tiny.Net(10).state_dict()
+    both = {f"net.{k}": v for k, v in plain.items()} | {f"ema_net.{k}": v * 2 for k, v in plain.items()}
+    state, _ = unwrap({"state_dict": both, "ema_net.decay": 0.9}, Path("a.pt"), "ema")
+    assert any(not tensor.ndim for tensor in plain.values())
+    assert {key.removeprefix("net.") for key in state} == plain.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"mean": (1, 2)}, "mean=(1, 2) is not three numbers from 0 to 1"),
+        ({"std": (0, 1, 1)}, "std=(0, 1, 1) is not three numbers above 0"),
+        ({"std": 0}, "std=0 is not three numbers"),
+        ({"num_classes": "x"}, "num_classes='x' is no number of classes"),
+        ({"model": nn.ReLU()}, "model is a ReLU; its name works"),
+    ],
+)
+def test_arguments_of_load_model_are_read_before_torch_reads_them(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadOption, match=re.escape(words)):
+        starfire_cli.load_model("no such file", **given)

@@ -180,3 +180,7 @@ def test_swapped_axes_of_matrices() -> None:
     }
     assert layers_of_state(state) == []
     assert sort_state(state).unclear == ("c_proj.weight",)
+
+
+def test_a_state_dict_without_names_has_no_layers() -> None:
+    assert sort_state({}).layers == ()

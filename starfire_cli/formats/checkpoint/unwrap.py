@@ -180,12 +180,13 @@ def _find(content: Any, path: Path, weights: str | None) -> tuple[dict[Any, Any]
         if not holders:
             break
         key = (plain or averages or holders)[0]
+        alike = [] if plain or averages else holders
         if weights is not None and not way.taken:
             if weights == "ema" and averages:
                 key, way.taken = averages[0], True
             elif weights not in ("model", "ema") and weights in holders:
                 key, way.taken = weights, True
-        way.step(key, [*plain, *averages], averages)
+        way.step(key, [*plain, *averages, *alike], averages)
         content = content[key]
     if isinstance(content, dict):
         what = f"keys {', '.join(repr(key)[:40] for key in list(content)[:6])}" if content else "an empty dict"
@@ -232,8 +233,10 @@ def _choose(state: dict[str, Tensor], weights: str | None) -> tuple[dict[str, Te
     known = {short: short for key in rest for short in (key, key.partition(".")[2])}
     known |= {short.replace(".", ""): short for short in known}  # buffers cannot have dots in their names
     for top in suspects:
-        inner = {key: key.removeprefix(f"{top}.").removeprefix("module.") for key in tops[top] if state[key].ndim}
-        if not inner or not all(name in known for name in inner.values()):
+        inner = {key: key.removeprefix(f"{top}.").removeprefix("module.") for key in tops[top]}
+        # Scalars that the network does not have are the average's own: its decay, how often it was updated.
+        inner = {key: name for key, name in inner.items() if state[key].ndim or name in known}
+        if not any(state[key].ndim for key in inner) or not all(name in known for name in inner.values()):
             continue
         if weights == "ema":
             average = {known[name]: state[key] for key, name in inner.items()}

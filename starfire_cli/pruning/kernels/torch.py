@@ -80,6 +80,7 @@ def count_alive(mask: Tensor) -> Tensor:
 
 def is_finite(weight: Tensor) -> bool:
     """Whether there is neither NaN nor inf. A sum that is finite tells, and is much faster than asking each weight."""
+    weight = weight if weight.dtype.itemsize > 1 else weight.float()  # float8 cannot add
     return bool(weight.sum().isfinite()) or bool(weight.isfinite().all())
 
 

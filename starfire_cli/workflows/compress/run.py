@@ -35,6 +35,8 @@ def compress(request: CompressRequest) -> Iterator[Outcome]:
     path = find_checkpoint(request.checkpoint)
     checkpoint = _load(path, request.weights, strict=request.masks == "stored")
     yield from (Note(text=note) for note in checkpoint.notes)
+    if checkpoint.parts:
+        yield Note(text="what was folded is packed as the plain weight, and --unpack gives that, not the parts")
     if request.masks == "from-zeros":
         checkpoint, signs = zeros_as_masks(checkpoint)
         if signs:

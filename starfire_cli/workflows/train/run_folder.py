@@ -71,6 +71,6 @@ class RunFolder:
         if request.init is not None and not session.resumed:
             read = files_of(find_checkpoint(request.init))
             for path in run.files:
-                refuse_overwriting(path, read, option="--name")
+                refuse_overwriting(path, read, option="--name", own_run=True)
         run.write_config(config_of(session))
         run.truncate_metrics(session.at.epoch)

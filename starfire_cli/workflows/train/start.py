@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 
+from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint.record import Checkpoint
-from starfire_cli.networks.dead_weights import DeadWeights, find_dead_weights
+from starfire_cli.networks.dead_weights import DeadWeights, find_dead_weights, nonzero
 from starfire_cli.networks.fitting import fitted, loadable, other_classes, refuse
 from starfire_cli.pruning import Layer, Masks, layers_of_model, select
 from starfire_cli.pruning.ties import masks_once, parameters_of, ties_of, unify
 from starfire_cli.text import counted, some
 from starfire_cli.workflows.train.request import TrainRequest
+
+_PRUNED = 0.01  # the share of zeros from which on a tensor looks pruned
 
 
 @dataclass(kw_only=True)
@@ -57,6 +60,7 @@ def take_weights(
     else:
         refuse(net, checkpoint, request.model, classes if resume is None else None)
     loadable(net, checkpoint)
+    _refuse_nonfinite(checkpoint)
     net.load_state_dict({key: tensor for key, tensor in checkpoint.state.items() if key not in head}, strict=False)
     masks = masks_once(checkpoint.masks or {}, ties_of(net.state_dict()), [layer.key for layer in found])
     if resume is not None:
@@ -66,10 +70,37 @@ def take_weights(
         weights = {key: weight.detach() for key, weight in parameters_of(net).items()}
         dead = find_dead_weights(weights, masks, found, zeros=request.init_zeros == "dead", fresh=head)
         start.masks = dead.masks
+        start.notes += _zeros_elsewhere(weights, found) if request.init_zeros == "dead" else ()
         start.notes += _dead_in_words(checkpoint, found, dead)
     # What came in dead stays dead, also in layers that this run's method does not touch.
     start.layers = [layer for layer in found if layer in layers or layer.key in start.masks]
     return start
+
+
+def _refuse_nonfinite(checkpoint: Checkpoint) -> None:
+    """Raises StarfireError for weights that no training can begin with."""
+    for key, tensor in checkpoint.state.items():
+        values = tensor if tensor.dtype.itemsize > 1 else tensor.float()
+        if tensor.is_floating_point() and not bool(values.isfinite().all()):
+            raise StarfireError(f"{checkpoint.path}: {key} holds NaN or infinity, and nothing can be trained from that")
+
+
+def _zeros_elsewhere(weights: Mapping[str, Tensor], layers: list[Layer]) -> Iterator[str]:
+    """A line on weights that look pruned and are in no layer that masks are kept of."""
+    keys = {layer.key for layer in layers}
+    counts = {
+        key: zeros
+        for key, tensor in weights.items()
+        if key not in keys
+        and tensor.ndim > 1
+        and (zeros := tensor.numel() - int(nonzero(tensor).sum()))
+        and _PRUNED * tensor.numel() <= zeros < tensor.numel()
+    }
+    if counts:
+        yield (
+            f"{sum(counts.values()):,} zeros of {some(list(counts))} are trained again: masks are kept of the weights "
+            "of convolutions and linear layers only"
+        )
 
 
 def _dead_in_words(checkpoint: Checkpoint, layers: list[Layer], dead: DeadWeights) -> Iterator[str]:

@@ -124,7 +124,7 @@ def test_nothing_given_means_the_newest_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "no file"), ("[1]", "list"), ("{", "cannot be read"), ("{}", "attack")]
+    ("content", "words"), [(None, "no file"), ("[1]", "list"), ("{", "is damaged"), ("{}", "attack")]
 )
 def test_what_is_no_result_is_refused(tmp_path: Path, content: str | None, words: str) -> None:
     path = tmp_path / "x.json"

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from starfire_cli.cli import main
-from starfire_cli.errors import BadOption
+from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint.file import load, save
 from starfire_cli.formats.run import Run
 from starfire_cli.networks.dead_weights import find_dead_weights
@@ -32,6 +32,7 @@ from starfire_cli.workflows.recorded import read_record
 from starfire_cli.workflows.train import loop as training
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.resume import open_session
+from starfire_cli.workflows.train.start import take_weights
 from tests.tiny import Net
 
 Capture = pytest.CaptureFixture[str]
@@ -439,3 +440,27 @@ def test_a_record_that_makes_no_sense_is_left_aside(key: str) -> None:
             ), value
         assert found.unusable == (() if usable or value is None else (key,)), value
     assert read_record({"data": 3, "model": 3}, "x" * 10**6).model is None
+
+
+def test_zeros_where_no_mask_is_kept_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Up(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.up = nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 3)
+
+    net = Up()
+    with torch.no_grad():
+        net.up.weight[:2] = 0
+    torch.save(net.state_dict(), tmp_path / "a.pt")
+    start = take_weights(Up(), TrainRequest(), 10, resume=None, initial=load(tmp_path / "a.pt"))
+    assert [note for note in start.notes if "72 zeros of up.weight are trained again" in note]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_found_before_training(tmp_path: Path, value: float) -> None:
+    net = Net(10)
+    with torch.no_grad():
+        next(iter(net.parameters())).view(-1)[3] = value
+    torch.save(net.state_dict(), tmp_path / "a.pt")
+    with pytest.raises(StarfireError, match=r"a\.pt: .* holds NaN or infinity"):
+        take_weights(Net(10), TrainRequest(), 10, resume=None, initial=load(tmp_path / "a.pt"))
