@@ -102,7 +102,7 @@ def test_there_are_no_cycles() -> None:
     list(TopologicalSorter(graph).static_order())  # raises CycleError with the cycle in it
 
 
-@pytest.mark.parametrize("part", ["cli", "commands", "registry", "errors", "runtime", "api", ""])
+@pytest.mark.parametrize("part", ["cli", "commands", "options", "values", "registry", "errors", "runtime", "api", ""])
 def test_what_help_needs_imports_nothing_heavy_when_loaded(part: str) -> None:
     for module in (m for m in MODULES if part_of(name_of(m)) == part):
         heavy = {name.partition(".")[0] for _, name in imports(module, only_when_loaded=True)} & HEAVY
