@@ -25,7 +25,7 @@ from starfire_cli.workflows.train.settings import Pruning, pruning_of
 
 
 @dataclass
-class Job:
+class PruneJob:
     """What is known once the checkpoint is open.
 
     Args:
@@ -62,7 +62,7 @@ class Job:
         return f"BatchNorm statistics measured anew on {seen} training batches"
 
 
-def open_job(request: PruneRequest) -> Job:
+def open_job(request: PruneRequest) -> PruneJob:
     """Open the checkpoint and choose its layers. Raises BadOption, StarfireError where that cannot be done."""
     request.check()
     checkpoint = files.load(find_checkpoint(request.checkpoint), weights=request.weights)
@@ -78,7 +78,7 @@ def open_job(request: PruneRequest) -> Job:
         )
     layers, exempt = select(found.layers, only=request.only, keep_dense=request.keep_dense)
     dead = find_dead_weights(found.checkpoint.state, found.checkpoint.masks, found.layers)
-    return Job(request, found.checkpoint, found, layers, [*found.left_out, *exempt], dead)
+    return PruneJob(request, found.checkpoint, found, layers, [*found.left_out, *exempt], dead)
 
 
 def sparsity_of(checkpoint: Checkpoint, layers: Sequence[Layer]) -> float:

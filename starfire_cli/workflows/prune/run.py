@@ -23,7 +23,7 @@ from starfire_cli.pruning.ties import apply_once
 from starfire_cli.records.prune import Progress, Pruned, SweepPoint
 from starfire_cli.text import counted
 from starfire_cli.workflows.inspect.run import inspect
-from starfire_cli.workflows.prune.job import Job, open_job, sparsity_of
+from starfire_cli.workflows.prune.job import PruneJob, open_job, sparsity_of
 from starfire_cli.workflows.prune.oneshot import prune_once, refuse_ambiguous
 from starfire_cli.workflows.prune.request import PruneRequest
 from starfire_cli.workflows.prune.shrink import shrink_network
@@ -47,7 +47,7 @@ def prune_mask(request: PruneRequest) -> Iterator[Progress | SweepPoint | Pruned
         yield from _prune(job)
 
 
-def _prune(job: Job) -> Iterator[Progress | Pruned]:
+def _prune(job: PruneJob) -> Iterator[Progress | Pruned]:
     request, checkpoint = job.request, job.checkpoint
     assert request.target is not None
     pruning = job.pruning(request.target)
@@ -121,7 +121,7 @@ def _out_path(request: PruneRequest, source: Path, pruning: Pruning) -> Path:
     return out
 
 
-def _meta(job: Job, pruning: Pruning) -> dict[str, Any]:
+def _meta(job: PruneJob, pruning: Pruning) -> dict[str, Any]:
     """What the new checkpoint says about itself: model and data as before, the pruning of this call."""
     old, network = job.checkpoint.meta, job.found.network
     model = dict(old.get("model") or {})
@@ -163,7 +163,7 @@ def _eliminated(report: EliminationReport) -> list[str]:
     return said
 
 
-def _zeros_taken(job: Job) -> list[str]:
+def _zeros_taken(job: PruneJob) -> list[str]:
     """What was concluded from zeros, where the file held no masks."""
     zeros = sum(job.dead.by_zeros.values())
     if not zeros:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from starfire_cli.errors import BadOption
 from starfire_cli.records.prune import Progress, SweepPoint
-from starfire_cli.workflows.prune.job import Job, sparsity_of
+from starfire_cli.workflows.prune.job import PruneJob, sparsity_of
 from starfire_cli.workflows.prune.oneshot import prune_once
 from starfire_cli.workflows.prune.trial import Trial
 
 
-def sweep(job: Job, targets: tuple[float, ...]) -> Iterator[Progress | SweepPoint]:
+def sweep(job: PruneJob, targets: tuple[float, ...]) -> Iterator[Progress | SweepPoint]:
     """The accuracy at each target, without and with nothing trained in between; all layers at once or one by one."""
     job.network(job.checkpoint.state)  # says so if there is none, before anything takes time
     trial = Trial(job.checkpoint, job.request.trial)
@@ -35,7 +35,7 @@ def sweep(job: Job, targets: tuple[float, ...]) -> Iterator[Progress | SweepPoin
 
 
 def _point(
-    job: Job, trial: Trial, layer: str | None, target: float, state: dict[str, Tensor], sparsity: float
+    job: PruneJob, trial: Trial, layer: str | None, target: float, state: dict[str, Tensor], sparsity: float
 ) -> SweepPoint:
     net = job.network(state).net
     if job.request.recalibrate and target:

@@ -24,7 +24,7 @@ from starfire_cli.workflows.train.describe import meta_of
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.run_folder import RunFolder
 from starfire_cli.workflows.train.session import Decoding, Position, Session
-from starfire_cli.workflows.train.settings import in_all
+from starfire_cli.workflows.train.settings import resolve_batch_size
 
 # What a resumed run may change; everything else is the run's own. More epochs are the paper's "extra 10 epochs".
 CHANGEABLE = frozenset(
@@ -136,7 +136,7 @@ def open_session(
     ranks = ranks or Ranks()
     if ranks.count > 1:
         check_requests(request, ranks)
-    request, given = in_all(request, given, ranks.count)
+    request, given = resolve_batch_size(request, given, ranks.count)
     path = ranks.only_first(lambda: folder.take(request, _to_resume(request)) if folder else _to_resume(request))
     session = ranks.in_turn(lambda: _opened(request, given, path, decoding, ranks))
     if ranks.count > 1:

@@ -61,7 +61,7 @@ def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainR
     return filled
 
 
-def in_all(request: TrainRequest, given: frozenset[str], ranks: int) -> tuple[TrainRequest, frozenset[str]]:
+def resolve_batch_size(request: TrainRequest, given: frozenset[str], ranks: int) -> tuple[TrainRequest, frozenset[str]]:
     """The request, and what of it was given, with `--batch-size-per-device` turned into a batch size for all ranks."""
     each = request.batch_size_per_device
     if each is None:
