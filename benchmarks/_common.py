@@ -1,4 +1,4 @@
-"""What every benchmark shares: where it ran, medians, and results as JSON that grow step by step."""
+"""Code shared by the benchmarks: a description of the machine, medians, and results as JSON that grow step by step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How other people's loaders deliver the same images: torchvision's two ways, and timm's where it is installed."""
+"""Peers of the input benchmark, which load the same images: torchvision in two ways, and timm where it is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long is it until the images of a folder with very many are known: first, again, and by torchvision?"""
+"""Times the listing of a folder of very many images: the first time, the second time, and by torchvision."""
 
 from __future__ import annotations
 

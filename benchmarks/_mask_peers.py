@@ -1,4 +1,5 @@
-"""How others make masks of a weight, written from the published descriptions of their methods, in torch.
+"""Peers of the mask benchmark: masks of a weight in plain torch, written from the published descriptions of other
+methods.
 
 None is a copy of anyone's code. Each takes a weight (K, C, R, S) and returns a bool mask; budgets are those of the
 window (count smallest of R * S) or ck rule (count weakest kernels of an input channel), or a share of the layer.

@@ -1,4 +1,4 @@
-"""The fewest bytes a pruned network takes, counted here and not by the package that is measured against it."""
+"""A lower bound on the bytes of a packed network, computed here and not by the package that is measured against it."""
 
 from __future__ import annotations
 

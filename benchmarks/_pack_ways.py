@@ -1,4 +1,4 @@
-"""Ways to put a pruned network on disk: starfire's, and what else people use."""
+"""Contenders of the packing benchmark: starfire's file formats, and others in common use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pruned ResNet50s to measure on, with weights as they begin and as training leaves them."""
+"""Pruned ResNet50s for the benchmarks, with weights as initialised and as training leaves them."""
 
 from __future__ import annotations
 

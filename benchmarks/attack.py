@@ -1,4 +1,4 @@
-"""How fast is an attack sweep, and does it count the same, image for image, as two public attack libraries?
+"""Times attack sweeps, and compares their verdicts, image by image, with those of two public attack libraries.
 
     python benchmarks/attack.py [--checkpoint FILE --data SPEC] [--images N] [--batch-size N] [--device D] [--out FILE]
 
@@ -31,7 +31,7 @@ from starfire_cli.data import DataOptions, open_val
 from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.models import Normalized, build_model
 from starfire_cli.networks.network import build_network
-from starfire_cli.workflows.attack.sweep import ATTACK, CLEAN, Sweep, Tally
+from starfire_cli.workflows.attack.sweep import ATTACK, CLEAN, AttackTally, Sweep
 
 SIZES = [1 / 255, 2 / 255, 4 / 255, 8 / 255, 0.05, 0.1]
 STEPS, STEP = 10, 2 / 255
@@ -61,7 +61,7 @@ class InMemory:
 
 def ours(model: nn.Module, split: InMemory, spec: str, sizes: list[float]) -> Right:
     """What `starfire attack --no-control` does for eps above 0, less the reading and writing of files."""
-    clean = Tally(len(split), done=len(split))  # the others do not measure it either
+    clean = AttackTally(len(split), done=len(split))  # the others do not measure it either
     sweep = Sweep(
         model=model,
         split=split,

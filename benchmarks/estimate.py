@@ -1,4 +1,4 @@
-"""How far is `inspect`'s estimate of a packed file from what `compress` writes, over networks, methods and targets?
+"""Compares `inspect`'s estimate of a packed file with what `compress` writes, over networks, methods and targets.
 
 python benchmarks/estimate.py                     # random weights; prints a line a network, and the interval
 python benchmarks/estimate.py runs/*/best.pt      # checkpoints of any format instead

@@ -1,4 +1,4 @@
-"""Do the paper's claims hold on real data? Trains grids of runs, attacks and packs them, and keeps every figure.
+"""Checks the paper's claims on real data: trains grids of runs, attacks and packs them, and keeps every figure.
 
 python benchmarks/evidence.py digits                         # Table 1 on scikit-learn's digits, 5 seeds
 python benchmarks/evidence.py cifar10 --data PATH            # CIFAR-10, ResNet-20, a short schedule

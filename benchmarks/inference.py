@@ -1,4 +1,4 @@
-"""How fast does a sparse network run on this CPU, beside the best that runs it dense?
+"""Times sparse networks on this CPU beside the fastest engines that run them dense.
 
 python benchmarks/inference.py                                   # all rows, into docs/results/inference.json
 python benchmarks/inference.py --rows resnet50-ck80 --threads 2

@@ -1,4 +1,4 @@
-"""How many images a second reach the network, against torchvision's and timm's loaders on the same files?
+"""Measures images a second that reach the network, beside torchvision's and timm's loaders on the same files.
 
     python benchmarks/input.py [--rows small,medium,large,large-eval,packed,decoders,start] [--images N] [--files N]
                                [--data ROW=FOLDER] [--out FILE.json]

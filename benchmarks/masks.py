@@ -1,4 +1,4 @@
-"""What does a mask refresh cost, and what keeping zeros zero? ResNet50, ours beside what others do, and the floor.
+"""Times mask evaluation and gradient masking on ResNet50, beside other people's ways and a lower bound.
 
     python benchmarks/masks.py [--device D] [--threads N] [--turns N] [--out FILE]
 
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from starfire_cli.models import build_model
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Layer, Method, Pruner, layers_of_model
-from starfire_cli.pruning.kernels import KERNELS, Job, Kernels, Standing
+from starfire_cli.pruning.kernels import KERNELS, Kernels, MaskJob, PreparedLayers
 from starfire_cli.pruning.schedule import Era
 
 ERA = 1000  # steps; two thirds of an epoch of Tiny-ImageNet at batch 64, where the paper's era has ten epochs
@@ -61,14 +61,14 @@ class Weights:
         alive = [torch.ones_like(w, dtype=torch.bool) for w in weights]
         return cls(layers, weights, alive, [torch.randn_like(w) for w in weights])
 
-    def standing(self, kernels: Kernels, rule: Method) -> Standing:
+    def prepare(self, kernels: Kernels, rule: Method) -> PreparedLayers:
         """All layers made ready, as the pruner does it."""
         jobs = []
         for layer, weight, alive, momentum in zip(self.layers, self.weights, self.alive, self.momenta, strict=True):
             budget = rule.budget(layer, Goal(target=0.6, progress=0.5))
             assert budget is not None
-            jobs.append(Job(layer=layer, weight=weight, alive=alive, budget=budget, others=(momentum,)))
-        return kernels.standing(jobs)
+            jobs.append(MaskJob(layer=layer, weight=weight, alive=alive, budget=budget, others=(momentum,)))
+        return kernels.prepare(jobs)
 
 
 def windows(name: str, model: str, device: torch.device) -> Contender:
@@ -76,7 +76,7 @@ def windows(name: str, model: str, device: torch.device) -> Contender:
     held, rule, kernels = Weights.of(model, device, ["window"]), CONV_METHODS.build("window"), KERNELS.build(name)
     tensors = [*held.weights, *held.alive, *held.momenta]
 
-    standing = held.standing(kernels, rule)
+    standing = held.prepare(kernels, rule)
 
     def prune(progress: float) -> None:
         standing.prune([rule.budget(layer, Goal(target=0.6, progress=progress)) for layer in held.layers])
@@ -97,7 +97,7 @@ def refreshes(name: str, method: str, kinds: Sequence[str], model: str, device: 
     """Ours: the n-th refresh of an era, of every layer."""
     held, rule, kernels = Weights.of(model, device, kinds), CONV_METHODS.build(method), KERNELS.build(name)
 
-    standing = held.standing(kernels, rule)
+    standing = held.prepare(kernels, rule)
 
     def run(number: int) -> None:
         goal = Goal(target=0.6, progress=0.75 + number / 120)
@@ -143,7 +143,7 @@ def whole_layers(
 def fine(name: str, model: str, device: torch.device) -> Callable[[int], None]:
     """Ours: the linear layer, weight by weight."""
     held, rule, kernels = Weights.of(model, device, ["linear"]), LINEAR_METHODS.build("fine"), KERNELS.build(name)
-    standing = held.standing(kernels, rule)
+    standing = held.prepare(kernels, rule)
 
     def run(number: int) -> None:
         goal = Goal(target=0.6, progress=0.75 + number / 120)
@@ -154,11 +154,11 @@ def fine(name: str, model: str, device: torch.device) -> Callable[[int], None]:
     return run
 
 
-def silence(name: str, model: str, device: torch.device) -> Callable[[int], None]:
+def mask_gradients(name: str, model: str, device: torch.device) -> Callable[[int], None]:
     """Ours: what stays to be done at each step once the era is over."""
     held, kernels = Weights.of(model, device, ["window", "pointwise", "linear"]), KERNELS.build(name)
     alive = [torch.rand_like(w) > 0.6 for w in held.weights]
-    return lambda number: kernels.silence(held.momenta, alive)
+    return lambda number: kernels.mask_gradients(held.momenta, alive)
 
 
 def reparametrised(model: str, device: torch.device) -> Callable[[int], None]:
@@ -269,7 +269,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     device, model = torch.device(args.device), args.model
-    names = [name for name in KERNELS.names() if KERNELS.member(name).why_not(device) is None]
+    names = [name for name in KERNELS.names() if KERNELS.member(name).unsupported_reason(device) is None]
     results, convolutions, turns = Results(args.out, device), ["window", "pointwise"], args.turns
 
     def step() -> float:
@@ -324,7 +324,7 @@ def main() -> None:
     group(
         "after the era, a step",
         lambda: {
-            **{f"starfire {n}": silence(n, model, device) for n in names},
+            **{f"starfire {n}": mask_gradients(n, model, device) for n in names},
             "torch.nn.utils.prune": reparametrised(model, device),
         },
     )

@@ -1,4 +1,4 @@
-"""How much memory does training take at its peak, recipe by recipe: dense, and with masks in the era?
+"""Measures the peak memory of training, recipe by recipe: dense, and with masks in the era.
 
     python benchmarks/memory.py [--recipes digits,cifar10] [--out FILE]
     python benchmarks/memory.py --device cuda --out docs/results/gpu-memory.json

@@ -1,4 +1,4 @@
-"""How small and how fast is a packed ResNet50, against its bound and against what else there is?
+"""Measures size and speed of packed ResNet50s, against a lower bound and other formats.
 
     python benchmarks/pack.py [--weights init|trained-like] [--rows ck80,...] [--checkpoint FILE ...] [--out FILE.json]
 

@@ -1,4 +1,4 @@
-"""What do several processes cost a ResNet50, and what do fixed masks save it?
+"""Measures what several processes cost the training of a ResNet50, and what fixed masks save it.
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/ranks.py [--out FILE.json]
 

@@ -1,4 +1,4 @@
-"""How many images a second does training reach with pruning on, against torchvision's and timm's way of training?
+"""Measures images a second of training with pruning, beside torchvision's and timm's way of training.
 
     python benchmarks/train.py [--rows cifar,tiny] [--steps N] [--turns N] [--out FILE]
     python benchmarks/train.py --device cuda --rows cifar,tiny,large --steps 150 --turns 1 --workers 14

@@ -1,4 +1,4 @@
-"""What every command takes, as one page: writes docs/cli.md from the declarations that `--help` prints.
+"""Writes docs/cli.md, the reference of all commands, from the declarations that `--help` prints.
 
 It reads the commands' own signatures rather than rendered help, whose boxes change with every release of typer.
 `python docs/generate_cli.py` writes the page, `--check` fails if it is stale.

@@ -1,4 +1,4 @@
-"""`python -m starfire_cli` is `starfire`."""
+"""Runs `starfire` as `python -m starfire_cli`."""
 
 from __future__ import annotations
 

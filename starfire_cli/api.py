@@ -1,4 +1,4 @@
-"""What a program that uses the checkpoints calls: `load`, `load_model`, `sparsify` and `warmup` of `starfire_cli`."""
+"""The Python API for checkpoints: `load`, `load_model`, `sparsify` and `warmup` of `starfire_cli`."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def load_model(
     return sparsify(net)
 
 
-def _channels(name: str, given: Sequence[float] | None, least: float) -> tuple[float, float, float] | None:
+def _channels(name: str, given: object, least: float) -> tuple[float, float, float] | None:
     """A mean or std as a triple. Raises BadOption for what pixels in [0, 1] cannot have."""
     if given is None:
         return None
@@ -122,7 +122,7 @@ def sparsify(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> Spa
 
 
 def warmup(model: SparseNetwork, *images: Sequence[int]) -> None:
-    """Do now what the first images would wait for: compile loops, and measure which are fastest.
+    """Compile loops and measure which are fastest now, instead of at the first images.
 
     Args:
         model: what `sparsify` or `load_model(..., sparse=True)` returned; a dense network is left alone.

@@ -1,4 +1,4 @@
-"""What runs when someone types `starfire`: the commands, and how an error becomes one line and an exit code."""
+"""The entry point `starfire`: finds the commands, and turns an error into one line and an exit code."""
 
 from __future__ import annotations
 

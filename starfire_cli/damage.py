@@ -1,4 +1,4 @@
-"""Errors of damaged files: whatever a reader trips over becomes one line that names the file.
+"""Errors of damaged files: turns any exception of a reader into one line that names the file.
 
 A damaged or hostile file can provoke any exception in the code that reads it, so no reader lists them: it does its
 parsing under `reading(path)`, and nothing but parsing, so that what goes wrong there is the file's fault.
@@ -24,7 +24,7 @@ class DamagedFile(StarfireError):
 
 
 class Damaged(ValueError):
-    """What a reader finds wrong, in words for the user; `reading` adds the file's name."""
+    """A fault that a reader finds in a file, in words for the user; `reading` adds the file's name."""
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def _no_memory(error: Exception) -> bool:
 
 
 def _told(error: Exception) -> str:
-    """What the error says; its class too, where the text alone would be a riddle."""
+    """The text of an error, with its class where the text alone would be a riddle."""
     if isinstance(error, Damaged):
         return reason(error, 400)
     if isinstance(error, RecursionError):

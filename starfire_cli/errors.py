@@ -1,4 +1,4 @@
-"""What is said to a user when something cannot be done: one line that repeats what was given and says what works."""
+"""Errors shown to users: one line that repeats what was given and says what works."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Mismatch(StarfireError):
 
 
 class LostRank(StarfireError):
-    """Another process of the job has ended, so this one cannot go on; why is known there."""
+    """Another process of the job has ended, so this one cannot go on; that process tells the cause."""
 
 
 def unknown(noun: str, given: str, known: Iterable[str]) -> BadOption:
@@ -50,7 +50,7 @@ def for_python() -> Iterator[None]:
 
 
 def option(name: str, value: object = None, *, quoted: bool = False) -> str:
-    """What a user writes to give `value`, or any value if None: `--num-classes 5`, or `num_classes=5` in Python.
+    """The name of an option with `value`, or with any value if None: `--num-classes 5`, or `num_classes=5` in Python.
 
     With `quoted` the value stands in quotes, as where it is what was given.
     """

@@ -1,4 +1,4 @@
-"""Decides what a network is called: by its method and target, or by its masks where a run pruned nothing itself."""
+"""Labels of networks: method and target, or the sparsity of the masks where a run pruned nothing itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHRUNK = "shrunk"
 def method_and_share(
     method: str, fc: str, target: float | None, *, sparsity: float, shrunk: bool = False
 ) -> tuple[str, float | None]:
-    """The method by which a network is called, and the share of weights that stands behind it; 0 for a dense one.
+    """The method that labels a network, and the share of weights that goes with it; 0 for a dense one.
 
     A network that nothing was asked of is a dense baseline only if nothing of it is dead: one that was pruned before,
     and then fine-tuned with `--method dense`, is called pruned.

@@ -1,4 +1,4 @@
-"""Standard streams that no command dies of: closed ones, full disks, gone readers, encodings without a letter."""
+"""Standard streams that no command dies of: closed ones, full disks, closed pipes, encodings that lack a character."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Lost:
-    """What of stdout could not be written.
+    """The error that kept output from being written to stdout, if any.
 
     Args:
         error: the first one that the system gave; None while all went well.
@@ -106,5 +106,5 @@ class _Raw(io.RawIOBase):
 
 
 def reader_gone(error: OSError) -> bool:
-    """Whether who read our output has left, as `head` does: nobody is there to be told of it."""
+    """Whether the reader of our output has left, as `head` does, so that nobody needs to be told."""
     return error.errno == errno.EPIPE

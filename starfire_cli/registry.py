@@ -1,4 +1,4 @@
-"""How a name on the command line becomes an object: `window:max_nonzero=2` to a frozen dataclass and back.
+"""Registries: turn a name on the command line into an object, `window:max_nonzero=2` into a frozen dataclass, and back.
 
 A family is a folder with one file a member: `names()` reads the folder and imports nothing, so that `--help` stays
 fast; `build()` imports the one file it needs. A member's options are its dataclass fields. A member may be registered
@@ -108,7 +108,7 @@ class Family(Generic[T]):
 
 @cache
 def _uses(path: Path) -> frozenset[str]:
-    """What a member's file registers it for, read from its source."""
+    """The uses that a member's file registers it for, read from its source."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "register":
             return frozenset(str(a.value) for a in node.args[1:] if isinstance(a, ast.Constant))

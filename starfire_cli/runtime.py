@@ -1,4 +1,4 @@
-"""Where a run happens: device, precision, seeds, determinism, and which rank of how many this process is."""
+"""The place of a run: device, precision, seeds, determinism, and this process's rank among how many."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from starfire_cli.errors import BadOption, option
 from starfire_cli.text import reason
+from starfire_cli.version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The processes that train one network together, as whoever started them says.
+    """The processes that train one network together, as described by their launcher.
 
     Args:
         rank: this process's number among all.
@@ -149,14 +150,12 @@ def seed_everything(seed: int, *, deterministic: bool = False) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What a run was made with, as plain strings."""
+    """The versions of the software that a run depends on, as plain strings."""
     import torch
     import torchvision
 
-    import starfire_cli
-
     return {
-        "starfire": starfire_cli.__version__,
+        "starfire": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
@@ -176,7 +175,7 @@ def processor() -> str:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What a run was made on: device name and threads."""
+    """The hardware of a run: device name and threads."""
     import torch
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""How names, sizes and shapes from a file are shown to people."""
+"""Formats names, sizes and shapes from files for people."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def by_number(key: str) -> list[tuple[bool, int, str]]:
 
 
 def reason(error: BaseException, limit: int = 160) -> str:
-    """What an error of other people's code says, on one line."""
+    """An error message of other people's code, on one line."""
     return printable(" ".join(str(error).split()) or type(error).__name__, limit)
 
 

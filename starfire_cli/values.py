@@ -1,4 +1,4 @@
-"""Numbers as people write them on a command line, and how large they may be."""
+"""Parses numbers as people write them on a command line, and checks their size."""
 
 from __future__ import annotations
 

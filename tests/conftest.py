@@ -1,4 +1,4 @@
-"""What every test runs under: one thread, this checkout also in subprocesses, the same hypothesis examples in CI."""
+"""Settings of all tests: one thread, this checkout also in subprocesses, the same hypothesis examples in CI."""
 
 from __future__ import annotations
 

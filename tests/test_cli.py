@@ -1,4 +1,4 @@
-"""What a user sees of `starfire` as a whole: help, one-line errors, exit codes."""
+"""`starfire` as a user sees it as a whole: help, one-line errors, exit codes."""
 
 from __future__ import annotations
 

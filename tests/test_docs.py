@@ -1,4 +1,4 @@
-"""What the documentation shows is true: its examples are run, its worked method is added, its links lead somewhere."""
+"""The documentation is true: its examples are run, its worked method is added, its links lead somewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a command dies of what it prints to: closed, full or broken streams, and encodings without a letter."""
+"""Commands survive what they print to: closed, full or broken streams, and encodings without a letter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether every value is looked at before anything is done with it: all options of all commands."""
+"""Every value is checked before anything is done with it: all options of all commands."""
 
 from __future__ import annotations
 

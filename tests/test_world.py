@@ -1,4 +1,4 @@
-"""Who started this process, and how many others: torchrun, srun, or nobody."""
+"""The launcher of this process and the number of others: torchrun, srun, or nobody."""
 
 from __future__ import annotations
 

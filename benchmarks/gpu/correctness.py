@@ -1,4 +1,4 @@
-"""Are the GPU paths right? Masks equal to the CPU's bit for bit, nothing revives under AMP, a run resumes.
+"""Checks the GPU paths: masks equal to the CPU's bit for bit, nothing revives under AMP, a run resumes.
 
 python benchmarks/gpu/correctness.py --device cuda --out docs/results/gpu-correctness.json
 python benchmarks/gpu/correctness.py --device cpu --tiny --out /tmp/c.json      # the same, small, on a CPU
@@ -21,7 +21,7 @@ from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import Run
 from starfire_cli.models import build_model
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Pruner, layers_of_model
-from starfire_cli.pruning.kernels import KERNELS, Job
+from starfire_cli.pruning.kernels import KERNELS, MaskJob
 from starfire_cli.pruning.masks import digest
 from starfire_cli.pruning.schedule import Era
 from starfire_cli.workflows.train.loop import train
@@ -58,8 +58,8 @@ def masks_equal(device: torch.device, model_name: str, names: list[str]) -> dict
             jobs = []
             for layer, budget, weight, mask, momentum in zip(layers, along[0], *tensors, strict=True):
                 assert budget is not None
-                jobs.append(Job(layer=layer, weight=weight, alive=mask, budget=budget, others=(momentum,)))
-            standing = kernels[name].standing(jobs)
+                jobs.append(MaskJob(layer=layer, weight=weight, alive=mask, budget=budget, others=(momentum,)))
+            standing = kernels[name].prepare(jobs)
             for budgets in along:
                 standing.prune(budgets)
         for name in names:
@@ -137,7 +137,7 @@ def main() -> None:
     device = torch.device(args.device)
     results = Results(args.out, device)
     exact: dict[str, object] = {"limit_train": 700, "limit_val": 100, "deterministic": True}
-    names = [name for name in KERNELS.names() if KERNELS.member(name).why_not(device) is None]
+    names = [name for name in KERNELS.names() if KERNELS.member(name).unsupported_reason(device) is None]
     results.attempt("masks equal", lambda: masks_equal(device, "resnet20" if args.tiny else "resnet50", names))
     for amp in (None, "bf16", *(["fp16"] if device.type == "cuda" else [])):
         results.attempt(f"revived, amp {amp}", lambda amp=amp: revived(device, amp, 6 if args.tiny else 30))

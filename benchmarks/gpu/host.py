@@ -1,4 +1,4 @@
-"""How long is Python busy with masks and gradients at a step on a GPU? Runs anywhere: nothing goes to the device.
+"""Times Python's work on masks and gradients at a training step on a GPU. Runs anywhere: nothing goes to the device.
 
     python benchmarks/gpu/host.py --out docs/results/host.json
 
@@ -22,8 +22,8 @@ from _common import Results
 from masks import ERA, in_training
 
 from starfire_cli.pruning import Pruner
-from starfire_cli.pruning.kernels.gpu import muting as _triton_muting
-from starfire_cli.pruning.kernels.triton import TritonKernels, TritonStanding
+from starfire_cli.pruning.kernels.gpu import gradient_masking
+from starfire_cli.pruning.kernels.triton import TritonKernels, TritonLayers
 
 TURNS = 5
 
@@ -42,9 +42,9 @@ def microseconds(method: str, first: int) -> float:
     pruner._kernels = TritonKernels()
     step, taken = first, []
     zeros = PropertyMock(return_value={})
-    standing = patch.multiple(TritonStanding, _launch=lambda *_: None, _captured=lambda *_: Nothing())
+    standing = patch.multiple(TritonLayers, _launch=lambda *_: None, _captured=lambda *_: Nothing())
     eager = patch.object(torch.cuda, "is_current_stream_capturing", lambda: False)
-    quiet = patch.object(_triton_muting, "_mute", lambda launch: None)
+    quiet = patch.object(gradient_masking, "_launch_kernel", lambda launch: None)
     with standing, eager, quiet, patch.object(Pruner, "zeros", zeros):
         optimizer.zero_grad()
         pruner.after_step(ERA // 4)

@@ -1,4 +1,4 @@
-"""What does pruning put on the device at each step, and does anything wait for it? A profile, beside the dense step's.
+"""Profiles what pruning launches on the device at each step, and whether anything waits for it, beside the dense step.
 
     python benchmarks/gpu/launches.py --device cuda --out docs/results/gpu-launches.json
     python benchmarks/gpu/launches.py --device cpu --tiny --out /tmp/l.json  # the same, small, of operators on a CPU

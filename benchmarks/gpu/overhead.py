@@ -1,4 +1,5 @@
-"""What does pruning cost a training step? ResNet50 on random images: dense, in the era, after it; images/s and shares.
+"""Measures what pruning costs a training step of ResNet50 on random images: dense, in the era and after it; images/s
+and shares.
 
     python benchmarks/gpu/overhead.py --device cuda --out docs/results/gpu-overhead.json
     python benchmarks/gpu/overhead.py --device cpu --tiny --out /tmp/o.json

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from starfire_cli.attacks._draws import Draws
+from starfire_cli.attacks._draws import AttackDraws
 
 _TINY = 1e-12  # lengths below it are taken for it, so that a zero gradient gives no step in place of NaN
 
@@ -30,7 +30,7 @@ def project(moved_NCHW: Tensor, images_NCHW: Tensor, eps: float, norm: str) -> T
     return (images_NCHW + change).clamp(0, 1)
 
 
-def random_start(images_NCHW: Tensor, eps: float, norm: str, draws: Draws, stream: int) -> Tensor:
+def random_start(images_NCHW: Tensor, eps: float, norm: str, draws: AttackDraws, stream: int) -> Tensor:
     """A point drawn evenly from the eps-ball around each image, clipped to [0, 1]."""
     shape = tuple(images_NCHW.shape[1:])
     if norm == "linf":
@@ -42,7 +42,7 @@ def random_start(images_NCHW: Tensor, eps: float, norm: str, draws: Draws, strea
     return (images_NCHW + change).clamp(0, 1)
 
 
-def random_direction(images_NCHW: Tensor, norm: str, draws: Draws, stream: int = 0) -> Tensor:
+def random_direction(images_NCHW: Tensor, norm: str, draws: AttackDraws, stream: int = 0) -> Tensor:
     """Length 1 in `norm`, no direction preferred: a random sign a pixel (linf), or a point on the sphere (l2)."""
     shape = tuple(images_NCHW.shape[1:])
     if norm == "linf":

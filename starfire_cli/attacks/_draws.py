@@ -21,7 +21,7 @@ _SECOND = 0x846CA68B - (1 << 32)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draws:
+class AttackDraws:
     """Random numbers for the N images of a batch.
 
     Args:
@@ -52,9 +52,9 @@ class Draws:
         radius = (-2 * torch.log1p(-self.uniform(shape, 2 * stream))).sqrt()
         return radius * torch.cos(2 * torch.pi * self.uniform(shape, 2 * stream + 1))
 
-    def take(self, chosen_N: Tensor) -> Draws:
+    def take(self, chosen_N: Tensor) -> AttackDraws:
         """The draws of some images of the batch: `chosen_N` is a bool mask or positions."""
-        return Draws(seed=self.seed, index_N=self.index_N[chosen_N])
+        return AttackDraws(seed=self.seed, index_N=self.index_N[chosen_N])
 
     def _key(self, stream: int) -> Tensor:
         """A 32-bit key for each image, (N, 1)."""

@@ -17,7 +17,7 @@ from starfire_cli.registry import Family
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from starfire_cli.attacks._draws import Draws
+    from starfire_cli.attacks._draws import AttackDraws
 
 NORMS = ("linf", "l2")
 
@@ -52,7 +52,7 @@ class Attack(Protocol):
         ...
 
     def sweep(
-        self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, eps: Sequence[float], draws: Draws
+        self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, eps: Sequence[float], draws: AttackDraws
     ) -> Iterator[Adversarial]:
         """One `Adversarial` for each value of `eps`, in order.
 

@@ -41,12 +41,12 @@ class Adversary:
         """
         import torch
 
-        from starfire_cli.attacks._draws import Draws
+        from starfire_cli.attacks._draws import AttackDraws
         from starfire_cli.attacks._gradient import frozen
 
         if places_N is None:
             places_N = torch.arange(len(images_NCHW), device=images_NCHW.device)
-        draws = Draws(seed=self.seed, index_N=(step << 32) + places_N)
+        draws = AttackDraws(seed=self.seed, index_N=(step << 32) + places_N)
         if self.attack.eps == 0:
             return images_NCHW
         with frozen(model):

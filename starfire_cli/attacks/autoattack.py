@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starfire_cli.attacks._draws import Draws
+from starfire_cli.attacks._draws import AttackDraws
 from starfire_cli.attacks._family import ATTACKS, Adversarial, check_size
 from starfire_cli.attacks._library import own_random_state, package
 from starfire_cli.errors import BadOption, unknown
@@ -56,7 +56,7 @@ class AutoAttack:
         return None if self.parts is None else [part.strip() for part in self.parts.split("+")]
 
     def sweep(
-        self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, eps: Sequence[float], draws: Draws
+        self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, eps: Sequence[float], draws: AttackDraws
     ) -> Iterator[Adversarial]:
         library = package("pyautoattack", "autoattack")
         with torch.no_grad():

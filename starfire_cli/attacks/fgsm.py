@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from starfire_cli.attacks._ball import direction, project, random_start
-from starfire_cli.attacks._draws import Draws
+from starfire_cli.attacks._draws import AttackDraws
 from starfire_cli.attacks._family import ATTACKS, Adversarial, check_size
 from starfire_cli.attacks._gradient import blind, input_gradient
 from starfire_cli.errors import BadOption
@@ -39,7 +39,7 @@ class FGSM:
             raise BadOption(f"step_size={self.step_size:g} is no step; it is above 0")
 
     def sweep(
-        self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, eps: Sequence[float], draws: Draws
+        self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, eps: Sequence[float], draws: AttackDraws
     ) -> Iterator[Adversarial]:
         if self.random_start:
             for size in eps:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starfire_cli.attacks._draws import Draws
+from starfire_cli.attacks._draws import AttackDraws
 from starfire_cli.attacks._family import ATTACKS, Adversarial, check_size
 from starfire_cli.attacks._library import own_random_state, package
 from starfire_cli.errors import BadOption
@@ -65,7 +65,7 @@ class Foolbox:
             ) from None
 
     def sweep(
-        self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, eps: Sequence[float], draws: Draws
+        self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, eps: Sequence[float], draws: AttackDraws
     ) -> Iterator[Adversarial]:
         library, made = package("foolbox", "foolbox"), self._made
         with own_random_state(images_NCHW.device):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from starfire_cli.attacks._ball import random_direction
-from starfire_cli.attacks._draws import Draws
+from starfire_cli.attacks._draws import AttackDraws
 from starfire_cli.attacks._family import ATTACKS, Adversarial, check_size
 
 
@@ -29,7 +29,7 @@ class Noise:
         check_size(self.eps, self.norm)
 
     def sweep(
-        self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, eps: Sequence[float], draws: Draws
+        self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, eps: Sequence[float], draws: AttackDraws
     ) -> Iterator[Adversarial]:
         towards_NCHW = random_direction(images_NCHW, self.norm, draws)
         for size in eps:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from starfire_cli.attacks._ball import direction, project, random_start
-from starfire_cli.attacks._draws import Draws
+from starfire_cli.attacks._draws import AttackDraws
 from starfire_cli.attacks._family import ATTACKS, Adversarial, check_size
 from starfire_cli.attacks._gradient import blind, input_gradient
 from starfire_cli.errors import BadOption
@@ -54,7 +54,7 @@ class PGD:
             raise BadOption(f"step_size={self.step_size:g} is no step; it is above 0")
 
     def sweep(
-        self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, eps: Sequence[float], draws: Draws
+        self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, eps: Sequence[float], draws: AttackDraws
     ) -> Iterator[Adversarial]:
         for size in eps:
             found_NCHW, blind_N = self._climb(model, images_NCHW, labels_N, size, draws, 0)
@@ -76,7 +76,7 @@ class PGD:
             yield Adversarial(images_NCHW=found_NCHW, blind_N=blind_N)
 
     def _climb(
-        self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, eps: float, draws: Draws, restart: int
+        self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, eps: float, draws: AttackDraws, restart: int
     ) -> tuple[Tensor, Tensor]:
         step = 2.5 * eps / self.steps if self.step_size is None else self.step_size
         at_NCHW = random_start(images_NCHW, eps, self.norm, draws, restart) if self.random_start else images_NCHW

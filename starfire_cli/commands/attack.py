@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Display:
+class AttackDisplay:
     """How the result is shown."""
 
     plot: bool = option(False, "Draw accuracy over eps as PNG beside the JSON.", panel=OUTPUT_PANEL)
@@ -27,8 +27,8 @@ class Display:
     as_json: bool = JSON.default(False)
 
 
-@command(AttackRequest, Display)
-def attack(request: AttackRequest, shown: Display) -> None:
+@command(AttackRequest, AttackDisplay)
+def attack(request: AttackRequest, shown: AttackDisplay) -> None:
     """Measure how robust a network is against attacks of its input, and whether another one is more so."""
     from starfire_cli.report.attack import display
     from starfire_cli.workflows.attack.run import attack as run
@@ -44,7 +44,7 @@ def attack(request: AttackRequest, shown: Display) -> None:
         typer.echo(json.dumps(report.document))
 
 
-def _draw(report: AttackReport, shown: Display) -> None:
+def _draw(report: AttackReport, shown: AttackDisplay) -> None:
     from starfire_cli.report.attack import names
     from starfire_cli.report.console import say
     from starfire_cli.report.plot.figures.robustness import robustness_figure

@@ -14,15 +14,15 @@ from starfire_cli.workflows.options import OUTPUT_PANEL
 
 
 @dataclass(frozen=True, kw_only=True)
-class Display:
+class BenchDisplay:
     """How the timings are shown."""
 
     layers: bool = option(False, "Also list how each layer runs, and why.", panel=OUTPUT_PANEL)
     as_json: bool = JSON.default(False)
 
 
-@command(BenchRequest, Display)
-def bench(request: BenchRequest, shown: Display) -> None:
+@command(BenchRequest, BenchDisplay)
+def bench(request: BenchRequest, shown: BenchDisplay) -> None:
     """Time a network on this CPU: dense by torch, ONNX Runtime and OpenVINO, and sparse by its live weights.
 
     All take turns in one run, with the same images and threads, and their outputs are compared.

@@ -13,14 +13,14 @@ from starfire_cli.workflows.compress.request import CompressRequest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Display:
+class CompressDisplay:
     """How the outcome is shown."""
 
     as_json: bool = JSON.default(False)
 
 
-@command(CompressRequest, Display)
-def compress(request: CompressRequest, shown: Display) -> None:
+@command(CompressRequest, CompressDisplay)
+def compress(request: CompressRequest, shown: CompressDisplay) -> None:
     """Pack a checkpoint into a file as small as its information; nothing is lost (--unpack gives it back)."""
     request.check()
     from starfire_cli.report.compress import display

@@ -15,15 +15,15 @@ from starfire_cli.workflows.options import OUTPUT_PANEL
 
 
 @dataclass(frozen=True, kw_only=True)
-class Display:
+class PackDisplay:
     """How the packing is shown."""
 
     quiet: bool = option(False, "Say only how it ended.", short="-q", panel=OUTPUT_PANEL)
     as_json: bool = JSON.default(False)
 
 
-@command(PackRequest, Display)
-def pack(request: PackRequest, shown: Display) -> None:
+@command(PackRequest, PackDisplay)
+def pack(request: PackRequest, shown: PackDisplay) -> None:
     """Pack images into tar shards that are read from front to back; an interrupted packing goes on where it was."""
     from starfire_cli.report.data import display
     from starfire_cli.workflows.data.pack import pack as run

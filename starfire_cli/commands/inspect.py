@@ -24,7 +24,7 @@ from starfire_cli.workflows.options import OUTPUT_PANEL
 
 
 @dataclass(frozen=True, kw_only=True)
-class Display:
+class InspectDisplay:
     """Which layers are shown, and how."""
 
     layers: tuple[str, ...] = option(
@@ -40,8 +40,8 @@ class Display:
     as_csv: bool = option(False, "Print the layers as CSV on stdout.", flags=("--csv",), panel=OUTPUT_PANEL)
 
 
-@command(InspectRequest, Display)
-def inspect(request: InspectRequest, shown: Display) -> None:
+@command(InspectRequest, InspectDisplay)
+def inspect(request: InspectRequest, shown: InspectDisplay) -> None:
     """Show how sparse a checkpoint is, layer by layer, and what its zeros have in common.
 
     Any checkpoint will do: starfire's own, packed or not, state dicts, safetensors, other tools' pruned models.
@@ -74,7 +74,7 @@ def inspect(request: InspectRequest, shown: Display) -> None:
         raise Mismatch(f"{', '.join(wrong)}: masks, weights and digest contradict each other")
 
 
-def _show_one(found: Inspection, layers: list[LayerFinding], shown: Display) -> None:
+def _show_one(found: Inspection, layers: list[LayerFinding], shown: InspectDisplay) -> None:
     if shown.as_json:
         typer.echo(inspect_json.to_text(inspect_json.inspection_json(found, layers)))
     elif shown.as_csv:
@@ -83,7 +83,7 @@ def _show_one(found: Inspection, layers: list[LayerFinding], shown: Display) -> 
         show_inspection(open_console(), found, layers)
 
 
-def _show_two(found: Comparison, layers: list[LayerDifference], shown: Display) -> None:
+def _show_two(found: Comparison, layers: list[LayerDifference], shown: InspectDisplay) -> None:
     if shown.as_json:
         typer.echo(inspect_json.to_text(inspect_json.comparison_json(found, layers)))
     elif shown.as_csv:

@@ -15,7 +15,7 @@ from starfire_cli.workflows.prune.request import PruneRequest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Display:
+class PruneDisplay:
     """How the outcome is shown."""
 
     as_json: bool = JSON.default(False)
@@ -24,8 +24,8 @@ class Display:
     )
 
 
-@command(PruneRequest, Display)
-def prune_mask(request: PruneRequest, shown: Display) -> None:
+@command(PruneRequest, PruneDisplay)
+def prune_mask(request: PruneRequest, shown: PruneDisplay) -> None:
     """Prune a trained checkpoint once and write weights, masks and metadata; starfire train --init then fine-tunes it.
 
     Any checkpoint will do, and no model is needed: shapes tell. With --evaluate, or --data for other data than the

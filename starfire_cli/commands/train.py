@@ -15,7 +15,7 @@ from starfire_cli.workflows.train.request import TrainRequest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Display:
+class TrainDisplay:
     """How the run is shown."""
 
     logger: str = option(
@@ -28,8 +28,8 @@ class Display:
     as_json: bool = JSON.default(False)
 
 
-@command(TrainRequest, Display, given=True)
-def train(request: TrainRequest, shown: Display, *, given: frozenset[str]) -> None:
+@command(TrainRequest, TrainDisplay, given=True)
+def train(request: TrainRequest, shown: TrainDisplay, *, given: frozenset[str]) -> None:
     """Train a sparse network: dense start, pruning era, fixed mask. With no options: on handwritten digits."""
     from starfire_cli import runtime
     from starfire_cli.report.train import decoding_display, display

@@ -16,7 +16,7 @@ from starfire_cli.data.images import decode, decode_cache, input_pipeline
 from starfire_cli.data.images.input_pipeline import Road
 from starfire_cli.data.images.resident import ResidentSplit
 from starfire_cli.data.images.stream import StreamSplit
-from starfire_cli.data.images.workers import Reader
+from starfire_cli.data.images.workers import ImageReader
 from starfire_cli.data.options import Data, DataInfo, DataOptions, Split
 from starfire_cli.data.shards.layout import Shards
 from starfire_cli.data.source import Part, Pixels, Source, Stats
@@ -160,7 +160,7 @@ def _split(part: Part, way: Road, options: DataOptions, augment: Augment | None)
     if augment is not None:  # an augmentation that cannot cut boxes says so now, not in a worker
         one = np.array([way.out])
         augment.boxes(Draws(0, 0, np.array([0])), one, one)
-    reader = Reader(files=part, out=way.out, resize=way.resize or way.out, augment=augment, seed=options.seed)
+    reader = ImageReader(files=part, out=way.out, resize=way.resize or way.out, augment=augment, seed=options.seed)
     note = f"JPEGs are decoded by {decode.jpeg_decoder()[0]}, with {options.workers} workers"
     return StreamSplit(reader, options), () if augment is None else (note,)
 
@@ -173,5 +173,5 @@ def _measured(part: Part, split: Split, way: Road, options: DataOptions) -> Stat
     far = isinstance(part, Shards) and part.spool is not None
     sample = part.take(np.arange(min(STATS_SAMPLE, len(part)))) if far else limited(part, STATS_SAMPLE, "")
     assert not isinstance(sample, Pixels)
-    images, _ = decode_cache.read_all(Reader(files=sample, out=way.out, resize=way.resize or way.out), options)
+    images, _ = decode_cache.read_all(ImageReader(files=sample, out=way.out, resize=way.resize or way.out), options)
     return statistics.of_pixels(images)

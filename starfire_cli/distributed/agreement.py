@@ -1,4 +1,4 @@
-"""Have all ranks the same masks? Each computes its own from the same weights; a difference is found, and named."""
+"""Checks that all ranks hold the same masks, and names the rank and layer of a difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which BatchNorm statistics has a network that several ranks train? The mean of theirs, wherever it is used or saved.
+"""BatchNorm statistics across ranks: the mean of all ranks' wherever the network is used or saved.
 
 Each rank's running mean and variance come from its own share of every batch. They are brought together at the end of
 an epoch; a checkpoint within one has the mean, too, while training goes on with each rank's own.

@@ -1,4 +1,4 @@
-"""Connections by which the ranks of a job learn within seconds that one of them has ended, which, and why.
+"""Connections by which the ranks of a job learn within seconds that one of them has ended, which one, and why.
 
 A collective operation notices that a process is gone only where it was about to hear from it, cannot say which rank it
 was, and may wait for half an hour. So every rank keeps a connection to rank 0, which the operating system closes when
@@ -32,7 +32,7 @@ class Store(Protocol):
     def get(self, key: str) -> bytes: ...
 
 
-class Lost(NamedTuple):
+class LostPeer(NamedTuple):
     """A rank that has ended, and what it said before; "" where it said nothing."""
 
     rank: int
@@ -49,7 +49,7 @@ class Lifeline:
 
     def __init__(self, rank: int, line: Callable[[], str]) -> None:
         self.rank = rank
-        self.lost: Lost | None = None
+        self.lost: LostPeer | None = None
         self._line = line
         self._noticed, self._left = threading.Event(), threading.Event()
         self._saving = threading.Lock()
@@ -89,7 +89,7 @@ class Lifeline:
                 _send(connection, ended=self.rank, why=why)
         self._close()
 
-    def cause(self, patience: float) -> Lost | None:
+    def cause(self, patience: float) -> LostPeer | None:
         """Who has ended, if that is known within `patience` seconds."""
         if self._sockets or self.lost:
             self._noticed.wait(patience)
@@ -136,7 +136,7 @@ class Lifeline:
             if peer.rank < 0 or peer.through:
                 connection.close()
             else:
-                self._notice(Lost(peer.rank, ""))
+                self._notice(LostPeer(peer.rank, ""))
 
     def _told(self, connection: socket.socket, peer: _Peer, line: bytes) -> None:
         try:
@@ -148,11 +148,11 @@ class Lifeline:
                 peer.rank = int(said["rank"])
                 self._sockets[peer.rank] = connection
         elif "ended" in said:
-            self._notice(Lost(int(said["ended"]), str(said.get("why", ""))))
+            self._notice(LostPeer(int(said["ended"]), str(said.get("why", ""))))
         elif said.get("bye"):
             peer.through = True
 
-    def _notice(self, lost: Lost) -> None:
+    def _notice(self, lost: LostPeer) -> None:
         if self.lost is not None or self._left.is_set():
             return
         self.lost = lost

@@ -1,4 +1,4 @@
-"""How do the processes that train one network agree? One process alone agrees with itself, and waits for nobody.
+"""Communication among the processes that train one network; a single process agrees with itself and waits for nobody.
 
 Gradients and numbers on the device travel by the default process group (NCCL, or gloo on a CPU); what the processes
 tell each other beside them travels by a gloo group of its own, so that no GPU has to wait for it.

@@ -1,4 +1,4 @@
-"""How does one rank's network learn from the images of all? DistributedDataParallel, with what training needs of it."""
+"""A rank's replica of the network: DistributedDataParallel, with what training needs of it."""
 
 from __future__ import annotations
 

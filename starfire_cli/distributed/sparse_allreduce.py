@@ -1,4 +1,4 @@
-"""Which gradients are sent to the other ranks? Once the masks are fixed, those of live weights alone.
+"""Sparse all-reduce: once the masks are fixed, exchanges the gradients of live weights alone.
 
 A communication hook of DistributedDataParallel. Gradients are summed, not averaged: each rank divides its loss by the
 whole batch already, so that shares of unequal size weigh as they would in one process.

@@ -1,4 +1,4 @@
-"""Tells which weights of a checkpoint are dead: by its masks, and by its zeros where a layer has no mask."""
+"""Finds the dead weights of a checkpoint: by its masks, and by its zeros where a layer has no mask."""
 
 from __future__ import annotations
 

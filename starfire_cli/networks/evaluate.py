@@ -1,4 +1,4 @@
-"""How good a model is on a split: loss and top-1/top-5 accuracy, every image counted exactly once."""
+"""Evaluates a model on a split: loss and top-1/top-5 accuracy, every image counted exactly once."""
 
 from __future__ import annotations
 

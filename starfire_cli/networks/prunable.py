@@ -1,4 +1,4 @@
-"""Which layers of a checkpoint can be pruned: told by its network where that is known, else by its keys and shapes."""
+"""Finds the prunable layers of a checkpoint: by its network where that is known, else by keys and shapes."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from starfire_cli.errors import BadOption, StarfireError, option
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.networks.fitting import fitted, loadable, refuse
-from starfire_cli.pruning.channels.recipe import Recipe, apply_shrink
+from starfire_cli.pruning.channels.recipe import ShrinkRecipe, apply_shrink
 
 _FILLING = ("normal_", "uniform_", "fill_", "zero_")
 _GUESS = 1000  # classes, where neither metadata nor weights have told yet
@@ -112,7 +112,7 @@ def fresh(checkpoint: Checkpoint, found: Rebuilt) -> nn.Module:
     return net
 
 
-def recipe_of(checkpoint: Checkpoint) -> Recipe:
+def recipe_of(checkpoint: Checkpoint) -> ShrinkRecipe:
     """How the network was cut to fewer channels, if it was. Raises StarfireError where that is damaged."""
     recipe = said_of_model(checkpoint).get("shrink") or {}
     if not isinstance(recipe, dict) or not all(isinstance(cut, dict) for cut in recipe.values()):

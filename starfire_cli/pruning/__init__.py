@@ -1,4 +1,5 @@
-"""The core: which weights go, when, and how they stay gone. Knows torch and nothing else of the project.
+"""The core: pruning methods, masks and the training loop's calls. It depends on torch and on nothing else of the
+project but what lies below it.
 
 Letters in comments and suffixes: a convolution weight is (K, C, R, S), K output channels, C input channels (within a
 group), an R x S window; a linear weight is (O, I), O output neurons. See docs/method.md.

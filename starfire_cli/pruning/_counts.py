@@ -1,4 +1,4 @@
-"""How many weights of each layer are dead? Counted on the weights' device, which is waited for when somebody asks."""
+"""Counts of the dead weights of each layer, computed on the weights' device and read only when somebody asks."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ class Counts:
         self._pending: dict[str, tuple[Tensor, int]] = {}  # what has not been fetched: where it stands
 
     def expect(self, keys: Iterable[tuple[int, str]], counts: Tensor) -> None:
-        """These layers' counts stand in `counts`, or `NAN`, at the places given with the keys."""
+        """Note that the layers' counts, or `NAN`, will be in `counts`, at the places given with the keys."""
         self._pending.update({key: (counts, place) for place, key in keys})
 
     def set(self, key: str, count: int) -> None:
-        """A layer's count is known."""
+        """Store a layer's count."""
         self._pending.pop(key, None)
         self._known[key] = count
 
     def fetch(self) -> list[str]:
-        """Wait for the device, and say which layers held NaN or inf; their counts are the last that were known."""
+        """Wait for the device and read all pending counts; returns the layers that held NaN or inf, whose counts stay
+        the last known.
+        """
         fetched: dict[int, list[int]] = {}
         bad = []
         for key, (counts, place) in self._pending.items():
@@ -47,11 +49,11 @@ class Counts:
 
     @property
     def known(self) -> dict[str, int]:
-        """As of the last `fetch`."""
+        """Dead weights by layer, as of the last `fetch`."""
         return self._known
 
     def tensor(self, device: torch.device) -> Tensor:
-        """All of them, int64, (layers,), on `device`, which is not waited for."""
+        """All counts as a tensor, int64, (layers,), on `device`, without waiting for it."""
         counts = _sent(list(self._known.values()), device)
         sources = {id(pending): pending for pending, _ in self._pending.values()}
         for number, pending in sources.items():
@@ -66,6 +68,6 @@ class Counts:
 
 
 def _sent(numbers: Sequence[object], device: torch.device) -> Tensor:
-    """Whole numbers on `device`; only from pinned memory does a copy not wait for it."""
+    """Whole numbers as int64 on `device`, without waiting for it: copies from pinned memory are asynchronous."""
     on_host = torch.tensor(numbers, dtype=torch.int64, pin_memory=device.type == "cuda")
     return on_host.to(device, non_blocking=True)

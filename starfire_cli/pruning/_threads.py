@@ -1,4 +1,5 @@
-"""Small pieces of work that release Python's lock, in as many threads as torch uses, in its own where that can be.
+"""Runs small pieces of work that release the GIL in as many threads as torch uses, in torch's own threads where
+possible.
 
 An OpenMP thread that has just computed for torch goes on spinning for milliseconds in the hope of more. Other threads
 would have to share their cores with such; the same threads are at it at once.
@@ -74,7 +75,7 @@ def in_threads(tasks: Sequence[tuple[int, Callable[[], T]]]) -> list[T]:
 
 @contextmanager
 def _heeding(failures: list[BaseException]) -> Iterator[None]:
-    """ctypes drops what is raised in a callback's first instant, as an interrupt may be; here it is a failure."""
+    """Report an exception raised in a callback's first instant, as by an interrupt, which ctypes would drop."""
     caller = threading.get_ident()
 
     def note(dropped: Any) -> None:
@@ -109,5 +110,5 @@ def _team() -> Callable[..., None] | None:
 
 @lru_cache(maxsize=4)
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads that wait for work; after a fork the child gets its own."""
+    """A thread pool; after a fork the child gets its own."""
     return ThreadPoolExecutor(threads, thread_name_prefix="starfire")

@@ -1,4 +1,4 @@
-"""Goals and counts: how many of some competitors are pruned (paper, Algorithms 1 and 3; docs/method.md)."""
+"""Goals and counts: the number of competitors that a rate prunes (paper, Algorithms 1 and 3; docs/method.md)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SLACK = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """Where pruning should stand now.
+    """The target and the progress towards it that is due now.
 
     Args:
         target: the final sparsity threshold, in [0, 1).
@@ -29,7 +29,7 @@ class Goal:
 
 
 def pruned(n: int, threshold: float, max_nonzero: int | None = None, progress: float = 1.0) -> int:
-    """How many of `n` competing units are pruned at `threshold` (Algorithms 1 and 3, `cutoff_index`).
+    """The number of `n` competing units that are pruned at `threshold` (Algorithms 1 and 3, `cutoff_index`).
 
     The larger of ceil(n * threshold) and, with a cap, n - max_nonzero; the cap comes in with `progress`.
     """

@@ -1,4 +1,4 @@
-"""Which parameters can be pruned, and of what kind each is."""
+"""Finds the prunable parameters of a model, and the kind of each."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class Layer:
 
     @property
     def weights(self) -> int:
-        """How many weights the parameter has."""
+        """The number of weights of the parameter."""
         return math.prod(self.shape)
 
     @property
     def window(self) -> int:
-        """R * S, the weights of one kernel (1 for pointwise and linear layers)."""
+        """R * S, the number of weights of one kernel (1 for pointwise and linear layers)."""
         return math.prod(self.shape[2:])
 
     @property
     def depthwise(self) -> bool:
-        """Whether each kernel is all that one input channel has."""
+        """Whether each input channel has one kernel only."""
         return self.groups > 1 and self.shape[1] == 1
 
 
@@ -88,7 +88,7 @@ def layers_of_model(model: nn.Module, *, untied: Collection[str] = ()) -> tuple[
 
 
 def shares_memory(other: str) -> str:
-    """Why a weight that overlaps another is not pruned."""
+    """The reason why a weight that overlaps another is not pruned."""
     return f"shares a part of its memory with {other}, which its mask would not fit"
 
 

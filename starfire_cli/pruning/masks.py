@@ -1,4 +1,4 @@
-"""What a set of masks is, apart from how it came about: a dict from state-dict key to bool tensor, True = alive."""
+"""Masks, however they were made: a dict from state-dict key to bool tensor, True = alive."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def digest(masks: Mapping[str, Tensor]) -> str:
 
 
 def masks_from_zeros(state: Mapping[str, Tensor], keys: list[str]) -> Masks:
-    """Masks that call every exact zero dead."""
+    """Masks in which every weight that is exactly zero is dead."""
     return {key: state[key] != 0 for key in keys}
 
 
 def disagreements(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
-    """Where masks and weights tell different stories: key -> (dead but not zero, alive but zero), only where non-zero.
+    """Contradictions of masks and weights: key -> (dead but not zero, alive but zero), where either is not 0.
 
     The first is an error (a dead weight came back); the second is odd but legal (a live weight that happens to be 0).
     """

@@ -1,4 +1,4 @@
-"""The one stateful object: layers x method x era -> masks, and the training loop's three calls (paper, Algorithm 2)."""
+"""The pruner, the one stateful object: masks from layers, method and era, in three calls (paper, Algorithm 2)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from starfire_cli.errors import Mismatch, StarfireError
 from starfire_cli.pruning._counts import Counts
-from starfire_cli.pruning._held import Held, state_of
+from starfire_cli.pruning._tensor_addresses import TensorAddresses, state_of
 from starfire_cli.pruning.budget import Goal
-from starfire_cli.pruning.kernels import Job, Standing, choose
+from starfire_cli.pruning.kernels import MaskJob, PreparedLayers, choose
 from starfire_cli.pruning.kernels.torch import TorchKernels, write_dead
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masks import Masks, digest
@@ -93,7 +93,7 @@ class Pruner:
         self._touched: dict[str, None] = {}  # layers that may have lost something, in the order of their first time
         self._budgets: dict[int, Budget] = {}  # of each shape, what it last was
         self._counts = Counts(self._weights)
-        self._standing: tuple[Held, Standing] | None = None
+        self._prepared: tuple[TensorAddresses, PreparedLayers] | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._shadow: dict[str, Tensor] = {}
         if masks:
@@ -105,14 +105,14 @@ class Pruner:
         shadow = parameters_of(ema) if ema is not None else {}
         assert ema is None or shadow.keys() >= self.masks.keys(), "the moving average's keys are not the model's"
         self._shadow = {key: shadow[key] for key in self.masks if key in shadow}
-        self._standing = None
+        self._prepared = None
         self._enforce(self._touched)
 
     @torch.no_grad()
     def after_backward(self) -> None:
         """Mask the gradients of dead weights: before clipping, weight decay, momentum and averages see them."""
         started = perf_counter()
-        self._silence(self._touched)
+        self._mask_gradients(self._touched)
         self.seconds += perf_counter() - started
 
     @torch.no_grad()
@@ -123,7 +123,7 @@ class Pruner:
             self._enforce(self._touched)
         changed = self.era.evaluates_at(step) and self.refresh(self.era.progress(step))
         if step >= self.era.last_step:
-            self._standing = None  # and what it holds on to
+            self._prepared = None  # and what it holds on to
         self.seconds += perf_counter() - started
         return changed
 
@@ -141,13 +141,13 @@ class Pruner:
         if not due:
             return False
         if not due.keys().isdisjoint(self._taken):
-            counts = self._made_ready().prune(list(map(due.get, self._taken)))
+            counts = self._prepared_layers().prune(list(map(due.get, self._taken)))
             self._counts.expect(((place, key) for place, key in enumerate(self._taken) if key in due), counts)
         if others := [self._job(layer, due[layer.key]) for layer in self._others if layer.key in due]:
             counts = TorchKernels().prune(others)
             self._counts.expect(((place, job.layer.key) for place, job in enumerate(others)), counts)
         # Gradients come and go, so that they are in no job; training has let go of them by now, other loops have not.
-        self._silence(due)
+        self._mask_gradients(due)
         if next(iter(self._weights.values())).device.type != "cpu":
             return True
         before = dict(self._counts.known)
@@ -155,7 +155,7 @@ class Pruner:
 
     @property
     def zeros(self) -> dict[str, int]:
-        """How many weights of each layer are dead. Waits for the device.
+        """The number of dead weights of each layer. Waits for the device.
 
         Raises StarfireError naming the first layer that held NaN or inf when its mask was due.
         """
@@ -177,12 +177,12 @@ class Pruner:
         return dict(self._weights)
 
     @property
-    def delay(self) -> str | None:
-        """What takes seconds when masks are first evaluated, as a line for the user; None if nothing."""
-        return self._kernels.delay() if self._taken else None
+    def warmup_notice(self) -> str | None:
+        """A line for the user about a first evaluation of masks that takes seconds; None if it does not."""
+        return self._kernels.warmup_notice() if self._taken else None
 
     @property
-    def gated(self) -> int:
+    def masked_layer_count(self) -> int:
         """Of how many layers `after_backward` masks the gradients; it only grows."""
         return len(self._touched)
 
@@ -247,25 +247,26 @@ class Pruner:
     def _budget(self, layer: Layer, goal: Goal) -> Budget | None:
         return self.linear.budget(layer, goal) if layer.kind == "linear" else self.conv.budget(layer, goal)
 
-    def _silence(self, keys: Iterable[str]) -> None:
+    def _mask_gradients(self, keys: Iterable[str]) -> None:
         """Mask the gradients that these layers have."""
         pairs = [(g, self.masks[key]) for key in keys if (g := self._weights[key].grad) is not None]
         if pairs:
-            self._kernels.silence([g for g, _ in pairs], [mask for _, mask in pairs])
+            self._kernels.mask_gradients([g for g, _ in pairs], [mask for _, mask in pairs])
 
-    def _made_ready(self) -> Standing:
+    def _prepared_layers(self) -> PreparedLayers:
         """All layers that the kernels take; anew where a tensor was replaced since."""
-        if self._standing is None or not self._standing[0].still(self._optimizer):
+        if self._prepared is None or not self._prepared[0].unchanged(self._optimizer):
             jobs = [self._job(layer, self._budgets[self._shape_of[key]]) for key, layer in self._taken.items()]
-            held = Held([self._weights[key] for key in self._taken], self._optimizer, list(self._shadow.values()))
-            self._standing = held, self._kernels.standing(jobs)
-        return self._standing[1]
+            weights = [self._weights[key] for key in self._taken]
+            addresses = TensorAddresses(weights, self._optimizer, list(self._shadow.values()))
+            self._prepared = addresses, self._kernels.prepare(jobs)
+        return self._prepared[1]
 
-    def _job(self, layer: Layer, budget: Budget) -> Job:
+    def _job(self, layer: Layer, budget: Budget) -> MaskJob:
         weight, mask = self._weights[layer.key], self.masks[layer.key]
         self._touched[layer.key] = None
         others = tuple(self._kept(weight, layer.key))
-        return Job(layer=layer, weight=weight.detach(), alive=mask, budget=budget, others=others)
+        return MaskJob(layer=layer, weight=weight.detach(), alive=mask, budget=budget, others=others)
 
     @torch.no_grad()
     def _enforce(self, keys: Iterable[str]) -> None:
@@ -276,6 +277,8 @@ class Pruner:
             write_dead(self.masks[key], (weight, *self._kept(weight, key), *gradient))
 
     def _kept(self, weight: nn.Parameter, key: str) -> list[Tensor]:
-        """What is kept from step to step and is zero where the weight is dead: the optimizer's state, the average."""
+        """The tensors that are zero where the weight is dead and kept from step to step: optimizer state, moving
+        average.
+        """
         shadow = self._shadow.get(key)
         return [*state_of(weight, self._optimizer).values(), *(() if shadow is None else (shadow,))]

@@ -1,4 +1,4 @@
-"""When weights are pruned: from an optimizer step to how far pruning must have come (paper, section 2, figure 1b)."""
+"""Pruning schedules: the share of the target that is due at each optimizer step (paper, section 2, figure 1b)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Era:
             raise BadOption(f"--mask-every {self.mask_every}: masks are evaluated every 1 or more steps")
 
     def progress(self, step: int) -> float:
-        """How much of the target is due after `step` steps, in [0, 1]."""
+        """The share of the target that is due after `step` steps, in [0, 1]."""
         if step >= self.last_step:
             return 1.0
         if step <= self.first_step:

@@ -1,4 +1,4 @@
-"""The smallest of each row of competitors: exact counts, ties by index (docs/method.md)."""
+"""Selects the smallest of each row of competitors: exact counts, ties by index (docs/method.md)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FEW = 4
 
 
 def prune_smallest(score_LN: Tensor, alive_LN: Tensor, count: int) -> Tensor:
-    """Of the N competitors in each of L rows, the `count` that go first; what is dead already counts and goes first.
+    """Prune the `count` smallest of the N competitors in each of L rows; dead ones count and go first.
 
     Exactly max(count, dead already) are gone in each row. Ties go by index, the lower first.
 
@@ -59,7 +59,7 @@ def prune_smallest(score_LN: Tensor, alive_LN: Tensor, count: int) -> Tensor:
 
 
 def _one_by_one(score_LN: Tensor, alive_LN: Tensor, missing_L: Tensor) -> Tensor:
-    """`prune_smallest` where few are missing in each row, as at most steps of an era: the smallest, again and again.
+    """`prune_smallest` where few are missing in each row, as at most steps of an era: repeated search for the minimum.
 
     On a CPU only: numpy finds a row's first minimum at the speed of memory.
     """

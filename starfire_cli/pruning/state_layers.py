@@ -1,4 +1,4 @@
-"""Tells the prunable layers of a bare state dict from its other tensors, by names, neighbouring keys and shapes.
+"""Finds the prunable layers of a bare state dict by names, neighbouring keys and shapes.
 
 A Conv2d or Linear keeps its weight as `NAME.weight`, (K, C, R, S) or (O, I), and its bias, if any, as `NAME.bias`, (K,)
 or (O,). Embeddings, tables, constants, norms over maps and transposed convolutions have 2 or 4 axes as well. What is
@@ -40,7 +40,7 @@ _WIDE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class SortedState:
-    """The tensors of a state dict.
+    """The tensors of a state dict, sorted into layers and others.
 
     Args:
         layers: keys of the weights of convolutions and linear layers, in the file's order.
@@ -98,7 +98,7 @@ class _Sorter:
         self._next_stem = dict(zip(stems, [*stems[1:], ""], strict=False))
 
     def reason(self, key: str) -> str | None:
-        """Why `key` is not the weight of a layer; None if it is."""
+        """The reason why `key` is not the weight of a layer; None if it is."""
         reason = self._told(key)
         if key in self._place:
             K, C = self._state[key].shape[:2]
@@ -164,7 +164,7 @@ class _Sorter:
         return None if first and not named else _TRANSPOSED_OR_NOT
 
     def _by_name_alone(self, key: str) -> str | None:
-        """In a file of other people's names (`w1`, `kernel`), where these say little."""
+        """Judge a tensor in a file of other people's names (`w1`, `kernel`), where these say little."""
         words = _words(f"{key}.weight")
         if words and _TABLE.fullmatch(words[-1]):
             return f"called {words[-1]!r}: an embedding or a table"
@@ -182,7 +182,7 @@ class _Sorter:
         return self._by_bias(bias, shape[0], shape[1], tuple(shape[2:]))
 
     def _by_bias(self, bias: int, outputs: int, inputs: int, window: tuple[int, ...]) -> str | None:
-        """What a bias of so many entries tells."""
+        """The verdict of a bias of so many entries."""
         if bias == outputs:
             doubtful = outputs == inputs and window in self._swapped
             return f"{UNCLEAR} which axis is that of the outputs" if doubtful else None
@@ -192,7 +192,7 @@ class _Sorter:
         return f"{UNCLEAR} what it is: its bias has {bias} entries, it has {outputs} rows"
 
     def _votes(self, key: str) -> tuple[int, int]:
-        """How many neighbours have the widths of a convolution, how many those of a transposed one.
+        """The numbers of neighbours that have the widths of a convolution and those of a transposed one.
 
         Neighbours are the norm behind it, the maps before and after it in the file.
         """
@@ -241,7 +241,7 @@ def _counts(tensor: Tensor) -> bool:
 
 
 def _length(state: Mapping[str, Tensor], key: str) -> int | None:
-    """The entries of a vector; None where there is none."""
+    """The length of a vector; None where there is no vector."""
     tensor = state.get(key)
     return len(tensor) if tensor is not None and tensor.ndim == 1 else None
 

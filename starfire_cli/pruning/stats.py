@@ -1,4 +1,4 @@
-"""What a layer's mask says about its sparsity: the counts of one row of the per-layer table (paper, figure 5)."""
+"""Sparsity statistics of a layer's mask: the counts in one row of the per-layer table (paper, figure 5)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def layer_stats(layer: Layer, alive: Tensor) -> LayerStats:
 
 
 def kept_in_kernels(layer: Layer, alive: Tensor) -> NDArray[Any]:
-    """How many weights each kernel keeps, (K, C); a linear layer's kernels are its weights, (O, I)."""
+    """The number of weights that each kernel keeps, (K, C); a linear layer's kernels are its weights, (O, I)."""
     K, C = layer.shape[:2]
     window = layer.window
     bits = alive.contiguous().numpy().reshape(K * C, window).view(np.uint8)

@@ -1,4 +1,4 @@
-"""Which structure a mask has, told from the mask alone: whole kernels, k of 9 in a window, tiles, or none."""
+"""Detects the structure of a mask from the mask alone: whole kernels, k of 9 in a window, tiles, or none."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def structure_of(layer: Layer, alive: Tensor, stats: LayerStats) -> str:
 
 
 def _channels(dead_KC: NDArray[np.bool_], groups: int) -> str | None:
-    """Whether whole rows and columns account for all that is dead."""
+    """A name for dead weights that are whole channels; else None."""
     K, C = dead_KC.shape
     dead_GKC = dead_KC.reshape(groups, K // groups, C)
     rows_GK1 = dead_GKC.all(2, keepdims=True)
@@ -61,13 +61,13 @@ def _balanced(dead_KC: NDArray[np.bool_], groups: int) -> bool:
 
 
 def _tiles(dead_OI: NDArray[np.bool_]) -> str | None:
-    """Whether what is dead are whole tiles."""
+    """A name for dead weights that are whole tiles; else None."""
     zeros = int(dead_OI.sum())
     return next((f"block {n}" for n in TILES if _in_whole_tiles(dead_OI, n) == zeros), None)
 
 
 def _mostly_tiles(dead_OI: NDArray[np.bool_]) -> str | None:
-    """Whether a good part of what is dead are whole tiles, more than chance would have it."""
+    """A name for dead weights of which more lie in whole tiles than chance would have it; else None."""
     zeros = int(dead_OI.sum())
     chance = zeros / dead_OI.size
     for n in TILES:
@@ -78,7 +78,7 @@ def _mostly_tiles(dead_OI: NDArray[np.bool_]) -> str | None:
 
 
 def _in_whole_tiles(dead_OI: NDArray[np.bool_], n: int) -> int:
-    """How many dead weights lie in n x n tiles that are dead as a whole; tiles at the ragged edges are smaller."""
+    """The number of dead weights in n x n tiles that are dead as a whole; tiles at the ragged edges are smaller."""
     O, I = dead_OI.shape
     rows, columns = np.arange(0, O, n), np.arange(0, I, n)
     whole = np.logical_and.reduceat(np.logical_and.reduceat(dead_OI, rows, axis=0), columns, axis=1)

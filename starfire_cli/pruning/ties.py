@@ -1,4 +1,4 @@
-"""Finds tied weights: names of a state dict or model that are one tensor, and tensors that merely overlap in memory.
+"""Finds tied weights (names of a state dict or model that are one tensor) and tensors that merely overlap in memory.
 
 Two names are tied where storage, offset, shape, strides and type are the same; whatever happens to one happens to the
 other, so a tie is pruned, counted and written once. Tensors that share memory in any other way (`b = a.t()`, a slice of
@@ -74,7 +74,7 @@ def masks_once(
 
 
 def masks_apart(masks: Mapping[str, Tensor], ties: Mapping[str, str]) -> list[str]:
-    """Where two names of one tensor have different masks, a clause each."""
+    """Conflicts of masks: a clause for each two names of one tensor that have different masks."""
     first: dict[str, str] = {}
     pairs = [(first.setdefault(ties.get(key, key), key), key) for key in masks]
     return [
@@ -108,7 +108,7 @@ def overlapping(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def unify(model: nn.Module) -> list[tuple[str, str]]:
-    """Make one parameter of those that are one tensor under several `Parameter` objects, in place.
+    """Merge `Parameter` objects that are one tensor under several names into one, in place.
 
     An optimizer would update such a tensor once for each, and a move to another device would part them. Returns
     (name, the name it now is the parameter of).
@@ -155,7 +155,9 @@ def tie_as(model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[di
 
 
 def place(tensor: Tensor) -> Hashable | None:
-    """What tells one tensor's memory and reading of it from another's; None where it has no memory of its own."""
+    """A key for a tensor's memory and its reading of it, equal for tied tensors; None where it has no memory of its
+    own.
+    """
     if tensor.layout != torch.strided or not tensor.numel() or tensor._is_zerotensor():
         return None
     how = (tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.is_conj(), tensor.is_neg())

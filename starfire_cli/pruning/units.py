@@ -1,4 +1,4 @@
-"""Units of weights that go together, and the competitions that the weakest of them lose.
+"""Units of weights that are pruned together, and the competitions that the weakest of them lose.
 
 Axes are those of a convolution weight, (K, C, R, S); a linear weight (O, I) has K = O, C = I and R = S = 1. A grouped
 convolution is several side by side: where K or C tells competitions apart, each group's are its own.
@@ -23,7 +23,7 @@ _SHORT = 9  # competitors that are compared pair by pair
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How many units of each competition must be gone.
+    """The number of units of each competition that must be gone.
 
     A weight of a window is `Cut("", "KC", n)`, a kernel of an input channel `Cut("RS", "C", n)`, a filter of the layer
     `Cut("CRS", "", n)`, an input channel `Cut("KRS", "", n)`, a row of windows `Cut("S", "", n)`, a single weight
@@ -46,7 +46,7 @@ class Cut:
     tile: int = 1
 
     def competitors(self, shape: Sequence[int], groups: int = 1) -> int:
-        """How many units each competition has in a weight of this shape."""
+        """The number of units of each competition in a weight of this shape."""
         sizes = _sizes(shape, groups, self.tile)
         return math.prod(sizes[dim] for dim in _roles(self)[2])
 
@@ -56,7 +56,7 @@ Budget = tuple[Cut, ...]
 
 
 def apply_cuts(weight: Tensor, alive: Tensor, cuts: Budget, groups: int = 1) -> Tensor:
-    """What is left of a weight once the cuts are made.
+    """The mask of a weight after the cuts.
 
     Exactly `count` units of each competition are gone, or more where more were dead or fewer where `keep` holds them.
     The dead go first, then those of the lowest score, then those of the lowest index. A unit is dead when all its
@@ -79,7 +79,7 @@ def apply_cuts(weight: Tensor, alive: Tensor, cuts: Budget, groups: int = 1) -> 
 
 
 def rank_units(weight: Tensor, alive: Tensor, cut: Cut, groups: int = 1) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of all units the score, whether they are alive, and whether `keep` holds them (None: it holds nothing).
+    """The scores of all units, whether they are alive, and whether `keep` holds them (None: it holds nothing).
 
     Returns:
         Each of `_DIMS`, the axes that a unit spans being of size 1. Sums, means and norms are float64, so that two
@@ -143,7 +143,7 @@ def _strongest(score: Tensor, alive: Tensor, cut: Cut, spans: list[int]) -> Tens
 
 
 def _survivors(score: Tensor, alive: Tensor, cut: Cut) -> Tensor:
-    """The units that are left, of the units' shape."""
+    """A mask of the units that are left, of the units' shape."""
     spans, pools, rivals = _roles(cut)
     N = math.prod(alive.shape[dim] for dim in rivals)
     if N <= _SHORT:  # as N planes, which the windows of channels_last memory nearly are already
@@ -160,7 +160,7 @@ def _survivors(score: Tensor, alive: Tensor, cut: Cut) -> Tensor:
 
 
 def _roles(cut: Cut) -> tuple[list[int], list[int], list[int]]:
-    """Which of `_DIMS` a unit spans, which tell competitions apart, and which competitors."""
+    """The dimensions (of `_DIMS`) that a unit spans, that tell competitions apart, and that tell competitors apart."""
     assert not set(cut.unit) & set(cut.within), f"{cut}: what a unit spans cannot tell competitions apart"
     unit = {"k", "c", *cut.unit, *("G" if {"K", "C"} <= set(cut.unit) else "")}
     pool = {*cut.within, *("G" if set(cut.within) & {"K", "C"} else "")}

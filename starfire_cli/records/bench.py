@@ -16,7 +16,7 @@ CLOSE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class BenchProgress:
     """What is going on."""
 
     text: str

@@ -92,7 +92,7 @@ class Pruned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class PruneProgress:
     """A line on what is going on, for people who wait."""
 
     text: str

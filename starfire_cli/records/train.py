@@ -31,7 +31,7 @@ class PlanLayer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainingPlan:
     """A run before it starts.
 
     Args:
@@ -152,4 +152,4 @@ class Finished:
     notes: tuple[str, ...] = ()
 
 
-Record = Plan | Started | StepRecord | EpochRecord | Stopped | Finished
+Record = TrainingPlan | Started | StepRecord | EpochRecord | Stopped | Finished

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from starfire_cli.records.bench import BatchTimings, LayerTiming, Progress, Setting, Timing
+from starfire_cli.records.bench import BatchTimings, BenchProgress, LayerTiming, Setting, Timing
 from starfire_cli.report.console import open_console
 from starfire_cli.report.inspect import show_table
 from starfire_cli.report.inspect_json import to_text
@@ -40,7 +40,7 @@ _LAYERS = (
 
 
 def display(
-    records: Iterable[Progress | Setting | BatchTimings], *, layers: bool = False, as_json: bool = False
+    records: Iterable[BenchProgress | Setting | BatchTimings], *, layers: bool = False, as_json: bool = False
 ) -> str | None:
     """Show records as they come; returns what belongs on stdout instead, with `as_json`.
 
@@ -54,7 +54,7 @@ def display(
     found: list[BatchTimings] = []
     for record in records:
         match record:
-            case Progress():
+            case BenchProgress():
                 aside.print(Text(printable(record.text), style="dim"))
             case Setting():
                 setting = record

@@ -5,15 +5,15 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from starfire_cli.records.train import Plan
+from starfire_cli.records.train import TrainingPlan
 
 
-def show_settings(console: Console, plan: Plan) -> None:
+def show_settings(console: Console, plan: TrainingPlan) -> None:
     """The resolved configuration, in as few lines as the width allows."""
     console.print("settings: " + "  ".join(f"{name} {value}" for name, value in plan.settings), markup=False)
 
 
-def show_plan(console: Console, plan: Plan) -> None:
+def show_plan(console: Console, plan: TrainingPlan) -> None:
     """The whole plan of a run."""
     for note in plan.notes:
         console.print(note, markup=False)

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from starfire_cli.records.prune import Measured, Progress, Pruned, Shrunk, SweepPoint
+from starfire_cli.records.prune import Measured, Pruned, PruneProgress, Shrunk, SweepPoint
 from starfire_cli.report.bars import bar
 from starfire_cli.report.console import open_console
 from starfire_cli.report.inspect import show_inspection, show_table
@@ -21,7 +21,7 @@ from starfire_cli.text import command_text, printable, shape_text
 _POINT = ("layer", "target", "sparsity", "top1", "top5", "loss", "images")
 
 
-def display(records: Iterable[Progress | SweepPoint | Pruned], *, as_json: bool, as_csv: bool) -> str | None:
+def display(records: Iterable[PruneProgress | SweepPoint | Pruned], *, as_json: bool, as_csv: bool) -> str | None:
     """Show records as they come; returns what belongs on stdout instead of all that, with `as_json` or `as_csv`."""
     machine = as_json or as_csv
     console = open_console(stderr=machine)
@@ -29,7 +29,7 @@ def display(records: Iterable[Progress | SweepPoint | Pruned], *, as_json: bool,
     pruned: Pruned | None = None
     for record in records:
         match record:
-            case Progress():
+            case PruneProgress():
                 console.print(Text(printable(record.text)))
             case SweepPoint():
                 points.append(record)

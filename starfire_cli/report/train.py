@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from starfire_cli.records.train import EpochRecord, Finished, Plan, Record, Started, StepRecord, Stopped
+from starfire_cli.records.train import EpochRecord, Finished, Record, Started, StepRecord, Stopped, TrainingPlan
 from starfire_cli.report.console import open_console
 from starfire_cli.report.dry_run import show_plan, show_settings
 from starfire_cli.text import counted
@@ -32,7 +32,7 @@ def display(records: Iterable[Record], *, quiet: bool = False, to_stderr: bool =
     try:
         for record in records:
             match record:
-                case Plan():
+                case TrainingPlan():
                     screen.plan(record)
                 case Started():
                     screen.started(record)
@@ -69,14 +69,14 @@ class _Screen:
     def __init__(self, console: Console, quiet: bool) -> None:
         self._console = console
         self._quiet = quiet
-        self._plan: Plan | None = None
+        self._plan: TrainingPlan | None = None
         self._shown_plan = False
         self._progress: Progress | None = None
         self._epochs = 0
         self._steps = 0
         self._per_epoch = 1
 
-    def plan(self, plan: Plan) -> None:
+    def plan(self, plan: TrainingPlan) -> None:
         self._plan = plan
 
     def started(self, record: Started) -> None:

@@ -1,4 +1,4 @@
-"""Running sparse networks on a CPU, faster than the dense ones."""
+"""Execution of sparse networks on a CPU, faster than the dense ones."""
 
 from starfire_cli.sparse.emit import missing
 from starfire_cli.sparse.network import SparseNetwork, sparsify

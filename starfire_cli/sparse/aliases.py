@@ -1,4 +1,4 @@
-"""May a network's maps be kept where loops like them, or does something change a map in place that others see?"""
+"""Alias check: finds maps that are changed in place where others see them, which the loops must not lay out anew."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_reading(traced: Traced) -> None:
         )
 
 
-def changes_what_others_see(traced: Traced) -> bool:
+def mutates_aliases(traced: Traced) -> bool:
     """Whether an operation changes a tensor in place that anything else may read."""
     return any(_in_place(traced, node) and not _its_own(traced, node) for node in traced.root.graph.nodes)
 
@@ -67,7 +67,7 @@ def _its_own(traced: Traced, node: fx.Node) -> bool:
 
 
 def _made_for(traced: Traced, same: fx.Node) -> bool:
-    """`same` is its input unchanged: was that made for it alone?"""
+    """Whether the input of `same`, which returns it unchanged, was made for it alone."""
     source = same.args[0]
     assert isinstance(source, fx.Node)
     return len(source.users) == 1 and source.op != "placeholder" and traced.role(source) in _NEW

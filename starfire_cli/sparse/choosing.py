@@ -1,4 +1,4 @@
-"""Which way is fastest for each layer? All that come into question are run once or a few times, here."""
+"""Autotuning: runs all eligible implementations of each layer once or a few times and keeps the fastest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starfire_cli.sparse.convolution import Kind, Place, Work, steps
 from starfire_cli.sparse.linear import SparseLinear
 from starfire_cli.sparse.machine import Program
 from starfire_cli.sparse.plan import Choice, How, Maps, dense_convolution
-from starfire_cli.sparse.pool import StrungWeights, zeros
+from starfire_cli.sparse.pool import LoopWeightsCache, zeros
 from starfire_cli.sparse.reading import Operation
 
 REPEATS = 3
@@ -20,7 +20,7 @@ BATCH = 4  # images that torch gets at a time where there are several
 
 
 def choose(operations: Sequence[Operation], maps: Maps, *, alone: bool, in_loops: bool = True) -> list[Choice]:
-    """The fastest way for each operation.
+    """Time the candidates for each operation and choose the fastest.
 
     Args:
         operations: of a network.
@@ -82,15 +82,15 @@ def _in_loops(operation: Operation, work: Work, kind: Kind, maps: Maps, alone: b
         offset += layout.floats(channels)
     threads = machine.threads() if alone else 1
     program = Program(
-        steps(work, kind, places[0], places[1], other=places[2], half=half, threads=threads, strung=StrungWeights())
+        steps(work, kind, places[0], places[1], other=places[2], half=half, threads=threads, cache=LoopWeightsCache())
     )
     memory = zeros(1, offset)
-    taken = _fastest(lambda: program.one(memory.data_ptr(), memory.data_ptr(), 0, threads))
+    taken = _fastest(lambda: program.run_one(memory.data_ptr(), memory.data_ptr(), 0, threads))
     return taken if alone else taken / machine.threads()
 
 
 def _dense(operation: Operation, maps: Maps, alone: bool, rival: float) -> float:
-    """torch, and the way from and to the loops' layout; run once only where it is far slower than `rival`."""
+    """Time torch, with conversion from and to the loops' layout; once only where it is far slower than `rival`."""
     assert operation.folded is not None
     images = 1 if alone else BATCH
     memory, values = [], []
@@ -104,7 +104,7 @@ def _dense(operation: Operation, maps: Maps, alone: bool, rival: float) -> float
 
 
 def _linear(operation: Operation, alone: bool) -> dict[str, float]:
-    """Before each try the caches are filled with something else: a linear layer's weights come from far away."""
+    """Time a linear layer with cold caches, as its weights come from far away in a network."""
     assert operation.folded is not None
     live = operation.folded.live
     images = 1 if alone else BATCH

@@ -1,4 +1,4 @@
-"""How does one convolution, pooling or the intake of an image become steps of a program?"""
+"""Lowers one convolution, pooling or image intake to steps of a program."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from starfire_cli.sparse import emit, loops
 from starfire_cli.sparse.layout import FLOAT, Layout, Tiles, cut
 from starfire_cli.sparse.loops import FIELDS, Finish, Tile
 from starfire_cli.sparse.machine import Step
-from starfire_cli.sparse.pool import StrungWeights
-from starfire_cli.sparse.weights import LiveWeights, string_kernels, string_taps
+from starfire_cli.sparse.pool import LoopWeightsCache
+from starfire_cli.sparse.weights import LiveWeights, order_kernels, order_taps
 
 Kind = Literal["taps", "kernels"]
 NEAR = {"taps": 22 << 10, "kernels": 16 << 10}  # bytes of input that stay in a core's nearest cache
@@ -24,8 +24,8 @@ _WORTH = 40_000  # multiply-accumulates that are worth the handing out of a task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
-    """What a convolution or pooling looks at.
+class SlidingWindow:
+    """The window of a convolution or pooling.
 
     Args:
         size: of the kernel, (R, S).
@@ -40,22 +40,24 @@ class Window:
     dilation: tuple[int, int]
 
     def reach(self, axis: int, tap: Any) -> Any:
-        """Rows (axis 0) or columns from an output's first pixel to what `tap` sees, in the input or in its halves."""
+        """The offset in rows (axis 0) or columns from an output's first pixel to what `tap` reads, in the input or its
+        halves.
+        """
         return (tap * self.dilation[axis] - self.padding[axis]) // self.stride
 
     def half(self, axis: int, tap: Any) -> Any:
-        """Which half of the rows or columns that is: even ones or odd ones."""
+        """The half of the rows or columns that `tap` reads: 0 for even ones, 1 for odd ones."""
         return (tap * self.dilation[axis] - self.padding[axis]) % self.stride
 
     def room(self, axis: int, pixels: int, out: int) -> int:
-        """Zeros that are looked at beyond `pixels` on either side, where there are `out` outputs."""
+        """The zeros needed beyond `pixels` on either side for `out` outputs."""
         first, last = int(self.reach(axis, 0)), int(self.reach(axis, self.size[axis] - 1))
         return max(0, -first, last + out - pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a map is.
+    """The place of a map in memory.
 
     Args:
         kept: whether it is among those kept for all images.
@@ -70,7 +72,7 @@ class Place:
     channels: int
 
     def fields(self, name: str) -> dict[str, int]:
-        """The arguments that say so to a loop."""
+        """The loop arguments that describe the place."""
         return {f"{name}_region": int(self.kept), name: FLOAT * (self.offset + self.layout.start)}
 
 
@@ -86,7 +88,7 @@ class Work:
         does: `sum` is convolution, `mean` is over whole maps, `scale` makes a map of the pixels of an image.
     """
 
-    window: Window
+    window: SlidingWindow
     live: LiveWeights
     finish: Finish
     high: float = 0.0
@@ -94,17 +96,17 @@ class Work:
 
     @property
     def channels(self) -> tuple[int, int]:
-        """Of input and output."""
+        """The numbers of input and output channels."""
         return self.live.shape[1] * self.live.groups, self.live.shape[0]
 
     def halves(self) -> list[tuple[int, int]]:
-        """For stride 2: the halves of rows and columns that are looked at."""
+        """For stride 2, the halves of rows and columns that are read."""
         window = self.window
         rows = sorted({window.half(0, y) for y in range(window.size[0])})
         return [(y, x) for y in rows for x in sorted({window.half(1, x) for x in range(window.size[1])})]
 
     def kinds(self) -> tuple[Kind, ...]:
-        """What can run it."""
+        """The kinds of loop that can run it."""
         R, S = self.window.size
         whole = (
             R == S and R in (2, 3) and self.window.stride == 1 and self.window.dilation == (1, 1) and self.does == "sum"
@@ -121,7 +123,7 @@ def steps(
     other: Place | None,
     half: Place | None,
     threads: int,
-    strung: StrungWeights,
+    cache: LoopWeightsCache,
 ) -> list[Step]:
     """The steps of `work`.
 
@@ -133,7 +135,7 @@ def steps(
         other: what is added.
         half: room for the halves of the input's rows and columns, for stride 2.
         threads: that share one image; 1 where each has its own.
-        strung: weights that were strung up for other programs; what is for this one is added.
+        cache: weights ordered for other programs; those for this one are added.
     """
     if work.does in ("scale", "mean"):
         return [_plainly(work, source, target, threads)]
@@ -156,9 +158,9 @@ def steps(
     C = work.channels[0]
     at_once = max(8, NEAR[kind] // in_cache)
     at_once = C if 3 * at_once >= 2 * C else at_once
-    string = string_kernels if kind == "kernels" else string_taps
+    order = order_kernels if kind == "kernels" else order_taps
     key = kind, seen.layout, work.window, at_once
-    entries = strung.get(work.live, key, lambda: string(work.live, reach, at_once))
+    entries = cache.get(work.live, key, lambda: order(work.live, reach, at_once))
     mask = out.mask().numpy()
     shared: dict[str, Any] = {
         **seen.fields("in"),
@@ -213,7 +215,7 @@ def _code(work: Work, kind: Kind, lanes: int, tile: Tile, finish: Finish) -> emi
     return loops.taps(lanes=lanes, tile=tile, finish=finish)
 
 
-def _reaching(window: Window, layout: Layout) -> Callable[[Any, Any, Any], Any]:
+def _reaching(window: SlidingWindow, layout: Layout) -> Callable[[Any, Any, Any], Any]:
     return lambda c, y, x: FLOAT * (c * layout.plane + window.reach(0, y) * layout.row + window.reach(1, x))
 
 

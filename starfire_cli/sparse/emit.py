@@ -1,4 +1,4 @@
-"""How does a loop become machine code for the processor at hand, without a compiler being installed?
+"""Emits loops as machine code for the processor at hand, with no compiler installed.
 
 Loops are written down as LLVM's assembly by the few words below, and compiled by llvmlite (it comes with numba, the
 extra `fast`). Variables live in memory here; LLVM's own passes put them into registers.
@@ -40,13 +40,13 @@ class Code:
         self.field = {f: self.load("i64", self.at("%args", 8 * i), align=8) for i, f in enumerate(fields)}
 
     def let(self, right: str) -> str:
-        """A new value."""
+        """Assign an expression to a new value."""
         self._count += 1
         self._lines.append(f"  %v{self._count} = {right}")
         return f"%v{self._count}"
 
     def do(self, line: str) -> None:
-        """An instruction without a value."""
+        """Emit an instruction without a value."""
         self._lines.append("  " + line)
 
     def at(self, pointer: str, offset: str | int) -> str:
@@ -54,16 +54,16 @@ class Code:
         return pointer if offset == 0 else self.let(f"getelementptr i8, ptr {pointer}, i64 {offset}")
 
     def pointer(self, value: str) -> str:
-        """An address that came as a number."""
+        """The pointer with an address given as a number."""
         return self.let(f"inttoptr i64 {value} to ptr")
 
     def region(self, name: str) -> str:
-        """Where the map called `name` begins, in the region that the argument `name_region` tells."""
+        """The address of the map called `name`, in the region that the argument `name_region` selects."""
         is_kept = self.let(f"icmp ne i64 {self.field[name + '_region']}, 0")
         return self.at(self.let(f"select i1 {is_kept}, ptr %kept, ptr %passing"), self.field[name])
 
     def load_first(self, count: int, pointer: str) -> str:
-        """A vector of which only the first `count` floats are looked at; the others are zero."""
+        """Load a vector's first `count` floats; the others are zero."""
         if count >= self.lanes:
             return self.load(self.vector, pointer)
         name, on = f"@llvm.masked.load.v{self.lanes}f32.p0", f"<{self.lanes} x i1>"
@@ -85,7 +85,7 @@ class Code:
         return self.let(f"sext i32 {value} to i64")
 
     def store_first(self, count: int, value: str, pointer: str) -> None:
-        """Store a vector of which only the first `count` floats are written."""
+        """Store a vector's first `count` floats."""
         if count >= self.lanes:
             return self.store(self.vector, value, pointer)
         name, on = f"@llvm.masked.store.v{self.lanes}f32.p0", f"<{self.lanes} x i1>"
@@ -94,7 +94,7 @@ class Code:
         return self.do(f"call void {name}({self.vector} {value}, ptr {pointer}, i32 4, {on} <{mask}>)")
 
     def variable(self, kind: str, value: str) -> Variable:
-        """Something that changes, with its first value."""
+        """A new variable with its first value."""
         self._count += 1
         name = f"%m{self._count}"
         self._head.append(f"  {name} = alloca {kind}")
@@ -109,42 +109,42 @@ class Code:
         return self.let(f"mul i64 {a}, {b}")
 
     def splat(self, scalar: str) -> str:
-        """A float in every lane."""
+        """A vector with a float in every lane."""
         one = self.let(f"insertelement {self.vector} poison, float {scalar}, i32 0")
         zeros = f"<{self.lanes} x i32> zeroinitializer"
         return self.let(f"shufflevector {self.vector} {one}, {self.vector} poison, {zeros}")
 
     def call(self, intrinsic: str, *values: str) -> str:
-        """An LLVM intrinsic of vectors, such as `fma`."""
+        """Call an LLVM intrinsic of vectors, such as `fma`."""
         kind = self.vector
         name = f"@llvm.{intrinsic}.v{self.lanes}f32"
         self._declared.add(f"declare {kind} {name}({', '.join([kind] * len(values))})")
         return self.let(f"call {kind} {name}({', '.join(f'{kind} {v}' for v in values)})")
 
-    def at_least_zero(self, value: str) -> str:
+    def relu(self, value: str) -> str:
         """ReLU; NaN stays NaN. One instruction on x86, where LLVM's own `maximum` takes three."""
         below = self.let(f"fcmp olt {self.vector} {value}, zeroinitializer")
         on = f"<{self.lanes} x i1>"
         return self.let(f"select {on} {below}, {self.vector} zeroinitializer, {self.vector} {value}")
 
-    def at_most(self, value: str, limit: str) -> str:
+    def minimum(self, value: str, limit: str) -> str:
         """The smaller of the two; NaN stays NaN."""
         above = self.let(f"fcmp ogt {self.vector} {value}, {limit}")
         return self.let(f"select <{self.lanes} x i1> {above}, {self.vector} {limit}, {self.vector} {value}")
 
-    def smaller(self, a: str, b: str) -> str:
+    def min_i64(self, a: str, b: str) -> str:
         """The smaller of two i64."""
         self._declared.add("declare i64 @llvm.smin.i64(i64, i64)")
         return self.let(f"call i64 @llvm.smin.i64(i64 {a}, i64 {b})")
 
     def even(self, left: str, right: str) -> str:
-        """Lanes 0, 2, 4, ... of two vectors that follow each other."""
+        """Lanes 0, 2, 4, ... of two consecutive vectors."""
         picked = ", ".join(f"i32 {2 * i}" for i in range(self.lanes))
         kind = f"<{self.lanes} x i32>"
         return self.let(f"shufflevector {self.vector} {left}, {self.vector} {right}, {kind} <{picked}>")
 
     def gather(self, start: str, where: str) -> str:
-        """The floats at the places `where`, counted from `start`."""
+        """The floats at the offsets `where` from `start`."""
         kind = f"<{self.lanes} x ptr>"
         name = f"@llvm.masked.gather.v{self.lanes}f32.v{self.lanes}p0"
         on, vector = f"<{self.lanes} x i1>", self.vector
@@ -167,7 +167,7 @@ class Code:
 
     @contextmanager
     def loop(self, start: str | int, end: str | int) -> Iterator[str]:
-        """Everything inside runs for each i64 from `start` to before `end`."""
+        """Repeat the block for each i64 from `start` to before `end`."""
         number = self.variable("i64", str(start))
         label = f"loop{self._count}"
         self.do(f"br label %{label}")
@@ -182,7 +182,7 @@ class Code:
 
     @contextmanager
     def when(self, condition: str) -> Iterator[None]:
-        """Everything inside runs where the i1 `condition` holds."""
+        """Run the block where the i1 `condition` holds."""
         self._count += 1
         label = f"when{self._count}"
         self.do(f"br i1 {condition}, label %{label}, label %{label}.end")
@@ -203,7 +203,7 @@ class Code:
 
 
 class Variable:
-    """Something in a function that changes."""
+    """A mutable variable of a function."""
 
     def __init__(self, code: Code, kind: str, name: str) -> None:
         self._code, self._kind, self._name = code, kind, name
@@ -216,7 +216,7 @@ class Variable:
 
 
 def missing() -> str | None:
-    """Why nothing can be compiled here; None where it can. llvmlite is not imported to find out."""
+    """The reason why nothing can be compiled here; None where it can. llvmlite is not imported to find out."""
     import importlib.util
 
     if importlib.util.find_spec("llvmlite") is not None:
@@ -226,7 +226,7 @@ def missing() -> str | None:
 
 @lru_cache(maxsize=1)
 def processor() -> tuple[str, str]:
-    """Name and features that code is compiled for: this processor's, or those of STARFIRE_CPU (`x86-64-v3`)."""
+    """The target processor's name and features: this one's, or those of STARFIRE_CPU (`x86-64-v3`)."""
     llvm = _llvm()
     asked = os.environ.get("STARFIRE_CPU", "")
     if asked:
@@ -236,7 +236,7 @@ def processor() -> tuple[str, str]:
 
 @lru_cache(maxsize=1)
 def lanes() -> int:
-    """How many floats a vector register holds."""
+    """The number of floats in a vector register."""
     import platform
 
     name, features = processor()

@@ -1,4 +1,4 @@
-"""Which weights does a network consist of, once BatchNorm is folded in and what does nothing is gone?"""
+"""The weights of a network once BatchNorm is folded in and operations without effect are gone."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from starfire_cli.pruning.channels.graph import Traced
-from starfire_cli.sparse.convolution import Window
+from starfire_cli.sparse.convolution import SlidingWindow
 from starfire_cli.sparse.weights import LiveWeights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folded:
+class FoldedLayer:
     """A convolution or linear layer whose weights were taken out of the network, BatchNorm folded in.
 
     Args:
@@ -27,12 +27,12 @@ class Folded:
 
     name: str
     live: LiveWeights
-    window: Window | None
+    window: SlidingWindow | None
     end: fx.Node
 
 
-def without_nothings(traced: Traced) -> None:
-    """Take out what does nothing in eval mode: dropout, identities, empty sequences."""
+def remove_noops(traced: Traced) -> None:
+    """Remove operations that do nothing in eval mode: dropout, identities, empty sequences."""
     graph = traced.root.graph
     for node in list(graph.nodes):
         module = traced.module(node) if node.op == "call_module" else None
@@ -45,7 +45,7 @@ def without_nothings(traced: Traced) -> None:
     traced.root.recompile()
 
 
-def folded(traced: Traced, node: fx.Node) -> Folded | None:
+def folded(traced: Traced, node: fx.Node) -> FoldedLayer | None:
     """The layer that `node` calls, if a loop or torch can do it from its weights alone."""
     role = traced.role(node)
     if role not in ("conv", "linear") or node.op != "call_module":
@@ -55,7 +55,7 @@ def folded(traced: Traced, node: fx.Node) -> Folded | None:
     weight, bias = layer.weight.detach().double(), None if layer.bias is None else layer.bias.detach().double()
     if isinstance(layer, nn.Linear):
         live = LiveWeights.of(weight[:, :, None, None].float(), None if bias is None else bias.float(), 1)
-        return Folded(name=str(node.target), live=live, window=None, end=node)
+        return FoldedLayer(name=str(node.target), live=live, window=None, end=node)
     stride = pair(layer.stride)
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str) or stride not in ((1, 1), (2, 2)):
         return None
@@ -64,11 +64,11 @@ def folded(traced: Traced, node: fx.Node) -> Folded | None:
     if norm is not None and traced.role(norm) == "batchnorm" and type(traced.module(norm)) is nn.BatchNorm2d:
         end = norm
         weight, bias = _with(traced.module(norm), weight, bias)
-    window = Window(
+    window = SlidingWindow(
         size=pair(layer.kernel_size), stride=stride[0], padding=pair(layer.padding), dilation=pair(layer.dilation)
     )
     live = LiveWeights.of(weight.float(), None if bias is None else bias.float(), layer.groups)
-    return Folded(name=str(node.target), live=live, window=window, end=end)
+    return FoldedLayer(name=str(node.target), live=live, window=window, end=end)
 
 
 def _with(norm: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -87,7 +87,7 @@ def kind(root: fx.GraphModule, node: fx.Node) -> Any:
 
 
 def only_user(node: fx.Node) -> fx.Node | None:
-    """Who takes the node's value, if that is one."""
+    """The only node that reads this node's value; None if there is not just one."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
@@ -97,13 +97,13 @@ def first(node: fx.Node) -> fx.Node:
 
 
 def attribute(root: Any, path: str) -> Any:
-    """What a `get_attr` node stands for."""
+    """The value of a `get_attr` node."""
     for name in path.split("."):
         root = getattr(root, name)
     return root
 
 
 def pair(value: Any) -> tuple[int, int]:
-    """One number for both axes, or one each."""
+    """A number for each axis, from one number or two."""
     first, second = value if isinstance(value, tuple | list) else (value, value)
     return int(first), int(second)

@@ -1,4 +1,4 @@
-"""How does a feature map lie in memory while the sparse loops work on it?
+"""The memory layout of a feature map while the sparse loops work on it.
 
 One plane a channel, row after row, with room for zeros above and below the image and at the end of each row: a row's
 zeros are also what stands left of the next row. A map's zeros are never written, so they stay zero.
@@ -18,7 +18,7 @@ LARGEST = (1 << 31) - 1  # bytes that the int32 offsets of the loops reach
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Of all maps that are H x W pixels.
+    """The layout of all maps of H x W pixels.
 
     Args:
         height: of the image in a plane.
@@ -36,31 +36,31 @@ class Layout:
 
     @property
     def row(self) -> int:
-        """Floats from one row to the next."""
+        """The stride of rows in floats."""
         return _whole(self.width + self.beside, self.lanes)
 
     @property
     def plane(self) -> int:
-        """Floats from one channel to the next: an odd number of cache lines, so that channels share no place in it."""
+        """The stride of channels in floats: an odd number of cache lines, lest channels collide in a cache."""
         lines = -(-(self.height + 2 * self.above) * self.row // LINE)
         return LINE * (lines + 1 - lines % 2)
 
     @property
     def start(self) -> int:
-        """Floats before the first pixel of the first channel."""
+        """The offset of the first channel's first pixel, in floats."""
         return _whole(max(1, self.beside), LINE) + self.above * self.row
 
     @property
     def vectors(self) -> int:
-        """Vectors that cover a row's pixels."""
+        """The number of vectors that cover a row's pixels."""
         return -(-self.width // self.lanes)
 
     def floats(self, channels: int) -> int:
-        """Room that `channels` planes take, with what vectors may read before the first and behind the last."""
+        """The size of `channels` planes in floats, with what vectors may read before the first and behind the last."""
         return _whole(self.start + channels * self.plane + 4 * self.lanes, LINE)
 
     def reachable(self, channels: int) -> bool:
-        """Whether int32 offsets in bytes reach all of a map from any of its pixels."""
+        """Whether int32 offsets in bytes can address all of a map from any of its pixels."""
         return FLOAT * self.floats(channels) <= LARGEST
 
     def view(self, memory: Tensor, offset: int, channels: int) -> Tensor:

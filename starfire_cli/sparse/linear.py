@@ -1,4 +1,4 @@
-"""How does a sparse linear layer run: for one image by picking up its inputs, for several with an image a lane?"""
+"""Sparse linear layers: a gather of the inputs for one image, one vector lane an image for several."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from starfire_cli.sparse import emit, loops
-from starfire_cli.sparse.convolution import Place, Window, Work, step, steps
+from starfire_cli.sparse.convolution import Place, SlidingWindow, Work, step, steps
 from starfire_cli.sparse.layout import FLOAT, LARGEST, LINE, Layout
 from starfire_cli.sparse.loops import FIELDS, Finish
 from starfire_cli.sparse.machine import Program, in_threads, threads
-from starfire_cli.sparse.pool import StrungWeights
+from starfire_cli.sparse.pool import LoopWeightsCache
 from starfire_cli.sparse.weights import LiveWeights, in_memory
 
 FEW = 4  # images; so few are done one by one
@@ -37,7 +37,9 @@ class SparseLinear:
         layout = Layout(height=1, width=images, above=0, beside=0, lanes=lanes)
         self._source = Place(kept=False, offset=0, layout=layout, channels=I)
         self._target = Place(kept=True, offset=0, layout=layout, channels=O)
-        work = Work(window=Window(size=(1, 1), stride=1, padding=(0, 0), dilation=(1, 1)), live=live, finish=Finish())
+        work = Work(
+            window=SlidingWindow(size=(1, 1), stride=1, padding=(0, 0), dilation=(1, 1)), live=live, finish=Finish()
+        )
         self._program = Program(
             steps(
                 work,
@@ -47,18 +49,18 @@ class SparseLinear:
                 other=None,
                 half=None,
                 threads=threads(),
-                strung=StrungWeights(),
+                cache=LoopWeightsCache(),
             )
         )
 
     @staticmethod
-    def most(inputs: int) -> int:
-        """Images of so many inputs that offsets of 32 bits reach at a time."""
+    def max_images(inputs: int) -> int:
+        """The largest number of images of so many inputs that 32-bit offsets can address at a time."""
         planes = LARGEST // (FLOAT * max(1, inputs))  # floats of each: its images, and less than ten cache lines beside
         return max(1, planes - 10 * LINE)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(..., I) to (..., O), float32."""
+        """Apply the layer: (..., I) to (..., O), float32."""
         flat = in_memory(images.reshape(-1, images.shape[-1]))
         found = torch.stack([self._one(row) for row in flat.contiguous()]) if len(flat) < FEW else self._all(flat)
         return found.reshape(*images.shape[:-1], -1)
@@ -68,7 +70,7 @@ class SparseLinear:
         target = torch.zeros(1, self._target.layout.floats(self._target.channels))
         view = self._source.layout.view(source, 0, self._source.channels)
         view[0, :, 0] = images_NI.t()
-        self._program.one(source.data_ptr(), target.data_ptr(), 0, threads())
+        self._program.run_one(source.data_ptr(), target.data_ptr(), 0, threads())
         return self._target.layout.view(target, 0, self._target.channels)[0, :, 0].t().contiguous()
 
     def _gathered(self) -> None:

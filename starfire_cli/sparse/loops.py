@@ -38,7 +38,7 @@ FIELDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Finish:
-    """What is done to an output before it is written.
+    """The epilogue of an output: operations before it is written.
 
     Args:
         add: another map is added.
@@ -171,7 +171,7 @@ def _tasks(code: Code, tile: Tile, finish: Finish, entry: Entry) -> Code:
         task = task_loop.enter_context(code.loop("%begin", "%end"))
         number = code.let(f"sdiv i64 {task}, {f['blocks']}")
         first = code.mul(code.let(f"srem i64 {task}, {f['blocks']}"), f["per_block"])
-        end = code.smaller(code.add(first, f["per_block"]), f["channels"])
+        end = code.min_i64(code.add(first, f["per_block"]), f["channels"])
         start = code.at(source, code.offset_at(starts_in, number))
         place = code.offset_at(starts_out, number)
         step = task_loop.enter_context(code.loop(0, f["steps"]))
@@ -206,9 +206,9 @@ def _finish(code: Code, finish: Finish, sums: list[Variable], places: list[int],
         if finish.add:
             value = code.let(f"fadd {code.vector} {value}, {code.load(code.vector, code.at(other, p))}")
         if finish.low:
-            value = code.at_least_zero(value)
+            value = code.relu(value)
         if finish.high:
-            value = code.at_most(value, high)
+            value = code.minimum(value, high)
         if finish.mask:
             value = code.masked(value, code.load(code.bits, code.at(mask, p)))
         total.set(value)

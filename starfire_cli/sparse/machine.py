@@ -1,4 +1,4 @@
-"""Who runs the loops: any number of threads on one image, or each thread on images of its own?
+"""The virtual machine that runs the loops: any number of threads on one image, or each thread on images of its own.
 
 A program is a row of steps; a step's tasks are handed out one by one. A thread goes on to the next step when all tasks
 of the step before are done, by whomever: no step waits for a thread that has not come yet.
@@ -31,7 +31,7 @@ _SPINS = 2000  # looks at a counter before the processor is offered to others
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A loop, its arguments, and how many tasks there are.
+    """A loop, its arguments and its number of tasks.
 
     Args:
         function: address of the machine code.
@@ -62,8 +62,8 @@ class Program:
         self._run = ctypes.CFUNCTYPE(None, *_SIGNATURE)(_runner())
         self._offer = ctypes.cast(_offer(), ctypes.c_void_p).value
 
-    def one(self, passing: int, kept: int, image: int, threads: int) -> None:
-        """One image, by `threads` threads together.
+    def run_one(self, passing: int, kept: int, image: int, threads: int) -> None:
+        """Run one image by `threads` threads together.
 
         Args:
             passing: address of memory for what is needed on the way.
@@ -79,8 +79,8 @@ class Program:
         finally:
             _settle(helpers)
 
-    def many(self, passing: Sequence[int], kept: Sequence[int], images: Sequence[int]) -> None:
-        """Images side by side, as many at a time as there are addresses in `passing`; the others are of each image."""
+    def run_many(self, passing: Sequence[int], kept: Sequence[int], images: Sequence[int]) -> None:
+        """Run images side by side, as many at a time as `passing` has addresses; the others are of each image."""
         todo = count()
 
         def work(memory: int) -> None:
@@ -111,7 +111,7 @@ def in_threads(code: Code, args: Longs, tasks: int, threads: int) -> None:
 
 
 def threads() -> int:
-    """As many as torch uses."""
+    """The number of threads that torch uses."""
     return torch.get_num_threads()
 
 
@@ -123,13 +123,13 @@ def _settle(helpers: Sequence[Future[None]]) -> None:
 
 @lru_cache(maxsize=4)
 def _pool(process: int, helpers: int) -> ThreadPoolExecutor:
-    """Threads that wait for work; after a fork the child gets its own."""
+    """A thread pool; after a fork the child gets its own."""
     return ThreadPoolExecutor(max(1, helpers), thread_name_prefix="starfire-sparse")
 
 
 @lru_cache(maxsize=1)
 def _offer() -> Any:
-    """What offers the processor to other threads."""
+    """The system's function that yields the processor to other threads."""
     return ctypes.windll.kernel32.SwitchToThread if os.name == "nt" else ctypes.CDLL(None).sched_yield  # type: ignore[attr-defined,unused-ignore]
 
 
@@ -193,5 +193,5 @@ done:
 
 
 def addresses(memory: torch.Tensor) -> Iterator[int]:
-    """Of each row."""
+    """The addresses of an array's rows."""
     return (memory.data_ptr() + i * memory.stride(0) * memory.element_size() for i in range(len(memory)))

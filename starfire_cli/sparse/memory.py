@@ -1,4 +1,4 @@
-"""Which maps share the same memory, since no two of them are needed at a time?
+"""Memory planning: maps share memory where no two of them are needed at the same time.
 
 Only maps of the same layout share: the zeros around one are then the zeros around the other.
 """
@@ -21,13 +21,13 @@ class _Slot:
 
 @dataclass
 class Slots:
-    """Memory for maps, one region of it."""
+    """Slots of memory for maps, in one region."""
 
     kept: bool
     _slots: list[_Slot] = field(default_factory=list)
 
     def take(self, layout: Layout, channels: int) -> int:
-        """A slot for a map; of those free the one that fits best."""
+        """Allocate a slot for a map: the free one that fits best, or a new one."""
         fitting = [i for i, slot in enumerate(self._slots) if slot.free and slot.layout == layout]
         if not fitting:
             self._slots.append(_Slot(layout, channels))
@@ -37,12 +37,12 @@ class Slots:
         slot.free, slot.channels = False, max(slot.channels, channels)
         return best
 
-    def give_back(self, number: int) -> None:
-        """What was in the slot is not needed any more."""
+    def release(self, number: int) -> None:
+        """Free a slot."""
         self._slots[number].free = True
 
-    def lay_out(self) -> int:
-        """Fix where all slots are; floats in all."""
+    def fix_offsets(self) -> int:
+        """Fix the offsets of all slots; returns the floats in all."""
         offset = 0
         for slot in self._slots:
             slot.offset = offset
@@ -50,6 +50,6 @@ class Slots:
         return max(16, offset)
 
     def place(self, number: int, channels: int) -> Place:
-        """Where slot `number` is, once `lay_out` has been called."""
+        """The place of slot `number` in memory, once `fix_offsets` has been called."""
         slot = self._slots[number]
         return Place(kept=self.kept, offset=slot.offset, layout=slot.layout, channels=channels)

@@ -1,4 +1,4 @@
-"""A network whose convolutions and linear layers run from their live weights: what users get."""
+"""`SparseNetwork`: a network whose convolutions and linear layers run from their live weights."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.pruning.ties import masks_everywhere, parameters_of
 from starfire_cli.sparse import choosing, emit
 from starfire_cli.sparse.patterns import Shape
-from starfire_cli.sparse.plan import Choice, Maps, Plan
-from starfire_cli.sparse.reading import Network
+from starfire_cli.sparse.plan import Choice, ExecutionPlan, Maps
+from starfire_cli.sparse.reading import TracedNetwork
 from starfire_cli.sparse.weights import in_memory
 
 
@@ -36,13 +36,13 @@ class SparseNetwork(nn.Module):
         super().__init__()
         if reason := emit.missing():
             raise StarfireError(f"sparse execution: {reason}")
-        self._network = Network(model)
-        self._plans: dict[Any, tuple[Plan, list[Choice]]] = {}
+        self._network = TracedNetwork(model)
+        self._plans: dict[Any, tuple[ExecutionPlan, list[Choice]]] = {}
         self._lock = Lock()
         self.train(False)
 
     def forward(self, images: Tensor) -> Any:
-        """Images (N, C, H, W), float32 on the CPU, to what the network gives for them."""
+        """The network's output for images (N, C, H, W), float32 on the CPU."""
         if images.device.type != "cpu" or images.dtype != torch.float32 or images.ndim != 4:
             raise StarfireError(
                 f"a sparse network takes float32 images (N, C, H, W) on the CPU, not {images.dtype} "
@@ -56,13 +56,13 @@ class SparseNetwork(nn.Module):
             return torch.cat([self.forward(part) for part in torch.split(images, plan.at_once)])
 
     def train(self, mode: bool = True) -> SparseNetwork:
-        """Only `train(False)` works: nothing can be learned by what has no gradients."""
+        """Accept `train(False)` only: without gradients nothing can be learned."""
         if mode:
             raise StarfireError("a sparse network only predicts; train the dense one it was made from")
         return super().train(False)
 
     def choices(self, images: Shape) -> list[Choice]:
-        """How each operation runs for images of a shape (N, C, H, W), and what was measured."""
+        """The choice of each operation for images of a shape (N, C, H, W), and the times measured."""
         if (
             not isinstance(images, tuple | list)
             or len(images) != 4
@@ -71,7 +71,7 @@ class SparseNetwork(nn.Module):
             raise StarfireError(f"{images!r} is no shape of images (N, C, H, W), such as (1, 3, 224, 224)")
         return self._plan(tuple(images))[1]
 
-    def _plan(self, images: Shape) -> tuple[Plan, list[Choice]]:
+    def _plan(self, images: Shape) -> tuple[ExecutionPlan, list[Choice]]:
         key = (images[1:], images[0] == 1, torch.get_num_threads())
         if key not in self._plans:
             with self._lock, torch.inference_mode():
@@ -83,7 +83,7 @@ class SparseNetwork(nn.Module):
                         operations = self._network.operations(shapes, in_torch=too_large)
                         maps = Maps(operations, shapes)
                     made = choosing.choose(operations, maps, alone=images[0] == 1, in_loops=self._network.in_loops)
-                    plan = Plan(self._network, images, operations, maps, [choice.how for choice in made])
+                    plan = ExecutionPlan(self._network, images, operations, maps, [choice.how for choice in made])
                     self._plans[key] = plan, made
         return self._plans[key]
 

@@ -1,4 +1,4 @@
-"""Which operations beside convolutions can a loop do: taking in images, thinning out, pooling?"""
+"""The operations beside convolutions that a loop can do: image intake, subsampling and pooling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from starfire_cli.sparse.convolution import Window, Work
+from starfire_cli.sparse.convolution import SlidingWindow, Work
 from starfire_cli.sparse.folding import attribute, only_user, pair
 from starfire_cli.sparse.loops import Finish
 from starfire_cli.sparse.weights import LiveWeights, in_memory
@@ -19,12 +19,12 @@ from starfire_cli.sparse.weights import LiveWeights, in_memory
 Shape = tuple[int, ...]
 _SUBTRACT, _DIVIDE = {operator.sub, torch.sub}, {operator.truediv, torch.div}
 _OTHER = slice(None, None, 2)
-_POINT = Window(size=(1, 1), stride=1, padding=(0, 0), dilation=(1, 1))
+_POINT = SlidingWindow(size=(1, 1), stride=1, padding=(0, 0), dilation=(1, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Intake:
-    """The images' node with those that normalise them, and what does all of it."""
+    """The images' node with the nodes that normalise them, and the operation that does all of it."""
 
     nodes: list[fx.Node]
     work: Work
@@ -58,8 +58,8 @@ def intake(root: fx.GraphModule, images: fx.Node, shapes: dict[fx.Node, Shape]) 
     return Intake(nodes=nodes, work=Work(window=_POINT, live=live, finish=Finish(), does="scale"))
 
 
-def thinning(node: fx.Node, shapes: dict[fx.Node, Shape]) -> Work | None:
-    """Every other pixel, and channels of zeros around: the shortcut of the first ResNets, a 1x1 convolution."""
+def subsampling(node: fx.Node, shapes: dict[fx.Node, Shape]) -> Work | None:
+    """The shortcut of the first ResNets (every other pixel, channels of zeros around) as a 1x1 convolution, or None."""
     if node.target is not F.pad or not isinstance(picked := node.args[0], fx.Node):
         return None
     if picked.target is not operator.getitem or len(picked.users) != 1:
@@ -70,12 +70,12 @@ def thinning(node: fx.Node, shapes: dict[fx.Node, Shape]) -> Work | None:
     C, K = shapes[source][1], shapes[node][1]
     weight = torch.zeros(K, C, 1, 1)
     weight[around : around + C, :, 0, 0] = torch.eye(C)
-    window = Window(size=(1, 1), stride=2, padding=(0, 0), dilation=(1, 1))
+    window = SlidingWindow(size=(1, 1), stride=2, padding=(0, 0), dilation=(1, 1))
     return Work(window=window, live=LiveWeights.of(weight, None, 1), finish=Finish())
 
 
 def pooling(root: fx.GraphModule, node: fx.Node, shapes: dict[fx.Node, Shape], positive: set[fx.Node]) -> Work | None:
-    """Max pooling of maps that are nowhere below zero (`positive`), and the mean of whole maps."""
+    """Max pooling of maps that are nowhere below zero (`positive`), or the mean of whole maps, as work for a loop."""
     source = node.all_input_nodes[0] if node.all_input_nodes else None
     if source is None or len(shapes.get(source, ())) != 4:
         return None
@@ -94,12 +94,12 @@ def pooling(root: fx.GraphModule, node: fx.Node, shapes: dict[fx.Node, Shape], p
         return None
     C = shapes[source][1]
     live = LiveWeights.of(torch.ones(C, 1, R, S), None, C)
-    window = Window(size=(R, S), stride=down, padding=pair(pool.padding), dilation=pair(pool.dilation))
+    window = SlidingWindow(size=(R, S), stride=down, padding=pair(pool.padding), dilation=pair(pool.dilation))
     return Work(window=window, live=live, finish=Finish(), does="max")
 
 
 def _around(pad: fx.Node) -> int | None:
-    """How many channels of zeros a node of `F.pad` puts before the others; None where it does anything else as well."""
+    """The number of channels of zeros that `F.pad` puts before the others; None if it does anything else."""
     sizes: Any = pad.args[1] if len(pad.args) == 2 else None
     plain = {"value": (None, 0, 0.0), "mode": ("constant",)}
     if not all(pad.kwargs[name] in plain.get(name, ()) for name in pad.kwargs):

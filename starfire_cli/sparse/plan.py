@@ -1,4 +1,4 @@
-"""In which order, by which loops and where in memory does a network run, for images of one shape?"""
+"""The execution plan of a network for images of one shape: the order of its steps, their loops and their memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from starfire_cli.sparse.machine import Program, Step
 from starfire_cli.sparse.memory import Slots
 from starfire_cli.sparse.patterns import Shape
 from starfire_cli.sparse.pool import zeros
-from starfire_cli.sparse.reading import Network, Operation
+from starfire_cli.sparse.reading import Operation, TracedNetwork
 
 How = Literal["taps", "kernels", "dense", "torch"]
 ROOM = 128 << 20  # bytes of maps that are kept for all images of a pass
@@ -29,7 +29,7 @@ ROOM = 128 << 20  # bytes of maps that are kept for all images of a pass
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """How one layer runs, and why.
+    """The implementation chosen for one layer, and why.
 
     Args:
         name: of the layer.
@@ -43,7 +43,7 @@ class Choice:
 
 
 class Maps:
-    """Layouts of all maps of one network for one shape of image.
+    """The layouts of all maps of one network for one shape of image.
 
     Args:
         operations: of the network.
@@ -83,18 +83,18 @@ class Maps:
         return found
 
     def layout(self, pixels: tuple[int, int]) -> Layout:
-        """Of all maps of so many pixels."""
+        """The layout of maps of so many pixels."""
         above, beside = self._needs[pixels]
         widest = emit.lanes()
         lanes = widest if pixels[1] > widest // 2 else max(4, widest // 2)
         return Layout(height=pixels[0], width=pixels[1], above=above, beside=beside, lanes=lanes)
 
     def pixels(self, node: fx.Node) -> tuple[int, int]:
-        """Height and width of a map."""
+        """The height and width of a map."""
         return self.shapes[node][2], self.shapes[node][3]
 
     def halved(self, node: fx.Node) -> tuple[int, int]:
-        """Height and width of each half of it."""
+        """The height and width of each half of a map."""
         H, W = self.pixels(node)
         return -(-H // 2), -(-W // 2)
 
@@ -109,7 +109,7 @@ class _Stage:
     program: Program | None
 
 
-class Plan:
+class ExecutionPlan:
     """Everything that is fixed before the first image comes.
 
     Args:
@@ -121,7 +121,7 @@ class Plan:
     """
 
     def __init__(
-        self, network: Network, images: Shape, operations: Sequence[Operation], maps: Maps, how: Sequence[How]
+        self, network: TracedNetwork, images: Shape, operations: Sequence[Operation], maps: Maps, how: Sequence[How]
     ) -> None:
         self._network, self._alone = network, images[0] == 1
         self._how = {operation.node: h for operation, h in zip(operations, how, strict=True)}
@@ -141,11 +141,11 @@ class Plan:
 
     @property
     def at_once(self) -> int:
-        """Images of one pass."""
+        """The number of images of one pass."""
         return max(machine.threads(), ROOM // (4 * self._kept))
 
     def run(self, images: Tensor) -> Any:
-        """What the network returns for images (N, C, H, W), float32."""
+        """The network's output for images (N, C, H, W), float32."""
         passing, kept = self._take(len(images))
         values: dict[fx.Node, Any] = {self._network.input: images.contiguous()}
         pixels = list(machine.addresses(values[self._network.input]))
@@ -155,9 +155,9 @@ class Plan:
                     for operation in stage.operations:
                         self._in_torch(operation, values, kept)
                 elif len(images) == 1:
-                    stage.program.one(passing.data_ptr(), kept.data_ptr(), pixels[0], machine.threads())
+                    stage.program.run_one(passing.data_ptr(), kept.data_ptr(), pixels[0], machine.threads())
                 else:
-                    stage.program.many(list(machine.addresses(passing)), list(machine.addresses(kept)), pixels)
+                    stage.program.run_many(list(machine.addresses(passing)), list(machine.addresses(kept)), pixels)
             (returned,) = self._network.output.args
             return fx.node.map_arg(returned, lambda node: self._value(node, values, kept))
         finally:
@@ -167,7 +167,7 @@ class Plan:
         return operation.work is not None and self._how[operation.node] in ("taps", "kernels")
 
     def _memory(self, groups: list[list[Operation]], maps: Maps) -> tuple[dict[fx.Node, Place], dict[fx.Node, Place]]:
-        """Where each map is, and the halves of those that are read with stride 2."""
+        """Plan the memory of all maps, and of the halves of those that are read with stride 2."""
         stage = {operation.node: i for i, group in enumerate(groups) for operation in group}
         loops = {operation.node for group in groups for operation in group if self._in_loops(operation)}
         touched: dict[fx.Node, None] = {}  # maps that loops read or write
@@ -203,12 +203,12 @@ class Plan:
                 channels = maps.shapes[operation.inputs[0]][1] * len(operation.work.halves())
                 slot = slots[False].take(maps.layout(maps.halved(operation.inputs[0])), channels)
                 half[node] = slot, channels
-                slots[False].give_back(slot)
+                slots[False].release(slot)
             for source in operation.inputs:
                 left[source] -= 1
                 if not left[source] and source in number and source not in returned:
-                    slots[source in kept].give_back(number[source])
-        self._passing, self._kept = slots[False].lay_out(), slots[True].lay_out()
+                    slots[source in kept].release(number[source])
+        self._passing, self._kept = slots[False].fix_offsets(), slots[True].fix_offsets()
         places = {n: slots[n in kept].place(i, maps.shapes[n][1]) for n, i in number.items()}
         return places, {n: slots[False].place(i, channels) for n, (i, channels) in half.items()}
 
@@ -228,12 +228,12 @@ class Plan:
                 other=other,
                 half=halves.get(o.node),
                 threads=sharing,
-                strung=self._network.strung,
+                cache=self._network.weights_cache,
             )
         return Program(found)
 
     def _take(self, images: int) -> tuple[Tensor, Tensor]:
-        """Memory that no other call uses now."""
+        """Take memory that no other call uses now."""
         rows = 1 if self._alone else max(1, min(images, machine.threads()))
         with contextlib.suppress(IndexError):  # none is free, or another thread was faster
             while True:
@@ -291,7 +291,7 @@ class Plan:
         rows = value.shape[:-1].numel()
         if not rows:
             return value.new_empty((*value.shape[:-1], live.shape[0]))
-        most = SparseLinear.most(live.shape[1])
+        most = SparseLinear.max_images(live.shape[1])
         if rows > most:
             parts = torch.split(value.reshape(rows, -1), most)
             return torch.cat([self._linearly(operation, part) for part in parts]).reshape(*value.shape[:-1], -1)
@@ -302,7 +302,7 @@ class Plan:
 
 
 def dense_convolution(operation: Operation, weight: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    """What a loop would do, by torch."""
+    """The work of a loop, done by torch."""
     work, folded = operation.work, operation.folded
     assert work is not None and folded is not None
     window, live = work.window, folded.live

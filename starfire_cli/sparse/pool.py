@@ -1,4 +1,4 @@
-"""Where does memory come from that every call goes through? From few large pieces, in huge pages if there are any.
+"""A pool of memory that every call reuses: a few large pieces, in huge pages where there are any.
 
 numpy asks the system for huge pages where an array is large, torch does not; a network touches more small pages than a
 core remembers.
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from starfire_cli.sparse.weights import LiveWeights, Strung
+from starfire_cli.sparse.weights import LiveWeights, LoopWeights
 
 _PIECE = 16 << 20  # bytes that are asked of the system at a time
 _ALIGNED = 64  # bytes: a cache line, and the widest vector
@@ -25,20 +25,20 @@ def zeros(rows: int, floats: int) -> Tensor:
     return torch.from_numpy(_aligned(4 * rows * floats).view(np.float32)).view(rows, floats)
 
 
-class StrungWeights:
-    """Weights that were strung up once, for all programs that use them, side by side in memory."""
+class LoopWeightsCache:
+    """A cache of weights ordered for the loops, shared by all programs that use them, side by side in memory."""
 
     def __init__(self) -> None:
-        self._found: dict[Hashable, tuple[LiveWeights, Strung]] = {}
+        self._found: dict[Hashable, tuple[LiveWeights, LoopWeights]] = {}
         self._piece, self._used = _aligned(0), 0
 
-    def get(self, live: LiveWeights, key: Hashable, string: Callable[[], Strung]) -> Strung:
-        """What `string` gives for `live`, which together with `key` decides what that is."""
+    def get(self, live: LiveWeights, key: Hashable, order: Callable[[], LoopWeights]) -> LoopWeights:
+        """The result of `order` for `live`, cached under `key`."""
         whole = id(live), key
         if whole not in self._found:
-            made = string()
+            made = order()
             segments, offsets, weights = (self._kept(a) for a in (made.segments, made.offsets, made.weights))
-            made = Strung(steps=made.steps, segments=segments, offsets=offsets, weights=weights)
+            made = LoopWeights(steps=made.steps, segments=segments, offsets=offsets, weights=weights)
             self._found[whole] = live, made  # `live` stays, so that its id stays its own
         return self._found[whole][1]
 

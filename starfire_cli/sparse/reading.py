@@ -1,4 +1,4 @@
-"""What does a network compute, as a list of operations of which the loops can run some?
+"""Reads a network as a list of operations, some of which the loops can run.
 
 BatchNorm goes into the weights before it, addition and ReLU into the convolution whose output they change.
 """
@@ -15,13 +15,13 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.pruning.channels.graph import called, trace
-from starfire_cli.sparse.aliases import changes_what_others_see, check_reading
+from starfire_cli.pruning.channels.graph import node_name, trace
+from starfire_cli.sparse.aliases import check_reading, mutates_aliases
 from starfire_cli.sparse.convolution import Work
-from starfire_cli.sparse.folding import Folded, first, folded, kind, only_user, without_nothings
+from starfire_cli.sparse.folding import FoldedLayer, first, folded, kind, only_user, remove_noops
 from starfire_cli.sparse.loops import Finish
-from starfire_cli.sparse.patterns import Shape, intake, pooling, thinning
-from starfire_cli.sparse.pool import StrungWeights
+from starfire_cli.sparse.patterns import Shape, intake, pooling, subsampling
+from starfire_cli.sparse.pool import LoopWeightsCache
 
 _RELU = {nn.ReLU, F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_"}
 _RELU6 = {nn.ReLU6, F.relu6}
@@ -31,10 +31,10 @@ _ADD = {operator.add, torch.add, "add"} | _IN_PLACE
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One thing to be done.
+    """One operation of the network.
 
     Args:
-        name: of the layer, or what is called.
+        name: of the layer, or of the node.
         node: whose value this gives.
         inputs: the nodes whose values it takes; for `work` the map, and what is added.
         work: what a loop can do; None where torch does it.
@@ -46,11 +46,11 @@ class Operation:
     node: fx.Node
     inputs: tuple[fx.Node, ...]
     work: Work | None = None
-    folded: Folded | None = None
+    folded: FoldedLayer | None = None
     in_torch: bool = False
 
 
-class Network:
+class TracedNetwork:
     """A traced network without the weights of its convolutions and linear layers, which are in `folded`.
 
     Args:
@@ -62,11 +62,11 @@ class Network:
     def __init__(self, model: nn.Module) -> None:
         traced = trace(model)
         check_reading(traced)
-        self.in_loops = not changes_what_others_see(traced)  # else everything is left to torch
+        self.in_loops = not mutates_aliases(traced)  # else everything is left to torch
         self.root = traced.root.float()
-        without_nothings(traced)
-        self.folded: dict[fx.Node, Folded] = {}
-        self.strung = StrungWeights()  # what plans for several shapes of image share
+        remove_noops(traced)
+        self.folded: dict[fx.Node, FoldedLayer] = {}
+        self.weights_cache = LoopWeightsCache()  # what plans for several shapes of image share
         self.dense: dict[fx.Node, Tensor] = {}
         for node in self.root.graph.nodes:
             found = folded(traced, node)
@@ -83,12 +83,12 @@ class Network:
 
     @property
     def input(self) -> fx.Node:
-        """The node that stands for the images."""
+        """The node of the images."""
         return self._node("placeholder")
 
     @property
     def output(self) -> fx.Node:
-        """The node that stands for what the network returns."""
+        """The node of the network's result."""
         return self._node("output")
 
     def _node(self, op: str) -> fx.Node:
@@ -110,7 +110,7 @@ class Network:
         inside = {part for chain in chains.values() for part in chain.nodes}
         last = {chain.nodes[-1]: node for node, chain in chains.items()}
         possible = [node for node in order if node not in in_torch]
-        thinned = {node: work for node in possible if (work := thinning(node, shapes)) is not None}
+        thinned = {node: work for node in possible if (work := subsampling(node, shapes)) is not None}
         inside |= {first(node) for node in thinned}
         taken = intake(self.root, self.input, shapes)
         inside |= set(taken.nodes)
@@ -121,7 +121,7 @@ class Network:
                 found.append(Operation(name="input", node=node, inputs=(), work=taken.work))
             elif node in thinned:
                 source = first(first(node))
-                found.append(Operation(name=called(node), node=node, inputs=(source,), work=thinned[node]))
+                found.append(Operation(name=node_name(node), node=node, inputs=(source,), work=thinned[node]))
             elif node in last:
                 start = last[node]
                 folded, chain = self.folded[start], chains[start]
@@ -139,10 +139,12 @@ class Network:
                 work = pooling(self.root, node, shapes, positive) if node not in in_torch else None
                 if kind(self.root, node) in _RELU | _RELU6 or (work is not None and first(node) in positive):
                     positive.add(node)
-                found.append(Operation(name=called(node), node=node, inputs=tuple(node.all_input_nodes), work=work))
+                found.append(Operation(name=node_name(node), node=node, inputs=tuple(node.all_input_nodes), work=work))
         return found
 
-    def _chain(self, node: fx.Node, layer: Folded, shapes: dict[fx.Node, Shape], order: dict[fx.Node, int]) -> _Chain:
+    def _chain(
+        self, node: fx.Node, layer: FoldedLayer, shapes: dict[fx.Node, Shape], order: dict[fx.Node, int]
+    ) -> _Chain:
         chain = [node, *([layer.end] if layer.end is not node else [])]
         if layer.window is None or not self.in_loops:
             return _Chain(nodes=chain, finish=Finish())
@@ -163,7 +165,7 @@ class Network:
     def _other(
         self, add: fx.Node, own: fx.Node, shapes: dict[fx.Node, Shape], order: dict[fx.Node, int]
     ) -> fx.Node | None:
-        """What is added to `own`, if the layer that gives `own` can do it: of two such layers the later one does."""
+        """The summand added to `own`, if the layer of `own` can add it: of two such layers the later one does."""
         if len(add.args) != 2:
             return None
         left, right = add.args
@@ -188,7 +190,7 @@ class _Chain:
 class _OnMeta(fx.Interpreter):
     """Runs a network on tensors without values."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: TracedNetwork) -> None:
         import copy
 
         super().__init__(copy.deepcopy(network.root).to("meta"))

@@ -1,4 +1,4 @@
-"""Which weights of a layer are there, and how are they strung up for the loops that use them?"""
+"""The live weights of a layer, packed in the order in which the loops use them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LiveWeights:
 
     @classmethod
     def of(cls, weight_KCRS: Tensor, bias_K: Tensor | None, groups: int) -> LiveWeights:
-        """What is not zero in a dense weight; float32."""
+        """The live weights of a dense weight, in float32."""
         K, C, R, S = weight_KCRS.shape
         flat = in_memory(weight_KCRS.detach().float()).contiguous().flatten().numpy()
         alive = flat != 0
@@ -49,17 +49,17 @@ class LiveWeights:
 
     @property
     def where(self) -> npt.NDArray[np.int64]:
-        """(n,) positions in the dense weight."""
+        """The positions of the live weights in the dense weight, (n,)."""
         return np.flatnonzero(np.unpackbits(self.alive, count=int(np.prod(self.shape))))
 
     @property
     def density(self) -> float:
-        """Share of weights that are not zero."""
+        """The share of weights that are not zero."""
         return len(self.values) / max(1, int(np.prod(self.shape)))
 
     @property
     def kernels(self) -> int:
-        """R x S kernels with at least one weight that is not zero."""
+        """The number of R x S kernels with at least one weight that is not zero."""
         _, _, R, S = self.shape
         return len(np.unique(self.where // (R * S)))
 
@@ -78,8 +78,8 @@ class LiveWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strung:
-    """Entries in the order in which a loop meets them: by step over the input channels, then by output channel.
+class LoopWeights:
+    """Entries in the order of a loop: by step over the input channels, then by output channel.
 
     Args:
         steps: how many.
@@ -94,8 +94,8 @@ class Strung:
     weights: Floats
 
 
-def string_taps(live: LiveWeights, reach: Any, at_once: int) -> Strung:
-    """Every weight by itself.
+def order_taps(live: LiveWeights, reach: Any, at_once: int) -> LoopWeights:
+    """Order single weights for the loop `taps`.
 
     Args:
         live: the weights.
@@ -103,11 +103,11 @@ def string_taps(live: LiveWeights, reach: Any, at_once: int) -> Strung:
         at_once: input channels a step.
     """
     k, c, y, x = live.places()
-    return _strung(live, k, c, reach(c, y, x), live.values, 1, at_once)
+    return _ordered(live, k, c, reach(c, y, x), live.values, 1, at_once)
 
 
-def string_kernels(live: LiveWeights, reach: Any, at_once: int) -> Strung:
-    """Every kernel with a weight that is not zero, whole; arguments as for `string_taps`."""
+def order_kernels(live: LiveWeights, reach: Any, at_once: int) -> LoopWeights:
+    """Order whole kernels with a weight that is not zero for the loop `kernels`; arguments as for `order_taps`."""
     K, C, R, S = live.shape
     pair, tap = np.divmod(live.where, R * S)
     kernels, row = np.unique(pair, return_inverse=True)
@@ -116,17 +116,17 @@ def string_kernels(live: LiveWeights, reach: Any, at_once: int) -> Strung:
     k, c = np.divmod(kernels, C)
     c = c + (k // (K // live.groups)) * C
     zero = np.zeros_like(c)
-    return _strung(live, k, c, reach(c, zero, zero), whole, R * S, at_once)
+    return _ordered(live, k, c, reach(c, zero, zero), whole, R * S, at_once)
 
 
-def _strung(live: LiveWeights, k: Any, c: Any, offsets: Any, weights: Any, size: int, at_once: int) -> Strung:
+def _ordered(live: LiveWeights, k: Any, c: Any, offsets: Any, weights: Any, size: int, at_once: int) -> LoopWeights:
     K, C = live.shape[0], live.shape[1] * live.groups
     steps = -(-C // at_once) if live.groups == 1 else 1  # a group's channels are few as they are
     segment = (c // at_once if steps > 1 else 0) * K + k
     order = np.argsort(segment, kind="stable")
     starts = np.zeros(steps * K + 1, np.int32)
     np.cumsum(np.bincount(segment, minlength=steps * K), out=starts[1:])
-    return Strung(
+    return LoopWeights(
         steps=steps,
         segments=starts,
         offsets=np.ascontiguousarray(offsets[order], np.int32),

@@ -1,4 +1,4 @@
-"""What a run is going to do: layer by layer, what its method and target come to, before anything is trained."""
+"""The pruning plan of a run: what method and target come to in each layer, before anything is trained."""
 
 from __future__ import annotations
 

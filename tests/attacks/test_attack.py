@@ -1,4 +1,4 @@
-"""Whether attacks move images as they say, and leave the network as they found it."""
+"""Attacks move images by what they say, and leave the network as they found it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from starfire_cli.attacks import ATTACKS, adversary, parse_sizes, with_options
-from starfire_cli.attacks._draws import Draws
+from starfire_cli.attacks._draws import AttackDraws
 from starfire_cli.attacks._gradient import blind, frozen, input_gradient
 from starfire_cli.errors import BadOption
 from tests.helpers.attack_toy import net, trained, val
@@ -24,8 +24,8 @@ NEEDS = {"autoattack": "pyautoattack", "foolbox": "foolbox"}
 OWN = ("fgsm", "fgsm:random_start=true", "pgd:steps=3", "noise")
 
 
-def draws(count: int, seed: int = 0) -> Draws:
-    return Draws(seed=seed, index_N=torch.arange(count))
+def draws(count: int, seed: int = 0) -> AttackDraws:
+    return AttackDraws(seed=seed, index_N=torch.arange(count))
 
 
 def batch(count: int = 24) -> tuple[nn.Module, Tensor, Tensor]:
@@ -178,7 +178,7 @@ def test_what_an_image_gets_does_not_depend_on_its_batch(spec: str) -> None:
     (whole,) = swept(spec, model, images, labels, [0.1])
     attack, pick = ATTACKS.build(spec), torch.tensor([17, 3, 8])
     with frozen(model):
-        (part,) = attack.sweep(model, images[pick], labels[pick], eps=[0.1], draws=Draws(seed=0, index_N=pick))
+        (part,) = attack.sweep(model, images[pick], labels[pick], eps=[0.1], draws=AttackDraws(seed=0, index_N=pick))
     assert (part.images_NCHW - whole[pick]).abs().gt(1e-6).float().mean() < 0.01
     if spec != "fgsm":
         assert not torch.equal(whole, swept(spec, model, images, labels, [0.1], seed=1)[0])
@@ -250,11 +250,11 @@ def test_l2_follows_even_the_faintest_gradient() -> None:
 
 @given(st.integers(0, 2**62), st.integers(0, 2**40), st.integers(0, 7))
 def test_draws_depend_on_seed_index_and_stream_only(seed: int, index: int, stream: int) -> None:
-    one = Draws(seed=seed, index_N=torch.tensor([index])).uniform((5,), stream)
-    many = Draws(seed=seed, index_N=torch.tensor([index + 2, index, index + 1])).uniform((5,), stream)
+    one = AttackDraws(seed=seed, index_N=torch.tensor([index])).uniform((5,), stream)
+    many = AttackDraws(seed=seed, index_N=torch.tensor([index + 2, index, index + 1])).uniform((5,), stream)
     assert torch.equal(one[0], many[1]) and not torch.equal(many[0], many[1]) and not torch.equal(many[2], many[1])
-    assert not torch.equal(one, Draws(seed=seed + 1, index_N=torch.tensor([index])).uniform((5,), stream))
-    assert not torch.equal(one, Draws(seed=seed, index_N=torch.tensor([index])).uniform((5,), stream + 1))
+    assert not torch.equal(one, AttackDraws(seed=seed + 1, index_N=torch.tensor([index])).uniform((5,), stream))
+    assert not torch.equal(one, AttackDraws(seed=seed, index_N=torch.tensor([index])).uniform((5,), stream + 1))
     assert ((one >= 0) & (one < 1)).all()
 
 

@@ -1,4 +1,4 @@
-"""Whether FGSM and PGD give the very pixels of two public attack libraries, and so the same verdict, image by image."""
+"""Parity of FGSM and PGD with two public attack libraries: the same pixels, and so the same verdict, image by image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.attacks import ATTACKS
-from starfire_cli.attacks._draws import Draws
+from starfire_cli.attacks._draws import AttackDraws
 from starfire_cli.attacks._gradient import frozen
 from starfire_cli.models import Normalized, build_model
 from tests.helpers.attack_toy import trained, val
@@ -36,7 +36,7 @@ def subject(name: str, count: int = 8) -> tuple[nn.Module, Tensor, Tensor]:
 
 def ours(spec: str, model: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
     made = ATTACKS.build(spec).sweep(
-        model, images, labels, eps=SIZES, draws=Draws(seed=0, index_N=torch.arange(len(images)))
+        model, images, labels, eps=SIZES, draws=AttackDraws(seed=0, index_N=torch.arange(len(images)))
     )
     return [each.images_NCHW for each in made]
 
@@ -103,7 +103,7 @@ def test_foolbox_as_a_member_is_the_library() -> None:
     images, labels = images[:16], labels[:16]
     with frozen(model):
         made = ATTACKS.build("foolbox:attack=LinfDeepFoolAttack,steps=5").sweep(
-            model, images, labels, eps=[0.05, 0.2], draws=Draws(seed=5, index_N=torch.arange(16))
+            model, images, labels, eps=[0.05, 0.2], draws=AttackDraws(seed=5, index_N=torch.arange(16))
         )
         wrapped = library.PyTorchModel(model, bounds=(0, 1), device="cpu")
         _, theirs, _ = library.attacks.LinfDeepFoolAttack(steps=5)(wrapped, images, labels, epsilons=[0.05, 0.2])
@@ -125,7 +125,7 @@ def test_autoattack_as_a_member_is_the_library(norm: str, eps: float, parts: str
     spec = f"autoattack:norm={norm}" + (f",parts={parts}" if parts else "")
     with frozen(model):
         (mine,) = ATTACKS.build(spec).sweep(
-            model, images, labels, eps=[eps], draws=Draws(seed=5, index_N=torch.arange(12))
+            model, images, labels, eps=[eps], draws=AttackDraws(seed=5, index_N=torch.arange(12))
         )
         named = {"linf": "Linf", "l2": "L2"}[norm]
         other = library.AutoAttack(model, norm=named, eps=eps, seed=5, version="standard")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from starfire_cli.data import Data, Split, open_data, open_val
 from starfire_cli.data.finding import find
-from starfire_cli.data.images.workers import Answer, Reader, Request, answers, worker_failure
+from starfire_cli.data.images.workers import Answer, ImageReader, Request, answers, worker_failure
 from starfire_cli.data.source import Files
 from starfire_cli.errors import BadOption, StarfireError
 from tests.helpers.data_layouts import class_folders, options, train_and_val
@@ -213,13 +213,13 @@ def test_without_a_record_of_the_data_they_must_be_given(small: Path) -> None:
         open_val({"name": "folder", "spec": str(small), "classes": 3}, None, options())
 
 
-class _Dies(Reader):
+class _Dies(ImageReader):
     def __getitem__(self, request: Request) -> Answer:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
 
-class _Hangs(Reader):
+class _Hangs(ImageReader):
     def __getitem__(self, request: Request) -> Answer:
         signal.pause()
         raise AssertionError
@@ -227,7 +227,7 @@ class _Hangs(Reader):
 
 @pytest.mark.parametrize(("reader", "text"), [(_Dies, "has died"), (_Hangs, "no batch from the 1 workers for 0.5 s")])
 def test_a_lost_worker_is_an_error_and_not_a_hang(
-    large: Path, reader: type[Reader], text: str, monkeypatch: pytest.MonkeyPatch
+    large: Path, reader: type[ImageReader], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.3)  # how long a silent one is waited for
     files = find(str(large)).train

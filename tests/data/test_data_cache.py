@@ -9,7 +9,7 @@ import torch
 from starfire_cli.data import cache, open_data
 from starfire_cli.data.finding import find
 from starfire_cli.data.images import decode_cache as once
-from starfire_cli.data.images.workers import Reader
+from starfire_cli.data.images.workers import ImageReader
 from starfire_cli.data.source import Files
 from starfire_cli.errors import BadOption
 from tests.helpers.data_layouts import class_folders, options, picture
@@ -35,7 +35,7 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     original = once.read_all
 
-    def counting(reader: Reader, *rest: object) -> object:
+    def counting(reader: ImageReader, *rest: object) -> object:
         counts.append(len(reader.files))
         return original(reader, *rest)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Tar files, indexes and checkpoints that mean ill: one line each, in little time and memory, and no network."""
+"""Hostile tar files, indexes and checkpoints: one line each, in little time and memory, and no network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several ranks get together is what one process gets alone: every image once, augmented the same."""
+"""Data across ranks: together they get what one process gets alone, every image once, augmented the same."""
 
 from __future__ import annotations
 

@@ -109,13 +109,13 @@ def test_statistics_are_the_mean_of_the_ranks(tmp_path: Path) -> None:
     """Of one step at momentum 0.1: the mean of the shares' statistics, computed here."""
     run(tmp_path, 2, model="tests.tiny:net", max_steps=1, method="dense", augment="none")
     from starfire_cli.workflows.train.request import TrainRequest
-    from starfire_cli.workflows.train.session import Session
+    from starfire_cli.workflows.train.session import build_session
 
     how = {"model": "tests.tiny:net", "limit_train": 322, "limit_val": 101, "device": "cpu", "batch_size": 64}
-    session = Session(TrainRequest(**how, epochs=3, augment="none", method="dense"))
+    session = build_session(TrainRequest(**how, epochs=3, augment="none", method="dense"))
     images, _ = next(session.data.train.batches(0))
     with torch.no_grad():
-        features = session.net.conv1((images - session.model.mean) / session.model.std)
+        features = session.network.net.conv1((images - session.network.model.mean) / session.network.model.std)
         shares = [features[rank::2] for rank in range(2)]
         means = torch.stack([share.mean((0, 2, 3)) for share in shares]).mean(0)
         variances = torch.stack([share.transpose(0, 1).flatten(1).var(1) for share in shares]).mean(0)
@@ -163,7 +163,7 @@ def test_an_error_of_one_rank_is_an_error_of_all(tmp_path: Path) -> None:
             raise StarfireError("no such disk")
 
         if os.environ["RANK"] == "1":
-            resuming.Session = broken  # type: ignore[assignment,misc]
+            resuming.build_session = broken  # type: ignore[assignment]
         return run(out)[0]
 
     assert together(2, failing, tmp_path / "x") == ["StarfireError: rank 1 of 2: no such disk"] * 2

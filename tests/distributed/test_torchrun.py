@@ -1,4 +1,4 @@
-"""Two processes under torchrun as the real thing: stopped, killed, started again; nothing lost, and the cause told."""
+"""Two processes under torchrun: stopped, killed, started again; nothing lost, and the cause told."""
 
 from __future__ import annotations
 

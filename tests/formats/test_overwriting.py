@@ -1,4 +1,4 @@
-"""Whether a command refuses to write over what it reads, however that is called."""
+"""A command refuses to write over what it reads, however that is called."""
 
 from __future__ import annotations
 

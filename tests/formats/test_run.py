@@ -1,4 +1,4 @@
-"""Whether a run folder gives back what was put in, torn lines and all."""
+"""A run folder gives back what was put in, torn lines and all."""
 
 from __future__ import annotations
 

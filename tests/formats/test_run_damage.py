@@ -1,4 +1,4 @@
-"""Whether whatever happened to the files of a run folder is told in one line, by `plot` and by `train --resume`."""
+"""Damage to the files of a run folder is told in one line, by `plot` and by `train --resume`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether two processes can train one run, and whether a run that could not begin leaves its name free."""
+"""Two processes cannot train one run, and a run that could not begin leaves its name free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's algorithms as literal loops over Python numbers: what the tests compare the masks with.
+"""The paper's algorithms as literal loops over Python numbers: the oracle for the masks.
 
 `paper_*` follow the printed pseudocode to the letter (strictly greater than the cutoff value). `decided_*` follow the
 counts and the tie-break that docs/method.md settles on. Weights and masks are nested lists, [k][c] lists of R * S.

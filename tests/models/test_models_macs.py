@@ -60,9 +60,9 @@ def test_a_module_under_two_names_keeps_its_weights() -> None:
     """torch's functional_call gives a module that it swaps twice the swapped tensors back."""
     import torch._dynamo  # without which models are tried for real
 
-    block = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3))
-    tied = nn.Conv2d(3, 3, 3, padding=1)
-    tied.weight = block[0].weight
+    first, tied = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+    block = nn.Sequential(first, nn.BatchNorm2d(3))
+    tied.weight = first.weight
     model = nn.Sequential(block, nn.ReLU(), block, tied)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert tuple(probe(model, 8).shape) == (1, 3, 8, 8)

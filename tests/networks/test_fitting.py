@@ -1,4 +1,4 @@
-"""Whether weights are found in a file whatever lies around them, and whether errors speak the caller's language."""
+"""Weights are found in a file whatever lies around them, and errors speak the caller's language."""
 
 from __future__ import annotations
 

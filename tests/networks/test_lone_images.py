@@ -1,4 +1,4 @@
-"""Whether BatchNorm is ever given a single value of a channel, and whether that is said before anything is trained."""
+"""BatchNorm is never given a single value of a channel, and that is said before anything is trained."""
 
 from __future__ import annotations
 

@@ -226,7 +226,7 @@ def storages() -> dict[int, int]:
 
 @pytest.mark.parametrize("kernels", ["torch", "numba"])
 def test_masks_take_a_byte_a_weight(kernels: str) -> None:
-    """In the era and after it, gradients' silence included."""
+    """In the era and after it, masked gradients included."""
     model = nn.Sequential(nn.Conv2d(16, 64, 3), nn.Flatten(), nn.Linear(64 * 9, 200))
     optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 

@@ -1,4 +1,4 @@
-"""What the masks do over a whole era: their counts, when they are evaluated, and how a resumed run goes on."""
+"""Masks over a whole era: their counts, when they are evaluated, and how a resumed run goes on."""
 
 from __future__ import annotations
 

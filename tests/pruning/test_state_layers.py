@@ -1,4 +1,4 @@
-"""Whether the layers of a bare state dict are told from its other tensors; the model itself is the judge."""
+"""The layers of a bare state dict are told from its other tensors; the model itself is the judge."""
 
 from __future__ import annotations
 

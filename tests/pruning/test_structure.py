@@ -1,4 +1,4 @@
-"""Whether the structure that inspect names is the one a mask was made with, and its estimate what compress needs."""
+"""The structure that inspect names is the one a mask was made with, and its estimate what compress needs."""
 
 from __future__ import annotations
 

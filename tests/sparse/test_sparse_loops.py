@@ -19,8 +19,8 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.sparse import sparsify
 from starfire_cli.sparse.layout import Layout, cut
 from starfire_cli.sparse.linear import SparseLinear
-from starfire_cli.sparse.plan import Maps, Plan
-from starfire_cli.sparse.reading import Network, Operation
+from starfire_cli.sparse.plan import ExecutionPlan, Maps
+from starfire_cli.sparse.reading import Operation, TracedNetwork
 from starfire_cli.sparse.weights import LiveWeights
 
 pytest.importorskip("llvmlite")
@@ -76,12 +76,12 @@ def _kind(operation: Operation, how: str) -> str:
 
 def run(model: nn.Module, images: Tensor, how: str) -> Tensor:
     """What `model` gives, every convolution done by the loop `how` where that can do it, else by `taps`."""
-    network = Network(model)
+    network = TracedNetwork(model)
     shapes = network.shapes(tuple(images.shape))
     operations = network.operations(shapes)
     kinds = [_kind(operation, how) for operation in operations]
     with torch.inference_mode():
-        return Plan(network, tuple(images.shape), operations, Maps(operations, shapes), kinds).run(images)
+        return ExecutionPlan(network, tuple(images.shape), operations, Maps(operations, shapes), kinds).run(images)
 
 
 def pruned(case: Case) -> nn.Conv2d:
@@ -184,12 +184,12 @@ def test_what_lies_around_the_pixels_stays_zero() -> None:
     torch.manual_seed(0)
     convs = [nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)]
     model = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2]).eval()
-    network = Network(model)
+    network = TracedNetwork(model)
     images = torch.ones(2, 4, 5, 5)
     shapes = network.shapes((2, 4, 5, 5))
     operations = network.operations(shapes)
     how = ["torch" if o.work is None else "taps" for o in operations]
-    plan = Plan(network, (2, 4, 5, 5), operations, Maps(operations, shapes), how)
+    plan = ExecutionPlan(network, (2, 4, 5, 5), operations, Maps(operations, shapes), how)
     with torch.inference_mode():
         first = plan.run(images)
         assert torch.equal(plan.run(images), first)  # in memory that was used before
@@ -292,7 +292,7 @@ def test_what_is_changed_in_place_is_changed_for_all(way: Callable[..., Tensor],
     images = torch.randn(2, 3, 16, 16)
     if how is None:
         found = sparsify(model)(images)
-    elif Network(model).in_loops:
+    elif TracedNetwork(model).in_loops:
         found = run(model, images, how)
     else:
         return

@@ -1,4 +1,4 @@
-"""Where sparse execution would go astray in memory: maps beyond 2 GB, threads that take the same, views that negate."""
+"""Memory of sparse execution: maps beyond 2 GB, threads that take the same, views that negate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starfire_cli.models import build_model
 from starfire_cli.sparse import SparseNetwork
 from starfire_cli.sparse.layout import Layout
 from starfire_cli.sparse.linear import FEW, SparseLinear
-from starfire_cli.sparse.weights import LiveWeights, string_taps
+from starfire_cli.sparse.weights import LiveWeights, order_taps
 
 pytest.importorskip("llvmlite")
 
@@ -39,15 +39,15 @@ def test_offsets_are_exact_up_to_the_largest_map_that_is_taken(side: int, beside
     if low > 1 << 22:
         return  # more channels than weights fit in memory here
     exact = 4 * ((low - 1) * layout.plane + layout.row + 1)
-    strung = string_taps(last_channel(low), lambda c, y, x: 4 * (c * layout.plane + (y - 1) * layout.row + x - 1), low)
-    assert int(strung.offsets[0]) == exact
+    ordered = order_taps(last_channel(low), lambda c, y, x: 4 * (c * layout.plane + (y - 1) * layout.row + x - 1), low)
+    assert int(ordered.offsets[0]) == exact
     whole = exact + 4 * (side - 1) * layout.row  # with the last tile's start
     assert whole <= MOST < whole + 3 * 4 * layout.plane
 
 
 @pytest.mark.parametrize("inputs", [1, 3, 512, 10_000, 1 << 28])
 def test_linear_layers_take_as_many_rows_as_offsets_reach(inputs: int) -> None:
-    rows = SparseLinear.most(inputs)
+    rows = SparseLinear.max_images(inputs)
     layout = Layout(height=1, width=rows, above=0, beside=0, lanes=16)
     assert rows < FEW or layout.reachable(inputs)
     assert not Layout(height=1, width=2 * rows + 200, above=0, beside=0, lanes=16).reachable(inputs)
@@ -60,7 +60,7 @@ def test_rows_beyond_that_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) ->
         net[1].weight[:, ::2] = 0
     images = torch.randn(3, 7, 4, 4)
     expected = net(images)
-    monkeypatch.setattr(SparseLinear, "most", staticmethod(lambda inputs: 6))
+    monkeypatch.setattr(SparseLinear, "max_images", staticmethod(lambda inputs: 6))
     monkeypatch.setattr("starfire_cli.sparse.choosing._linear", lambda *_: {"taps": 0.0, "dense": 1.0})
     torch.testing.assert_close(SparseNetwork(net)(images), expected)
 

@@ -18,7 +18,7 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint import file as checkpoint
 from starfire_cli.models import build_model
 from starfire_cli.sparse import SparseNetwork, emit
-from starfire_cli.sparse.reading import Network
+from starfire_cli.sparse.reading import TracedNetwork
 
 pytest.importorskip("llvmlite")
 
@@ -147,7 +147,7 @@ def test_no_dense_weight_is_kept_where_a_loop_runs(dense: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5", "efficientnet_b0"])
 def test_what_networks_do_in_place_is_no_reason_to_leave_them_to_torch(name: str) -> None:
-    assert Network(getattr(torchvision.models, name)(num_classes=10).eval()).in_loops
+    assert TracedNetwork(getattr(torchvision.models, name)(num_classes=10).eval()).in_loops
 
 
 def test_masks_count_as_zeros(dense: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What `--dry-run` says of each layer's cuts, and of targets that leave nothing of one."""
+"""Report of `--dry-run` on each layer's cuts, and on targets that leave nothing of one."""
 
 from __future__ import annotations
 

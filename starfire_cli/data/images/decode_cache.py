@@ -11,7 +11,7 @@ from torch import Tensor
 from starfire_cli.data import cache
 from starfire_cli.data.images.input_pipeline import SMALL
 from starfire_cli.data.images.stream import corrupt
-from starfire_cli.data.images.workers import Reader, answers
+from starfire_cli.data.images.workers import ImageReader, answers
 from starfire_cli.data.options import DataOptions
 from starfire_cli.data.shards.readahead import Reading
 from starfire_cli.data.source import Encoded, Pixels
@@ -31,7 +31,7 @@ def decoded(files: Encoded, side: int, options: DataOptions) -> tuple[Pixels, in
     remembered = cache.load(key, len(files), side)
     if remembered is not None:
         return Pixels(images=remembered, labels=files.labels), 0, ()
-    images, failures = read_all(Reader(files=files, out=side, resize=side), options)
+    images, failures = read_all(ImageReader(files=files, out=side, resize=side), options)
     if not failures:
         return Pixels(images=images, labels=files.labels), 0, tuple(cache.save(key, images))
     good = np.ones(len(files), dtype=np.bool_)
@@ -41,7 +41,7 @@ def decoded(files: Encoded, side: int, options: DataOptions) -> tuple[Pixels, in
     return Pixels(images=images, labels=files.labels[good]), len(failures), (note,)
 
 
-def read_all(reader: Reader, options: DataOptions) -> tuple[Tensor, list[tuple[int, str]]]:
+def read_all(reader: ImageReader, options: DataOptions) -> tuple[Tensor, list[tuple[int, str]]]:
     """Every image that can be decoded, in order, and position and reason of those that cannot. Raises as `decoded`."""
     count = len(reader.files)
     images = torch.empty((count, 3, reader.out, reader.out), dtype=torch.uint8)

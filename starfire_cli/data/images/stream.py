@@ -10,7 +10,7 @@ from torch import Tensor
 
 from starfire_cli.data import digest
 from starfire_cli.data.images.resident import count_steps, finished
-from starfire_cli.data.images.workers import Answer, Reader, answers
+from starfire_cli.data.images.workers import Answer, ImageReader, answers
 from starfire_cli.data.options import DataOptions
 from starfire_cli.data.shards.readahead import Reading
 from starfire_cli.errors import StarfireError
@@ -24,7 +24,7 @@ class StreamSplit:
         options: batch sizes, seed, device, workers, rank.
     """
 
-    def __init__(self, reader: Reader, options: DataOptions) -> None:
+    def __init__(self, reader: ImageReader, options: DataOptions) -> None:
         self._reader, self._options = reader, options
         self._training = reader.augment is not None
         self._batch = options.batch_size if self._training else options.eval_batch_size or options.batch_size

@@ -40,7 +40,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reader(Dataset[Answer]):
+class ImageReader(Dataset[Answer]):
     """Decodes images of `files` to squares of side `out`.
 
     Args:
@@ -105,7 +105,7 @@ class Reader(Dataset[Answer]):
 
 
 def answers(
-    reader: Reader,
+    reader: ImageReader,
     requests: Sequence[Request],
     options: DataOptions,
     workers: int,

@@ -21,7 +21,7 @@ _CONSISTENT = 0.5  # cosine; power iteration leaves it near 1, chance near 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folded:
+class FoldedParts:
     """What a state dict comes to once its reparametrised weights are plain.
 
     Args:
@@ -53,7 +53,7 @@ class _Unknown(Exception):
     """The weight cannot be told from its parts."""
 
 
-def fold_parts(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Folded:
+def fold_parts(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> FoldedParts:
     """Compute what torch's modules compute in eval mode from the parts, in float32 at least.
 
     Args:
@@ -95,7 +95,7 @@ def fold_parts(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Fold
             f"computed by a rule that the file does not name, so left in parts and never pruned: {some(unknown)}"
         )
     parts = {key: {part: state[part] for part in groups[key].keys} for key in weights}
-    return Folded(state=plain, masks=folded_masks, parts=parts, notes=notes)
+    return FoldedParts(state=plain, masks=folded_masks, parts=parts, notes=notes)
 
 
 def _groups(state: Mapping[str, Tensor]) -> dict[str, _Group]:

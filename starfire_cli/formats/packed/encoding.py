@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from starfire_cli.damage import Damaged
 from starfire_cli.errors import BadOption
-from starfire_cli.formats.packed.streams import Bits, Reader, Writer
+from starfire_cli.formats.packed.streams import Bits, StreamReader, StreamWriter
 from starfire_cli.registry import Family
 
 
@@ -46,11 +46,11 @@ class Encoding(Protocol):
         """How many bits any code for masks of this structure needs at the least; None where the mask has it not."""
         ...
 
-    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
+    def encode(self, mask_KCn: Bits, out: StreamWriter) -> float | None:
         """Write the mask, and return its `bound`; nothing is written where that is None."""
         ...
 
-    def decode(self, shape: tuple[int, int, int], data: Reader) -> Alive:
+    def decode(self, shape: tuple[int, int, int], data: StreamReader) -> Alive:
         """The mask of this (K, C, n). Raises Damaged."""
         ...
 
@@ -70,7 +70,7 @@ def encode(mask_KCn: Bits, effort: str) -> EncodedMask:
     """The shortest encoding of a mask (of equals the first by name)."""
     tried = []
     for name in ENCODINGS.names():
-        out = Writer(effort)
+        out = StreamWriter(effort)
         bits = _built(name).encode(mask_KCn, out)
         if bits is not None:
             tried.append(EncodedMask(name, out.getvalue(), bits))
@@ -84,7 +84,7 @@ def bound_bits(mask_KCn: Bits) -> float:
     return min(bits for bits in found if bits is not None)
 
 
-def decode(name: str, shape: tuple[int, ...], data: Reader) -> Alive:
+def decode(name: str, shape: tuple[int, ...], data: StreamReader) -> Alive:
     """The mask of a layer of `shape`. Raises Damaged."""
     try:
         encoding = _built(name)

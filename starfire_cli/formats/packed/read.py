@@ -28,7 +28,7 @@ from starfire_cli.formats.packed import encoding
 from starfire_cli.formats.packed.container import Container, Piece, checked_shape, is_marked
 from starfire_cli.formats.packed.dtypes import BY_NAME, NOT_IN_SAFETENSORS, Dtype, tensor_of
 from starfire_cli.formats.packed.encoding import Alive
-from starfire_cli.formats.packed.streams import Reader
+from starfire_cli.formats.packed.streams import StreamReader
 from starfire_cli.formats.packed.values import Values, Words
 from starfire_cli.formats.plain_values import check_plain
 from starfire_cli.pruning.masks import digest
@@ -141,7 +141,7 @@ class PackedFile:
     def _layer(self, layer: PackedLayer, wants_mask: bool) -> tuple[Tensor, Tensor | None]:
         data = self._container.read(self._container.pieces[layer.key + SUFFIX])
         _check_crc(data, layer.crc32)
-        reader = Reader(data)
+        reader = StreamReader(data)
         alive = encoding.decode(layer.encoding, layer.shape, reader)
         count = prod(layer.shape)
         live = int(np.count_nonzero(alive.bits)) * alive.each

@@ -1,7 +1,7 @@
 """What a packed layer is written with: numbers, byte strings, bits and small symbols (docs/formats.md).
 
-Everything is little-endian. A `Reader` trusts nothing: each size is compared with what must come before any memory is
-taken, and whatever does not fit raises `Damaged`.
+Everything is little-endian. A `StreamReader` trusts nothing: each size is compared with what must come before any
+memory is taken, and whatever does not fit raises `Damaged`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EFFORTS = ("fast", "normal", "best")
 _GAPS_AT_ONCE = 1 << 18  # so that their positions, of 8 bytes each, stay small
 
 
-class Writer:
+class StreamWriter:
     """Collects a layer's bytes.
 
     Args:
@@ -61,11 +61,11 @@ class Writer:
         self.number(len(best) if method == ZSTD else len(data))
         self._parts.append(best if method == ZSTD else data)
 
-    def smallest(self, *ways: Callable[[Writer], None]) -> None:
+    def smallest(self, *ways: Callable[[StreamWriter], None]) -> None:
         """Write the same thing in each of several ways and keep the shortest (of equals the first)."""
         tried = []
         for way in ways:
-            writer = Writer(self.effort)
+            writer = StreamWriter(self.effort)
             way(writer)
             tried.append(writer.getvalue())
         self._parts.append(min(tried, key=len))
@@ -77,11 +77,11 @@ class Writer:
             self.byte(NONE_SET if set_at.size == 0 else ALL_SET)
             return
 
-        def bitmap(writer: Writer) -> None:
+        def bitmap(writer: StreamWriter) -> None:
             writer.byte(BITMAP)
             writer.blob(np.packbits(bits, bitorder="little").tobytes())
 
-        def gaps(writer: Writer) -> None:
+        def gaps(writer: StreamWriter) -> None:
             gap = np.diff(set_at, prepend=-1) - 1
             long = gap // 255
             ends = np.cumsum(long + 1) - 1  # each gap is `long` bytes of 255 and one byte below 255
@@ -108,8 +108,8 @@ class Writer:
             self.blob(pack(values, width(limit)).tobytes())
 
 
-class Reader:
-    """Reads what a `Writer` wrote. Every method raises `Damaged` where the bytes do not fit."""
+class StreamReader:
+    """Reads what a `StreamWriter` wrote. Every method raises `Damaged` where the bytes do not fit."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         self._data = memoryview(data)
@@ -131,7 +131,7 @@ class Reader:
         return self._take(1)[0]
 
     def number(self) -> int:
-        """See `Writer.number`; below 2^63."""
+        """See `StreamWriter.number`; below 2^63."""
         value = 0
         for shift in range(0, 63, 7):
             byte = self.byte()
@@ -153,7 +153,7 @@ class Reader:
         return found
 
     def blob(self, expected: int) -> memoryview:
-        """See `Writer.blob`; `expected` bytes, without a copy where they are stored as they are."""
+        """See `StreamWriter.blob`; `expected` bytes, without a copy where they are stored as they are."""
         method, length = self.byte(), self.number()
         data = self._take(length)
         if method == RAW:
@@ -174,7 +174,7 @@ class Reader:
         return plain
 
     def bits(self, count: int) -> Bits:
-        """See `Writer.bits`."""
+        """See `StreamWriter.bits`."""
         kind = self.byte()
         if kind in (NONE_SET, ALL_SET):
             return np.full(count, kind == ALL_SET)
@@ -205,7 +205,7 @@ class Reader:
         return bits
 
     def symbols(self, count: int, limit: int) -> tuple[Bytes, NDArray[np.int64]]:
-        """See `Writer.symbols`: (positions in the alphabet, the alphabet), all symbols below `limit`."""
+        """See `StreamWriter.symbols`: (positions in the alphabet, the alphabet), all symbols below `limit`."""
         size = self.number()
         if size > 256 or (size == 0 and count):
             raise Damaged(f"an alphabet of {size} symbols")
@@ -218,7 +218,7 @@ class Reader:
         return index, alphabet.astype(np.int64)
 
     def small(self, count: int, limit: int) -> Bytes:
-        """See `Writer.small`; what is at or above `limit` is the caller's to find."""
+        """See `StreamWriter.small`; what is at or above `limit` is the caller's to find."""
         if limit <= 1:
             return np.zeros(count, np.uint8)
         bits = width(limit)

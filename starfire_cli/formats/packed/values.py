@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from starfire_cli.damage import Damaged
 from starfire_cli.formats.packed.dtypes import Dtype
 from starfire_cli.formats.packed.information import entropy_bits
-from starfire_cli.formats.packed.streams import Reader, Writer
+from starfire_cli.formats.packed.streams import StreamReader, StreamWriter
 
 Words = NDArray[np.unsignedinteger[Any]]
 
 
-def encode(words: Words, dtype: Dtype, out: Writer) -> None:
+def encode(words: Words, dtype: Dtype, out: StreamWriter) -> None:
     """Write words of 1, 2, 4 or 8 bytes."""
     if words.size == 0:
         return
@@ -42,7 +42,7 @@ def encode(words: Words, dtype: Dtype, out: Writer) -> None:
         out.blob((rotated >> _as(rotated, shift)).astype("<u2").tobytes())
 
 
-def _symbols(symbols: Words, counts: NDArray[np.intp], out: Writer) -> None:
+def _symbols(symbols: Words, counts: NDArray[np.intp], out: StreamWriter) -> None:
     alphabet = np.flatnonzero(counts)
     position = np.zeros(counts.size, np.uint8)
     position[alphabet] = np.arange(alphabet.size)
@@ -58,7 +58,7 @@ class Values:
         data: where they are read from. Raises Damaged.
     """
 
-    def __init__(self, count: int, dtype: Dtype, data: Reader) -> None:
+    def __init__(self, count: int, dtype: Dtype, data: StreamReader) -> None:
         self._dtype = dtype
         self._planes: list[NDArray[Any]] = []
         if count == 0:

@@ -21,7 +21,7 @@ from starfire_cli.formats.packed.dtypes import NOT_IN_SAFETENSORS, Dtype, dtype_
 from starfire_cli.formats.packed.estimate import FOR_READERS, zeros_apart
 from starfire_cli.formats.packed.read import FREE_BYTES, MOST_PER_BYTE, SUFFIX, PackedFile, in_threads
 from starfire_cli.formats.packed.sizes import Packed, TensorSize
-from starfire_cli.formats.packed.streams import Bits, Writer
+from starfire_cli.formats.packed.streams import Bits, StreamWriter
 from starfire_cli.pruning.masks import digest
 from starfire_cli.pruning.ties import distinct, masks_once, ties_of
 
@@ -121,7 +121,7 @@ def _encode(key: str, tensor: Tensor, mask: Tensor | None, stored: Dtype | None,
         bound = values.bound_bits(words, dtype) / 8
         return _Layer(size=TensorSize.plain(key, tensor, bound), dtype=dtype, stored=dtype, data=b"", may_be_plain=True)
     said = encoding.encode(alive.reshape(encoding.grid(shape)), effort)
-    out = Writer(effort)
+    out = StreamWriter(effort)
     values.encode(live, stored, out)
     dense_bytes = tensor.numel() * dtype.itemsize
     data = said.data + out.getvalue()

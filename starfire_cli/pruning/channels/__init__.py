@@ -1,1 +1,1 @@
-"""Dead channels: found, folded away and removed."""
+"""Dead channels: detection, folding and removal."""

@@ -1,4 +1,5 @@
-"""Which channels of a network do not depend on the image, and what they carry instead (docs/elimination.md).
+"""Finds the channels of a network that do not depend on the image, and the constants that they carry
+(docs/elimination.md).
 
 The network runs once on an image of NaN, where NaN means "depends on the image". A convolution or linear output is NaN
 only where a live weight reads a NaN; what remains a number is what that channel always carries, through BatchNorm and
@@ -17,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from starfire_cli.errors import Mismatch, StarfireError
-from starfire_cli.pruning.channels.graph import Role, Traced, called
+from starfire_cli.pruning.channels.graph import Role, Traced, node_name
 from starfire_cli.pruning.ties import parameters_of
 
 NAN = float("nan")
@@ -32,7 +33,7 @@ UNKNOWN = Unknown()
 
 @dataclass(kw_only=True)
 class Constants:
-    """What one pass over the graph found.
+    """The constants that one pass over the graph found.
 
     Args:
         reads: node of a convolution or linear layer -> what each of its inputs carries, (C,) or (I,); NaN: the image.
@@ -67,7 +68,9 @@ def find_constants(traced: Traced, masks: Mapping[str, Tensor], example: Tensor)
 
 
 def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Raises StarfireError for a mask without a weight of its shape, Mismatch for a dead weight that is not zero."""
+    """Check masks against weights. Raises StarfireError for a mask without a weight of its shape, Mismatch for a dead
+    weight that is not zero.
+    """
     parameters = parameters_of(model)
     for key, mask in masks.items():
         weight = parameters.get(key)
@@ -79,14 +82,14 @@ def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             raise Mismatch(f"{key}: {wrong} pruned weights are not zero")
 
 
-def live_of(masks: Mapping[str, Tensor], name: str, weight: Tensor) -> Tensor:
+def live_mask(masks: Mapping[str, Tensor], name: str, weight: Tensor) -> Tensor:
     """The mask of module `name`, bool on the CPU; all alive where there is none."""
     mask = masks.get(f"{name}.weight" if name else "weight")
     return torch.ones(weight.shape, dtype=torch.bool) if mask is None else mask.detach().cpu()
 
 
 class _Run(fx.Interpreter):
-    """Each node twice: really, and on what is known."""
+    """Runs each node twice: on the example, and on what is known."""
 
     def __init__(self, traced: Traced, masks: Mapping[str, Tensor]) -> None:
         super().__init__(traced.root)
@@ -102,7 +105,7 @@ class _Run(fx.Interpreter):
         try:
             known = self._known(n, real, args, kwargs)
         except (RuntimeError, TypeError, ValueError):  # an operation used in a way it was not listed for
-            self.found.notes[n] = f"{called(n)} is not followed"
+            self.found.notes[n] = f"{node_name(n)} is not followed"
             known = _forget(real)
         self.known[n] = tree_map(_one_number_a_map, known)
         for done in self.user_to_last_uses.get(n, []):
@@ -131,7 +134,7 @@ class _Run(fx.Interpreter):
             return self._weighted(n, role, tensors[0], real)
         if role in ("unknown", "conv") or (role == "average" and not self._averages(n, args, kwargs)):
             if not all(t.isnan().all() for t in tensors):
-                self.found.notes[n] = f"{called(n)} is not followed"
+                self.found.notes[n] = f"{node_name(n)} is not followed"
             return _forget(real)
         zero = tensors[0].eq(0) | tensors[1].eq(0) if role == "multiply" and len(tensors) == 2 else None
         known = getattr(super(), n.op)(n.target, args, kwargs)
@@ -142,7 +145,7 @@ class _Run(fx.Interpreter):
         module = self.traced.module(n)
         weight = module.weight
         assert isinstance(weight, Tensor)
-        live = live_of(self.masks, str(n.target), weight)
+        live = live_mask(self.masks, str(n.target), weight)
         axis = 1 if role == "conv" else known.dim() - 1
         rows = known.movedim(axis, 0).reshape(known.shape[axis], -1)
         value = torch.where(_one_number(rows), rows[:, 0], NAN)
@@ -192,14 +195,14 @@ def keeps_constants(conv: nn.Module) -> bool:
 
 
 def _read(live: Tensor, conv: nn.Module) -> Tensor:
-    """Which input channels a live kernel reads, (C of all groups,)."""
+    """The input channels that a live kernel reads, bool, (C of all groups,)."""
     assert isinstance(conv, nn.Conv2d)
     kernels = live.flatten(2).any(2)
     return kernels.reshape(conv.groups, -1, kernels.shape[1]).any(1).flatten()
 
 
 def _one_number_a_map(known: Any) -> Any:
-    """A channel of (N, C, H, W) that is not one number all over is NaN all over. In place: aliases must see it."""
+    """Set a channel of (N, C, H, W) that is not constant to NaN, in place, so that aliases see it."""
     if not isinstance(known, Tensor) or known.dim() != 4 or not known.is_floating_point() or not known.numel():
         return known
     same = _one_number(known.movedim(1, 0).flatten(1))
@@ -209,7 +212,7 @@ def _one_number_a_map(known: Any) -> Any:
 
 
 def _one_number(rows: Tensor) -> Tensor:
-    """Which rows hold one number, and no NaN, but for rounding in a pool."""
+    """A bool for each row: it holds one number, but for rounding in a pool, and no NaN."""
     first = rows[:, :1]
     return ((rows - first).abs() <= 1e-12 * first.abs()).all(1)
 

@@ -1,4 +1,5 @@
-"""Which channels must stay or go together: what one layer gives, BatchNorm scales, sums add up, and others read.
+"""Finds the channels that must be kept or removed together: a layer's outputs, the BatchNorm that scales them, the sums
+they enter and the layers that read them.
 
 Each channel of each layer's output gets a number; a sum unites the numbers of what it adds, a concatenation strings
 them together, flattening repeats them once a pixel. All dimensions of all parameters that carry one number are cut
@@ -15,11 +16,11 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
 from starfire_cli.pruning.channels.constants import Constants
-from starfire_cli.pruning.channels.graph import Traced, called
+from starfire_cli.pruning.channels.graph import Traced, node_name
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reader:
+class ReadingLayer:
     """A layer whose input dimension can shrink: a convolution of one group, or a linear layer.
 
     Args:
@@ -47,7 +48,7 @@ class Channels:
         count: every number is below it.
     """
 
-    readers: list[Reader] = field(default_factory=list)
+    readers: list[ReadingLayer] = field(default_factory=list)
     owners: dict[str, Tensor] = field(default_factory=dict)
     pinned: dict[int, str] = field(default_factory=dict)
     count: int = 0
@@ -74,7 +75,7 @@ class _Numbering:
         self._owners: list[tuple[str, list[int]]] = []
 
     def visit(self, node: fx.Node) -> None:
-        """Number what `node` gives."""
+        """Number the channels of the output of `node`."""
         role = self.traced.role(node)
         inputs = [n for n in node.all_input_nodes if n in self.numbers]
         if role == "shape":
@@ -83,7 +84,7 @@ class _Numbering:
             self._pin(inputs, "is an output of the network")
             return
         if node not in self.shapes:  # several tensors, or none
-            self._pin(inputs, f"passes through {called(node)}, which is not followed")
+            self._pin(inputs, f"passes through {node_name(node)}, which is not followed")
             return
         numbers = None
         if node.op == "call_module" and role in ("conv", "linear", "batchnorm"):
@@ -92,21 +93,21 @@ class _Numbering:
             numbers = getattr(self, f"_{role}")(node, inputs)
         if numbers is None:
             what = {"input": "is a channel of the image", "constant": "meets a parameter that no layer owns"}
-            reason = what.get(role, f"passes through {called(node)}, where channels cannot be removed")
+            reason = what.get(role, f"passes through {node_name(node)}, where channels cannot be removed")
             self._pin(inputs, reason)
             numbers = self._fresh(self._width(node))
             self._pinned += [(n, reason) for n in numbers]
         self.numbers[node] = numbers
 
     def result(self) -> Channels:
-        """The numbers, each replaced by its class's."""
+        """The channel numbers, each replaced by its class's representative."""
         find = self._find
         self.channels.count = len(self._parent)
         for number, reason in self._pinned:
             self.channels.pinned.setdefault(find(number), reason)
         for name, node, reads, gives in self._readers:
             reads_I, gives_O = (torch.tensor([find(n) for n in numbers]) for numbers in (reads, gives))
-            self.channels.readers.append(Reader(name=name, node=node, reads_I=reads_I, gives_O=gives_O))
+            self.channels.readers.append(ReadingLayer(name=name, node=node, reads_I=reads_I, gives_O=gives_O))
         for name, numbers in self._owners:
             self.channels.owners[name] = torch.tensor([find(n) for n in numbers])
         return self.channels
@@ -145,7 +146,7 @@ class _Numbering:
         before, after = self.shapes[inputs[0]], self.shapes[node]
         if len(inputs) != 1 or len(before) < 2 or len(after) < 2 or before[:2] != after[:2]:
             return None
-        if "mean" in called(node):
+        if "mean" in node_name(node):
             dims = tree_flatten(node.kwargs.get("dim", node.args[1:2]))[0]
             if len(before) != 4 or not dims or any(d not in (2, 3, -1, -2) for d in dims):
                 return None
@@ -182,7 +183,7 @@ class _Numbering:
             pixels *= side
         if len(before) < 2 or after != (before[0], before[1] * pixels):
             return None
-        if called(node) in ("view", "reshape"):
+        if node_name(node) in ("view", "reshape"):
             sizes = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
             # A number written out would not shrink along.
             if len(sizes) != 2 or sizes[1] != -1 or sizes[0] == -1:

@@ -1,4 +1,4 @@
-"""Which weights of a linear layer are fed by dead channels, and can go too (paper, section 2.1.2, figure 3).
+"""Eliminates weights of linear layers that are fed by dead channels (paper, section 2.1.2, figure 3).
 
 The paper zeroes the linear weights behind a dead convolution channel. Such a channel seldom gives 0: BatchNorm makes it
 a constant, and in a ResNet it is one summand of many. So a column goes only if its input is the same for every image,
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.pruning.channels.constants import Constants, check_masks, find_constants, live_of
+from starfire_cli.pruning.channels.constants import Constants, check_masks, find_constants, live_mask
 from starfire_cli.pruning.channels.equality import ALLOWED, largest_difference, outputs_on_noise
 from starfire_cli.pruning.channels.graph import Traced, fitting_image, producers, trace
 from starfire_cli.pruning.masks import Masks
@@ -32,7 +32,7 @@ class Producer:
 
 @dataclass(frozen=True, kw_only=True)
 class Eliminated:
-    """What was done to one linear layer.
+    """The record of one linear layer's elimination.
 
     Args:
         layer: its module name.
@@ -59,7 +59,7 @@ class Eliminated:
 
 @dataclass(frozen=True, kw_only=True)
 class EliminationReport:
-    """What `eliminate` did.
+    """The result of `eliminate`.
 
     Args:
         masks: the new masks, each a subset of the old.
@@ -76,7 +76,7 @@ class EliminationReport:
 
     @property
     def weights(self) -> int:
-        """How many weights died."""
+        """The number of weights that were eliminated."""
         return sum(layer.weights for layer in self.layers)
 
 
@@ -88,7 +88,7 @@ def eliminate(
     example: Tensor | None = None,
     only: Collection[str] | None = None,
 ) -> EliminationReport:
-    """Let the linear weights go whose input no longer depends on the image; fold what they added into the bias.
+    """Eliminate linear weights whose input does not depend on the image, and fold their constants into the bias.
 
     Args:
         model: changed in place, in linear weights and biases only, after its outputs were compared on a copy.
@@ -121,7 +121,7 @@ def eliminate(
         if reason is not None:
             records[name] = Eliminated(layer=name, kept={reason: layer.in_features})
             continue
-        live_OI = live_of(masks, name, layer.weight)
+        live_OI = live_mask(masks, name, layer.weight)
         records[name], gone_I, gain_O = _fold(layer, live_OI, _Reasons(traced, masks, found, node))
         if records[name].columns:
             changes[name] = gone_I, gain_O
@@ -178,7 +178,7 @@ def _hands_off(traced: Traced, name: str, only: Collection[str] | None) -> str |
 
 
 class _Reasons:
-    """What is known of one linear layer's inputs, and why the others are not."""
+    """The known constants among one linear layer's inputs, and the reasons why the others are not known."""
 
     def __init__(self, traced: Traced, masks: Mapping[str, Tensor], found: Constants, node: fx.Node) -> None:
         self.layer = str(node.target)
@@ -192,7 +192,7 @@ class _Reasons:
         for source in reversed(sources):
             weight = traced.module(source).weight
             assert isinstance(weight, Tensor)
-            dead_K = ~live_of(masks, str(source.target), weight).flatten(1).any(1)
+            dead_K = ~live_mask(masks, str(source.target), weight).flatten(1).any(1)
             producer = Producer(name=str(source.target), channels=len(dead_K), dead=int(dead_K.sum()))
             self.producers += (producer,)
             pixels, rest = divmod(len(self.carried_I), len(dead_K))

@@ -1,4 +1,4 @@
-"""Whether two networks are the same function: their outputs in eval mode on random images, in float64."""
+"""Checks that two networks are the same function: compares their outputs in eval mode on random images, in float64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALLOWED = 1e-9
 
 @torch.no_grad()
 def outputs_on_noise(model: Callable[[Tensor], object], image: Tensor) -> list[list[Tensor]]:
-    """What a network in eval mode, float64, on the CPU makes of two small random batches of `image`'s shape."""
+    """The outputs of a network in eval mode, float64, on the CPU, for two small random batches of `image`'s shape."""
     generator = torch.Generator().manual_seed(1)
     shape = (2, *image.shape[1:])
     pixels = torch.rand(shape, generator=generator, dtype=torch.float64)

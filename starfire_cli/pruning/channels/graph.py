@@ -1,4 +1,4 @@
-"""What a network does to each channel on its way: its torch.fx graph, and the role each node plays in it.
+"""The torch.fx graph of a network, with the role of each node: what it does to the channels that pass through it.
 
 Only what is listed here is followed. Everything else has the role "unknown": nothing is concluded across it.
 """
@@ -104,7 +104,7 @@ class Traced:
         return self.root.get_submodule(str(node.target))
 
     def role(self, node: fx.Node) -> Role:
-        """What `node` does; "unknown" where nothing may be concluded."""
+        """The role of `node`; "unknown" where nothing may be concluded."""
         if node.op == "call_module":
             return module_role(self.module(node))
         if node.op == "call_function":
@@ -134,7 +134,7 @@ def trace(model: nn.Module) -> Traced:
 
 
 def module_role(module: nn.Module) -> Role:
-    """What a module does in eval mode. Subclasses with a forward of their own are unknown, parametrized ones too."""
+    """The role of a module in eval mode: "unknown" for parametrized ones and subclasses with a forward of their own."""
     if parametrize.is_parametrized(module):
         return "unknown"
     if isinstance(module, nn.Conv2d):
@@ -170,8 +170,8 @@ def fitting_image(traced: Traced, example: Tensor | None = None) -> Tensor:
     )
 
 
-def called(node: fx.Node) -> str:
-    """How a node is called in messages."""
+def node_name(node: fx.Node) -> str:
+    """The name of a node in messages."""
     return str(node.target) if node.op != "call_function" else getattr(node.target, "__name__", str(node.target))
 
 

@@ -1,4 +1,5 @@
-"""How a network is cut to fewer channels, written down: so that a checkpoint of the small one can be loaded again.
+"""Recipes of channel removal: a record of how a network was cut to fewer channels, from which its checkpoint can be
+loaded again.
 
 A recipe names each layer that changed and the indices that stay, in plain types that fit a checkpoint's metadata:
 `{"layer1.0.conv1": {"out": [0, 2]}, "layer1.0.bn1": {"out": [0, 2]}, "layer1.0.conv2": {"in": [0, 2], "bias": True}}`.
@@ -17,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from starfire_cli.errors import StarfireError
 from starfire_cli.pruning.masks import Masks
 
-Recipe = dict[str, dict[str, Any]]
+ShrinkRecipe = dict[str, dict[str, Any]]
 
 
 @torch.no_grad()
@@ -48,9 +49,9 @@ def apply_shrink(model: nn.Module, recipe: Mapping[str, Mapping[str, Any]]) -> N
             module.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=weight.requires_grad)
 
 
-def compose_recipes(first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]) -> Recipe:
+def compose_recipes(first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]) -> ShrinkRecipe:
     """The recipe that does `first`, then `second` (whose indices count what `first` left)."""
-    both: Recipe = {name: dict(cut) for name, cut in first.items()}
+    both: ShrinkRecipe = {name: dict(cut) for name, cut in first.items()}
     for name, cut in second.items():
         mine = both.setdefault(name, {})
         for side, kept in cut.items():

@@ -1,4 +1,4 @@
-"""Which channel numbers can go from a network, and which layer's bias takes over the constants they carried."""
+"""Finds the channels that can be removed from a network, and the biases that take over the constants they carried."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from starfire_cli.pruning.channels.constants import Constants, keeps_constants, live_of
-from starfire_cli.pruning.channels.coupling import Channels, Reader
+from starfire_cli.pruning.channels.constants import Constants, keeps_constants, live_mask
+from starfire_cli.pruning.channels.coupling import Channels, ReadingLayer
 from starfire_cli.pruning.channels.graph import Traced
-from starfire_cli.pruning.channels.recipe import Recipe
+from starfire_cli.pruning.channels.recipe import ShrinkRecipe
 
 # Layer -> whose tensor takes over its constants ("bias", "new bias", or the name of the BatchNorm behind it), and what
 # it gains for each output, (O,), float64.
@@ -19,7 +19,7 @@ Gains = dict[str, tuple[str, Tensor]]
 
 
 class Removable:
-    """Which channel numbers go, and what stands in the way of the others."""
+    """The channel numbers that can be removed, and the reasons why the others cannot."""
 
     def __init__(self, traced: Traced, masks: Mapping[str, Tensor], found: Constants, channels: Channels) -> None:
         self.traced, self.found, self.channels = traced, found, channels
@@ -27,14 +27,14 @@ class Removable:
         for name in channels.owners:
             module = traced.root.get_submodule(name)
             if isinstance(module, nn.Conv2d | nn.Linear):
-                live = live_of(masks, name, module.weight)
+                live = live_mask(masks, name, module.weight)
                 self.live[name] = live.flatten(2).any(2) if live.ndim == 4 else live
         self.why: dict[int, str] = {}
         self.gone = torch.zeros(channels.count, dtype=torch.bool)
         self._choose()
 
     def _choose(self) -> None:
-        """Nothing is left of a dimension whose channels all go: one of them must stay, which may make others stay."""
+        """Keep one channel of a dimension whose channels would all go, which may make others stay."""
         keep = dict(self.channels.pinned)
         while True:
             self.gone, self.why = self._fixpoint(keep)
@@ -45,7 +45,7 @@ class Removable:
                 keep.setdefault(int(numbers[0]), "is the one channel that its layer must keep")
 
     def _fixpoint(self, keep: Mapping[int, str]) -> tuple[Tensor, dict[int, str]]:
-        """The most that can go: a channel stays if one that stays reads it. Also why each of the others stays."""
+        """The largest set of channels of which none is needed by one that stays, and why each other one stays."""
         gone = torch.zeros_like(self.gone)
         for numbers in self.channels.owners.values():
             gone[numbers] = True
@@ -62,8 +62,8 @@ class Removable:
                     why.setdefault(number, said.format(reader.name))
         return gone, why
 
-    def _stuck(self, reader: Reader, gone: Tensor) -> tuple[Tensor, Tensor]:
-        """Which inputs a layer cannot do without, (I,), and which carry a constant that padding makes unfit to fold."""
+    def _stuck(self, reader: ReadingLayer, gone: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs, (I,), that a layer needs, and those whose constant cannot be folded since the layer pads."""
         read_I = self.live[reader.name][~gone[reader.gives_O]].any(0)
         carried_I = self.found.reads[reader.node]
         module = self.traced.root.get_submodule(reader.name)
@@ -85,7 +85,7 @@ class Removable:
                 gains[reader.name] = self._taker(reader), gain_O
         return gains
 
-    def _taker(self, reader: Reader) -> str:
+    def _taker(self, reader: ReadingLayer) -> str:
         if self.traced.module(reader.node).bias is not None:
             return "bias"
         users = list(reader.node.users)
@@ -93,9 +93,9 @@ class Removable:
             return str(users[0].target)
         return "new bias"
 
-    def recipe(self, gains: Gains) -> Recipe:
-        """What to cut."""
-        recipe: Recipe = {}
+    def recipe(self, gains: Gains) -> ShrinkRecipe:
+        """The recipe of the removal: the indices that stay of each layer that changes."""
+        recipe: ShrinkRecipe = {}
         for name, numbers in self.channels.owners.items():
             if bool(self.gone[numbers].any()):
                 kept = (~self.gone[numbers]).nonzero().flatten().tolist()
@@ -115,7 +115,7 @@ class Removable:
         return recipe
 
     def stayed(self, name: str) -> dict[str, int]:
-        """Reason -> how many of a layer's outputs have no live weight and stay."""
+        """Reason -> number of a layer's outputs that have no live weight and stay."""
         live = self.live.get(name)
         if live is None:
             return {}

@@ -1,4 +1,4 @@
-"""Which channels of a network can be removed for good, leaving a smaller dense network that is the same function.
+"""Shrinks a network: removes dead channels for good and leaves a smaller dense network that is the same function.
 
 A channel goes if every layer that reads it either reads it with dead weights only, or finds a constant there that its
 bias (or the BatchNorm behind it) can take over. See docs/elimination.md for what is declined, and why.
@@ -19,7 +19,7 @@ from starfire_cli.pruning.channels.constants import Constants, check_masks, find
 from starfire_cli.pruning.channels.coupling import find_channels
 from starfire_cli.pruning.channels.equality import ALLOWED, largest_difference, outputs_on_noise
 from starfire_cli.pruning.channels.graph import Traced, fitting_image, trace
-from starfire_cli.pruning.channels.recipe import Recipe, apply_shrink, shrink_masks
+from starfire_cli.pruning.channels.recipe import ShrinkRecipe, apply_shrink, shrink_masks
 from starfire_cli.pruning.channels.removable import Gains, Removable
 from starfire_cli.pruning.masks import Masks
 from starfire_cli.pruning.ties import masks_everywhere
@@ -27,7 +27,7 @@ from starfire_cli.pruning.ties import masks_everywhere
 
 @dataclass(frozen=True, kw_only=True)
 class ShrunkLayer:
-    """One convolution or linear layer.
+    """The record of one convolution or linear layer.
 
     Args:
         name: module name.
@@ -44,7 +44,7 @@ class ShrunkLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class ShrinkReport:
-    """What `shrink` did.
+    """The result of `shrink`.
 
     Args:
         model: the small network, in the mode (train or eval) of the one given; a copy of that if nothing could go.
@@ -60,7 +60,7 @@ class ShrinkReport:
 
     model: nn.Module
     masks: Masks
-    recipe: Recipe = field(default_factory=dict)
+    recipe: ShrinkRecipe = field(default_factory=dict)
     layers: tuple[ShrunkLayer, ...] = ()
     parameters: tuple[int, int]
     macs: tuple[int, int] = (0, 0)
@@ -70,7 +70,7 @@ class ShrinkReport:
 
 @torch.no_grad()
 def shrink(model: nn.Module, masks: Mapping[str, Tensor], *, example: Tensor | None = None) -> ShrinkReport:
-    """A copy of `model` without the channels that it can do without; in eval mode its outputs are the same.
+    """A copy of `model` without its removable channels; in eval mode its outputs are the same.
 
     Args:
         model: not changed.
@@ -115,7 +115,7 @@ def shrink(model: nn.Module, masks: Mapping[str, Tensor], *, example: Tensor | N
     )
 
 
-def _rebuild(model: nn.Module, recipe: Recipe, gains: Gains) -> None:
+def _rebuild(model: nn.Module, recipe: ShrinkRecipe, gains: Gains) -> None:
     """Fold the constants, then cut; in place."""
     for name, (taker, gain_O) in gains.items():
         if taker == "bias":

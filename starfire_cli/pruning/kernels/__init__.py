@@ -1,4 +1,4 @@
-"""Who computes the masks, one implementation a file; see `_interface.py`.
+"""Implementations of the mask kernels, one a file; `_interface.py` describes them.
 
 Nothing else is imported here: the member called `torch` would hide the package of that name.
 """
@@ -6,13 +6,13 @@ Nothing else is imported here: the member called `torch` would hide the package 
 from starfire_cli.pruning.kernels._interface import (
     KERNELS,
     NAN,
-    Job,
     Kernels,
+    MaskJob,
     OneByOne,
-    Standing,
+    PreparedLayers,
     agrees,
     choose,
     installed,
 )
 
-__all__ = ["KERNELS", "NAN", "Job", "Kernels", "OneByOne", "Standing", "agrees", "choose", "installed"]
+__all__ = ["KERNELS", "NAN", "Kernels", "MaskJob", "OneByOne", "PreparedLayers", "agrees", "choose", "installed"]

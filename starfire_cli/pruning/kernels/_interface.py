@@ -1,4 +1,5 @@
-"""Who computes the masks and keeps zeros zero: one interface, several implementations that agree to the bit.
+"""The interface of the mask kernels, which compute masks and keep zeros zero: several implementations that agree to the
+bit.
 
 `torch` is the reference and runs everywhere, `numba` is for CPUs (the extra `fast`), `triton` for CUDA. The fast ones
 take the patterns of `_patterns.py`; all other cuts are made by `torch`.
@@ -26,7 +27,7 @@ NAN = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class MaskJob:
     """One layer whose mask is due.
 
     Args:
@@ -45,7 +46,7 @@ class Job:
     others: tuple[Tensor, ...] = ()
 
 
-class Standing(Protocol):
+class PreparedLayers(Protocol):
     """Layers whose tensors stay where they are, ready to be pruned again and again."""
 
     def prune(self, budgets: Sequence[Budget | None]) -> Tensor:
@@ -65,7 +66,7 @@ class Kernels(Protocol):
         """Whether they know the pattern of a layer's cuts, whatever the counts; other layers must be in no job."""
         ...
 
-    def prune(self, jobs: Sequence[Job]) -> Tensor:
+    def prune(self, jobs: Sequence[MaskJob]) -> Tensor:
         """Bring every job's layer down to its budget: `alive` in place, +0.0 written over what dies in all tensors.
 
         Returns:
@@ -73,23 +74,23 @@ class Kernels(Protocol):
         """
         ...
 
-    def standing(self, jobs: Sequence[Job]) -> Standing:
+    def prepare(self, jobs: Sequence[MaskJob]) -> PreparedLayers:
         """The jobs' layers, made ready; nothing is pruned yet, and their budgets only tell what is likely to come."""
         ...
 
-    def silence(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    def mask_gradients(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         """Write +0.0 over the gradients of dead weights, in place; no bit of the others changes. Masks are bool."""
         ...
 
-    def delay(self) -> str | None:
-        """What the first calls do that takes seconds, as a line for the user; None if nothing."""
+    def warmup_notice(self) -> str | None:
+        """A line for the user about first calls that take seconds; None if none do."""
         ...
 
 
 class OneByOne:
-    """`Standing` for kernels that need nothing made ready."""
+    """`PreparedLayers` for kernels that need nothing made ready."""
 
-    def __init__(self, kernels: Kernels, jobs: Sequence[Job]) -> None:
+    def __init__(self, kernels: Kernels, jobs: Sequence[MaskJob]) -> None:
         self._kernels, self._jobs = kernels, tuple(jobs)
 
     def prune(self, budgets: Sequence[Budget | None]) -> Tensor:
@@ -102,8 +103,8 @@ class OneByOne:
 
 class _Member(Kernels, Protocol):
     @classmethod
-    def why_not(cls, device: torch.device) -> str | None:
-        """What is missing to run on `device`, as a line for the user; None if nothing is."""
+    def unsupported_reason(cls, device: torch.device) -> str | None:
+        """A line for the user about what is missing to run on `device`; None if nothing is."""
         ...
 
 
@@ -123,14 +124,14 @@ def choose(name: str, device: torch.device, weights: int = _MANY) -> tuple[str, 
     """
     if name == "auto":
         for name in _FASTEST.get(device.type, ()) if weights >= _MANY or device.type != "cpu" else ():
-            if KERNELS.member(name.partition(":")[0]).why_not(device) is None:
+            if KERNELS.member(name.partition(":")[0]).unsupported_reason(device) is None:
                 kernels = KERNELS.build(name)
                 if device.type not in _PROVE or agrees(kernels, device):
                     return name, kernels
         return "torch", KERNELS.build("torch")
     if name.partition(":")[0] not in KERNELS.names():
         raise unknown("kernels", name, ("auto", *KERNELS.names()))
-    reason = KERNELS.member(name.partition(":")[0]).why_not(device)
+    reason = KERNELS.member(name.partition(":")[0]).unsupported_reason(device)
     if reason is not None:
         raise BadOption(f"--kernels {name} does not run here: {reason}; --kernels auto takes what does")
     kernels = KERNELS.build(name)
@@ -181,15 +182,15 @@ def agrees(kernels: Kernels, device: torch.device) -> bool:
                 weight = weight.contiguous(memory_format=torch.channels_last)
             layer = Layer(name=kind, key=kind, kind=kind, shape=shape)
             alive = weight != 0
-            jobs.append(Job(layer=layer, weight=weight, alive=alive, budget=budget, others=(weight.clone(),)))
+            jobs.append(MaskJob(layer=layer, weight=weight, alive=alive, budget=budget, others=(weight.clone(),)))
         try:
-            standing = implementation.standing(jobs)
+            standing = implementation.prepare(jobs)
             for budgets in rounds:
                 counts = standing.prune(budgets).tolist()
                 outcomes.append([n for n, budget in zip(counts, budgets, strict=True) if budget is not None])
             outcomes.append([t.tolist() for job in jobs for t in (job.weight, job.alive, *job.others)])
             gradients = [torch.ones_like(job.weight) for job in jobs]
-            implementation.silence(gradients, [job.alive for job in jobs])
+            implementation.mask_gradients(gradients, [job.alive for job in jobs])
             outcomes.append([gradient.tolist() for gradient in gradients])
         except Exception:  # noqa: BLE001 - whatever a compiler or a driver may raise
             return False

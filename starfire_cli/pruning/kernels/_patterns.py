@@ -11,7 +11,7 @@ from starfire_cli.pruning.units import Budget, Cut
 
 
 class ConvCounts(NamedTuple):
-    """What must be gone of a convolution: `in_window` weights of every window, then `kernels` of every input channel.
+    """The weights due of a convolution: `in_window` of every window, then `kernels` of every input channel.
 
     Where `across`, the kernels of a depthwise convolution compete as if they read one channel.
     """
@@ -22,7 +22,7 @@ class ConvCounts(NamedTuple):
 
 
 class LinearCounts(NamedTuple):
-    """What must be gone of a linear layer: `tiles` of `tile` x `tile` weights, then single ones up to `weights` in all.
+    """The weights due of a linear layer: `tiles` of `tile` x `tile` weights, then single ones up to `weights` in all.
 
     Every output keeps its strongest tile and its strongest weight.
     """
@@ -46,7 +46,7 @@ def counts_of(layer: Layer, budget: Budget) -> Counts | None:
 
 
 def groups_of(layer: Layer, counts: Counts) -> int:
-    """The groups in which a layer's kernels compete."""
+    """The number of groups in which a layer's kernels compete."""
     return 1 if isinstance(counts, ConvCounts) and counts.across else layer.groups
 
 

@@ -1,4 +1,4 @@
-"""CPU: loops compiled by numba for the processor at hand (the extra `fast`)."""
+"""CPU kernels: loops that numba compiles for the processor at hand (the extra `fast`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from starfire_cli.pruning._threads import in_threads
-from starfire_cli.pruning.kernels import KERNELS, NAN, Job, OneByOne, installed
+from starfire_cli.pruning.kernels import KERNELS, NAN, MaskJob, OneByOne, installed
 from starfire_cli.pruning.kernels._patterns import ConvCounts, LinearCounts, counts_of, groups_of
 from starfire_cli.pruning.kernels.torch import TorchKernels, write_dead
 from starfire_cli.pruning.layers import Layer
@@ -27,10 +27,10 @@ _NEURONS = 1 << 18  # weights of a linear layer, likewise, in whole neurons
 @KERNELS.register("numba")
 @dataclass(frozen=True, kw_only=True)
 class NumbaKernels:
-    """Float32 weights in contiguous or channels_last memory; all others go the way of `torch`."""
+    """Kernels for float32 weights in contiguous or channels_last memory; all others fall back to `torch`."""
 
     @classmethod
-    def why_not(cls, device: torch.device) -> str | None:
+    def unsupported_reason(cls, device: torch.device) -> str | None:
         if device.type != "cpu":
             return f"numba computes on the CPU, the weights are on {device.type}"
         return None if installed("numba") else 'numba is not installed (pip install "starfire-cli[fast]")'
@@ -38,15 +38,15 @@ class NumbaKernels:
     def takes(self, layer: Layer, budget: Budget) -> bool:
         return counts_of(layer, budget) is not None
 
-    def prune(self, jobs: Sequence[Job]) -> Tensor:
+    def prune(self, jobs: Sequence[MaskJob]) -> Tensor:
         layers = [(_Linear if _of_single_weights(job) else _Whole)(job) for job in jobs]
         in_threads([task for layer in layers for task in layer.tasks()])
         return torch.tensor(in_threads([(layer.rest, layer.finish) for layer in layers]))
 
-    def standing(self, jobs: Sequence[Job]) -> OneByOne:
+    def prepare(self, jobs: Sequence[MaskJob]) -> OneByOne:
         return OneByOne(self, jobs)
 
-    def silence(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    def mask_gradients(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         clear = _loops().clear
         tasks: list[tuple[int, Callable[[], object]]] = []
         for gradient, mask in zip(gradients, masks, strict=True):
@@ -59,7 +59,7 @@ class NumbaKernels:
                 tasks.append((bits[piece].size, partial(clear, alive[piece], bits[piece])))
         in_threads(tasks)
 
-    def delay(self) -> str | None:
+    def warmup_notice(self) -> str | None:
         clear = _loops().clear  # of all loops the one that is always needed
         place, kept = clear.stats.cache_path, f"*.clear-{clear.py_func.__code__.co_firstlineno}.*.nbi"
         if clear.signatures or (place and any(Path(place).glob(kept))):
@@ -68,18 +68,18 @@ class NumbaKernels:
 
 
 class _Whole:
-    """A layer that one thread brings down."""
+    """A layer that one thread prunes."""
 
     rest = 0
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: MaskJob) -> None:
         self._job, self._count = job, 0
 
     def tasks(self) -> list[tuple[int, Callable[[], None]]]:
         return [(self._job.weight.numel(), self._prune)]
 
     def finish(self) -> int:
-        """How many of its weights are dead, or `NAN`; once all `tasks` are done."""
+        """The number of dead weights, or `NAN`; once all `tasks` are done."""
         return self._count
 
     def _prune(self) -> None:
@@ -95,13 +95,13 @@ class _Whole:
 
 
 class _Linear:
-    """A linear layer that loses single weights; as `_Whole`, but all threads look for what goes.
+    """A linear layer that loses single weights; as `_Whole`, but all threads search it.
 
     Args:
         rest: what there is to do in `finish`.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: MaskJob) -> None:
         self._job = job
         self._bits_OI, self._alive_OI = job.weight.detach().numpy().view(np.int32), job.alive.numpy().view(np.uint8)
         O, I = self._bits_OI.shape
@@ -133,27 +133,27 @@ class _Linear:
         self._living.append(_loops().weigh(*(array[piece] for array in arrays)))
 
 
-def _of_single_weights(job: Job) -> bool:
-    """Whether it is a job for `_Linear`."""
+def _of_single_weights(job: MaskJob) -> bool:
+    """Whether a job is one for `_Linear`."""
     counts = counts_of(job.layer, job.budget)
     return isinstance(counts, LinearCounts) and not counts.tiles and _fits(job) and job.weight.is_contiguous()
 
 
-def _fits(job: Job) -> bool:
-    """Whether the loops are made for a layer; all others go the way of `torch`."""
+def _fits(job: MaskJob) -> bool:
+    """Whether the loops support a layer; all others fall back to `torch`."""
     weight = job.weight
     return weight.dtype == torch.float32 and _dense(weight) and job.alive.stride() == weight.stride()
 
 
-def _others(job: Job) -> tuple[list[Tensor], list[Tensor]]:
-    """What lies in memory as the weight does, and what does not."""
+def _others(job: MaskJob) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors laid out in memory as the weight is, and the others."""
     fits = [x.dtype == torch.float32 and x.stride() == job.weight.stride() for x in job.others]
     pairs = list(zip(fits, job.others, strict=True))
     return [x.detach() for like, x in pairs if like], [x for like, x in pairs if not like]
 
 
-def _prune_convolution(job: Job, counts: ConvCounts, like: Sequence[Tensor]) -> int:
-    """How many weights live once it is done."""
+def _prune_convolution(job: MaskJob, counts: ConvCounts, like: Sequence[Tensor]) -> int:
+    """Prune a convolution; returns the number of live weights."""
     loops, groups = _loops(), groups_of(job.layer, counts)
     places = [_as_KWC(x) for x in (job.alive, job.weight.detach(), *like)]
     arrays = [np.ascontiguousarray(x) for x in places]  # copies only where they are not in channels_last memory
@@ -171,7 +171,7 @@ def _prune_convolution(job: Job, counts: ConvCounts, like: Sequence[Tensor]) -> 
 
 
 def _dense(tensor: Tensor) -> bool:
-    """Whether its numbers lie side by side in memory, in one of the two orders."""
+    """Whether a tensor is contiguous in memory in one of the two orders."""
     return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 

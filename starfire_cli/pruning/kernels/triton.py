@@ -1,4 +1,5 @@
-"""CUDA: Triton kernels, in a handful of launches for all layers of a call; nothing but a graph's capture waits.
+"""CUDA kernels in Triton: a handful of launches for all layers of a call; only the capture of a CUDA graph
+synchronises.
 
 Layers that are pruned again and again have their table on the device; a call tells it what is due and replays one CUDA
 graph, in which the programs of layers that are not due end at once. Checked to be equal to `torch` bit for bit under
@@ -16,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starfire_cli.pruning.kernels import KERNELS, Job, installed
+from starfire_cli.pruning.kernels import KERNELS, MaskJob, installed
 from starfire_cli.pruning.kernels._patterns import counts_of
-from starfire_cli.pruning.kernels.gpu.muting import Muting
+from starfire_cli.pruning.kernels.gpu.gradient_masking import GradientMasking
 from starfire_cli.pruning.kernels.gpu.table import (
     BLOCK,
     FEW,
@@ -60,7 +61,7 @@ class TritonKernels:
     graphs: bool = True
 
     @classmethod
-    def why_not(cls, device: torch.device) -> str | None:
+    def unsupported_reason(cls, device: torch.device) -> str | None:
         if not installed("triton"):
             return "triton is not installed (on Linux, torch for CUDA brings it)"
         interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
@@ -71,27 +72,27 @@ class TritonKernels:
     def takes(self, layer: Layer, budget: Budget) -> bool:
         return counts_of(layer, budget) is not None
 
-    def prune(self, jobs: Sequence[Job]) -> Tensor:
+    def prune(self, jobs: Sequence[MaskJob]) -> Tensor:
         if not jobs:
             return torch.zeros(0, dtype=torch.int64)
-        return TritonStanding(jobs, graphs=False).prune([job.budget for job in jobs])
+        return TritonLayers(jobs, graphs=False).prune([job.budget for job in jobs])
 
-    def standing(self, jobs: Sequence[Job]) -> TritonStanding:
-        return TritonStanding(jobs, graphs=self.graphs)
+    def prepare(self, jobs: Sequence[MaskJob]) -> TritonLayers:
+        return TritonLayers(jobs, graphs=self.graphs)
 
-    def silence(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
-        self._muting(gradients, masks)
+    def mask_gradients(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+        self._gradient_masking(gradients, masks)
 
-    def delay(self) -> str | None:
+    def warmup_notice(self) -> str | None:
         return None  # not worth a line
 
     @cached_property
-    def _muting(self) -> Muting:
-        return Muting()
+    def _gradient_masking(self) -> GradientMasking:
+        return GradientMasking()
 
 
-class TritonStanding:
-    """`Standing` on a GPU. From the second call on graphs are captured, for which the device is waited for.
+class TritonLayers:
+    """`PreparedLayers` on a GPU. From the second call on graphs are captured, for which the device is waited for.
 
     There is one for each combination of what may be due. A call may be captured by others if the call before had the
     same budgets; RuntimeError otherwise. Their graph reads this object: it has to outlive the graph, and to be called
@@ -102,7 +103,7 @@ class TritonStanding:
     _compiled: bool  # all that a graph holds
     _told: list[int]  # what stands in `_due`
 
-    def __init__(self, jobs: Sequence[Job], *, graphs: bool) -> None:
+    def __init__(self, jobs: Sequence[MaskJob], *, graphs: bool) -> None:
         self._jobs = tuple(jobs)
         self._device = jobs[0].weight.device
         self._graphs = graphs and self._device.type == "cuda"
@@ -133,7 +134,7 @@ class TritonStanding:
         self._due = torch.zeros(len(self._table.rows), Due.WIDTH, dtype=torch.int64, device=self._device)
 
     def _tell(self, budgets: Sequence[Budget | None], *, capturing: bool) -> frozenset[str]:
-        """Let the device know, and say what of `KINDS` is due."""
+        """Upload the due counts; returns those of `KINDS` that are due."""
         news = "what is captured has to have been called with the same budgets right before"
         try:
             told, needed = self._table.due(budgets, self._kernels, self._more)
@@ -154,7 +155,7 @@ class TritonStanding:
         return needed
 
     def _captured(self, needed: frozenset[str]) -> torch.cuda.CUDAGraph:
-        """Linear layers are a branch of their own, which goes first: a chain of small launches, which others hide.
+        """Capture the launches as a graph; linear layers, a chain of small launches, are a branch that goes first.
 
         All graphs use the same memory: nothing in it outlives a replay. It is kept by stream, so these are the same.
         """
@@ -171,7 +172,7 @@ class TritonStanding:
         return first, beside
 
     def _launch(self, needed: frozenset[str], beside: torch.cuda.Stream | None = None) -> None:
-        """All that is `needed`, linear layers on the stream `beside` if there is one."""
+        """Launch all that is `needed`, linear layers on the stream `beside` if there is one."""
         for size, part in self._table.parts.items():
             kept = self._begin(size, part)
             linear = "weights" in needed and part.lists > 0
@@ -185,7 +186,7 @@ class TritonStanding:
                 torch.cuda.current_stream(self._device).wait_stream(beside)
 
     def _begin(self, size: int, part: Part) -> tuple[Tensor, Tensor]:
-        """What the kernels for linear layers count in: `tally` and `histograms`, zeros where a layer is due."""
+        """Zero the counters of the linear kernels, `tally` and `histograms`, where a layer is due."""
         from starfire_cli.pruning.kernels.gpu.device import begin
 
         rows, on = self._table.rows, part.programs["layers"]
@@ -194,7 +195,7 @@ class TritonStanding:
         return tally, histograms
 
     def _prune_convolutions(self, size: int, part: Part, needed: frozenset[str]) -> None:
-        """Bring those down whose weights have `size` bytes."""
+        """Prune the convolutions whose weights have `size` bytes."""
         from starfire_cli.pruning.kernels.gpu import channels
         from starfire_cli.pruning.kernels.gpu import device as device
         from starfire_cli.pruning.kernels.gpu.weakest import weakest
@@ -219,7 +220,7 @@ class TritonStanding:
             launch(device.apply, "windows", BLOCK=BLOCK)
 
     def _prune_linear(self, size: int, part: Part, tally: Tensor, histograms: Tensor, *, tiles: bool) -> None:
-        """Bring those down whose weights have `size` bytes."""
+        """Prune the linear layers whose weights have `size` bytes."""
         from starfire_cli.pruning.kernels.gpu import linear as linear
         from starfire_cli.pruning.kernels.gpu import listed as listed
 
@@ -240,7 +241,7 @@ class TritonStanding:
             self._on(part, linear.finish, "weights", tally, guards, table.limits, states, ties, **block)
 
     def _on(self, part: Part, kernel: Any, name: str, *more: Tensor, **constants: int) -> None:
-        """Launch what has these programs; nothing where there are none."""
+        """Launch a kernel with these programs; nothing where there are none."""
         if name in part.programs:
             table, on = self._table, part.programs[name]
             _launch(kernel, on, table.rows, table.targets, on, self._due, self._counts, *more, **constants)
@@ -249,7 +250,7 @@ class TritonStanding:
         return torch.empty(shape, dtype=dtype, device=self._device)
 
     def _take_tiles(self, part: Part) -> None:
-        """Mark all weights whose tiles go."""
+        """Mark all weights of the tiles that go."""
         from starfire_cli.pruning.kernels.gpu.linear import select
 
         rows, programs = self._table.rows, part.programs["tiles"]
@@ -277,7 +278,7 @@ class TritonStanding:
 
 
 def options_of(kernel: str) -> dict[str, Any]:
-    """How a kernel is compiled."""
+    """The compile options of a kernel."""
     options = {"num_warps": 4, "enable_fp_fusion": False} | _OPTIONS.get(kernel, {})
     if torch.version.hip:  # AMD's compiler does not know it
         options.pop("maxnreg", None)
@@ -289,8 +290,8 @@ def _launch(kernel: Any, programs: Tensor, *arguments: Any, **constants: Any) ->
         kernel[(len(programs),)](*arguments, **constants, **options_of(kernel.__name__))
 
 
-def _tile_scores(job: Job, tiled: Tiled) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a linear layer's tiles the scores, float64, which are alive and which keep a neuron alive, (rows, columns).
+def _tile_scores(job: MaskJob, tiled: Tiled) -> tuple[Tensor, Tensor, Tensor]:
+    """The scores of a linear layer's tiles, float64, those alive, and those that keep a neuron alive, (rows, columns).
 
     By the very operations of `units`: a sum in another order may round to another number.
     """

@@ -1,4 +1,4 @@
-"""The family of pruning methods, one a file, and what a member must be able to do.
+"""The family of pruning methods, one a file, and the interface of a member.
 
 A method says in its registration which layers it takes, "conv", "linear" or both, and in whole numbers what must be
 gone of each; `units.apply_cuts`, or the kernels, find which weights these are. While a layer's budget stays the same
@@ -16,10 +16,10 @@ from starfire_cli.registry import Family
 
 
 class Method(Protocol):
-    """How layers are pruned."""
+    """A pruning method: a budget for each layer."""
 
     def budget(self, layer: Layer, goal: Goal) -> Budget | None:
-        """What must be gone of a layer at `goal`; None where the method leaves it alone.
+        """The cuts of a layer that are due at `goal`; None where the method leaves it alone.
 
         The layer's kind, shape and groups decide, not its name. Whatever the progress, the cuts are the same ones in
         the same order, and only their counts differ.

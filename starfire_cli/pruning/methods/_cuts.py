@@ -1,4 +1,4 @@
-"""The cuts that several methods make, and the ranges of the options that they share."""
+"""Cuts that several methods make, and the ranges of the options that they share."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from starfire_cli.pruning.units import Budget, Cut
 
 @lru_cache(maxsize=1 << 12)  # asked for every shape at every step of an era, and equal cuts compare faster if the same
 def windows(count: int) -> Cut:
-    """So many weights of every window."""
+    """A cut of `count` weights of every window."""
     return Cut("", "KC", count)
 
 
 @lru_cache(maxsize=1 << 12)
 def kernels(count: int) -> Cut:
-    """So many whole kernels of every input channel."""
+    """A cut of `count` whole kernels of every input channel."""
     return Cut("RS", "C", count)
 
 
@@ -65,12 +65,12 @@ def check_max_nonzero(max_nonzero: int | None) -> None:
 
 
 def check_share(share: float) -> None:
-    """Raises BadOption unless `share` is a part of a whole."""
+    """Raises BadOption unless `share` is a fraction of 1."""
     if not 0 <= share <= 1:
         raise BadOption(f"share={share} is out of range; it is a part of the threshold, 0 to 1")
 
 
 def check_tile(n: int) -> None:
-    """Raises BadOption unless the paper knows tiles of that side."""
+    """Raises BadOption unless `n` is a tile side of the paper."""
     if not 1 <= n <= 4:
         raise BadOption(f"n={n} is out of range; a tile's side is 1 to 4")

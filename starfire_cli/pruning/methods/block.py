@@ -1,4 +1,4 @@
-"""Block pruning: whole n x n tiles of the weight matrix go (paper, section 2.1.2, figure 2d)."""
+"""Block pruning: prunes whole n x n tiles of the weight matrix (paper, section 2.1.2, figure 2d)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starfire_cli.pruning.units import Budget
 @METHODS.register("block", "linear")
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """The tiles with the smallest sum of |w| go; in every row of tiles one stays.
+    """Prunes the tiles with the smallest sum of |w|; one of each row of tiles stays.
 
     Args:
         n: the side of a tile, 1 to 4 (the paper: n < 5); tiles at the ragged edges are smaller.

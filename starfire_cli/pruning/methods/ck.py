@@ -1,4 +1,4 @@
-"""CK pruning: of the K kernels that read one input channel, whole kernels go (paper, section 2.1.1, Algorithm 1)."""
+"""CK pruning: prunes the weakest of the K kernels that read one input channel (paper, section 2.1.1, Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starfire_cli.pruning.units import Budget, Cut
 @METHODS.register("ck", "conv")
 @dataclass(frozen=True, kw_only=True)
 class CK:
-    """For each input channel, the kernels whose largest weight is smallest go.
+    """Prunes, of each input channel, the kernels whose largest weight is smallest.
 
     A depthwise kernel is all its channel has, so depthwise layers stay dense.
 

@@ -1,4 +1,4 @@
-"""Nothing is pruned: the baseline."""
+"""No pruning: the dense baseline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starfire_cli.pruning.units import Budget
 @METHODS.register("dense", "conv", "linear")
 @dataclass(frozen=True, kw_only=True)
 class Dense:
-    """Nothing is pruned."""
+    """Prunes nothing."""
 
     def budget(self, layer: Layer, goal: Goal) -> Budget | None:
         return None

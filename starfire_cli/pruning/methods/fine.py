@@ -1,4 +1,4 @@
-"""Fine pruning: all weights of the layer compete one by one (paper, section 2.1.2)."""
+"""Fine pruning: prunes single weights, all weights of the layer competing (paper, section 2.1.2)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starfire_cli.pruning.units import Budget
 @METHODS.register("fine", "linear")
 @dataclass(frozen=True, kw_only=True)
 class Fine:
-    """The smallest weights of the layer go; every output neuron keeps at least one."""
+    """Prunes the smallest weights of the layer; every output neuron keeps at least one."""
 
     def budget(self, layer: Layer, goal: Goal) -> Budget | None:
         return (weight_cut(layer, goal.threshold),)

@@ -1,4 +1,4 @@
-"""Inter-epoch pruning: the era falls into two phases, whole kernels and windows (paper, section 7.1).
+"""Inter-epoch pruning: splits the era into a phase of whole kernels and a phase of windows (paper, section 7.1).
 
 Both phases lead to the counts that intra reaches with the same share: the kernels take what the windows' whole
 numbers leave of the target, so the layer still ends at it.
@@ -22,7 +22,7 @@ ORDERS = ("ck-window", "window-ck")
 @METHODS.register("inter", "conv")
 @dataclass(frozen=True, kw_only=True)
 class Inter:
-    """First one kind of pruning, then the other.
+    """Prunes in two phases: first one kind of cut, then the other.
 
     Args:
         order: "ck-window" or "window-ck".

@@ -1,4 +1,4 @@
-"""Intra-epoch pruning: window first, then whole kernels of what is left (paper, section 2.1.1, Algorithm 4).
+"""Intra-epoch pruning: cuts windows first, then whole kernels of what is left (paper, section 2.1.1, Algorithm 4).
 
 The paper's `window_mask = generate_ck_sparsity_mask(...)` is read as the misprint of the window routine that its text
 describes, and the kernel step takes just what the layer still lacks, so that the layer as a whole meets the threshold.
@@ -24,7 +24,7 @@ from starfire_cli.pruning.units import Budget, Cut
 @METHODS.register("intra", "conv")
 @dataclass(frozen=True, kw_only=True)
 class Intra:
-    """Windows lose a share of the threshold, whole kernels the rest; 1 x 1 convolutions follow the ck rule.
+    """Prunes a share of the threshold in windows, the rest as whole kernels; 1 x 1 convolutions follow the ck rule.
 
     Args:
         share: the part of the threshold that window pruning takes, in [0, 1].

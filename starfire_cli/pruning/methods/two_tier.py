@@ -1,4 +1,4 @@
-"""Two-tier pruning: whole tiles for a share of the threshold, then single weights (paper, section 2.1.2)."""
+"""Two-tier pruning: prunes whole tiles for a share of the threshold, then single weights (paper, section 2.1.2)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starfire_cli.pruning.units import Budget
 @METHODS.register("two-tier", "linear")
 @dataclass(frozen=True, kw_only=True)
 class TwoTier:
-    """Tiles go for a share of the threshold, then single weights until the layer reaches it.
+    """Prunes tiles for a share of the threshold, then single weights until the layer reaches it.
 
     Args:
         n: the side of a tile, 1 to 4.

@@ -1,4 +1,4 @@
-"""Window pruning: in each R x S window the smallest weights go (paper, section 2.1.1, Algorithm 3)."""
+"""Window pruning: prunes the smallest weights of each R x S window (paper, section 2.1.1, Algorithm 3)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starfire_cli.pruning.units import Budget
 @METHODS.register("window", "conv")
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """The smallest weights of each window go; 1 x 1 convolutions follow the ck rule.
+    """Prunes the smallest weights of each window; 1 x 1 convolutions follow the ck rule.
 
     Args:
         max_nonzero: at most this many weights stay in a 3 x 3 window once the era is over.

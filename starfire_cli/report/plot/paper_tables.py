@@ -16,7 +16,7 @@ from starfire_cli.report.plot.groups import (
     row_names,
     row_order,
 )
-from starfire_cli.report.plot.table_cells import Cell, Measure, PaperTable, Row, Setup, cell_of
+from starfire_cli.report.plot.table_cells import Cell, Measure, PaperTable, Setup, TableRow, cell_of
 from starfire_cli.text import counted
 
 _SIDE_BY_SIDE = 2  # methods, up to which table 5 is laid out as in the paper
@@ -86,7 +86,7 @@ def _by_target(
     setup: Setup, number: int, title: str, measure: Measure, *, compare: bool = False, unit: str = "accuracy"
 ) -> PaperTable:
     targets = sorted({group.first.target or 0.0 for group in setup.sparse})
-    dense: list[Row] = []
+    dense: list[TableRow] = []
     rows: dict[str, list[Cell | None]] = {}
     groups = sorted(setup.groups, key=row_order)
     for group, name in zip(groups, row_names(groups), strict=True):
@@ -94,7 +94,7 @@ def _by_target(
         if cell is None:
             continue
         if group.first.dense:
-            dense.append(Row(name=name, cells=(None,) * len(targets), own=cell))
+            dense.append(TableRow(name=name, cells=(None,) * len(targets), own=cell))
             continue
         reference = cell_of(setup.dense_for(group), measure, unit) if compare else None
         if reference is not None:
@@ -108,7 +108,7 @@ def _by_target(
         title=title,
         setup=setup.name,
         columns=("Sparsity (%)", *map(_bare_percent, targets)),
-        rows=(*dense, *(Row(name=name, cells=tuple(cells)) for name, cells in rows.items())),
+        rows=(*dense, *(TableRow(name=name, cells=tuple(cells)) for name, cells in rows.items())),
         notes=tuple(notes),
     )
 
@@ -123,7 +123,7 @@ def _two_lengths(setup: Setup) -> PaperTable:
             for e in epochs
         ]
         if any(accuracy for _, accuracy in pairs):
-            rows.append(Row(name=group.label, cells=tuple(cell for pair in pairs for cell in pair)))
+            rows.append(TableRow(name=group.label, cells=tuple(cell for pair in pairs for cell in pair)))
     return PaperTable(
         number=2,
         title="true sparsity and top-1 accuracy",
@@ -145,12 +145,12 @@ def _true_sparsity(setup: Setup) -> PaperTable:
         dense = next((g for g in setup.groups if g.first.dense), None)
         placed |= {(name, 0.0): dense for name in methods if dense}
         rows = tuple(
-            Row(name=_bare_percent(t), cells=tuple(c for name in methods for c in _best_of(placed.get((name, t)))))
+            TableRow(name=_bare_percent(t), cells=tuple(c for name in methods for c in _best_of(placed.get((name, t)))))
             for t in sorted({target or 0.0 for _, target in placed})
         )
         heads, spans = columns * len(methods), (("", 1), *((name, len(columns)) for name in methods))
     else:
-        rows = tuple(Row(name=group.label, cells=_best_of(group)) for group in setup.groups)
+        rows = tuple(TableRow(name=group.label, cells=_best_of(group)) for group in setup.groups)
         heads, spans = columns, ()
     return PaperTable(
         number=5,
@@ -181,7 +181,7 @@ def _other_drops(setup: Setup) -> PaperTable:
             cell = cell_of(group, after)
             if cell and reference:
                 name = f"{_bare_name(group)}, {_drops(group)} against {_drops(usual)}"
-                rows.append(Row(name=name, cells=(replace(cell, difference=cell.mean - reference.mean),)))
+                rows.append(TableRow(name=name, cells=(replace(cell, difference=cell.mean - reference.mean),)))
     return PaperTable(
         number=8,
         title=f"top-1 accuracy after {counted(setup.late, 'epoch')} with other drops of the learning rate",

@@ -45,7 +45,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TableRow:
     """A row: its name, a cell (None: nothing there) for each column, and a number of its own beside the name."""
 
     name: str
@@ -71,7 +71,7 @@ class PaperTable:
     title: str
     setup: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     spans: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from starfire_cli.errors import unknown
-from starfire_cli.report.plot.table_cells import Cell, PaperTable, Row
+from starfire_cli.report.plot.table_cells import Cell, PaperTable, TableRow
 
 FORMATS = ("terminal", "markdown", "latex", "csv")
 _SHORT = {"md": "markdown", "tex": "latex", "term": "terminal", "text": "terminal"}
@@ -126,7 +126,7 @@ def heading(table: PaperTable) -> str:
     return f"Table {table.number}: {table.title} ({table.setup})"
 
 
-def _named(row: Row) -> str:
+def _named(row: TableRow) -> str:
     return f"{row.name} ({row.own.text()})" if row.own else row.name
 
 

@@ -18,7 +18,7 @@ from starfire_cli.formats.robustness import PER_IMAGE, read_robustness, write_ro
 from starfire_cli.networks.network import Network
 from starfire_cli.records.attack import AttackProgress, NetworkResult
 from starfire_cli.workflows.attack import verdict as verdict
-from starfire_cli.workflows.attack.sweep import ATTACK, CLEAN, Sweep, Tallies, Tally
+from starfire_cli.workflows.attack.sweep import ATTACK, CLEAN, AttackTally, Sweep, Tallies
 
 _SAVE_SECONDS = 5.0
 
@@ -35,7 +35,7 @@ def controls_of(attack: Attack) -> tuple[str, ...]:
     return {"noise": (), "fgsm": ("noise",)}.get(name, ("noise", "fgsm"))
 
 
-class Plan:
+class SweepPlan:
     """What is to be done for one network.
 
     Args:
@@ -75,7 +75,7 @@ class Plan:
         self.path = path
         check_writable(path)
         self.tallies: Tallies = {}
-        self.heard: dict[str, None] = {}
+        self.attack_notes: dict[str, None] = {}
         earlier = read_robustness(self.path, fresh=fresh)
         self.notes = () if fresh or earlier is None else self._recall(earlier, settings["images"])
 
@@ -100,7 +100,7 @@ class Plan:
             autocast=autocast,
             other=None if self._other is None else self._other.model,
             tallies=self.tallies,
-            notes=self.heard,
+            notes=self.attack_notes,
         )
         total = len(sweep.wanted()) * len(split)
         saved, known = time.perf_counter(), sum(tally.done for tally in sweep.wanted())
@@ -117,7 +117,7 @@ class Plan:
         if done < total:  # corrupt images that were left out
             sweep.settle()
 
-    def result(self, other: Plan | None) -> NetworkResult:
+    def result(self, other: SweepPlan | None) -> NetworkResult:
         """All rows; `other` is the second network's plan where images were shown to both."""
         clean = self.tallies[CLEAN][0.0]
         return NetworkResult(
@@ -138,7 +138,7 @@ class Plan:
             "attack": self.spec,
             "complete": complete,
             **rows,
-            "notes": list(self.heard),
+            "notes": list(self.attack_notes),
             "settings": self._settings,
             **({"shown_to": self._shown_to} if self._shown_to else {}),
             **self._facts,
@@ -159,7 +159,7 @@ class Plan:
                 return self._taken_up(earlier, images)
         except DamagedFile:
             self.tallies.clear()
-            self.heard.clear()
+            self.attack_notes.clear()
             return (f"{self.path} is damaged; everything is attacked again",)
 
     def _taken_up(self, earlier: dict[str, Any], images: int) -> tuple[str, ...]:
@@ -170,12 +170,12 @@ class Plan:
             why = ", ".join(words.get(key, f"another {key.replace('_', ' ')}") for key in differing)
             return (f"{self.path} is about {why}; it is replaced",)
         for name, by_size in earlier[PER_IMAGE].items():
-            self.tallies[name] = {float(size): Tally.from_plain(one, images) for size, one in by_size.items()}
+            self.tallies[name] = {float(size): AttackTally.from_plain(one, images) for size, one in by_size.items()}
         if self._shown_to in (None, earlier.get("shown_to")):
             self._shown_to = earlier.get("shown_to")
         else:
             for tally in self.tallies.get(ATTACK, {}).values():
                 tally.transfer = None  # it was another network that saw these images
-        self.heard.update((str(note), None) for note in earlier.get("notes", []))
+        self.attack_notes.update((str(note), None) for note in earlier.get("notes", []))
         done = sum(t.done for by_size in self.tallies.values() for t in by_size.values())
         return (f"{self.path} is taken up where it was left (--fresh starts over)",) if done else ()

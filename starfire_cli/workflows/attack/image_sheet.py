@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.attacks import Attack, Size
-from starfire_cli.attacks._draws import Draws
+from starfire_cli.attacks._draws import AttackDraws
 from starfire_cli.attacks._gradient import frozen
 from starfire_cli.data import Split
 from starfire_cli.formats.png import write_png
@@ -38,7 +38,7 @@ def save_sheets(
         StarfireError: the disk refuses.
     """
     images, labels = (part[:_SHOWN] for part in next(iter(split.batches(0))))
-    draws = Draws(seed=seed, index_N=torch.arange(len(images), device=images.device))
+    draws = AttackDraws(seed=seed, index_N=torch.arange(len(images), device=images.device))
     wanted = [size for size in sizes if size.eps]
     saved, notes = [], []
     with frozen(model):

@@ -25,7 +25,7 @@ from starfire_cli.options import check
 from starfire_cli.records.attack import AttackRecord, AttackReport, AttackStarted
 from starfire_cli.workflows.attack import verdict as verdict
 from starfire_cli.workflows.attack.batch_size import images_that_fit, most_useful
-from starfire_cli.workflows.attack.cached import Plan, spec_of
+from starfire_cli.workflows.attack.cached import SweepPlan, spec_of
 from starfire_cli.workflows.attack.image_sheet import save_sheets
 from starfire_cli.workflows.attack.request import AttackRequest
 
@@ -81,7 +81,7 @@ def attack(request: AttackRequest) -> Iterator[AttackRecord]:
         rows[0] |= {"against": rows[1], "pairs": [verdict.pair_as_plain(row) for row in pairs]}
     document = plans[0].write(rows[0], complete=True)
     saved: list[Path] = []
-    notes = list(dict.fromkeys(note for plan in plans for note in plan.heard))
+    notes = list(dict.fromkeys(note for plan in plans for note in plan.attack_notes))
     if request.save_images is not None:
         saved, remeasured = save_sheets(
             request.save_images,
@@ -186,7 +186,7 @@ def _second(request: AttackRequest, checkpoint: Checkpoint, info: DataInfo, devi
     )
 
 
-def _plans(request: AttackRequest, setting: _Setting, chosen: Attack, sizes: tuple[Size, ...]) -> list[Plan]:
+def _plans(request: AttackRequest, setting: _Setting, chosen: Attack, sizes: tuple[Size, ...]) -> list[SweepPlan]:
     """One for each network, with a file of its own."""
     # Runs that differ on purpose do not replace one another's files.
     suffix = f"-n{len(setting.split)}" if request.images is not None else ""
@@ -220,7 +220,7 @@ def _plans(request: AttackRequest, setting: _Setting, chosen: Attack, sizes: tup
         "hardware": runtime.hardware(setting.device),
     }
     return [
-        Plan(
+        SweepPlan(
             network,
             chosen,
             sizes,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.attacks import Adversarial, Attack
-from starfire_cli.attacks._draws import Draws
+from starfire_cli.attacks._draws import AttackDraws
 from starfire_cli.attacks._gradient import frozen
 from starfire_cli.data import Split
 from starfire_cli.errors import StarfireError
@@ -26,7 +26,7 @@ _SLACK = 1e-4  # by which float32 may put an image beyond eps, in l2 over many p
 
 
 @dataclass
-class Tally:
+class AttackTally:
     """Right or wrong, image by image, at one size; the first `done` images are known."""
 
     images: int
@@ -54,7 +54,7 @@ class Tally:
         return {"done": self.done, "seconds": round(self.seconds, 3), **plain}
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any], images: int) -> Tally:
+    def from_plain(cls, plain: Mapping[str, Any], images: int) -> AttackTally:
         """The inverse of `as_plain`. Raises KeyError, TypeError or ValueError for anything else."""
         tally = cls(images, done=int(plain["done"]), seconds=float(plain["seconds"]))
         if not 0 <= tally.done <= images:
@@ -65,7 +65,7 @@ class Tally:
         return tally
 
 
-Tallies = dict[str, dict[float, Tally]]
+Tallies = dict[str, dict[float, AttackTally]]
 
 
 @dataclass(kw_only=True)
@@ -99,18 +99,18 @@ class Sweep:
 
     def __post_init__(self) -> None:
         images = len(self.split)
-        self.tallies.setdefault(CLEAN, {}).setdefault(0.0, Tally(images))
+        self.tallies.setdefault(CLEAN, {}).setdefault(0.0, AttackTally(images))
         for name in self.attacks:
             for size in self.sizes:
-                tally = self.tallies.setdefault(name, {}).setdefault(size, Tally(images))
+                tally = self.tallies.setdefault(name, {}).setdefault(size, AttackTally(images))
                 if name != ATTACK:
                     continue
                 if self.other is not None and tally.transfer is None:
-                    self.tallies[name][size] = Tally(images, transfer=np.zeros(images, dtype=np.bool_))
+                    self.tallies[name][size] = AttackTally(images, transfer=np.zeros(images, dtype=np.bool_))
                 if self.other is None and tally.done < images:
                     tally.transfer = None  # the rest of the images will not be shown to the other network
 
-    def wanted(self) -> list[Tally]:
+    def wanted(self) -> list[AttackTally]:
         """The tallies that this sweep is about; there may be others, from earlier ones."""
         asked = [self.tallies[name][size] for name in self.attacks for size in self.sizes]
         return [self.tallies[CLEAN][0.0], *asked]
@@ -153,7 +153,7 @@ class Sweep:
             clean.right[place], clean.right5[place] = self._score(self.model, images, labels)
             clean.done, clean.seconds = end, clean.seconds + time.perf_counter() - began
             yield sum(tally.done for tally in self.wanted())
-        draws = Draws(seed=self.seed, index_N=torch.arange(first, end, device=images.device))
+        draws = AttackDraws(seed=self.seed, index_N=torch.arange(first, end, device=images.device))
         for name, attack in self.attacks.items():
             todo = [size for size in self.sizes if self.tallies[name][size].done < end]
             if not todo:
@@ -175,7 +175,7 @@ class Sweep:
             for size in todo:
                 self.tallies[name][size].seconds += spent / len(todo)
 
-    def _keep(self, tally: Tally, place: slice, found: Adversarial, labels: Tensor, *, transfer: bool) -> None:
+    def _keep(self, tally: AttackTally, place: slice, found: Adversarial, labels: Tensor, *, transfer: bool) -> None:
         if found.blind_N is not None:
             if tally.blind is None:
                 tally.blind = np.zeros(tally.images, dtype=np.bool_)

@@ -10,13 +10,13 @@ from starfire_cli.attacks import Size
 from starfire_cli.formats.robustness import Bits
 from starfire_cli.records.attack import NetworkResult, PairPoint, RobustPoint
 from starfire_cli.workflows.attack.confidence import bootstrap, mcnemar, wilson
-from starfire_cli.workflows.attack.sweep import ATTACK, CLEAN, Tallies, Tally
+from starfire_cli.workflows.attack.sweep import ATTACK, CLEAN, AttackTally, Tallies
 
 _BLIND = 0.01  # share of zero gradients beyond which an accuracy is in doubt
 _SURE = 0.05  # p-value below which a difference counts as seen
 
 
-def point(tally: Tally, size: Size, clean: Tally, right: Bits | None = None) -> RobustPoint:
+def point(tally: AttackTally, size: Size, clean: AttackTally, right: Bits | None = None) -> RobustPoint:
     """One row: `tally` at `size`, or other bits (`right`) of the same images."""
     bits = tally.right if right is None else right
     correct, images = int(bits.sum()), tally.images

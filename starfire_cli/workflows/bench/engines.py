@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.errors import StarfireError
+from starfire_cli.formats.onnx_graph import missing_package, write_graph
 from starfire_cli.sparse import SparseNetwork
 from starfire_cli.text import reason
-from starfire_cli.workflows.compress.export import graph_needs, write_graph
 
 Run = Callable[[], Tensor]
 
@@ -35,7 +35,7 @@ class Graph:
     def written(self) -> Path:
         """Where it is. Raises StarfireError, quickly from the second time on."""
         if self._problem is None and not self._path.exists():
-            self._problem = graph_needs()
+            self._problem = missing_package()
             try:
                 if self._problem is None:
                     write_graph(self._model, torch.zeros(2, 3, self._side, self._side), self._path)
@@ -47,7 +47,7 @@ class Graph:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class BenchJob:
     """What every engine is asked to run.
 
     Args:
@@ -77,27 +77,27 @@ class Engine:
 
     name: str
     label: str
-    ready: Callable[[Job], Run]
+    ready: Callable[[BenchJob], Run]
     sparse: bool = False
 
 
-def _contiguous(job: Job) -> Run:
+def _contiguous(job: BenchJob) -> Run:
     return _in_inference(job.model, job.images)
 
 
-def _channels_last(job: Job) -> Run:
+def _channels_last(job: BenchJob) -> Run:
     # Images that lie in memory as this network likes them: that they must be laid out is not its time.
     model = copy.deepcopy(job.model).to(memory_format=torch.channels_last)
     return _in_inference(model, job.images.to(memory_format=torch.channels_last))
 
 
-def _compiled(job: Job) -> Run:
+def _compiled(job: BenchJob) -> Run:
     # Frozen: BatchNorm is folded into weights and these lie as oneDNN likes them, as in the other engines.
     torch.compiler.reset()
     return _in_inference(torch.compile(job.model, dynamic=False, options={"freezing": True}), job.images)
 
 
-def _onnxruntime(job: Job) -> Run:
+def _onnxruntime(job: BenchJob) -> Run:
     if importlib.util.find_spec("onnxruntime") is None:
         raise StarfireError('onnxruntime is not installed (pip install "starfire-cli[onnx]")')
     path = job.graph.written()
@@ -115,7 +115,7 @@ def _onnxruntime(job: Job) -> Run:
     return lambda: torch.from_numpy(session.run(None, pixels)[0])
 
 
-def _openvino(job: Job) -> Run:
+def _openvino(job: BenchJob) -> Run:
     if importlib.util.find_spec("openvino") is None:
         raise StarfireError('openvino is not installed (pip install "starfire-cli[bench]")')
     path = job.graph.written()
@@ -136,7 +136,7 @@ def _openvino(job: Job) -> Run:
     return lambda: torch.from_numpy(request.infer(pixels, share_inputs=True, share_outputs=True)[0])
 
 
-def _starfire(job: Job) -> Run:
+def _starfire(job: BenchJob) -> Run:
     if isinstance(job.sparse, str):
         raise StarfireError(job.sparse)
     job.sparse.choices(tuple(job.images.shape))

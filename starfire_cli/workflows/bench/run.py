@@ -23,11 +23,11 @@ from starfire_cli.networks.network import Network
 from starfire_cli.networks.ready import as_trained
 from starfire_cli.networks.rebuild import parse_input
 from starfire_cli.options import check
-from starfire_cli.records.bench import BatchTimings, LayerTiming, Progress, Setting, Timing
+from starfire_cli.records.bench import BatchTimings, BenchProgress, LayerTiming, Setting, Timing
 from starfire_cli.sparse import SparseNetwork, missing, sparsify
 from starfire_cli.text import reason
 from starfire_cli.values import parse_list, parse_whole
-from starfire_cli.workflows.bench.engines import COMPILED, ENGINES, PLAIN, Engine, Graph, Job, Run
+from starfire_cli.workflows.bench.engines import COMPILED, ENGINES, PLAIN, BenchJob, Engine, Graph, Run
 from starfire_cli.workflows.bench.request import BenchRequest
 from starfire_cli.workflows.bench.rounds import in_rounds
 
@@ -36,7 +36,7 @@ _BUSY = 0.7  # processes that run or want to, on average over the last minute
 _INSIDE = "net."  # a network lies in `Normalized`
 
 
-def bench(request: BenchRequest) -> Iterator[Progress | Setting | BatchTimings]:
+def bench(request: BenchRequest) -> Iterator[BenchProgress | Setting | BatchTimings]:
     """Time every way to run the network; yields the setting, and then what was timed, a batch size at a time.
 
     A way that fails is reported with its reason; only the plain dense network has to run.
@@ -59,7 +59,7 @@ def bench(request: BenchRequest) -> Iterator[Progress | Setting | BatchTimings]:
 
 def _bench(
     request: BenchRequest, network: Network, notes: list[str], batches: tuple[int, ...], side: int
-) -> Iterator[Progress | Setting | BatchTimings]:
+) -> Iterator[BenchProgress | Setting | BatchTimings]:
     model = network.model
     try:
         macs = count_macs(model, side)
@@ -102,21 +102,23 @@ def _bench(
         graph = Graph(model, side, Path(folder) / "model.onnx")
         for batch in batches:
             pixels = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
-            job = Job(model=model, images=pixels, threads=torch.get_num_threads(), graph=graph, sparse=sparse)
+            job = BenchJob(model=model, images=pixels, threads=torch.get_num_threads(), graph=graph, sparse=sparse)
             timings = yield from _timings(job, engines, request.seconds)
             ran = any(timing.sparse and timing.problem is None for timing in timings)
             found = _layers(sparse, job.images, bare) if ran and isinstance(sparse, SparseNetwork) else ()
             yield BatchTimings(batch=batch, timings=timings, layers=found)
 
 
-def _timings(job: Job, engines: list[Engine], seconds: float) -> Generator[Progress, None, tuple[Timing, ...]]:
+def _timings(
+    job: BenchJob, engines: list[Engine], seconds: float
+) -> Generator[BenchProgress, None, tuple[Timing, ...]]:
     """Get every way ready, and time those that are; returns one `Timing` each."""
     batch = f"{len(job.images)} image{'s' if len(job.images) > 1 else ''} a call"
     found: dict[str, Timing] = {}
     runs: dict[str, Run] = {}
     expected: Tensor | None = None
     for engine in engines:
-        yield Progress(text=f"{batch}: {engine.label} is made ready")
+        yield BenchProgress(text=f"{batch}: {engine.label} is made ready")
         timing = Timing(name=engine.name, label=engine.label, sparse=engine.sparse)
         started = perf_counter()
         try:
@@ -133,7 +135,7 @@ def _timings(job: Job, engines: list[Engine], seconds: float) -> Generator[Progr
             continue
         runs[engine.name] = run
         found[engine.name] = replace(timing, ready=ready, difference=difference)
-    yield Progress(text=f"{batch}: {len(runs)} ways take turns, {seconds:g} s or more each")
+    yield BenchProgress(text=f"{batch}: {len(runs)} ways take turns, {seconds:g} s or more each")
     for name, taken in in_rounds(runs, seconds).items():
         timing = found[name]
         found[name] = replace(timing, problem=taken) if isinstance(taken, str) else replace(timing, rounds=taken)

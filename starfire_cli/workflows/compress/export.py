@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
@@ -16,6 +15,7 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.formats.atomic import atomic_write
 from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.checkpoint.interchange import WRITERS
+from starfire_cli.formats.onnx_graph import missing_package, write_graph
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.networks.network import Network
 from starfire_cli.networks.ready import as_trained
@@ -71,7 +71,7 @@ def _write_onnx(output: Path, network: Network) -> float | None:
 
     None where onnxruntime is not there to ask.
     """
-    if problem := graph_needs():
+    if problem := missing_package():
         raise StarfireError(f"--to onnx: {problem}")
     model, size = network.model, network.image_size
     pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -85,30 +85,6 @@ def _write_onnx(output: Path, network: Network) -> float | None:
     with atomic_write(output, need=len(data)) as file:
         file.write(data)
     return difference
-
-
-def graph_needs() -> str | None:
-    """Which package is missing to write ONNX, as a line for the user; None where all are there."""
-    for package in ("onnx", "onnxscript"):
-        if importlib.util.find_spec(package) is None:
-            return f'{package} is not installed (pip install "starfire-cli[onnx]")'
-    return None
-
-
-def write_graph(model: nn.Module, pixels: torch.Tensor, path: Path) -> None:
-    """The model as ONNX, for any number of images that are otherwise like `pixels`, at least two."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own about its exporter
-        torch.onnx.export(
-            model,
-            (pixels,),
-            path,
-            input_names=["pixels"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            external_data=False,
-            verbose=False,
-        )
 
 
 @torch.no_grad()

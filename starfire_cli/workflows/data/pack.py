@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from starfire_cli import __version__
 from starfire_cli.data.draws import shuffled
 from starfire_cli.data.finding import find
 from starfire_cli.data.images import decode
@@ -35,6 +34,7 @@ from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.atomic import atomic_write, write_text
 from starfire_cli.options import check
 from starfire_cli.records.data import PackedData, PackingPart, PackingStarted
+from starfire_cli.version import __version__
 from starfire_cli.workflows.data.request import PackRequest
 from starfire_cli.workflows.data.write_shards import Task, is_done, record_of, written
 

@@ -20,7 +20,7 @@ from starfire_cli.networks.rebuild import recipe_of
 from starfire_cli.pruning.channels.elimination import EliminationReport, eliminate
 from starfire_cli.pruning.channels.recipe import compose_recipes
 from starfire_cli.pruning.ties import apply_once
-from starfire_cli.records.prune import Progress, Pruned, SweepPoint
+from starfire_cli.records.prune import Pruned, PruneProgress, SweepPoint
 from starfire_cli.text import counted
 from starfire_cli.workflows.inspect.run import inspect
 from starfire_cli.workflows.prune.job import PruneJob, open_job, sparsity_of
@@ -33,21 +33,21 @@ from starfire_cli.workflows.recorded import fine_tuning
 from starfire_cli.workflows.train.settings import Pruning
 
 
-def prune_mask(request: PruneRequest) -> Iterator[Progress | SweepPoint | Pruned]:
+def prune_mask(request: PruneRequest) -> Iterator[PruneProgress | SweepPoint | Pruned]:
     """Prune and write, or measure a sweep; yields lines of progress, then points of the curve or the result.
 
     Raises:
         BadOption, StarfireError: one line: what cannot be done, and what would work. Nothing is half-written.
     """
     job = open_job(request)
-    yield from (Progress(text=note) for note in (*job.checkpoint.notes, *job.found.notes))
+    yield from (PruneProgress(text=note) for note in (*job.checkpoint.notes, *job.found.notes))
     if request.sweep is not None:
         yield from sweep(job, request.sweep)
     else:
         yield from _prune(job)
 
 
-def _prune(job: PruneJob) -> Iterator[Progress | Pruned]:
+def _prune(job: PruneJob) -> Iterator[PruneProgress | Pruned]:
     request, checkpoint = job.request, job.checkpoint
     assert request.target is not None
     pruning = job.pruning(request.target)
@@ -65,9 +65,9 @@ def _prune(job: PruneJob) -> Iterator[Progress | Pruned]:
         if trial is not None:
             side = trial.info.image_size
             meta["data"] = trial.as_meta()
-            yield from (Progress(text=note) for note in trial.notes)
+            yield from (PruneProgress(text=note) for note in trial.notes)
             before = trial.measure(job.network(checkpoint.state).net)
-            yield Progress(text=f"before: top-1 {before.top1:.2%} on {before.images:,} images of {before.data}")
+            yield PruneProgress(text=f"before: top-1 {before.top1:.2%} on {before.images:,} images of {before.data}")
             if request.recalibrate:
                 did.append(job.recalibrated(net, trial))
         if request.eliminate:

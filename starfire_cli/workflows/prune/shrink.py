@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.pruning import Masks
-from starfire_cli.pruning.channels.recipe import Recipe
+from starfire_cli.pruning.channels.recipe import ShrinkRecipe
 from starfire_cli.pruning.channels.shrink import shrink
 from starfire_cli.records.prune import Shrunk
 
@@ -21,7 +21,7 @@ _ROUNDING = 1e-3  # over the largest output, in the network's own precision
 
 def shrink_network(
     net: nn.Module, masks: Masks, image: tuple[int, int, int], device: torch.device, real: Tensor | None
-) -> tuple[nn.Module, Masks, Recipe, Shrunk]:
+) -> tuple[nn.Module, Masks, ShrinkRecipe, Shrunk]:
     """Shrink `net`, and compare the two.
 
     Args:

@@ -8,17 +8,17 @@ from dataclasses import replace
 from torch import Tensor
 
 from starfire_cli.errors import BadOption
-from starfire_cli.records.prune import Progress, SweepPoint
+from starfire_cli.records.prune import PruneProgress, SweepPoint
 from starfire_cli.workflows.prune.job import PruneJob, sparsity_of
 from starfire_cli.workflows.prune.oneshot import prune_once
 from starfire_cli.workflows.prune.trial import Trial
 
 
-def sweep(job: PruneJob, targets: tuple[float, ...]) -> Iterator[Progress | SweepPoint]:
+def sweep(job: PruneJob, targets: tuple[float, ...]) -> Iterator[PruneProgress | SweepPoint]:
     """The accuracy at each target, without and with nothing trained in between; all layers at once or one by one."""
     job.network(job.checkpoint.state)  # says so if there is none, before anything takes time
     trial = Trial(job.checkpoint, job.request.trial)
-    yield from (Progress(text=note) for note in trial.notes)
+    yield from (PruneProgress(text=note) for note in trial.notes)
     yield _point(job, trial, None, 0.0, job.checkpoint.state, sparsity_of(job.checkpoint, job.found.layers))
     groups = [[layer] for layer in job.layers] if job.request.per_layer else [job.layers]
     for layers in groups:
@@ -27,7 +27,7 @@ def sweep(job: PruneJob, targets: tuple[float, ...]) -> Iterator[Progress | Swee
             try:
                 state, masks, _ = prune_once(job.checkpoint, layers, job.pruning(target), job.dead)
             except BadOption as error:
-                yield Progress(text=f"skipped: {error}")
+                yield PruneProgress(text=f"skipped: {error}")
                 continue
             pruned = replace(job.checkpoint, state=state, masks=masks)
             sparsity = sparsity_of(pruned, layers if name else job.found.layers)

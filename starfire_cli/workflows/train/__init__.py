@@ -1,1 +1,1 @@
-"""`starfire train`."""
+"""The workflow of `starfire train`."""

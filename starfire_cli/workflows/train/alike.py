@@ -1,20 +1,17 @@
-"""Comparison of what the ranks were asked for and what they found, before they train together."""
+"""Checks, before ranks train together, that they were given the same request and found the same data."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from typing import TYPE_CHECKING
 
 import torch
 
 from starfire_cli import runtime
 from starfire_cli.distributed.ranks import Ranks
 from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.workflows.train.digest import content
 from starfire_cli.workflows.train.request import TrainRequest
-
-if TYPE_CHECKING:
-    from starfire_cli.workflows.train.session import Session
+from starfire_cli.workflows.train.session import Session
 
 # What a process may have for itself: where things lie on its machine, and by what means it computes. Only rank 0
 # writes, so that `out` and `name` are its own; data and checkpoints are compared by what is in them.
@@ -48,38 +45,15 @@ def check_sessions(session: Session, ranks: Ranks) -> None:
         found |= {f"{what} of the {name} images": digest for what, digest in split.digests().items()}
     _compare(ranks, found, StarfireError, "do not see the same data", "copy one data set to all machines")
     network = {
-        "device": session.device.type,
-        "network": _network(session.net),
+        "device": session.network.device.type,
+        "network": _network(session.network.net),
         "masks": _joined(session.pruner.digests().values()),
-        "position": str(dataclasses.astuple(session.at)),
-        "checkpoint": session.checkpoint_digest,
+        "position": str(dataclasses.astuple(session.position)),
+        "checkpoint": session.network.checkpoint_digest,
     }
     problem = "did not come to the same network"
     _compare(ranks, network, StarfireError, problem, "give all the same files and the same --model")
     _compare(ranks, _options(session.request), BadOption, "have not the same settings", "give all the same options")
-
-
-def content(value: object) -> str:
-    """A digest of tensors and plain values in dicts, lists and tuples."""
-    made = hashlib.blake2b(digest_size=6)
-    _add(made, value)
-    return made.hexdigest()
-
-
-def _add(made: hashlib.blake2b, value: object) -> None:
-    if isinstance(value, torch.Tensor):
-        made.update(f"{value.dtype} {tuple(value.shape)} ".encode())
-        made.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    elif isinstance(value, dict):
-        for key in sorted(value, key=str):
-            made.update(f"{key}: ".encode())
-            _add(made, value[key])
-    elif isinstance(value, list | tuple):
-        made.update(f"{len(value)} ".encode())
-        for item in value:
-            _add(made, item)
-    else:
-        made.update(f"{value!r} ".encode())
 
 
 def _options(request: TrainRequest) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What does an optimizer remember once the masks are fixed? With `--compact-state`, live weights only.
+"""Compact optimizer state (`--compact-state`): once the masks are fixed, for live weights only.
 
 Each pruned weight is replaced in the optimizer by the vector of its live entries. The vectors exist during the step
 alone; between steps only the optimizer's state of that length is kept, and that is what a checkpoint holds. Entries are

@@ -1,4 +1,4 @@
-"""How is a whole training step replayed as one CUDA graph? Captured once, then a step is a single launch.
+"""Captures a whole training step as one CUDA graph, so that each further step is a single launch.
 
 What is captured is forward, backward, the gradients' masks and the optimizer; masks are evaluated outside of it, since
 every step of an era has another budget. Batches of another size than the usual (an epoch's last) run as ever.
@@ -17,7 +17,7 @@ from starfire_cli.workflows.train.optim import set_rate
 from starfire_cli.workflows.train.request import TrainRequest
 
 OPTIMIZERS = ("sgd", "adam", "adamw")  # fused, with a learning rate that may be a tensor on the device
-_WARM_UP = 3  # ordinary steps first: libraries are set up, optimizer state and gradients' gates come into being
+_WARM_UP = 3  # ordinary steps first: libraries are set up, optimizer state and masked layers come into being
 
 Update = Callable[[Tensor, Tensor], Tensor]
 
@@ -39,12 +39,12 @@ def refuse(request: TrainRequest, device: torch.device, ranks: int) -> None:
 
 
 class StepGraph:
-    """Training steps of one run, captured as soon as that can be, and again when pruning silences further gradients.
+    """Training steps of one run, captured as soon as that can be, and again when pruning masks further gradients.
 
     Args:
         update: one step on (images, labels), without a host's say in between; returns sums, (2,).
         optimizer: whose steps these are; on CUDA.
-        pruner: whose gates are captured.
+        pruner: whose gradients' masks are captured.
         batch: images of the batches that are captured.
     """
 
@@ -54,7 +54,7 @@ class StepGraph:
         self._rate = torch.zeros((), device=device)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._gates = -1  # as many as the graph knows of
+        self._masked_layers = -1  # as many as the graph knows of
         self._warm = 0
         self._images, self._labels, self._sums = (torch.empty(0, device=device) for _ in range(3))
 
@@ -65,7 +65,7 @@ class StepGraph:
         if self._warm < _WARM_UP or len(labels) != self._batch:
             self._warm += 1
             return self._on_the_side(lambda: self._update(images, labels))
-        if self._graph is None or self._gates != self._pruner.gated:
+        if self._graph is None or self._masked_layers != self._pruner.masked_layer_count:
             self._capture(images, labels)
         assert self._graph is not None
         self._images.copy_(images)
@@ -76,7 +76,7 @@ class StepGraph:
     def _capture(self, images: Tensor, labels: Tensor) -> None:
         self._graph = None  # gives its memory back first
         self._images, self._labels = images.clone(memory_format=torch.preserve_format), labels.clone()
-        self._gates = self._pruner.gated
+        self._masked_layers = self._pruner.masked_layer_count
         graph = torch.cuda.CUDAGraph()
         # Only this thread is held to the rules of capturing: loaders go on in theirs.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):

@@ -1,4 +1,4 @@
-"""What a run says about itself: its plan before it starts, its config.json, its checkpoints' metadata."""
+"""Descriptions of a run: its plan before it starts, its config.json, its checkpoints' metadata."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from starfire_cli import runtime
 from starfire_cli.formats.run import FORMAT
-from starfire_cli.records.train import Plan
+from starfire_cli.records.train import TrainingPlan
 from starfire_cli.workflows.pruning import plan_layers
 from starfire_cli.workflows.train.session import Session
 
@@ -16,10 +16,10 @@ from starfire_cli.workflows.train.session import Session
 _UNTOLD = {"command", "resume", "dry_run", "max_steps", "name", "out", "only", "keep_dense"}
 
 
-def plan_of(session: Session) -> Plan:
+def plan_of(session: Session) -> TrainingPlan:
     """The run before it starts. Raises BadOption where a layer would lose everything."""
-    era, rate, per_epoch = session.pruner.era, session.rate, session.steps_per_epoch
-    timeline: list[tuple[float, str]] = [(session.epochs, "training ends")]
+    era, rate, per_epoch = session.pruner.era, session.optimisation.rate, session.optimisation.steps_per_epoch
+    timeline: list[tuple[float, str]] = [(session.optimisation.epochs, "training ends")]
     if session.pruning.target:
         timeline += [
             (era.first_step / per_epoch, "pruning begins"),
@@ -35,19 +35,19 @@ def plan_of(session: Session) -> Plan:
         "augment": session.data.info.augment,
         "method": session.pruning.method_spec,
         "fc": session.pruning.fc_spec,
-        "device": str(session.device),
-        "amp": session.amp,
-        "channels_last": session.channels_last,
+        "device": str(session.network.device),
+        "amp": session.precision.amp,
+        "channels_last": session.network.channels_last,
         "kernels": session.pruner.kernels,
     }
-    return Plan(
+    return TrainingPlan(
         settings=tuple((k.replace("_", "-"), _in_words(v)) for k, v in settings.items() if v is not False and v != ()),
         notes=(*session.notes, *session.data.info.notes),
-        layers=plan_layers(session.pruner, session.pruning, session.macs),
+        layers=plan_layers(session.pruner, session.pruning, session.network.macs),
         left_out=tuple(session.left_out),
         timeline=tuple(sorted(timeline)),
-        parameters=sum(p.numel() for p in session.net.parameters()),
-        macs=sum(session.macs.values()),
+        parameters=sum(p.numel() for p in session.network.net.parameters()),
+        macs=sum(session.network.macs.values()),
     )
 
 
@@ -60,14 +60,17 @@ def meta_of(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
             "spec": session.request.model,
             "num_classes": len(info.classes),
             "image_size": info.image_size,
-            **({"shrink": session.shrink} if session.shrink else {}),
+            **({"shrink": session.network.shrink} if session.network.shrink else {}),
         },
         "data": info.as_meta(),
         "pruning": {
             "method": session.pruning.method_spec,
             "fc": session.pruning.fc_spec,
             "target": session.pruning.target,
-            "era": [era.first_step / session.steps_per_epoch, era.last_step / session.steps_per_epoch],
+            "era": [
+                era.first_step / session.optimisation.steps_per_epoch,
+                era.last_step / session.optimisation.steps_per_epoch,
+            ],
             "era_steps": [era.first_step, era.last_step],
             "ramp": era.ramp,
             "keep_dense": list(session.request.keep_dense),
@@ -75,12 +78,12 @@ def meta_of(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
         },
         "metrics": metrics,
         "versions": runtime.versions(),
-        "hardware": runtime.hardware(session.device) | processes,
+        "hardware": runtime.hardware(session.network.device) | processes,
         "command": session.request.command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": session.request.seed,
         "request": session.request.as_config(),
-        "steps_per_epoch": session.steps_per_epoch,
+        "steps_per_epoch": session.optimisation.steps_per_epoch,
     }
 
 
@@ -94,7 +97,7 @@ def config_of(session: Session) -> dict[str, Any]:
         "version": 1,
         **meta,
         "layers": [{"name": x.name, "kind": x.kind, "shape": list(x.shape)} for x in session.pruner.layers],
-        "epochs": session.epochs,
+        "epochs": session.optimisation.epochs,
         "kernels": session.pruner.kernels,  # that `auto` has chosen
         "lr_drops": lr_drops(session),
         **({"inherited_sparsity": came_in} if came_in else {}),
@@ -103,9 +106,11 @@ def config_of(session: Session) -> dict[str, Any]:
 
 def lr_drops(session: Session) -> list[float]:
     """The epochs after which the learning rate falls."""
-    if session.rate.schedule != "step":
+    optimisation = session.optimisation
+    if optimisation.rate.schedule != "step":
         return []
-    return [drop / session.steps_per_epoch for drop in session.rate.drops if drop < session.steps]
+    drops = (drop for drop in optimisation.rate.drops if drop < optimisation.steps)
+    return [drop / optimisation.steps_per_epoch for drop in drops]
 
 
 def _in_words(value: object) -> str:

@@ -1,4 +1,4 @@
-"""What is said and done when a run is over."""
+"""Finishes a run: its closing record and, with `--eliminate`, one more checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def finished(session: Session, run: Run) -> Finished:
             target=session.pruning.target,
             sparsity_prunable=float(best["sparsity_prunable"]),
             sparsity_total=float(best["sparsity_total"]),
-            epochs=session.epochs,
+            epochs=session.optimisation.epochs,
             seconds=sum(float(row["seconds"]) for row in rows),
             images_per_second=sum(rates) / len(rates),
             notes=notes,
@@ -45,7 +45,7 @@ def _eliminated(session: Session, run: Run) -> tuple[str, ...]:
     net = build_model(
         session.request.model or "", num_classes=len(session.data.info.classes), image_size=session.data.info.image_size
     )
-    apply_shrink(net, session.shrink)
+    apply_shrink(net, session.network.shrink)
     net.load_state_dict(best.state)
     side = session.data.info.image_size
     report = eliminate(net, best.masks or {}, example=torch.zeros(1, 3, side, side))

@@ -1,4 +1,4 @@
-"""How an epoch is going: running sums of loss and hits, kept on the device so that no step waits for them."""
+"""Running sums of an epoch's loss and hits, kept on the device so that no step waits for them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.formats.run import Run
 from starfire_cli.records.train import StepRecord
+from starfire_cli.workflows.train.failures import last_good
 from starfire_cli.workflows.train.session import Session
 
 _LOOK_EVERY = 50  # steps between looks at the loss where looking makes a GPU wait
@@ -24,12 +24,12 @@ class Meter:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        device, at = session.device, session.at
+        device, at = session.network.device, session.position
         # The epoch so far is rank 0's; the others' sums are added to it when things are settled.
         so_far = [at.loss_sum, at.correct] if session.ranks.first else [0.0, 0.0]
-        self._sums = torch.tensor(so_far, dtype=session.exact, device=device)
+        self._sums = torch.tensor(so_far, dtype=session.precision.exact, device=device)
         self._images = 0
-        self._started = perf_counter()
+        self._started, self._mask_seconds = perf_counter(), session.pruner.seconds
         self._looks = 1 if device.type == "cpu" else _LOOK_EVERY
 
     def add(self, sums: Tensor, images: int) -> None:
@@ -42,7 +42,7 @@ class Meter:
 
         On a GPU, look only now and then.
         """
-        if self._session.at.step % self._looks == 0:
+        if self._session.position.step % self._looks == 0:
             self._finite(self._sums if sums is None else self._sums + sums)
 
     def settle(self) -> None:
@@ -51,7 +51,7 @@ class Meter:
         All ranks come here, and find the same.
         """
         session = self._session
-        at = session.at
+        at = session.position
         at.loss_sum, at.correct, images = session.ranks.totals(*self._sums.tolist(), self._images)
         if not math.isfinite(at.loss_sum):
             raise self._bad(agreed=True)
@@ -59,12 +59,14 @@ class Meter:
         if session.ranks.count > 1:
             self._sums.copy_(self._sums.new_tensor([at.loss_sum, at.correct]) * session.ranks.first)
         at.seconds += perf_counter() - self._started
-        at.mask_seconds = self._session.pruner.seconds
+        spent = session.pruner.seconds
+        at.mask_seconds += spent - self._mask_seconds
+        self._mask_seconds = spent
         self._images, self._started = 0, perf_counter()
 
     def record(self) -> StepRecord:
         session = self._session
-        at = session.at
+        at = session.position
         loss_sum, correct = self._sums.tolist()
         images = max(1, at.images + self._images)
         seconds = at.seconds + perf_counter() - self._started
@@ -85,18 +87,10 @@ class Meter:
 
     def _bad(self, *, agreed: bool = False) -> StarfireError:
         session = self._session
-        assert session.run is not None
         error = StarfireError(
-            f"the loss became NaN or inf by step {session.at.step + 1} (epoch {session.at.epoch + 1}); "
+            f"the loss became NaN or inf by step {session.position.step + 1} (epoch {session.position.epoch + 1}); "
             f"a lower --lr (now {session.request.lr:g}), --clip-grad 1 or a longer --warmup may help. "
             f"{last_good(session.run)}"
         )
         error.agreed = agreed
         return error
-
-
-def last_good(run: Run) -> str:
-    """What is left to a run that has to stop."""
-    if run.last.exists():
-        return f"The last good checkpoint is whole: {run.last}"
-    return "No checkpoint had been written yet."

@@ -1,4 +1,4 @@
-"""The parts in which a rank works through its share of a batch, and the identity of the images in them."""
+"""Micro-batches: the parts of a rank's share of a batch, and the identity of the images in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class MicroBatch:
     """Some images of a batch that go through the network together.
 
     Args:
@@ -44,18 +44,18 @@ def part_sizes(images: int, accumulate: int, *, pairs: bool) -> list[int]:
     return sizes
 
 
-def parts(images: Tensor, labels: Tensor, accumulate: int, *, pairs: bool = False) -> Iterator[Part]:
+def parts(images: Tensor, labels: Tensor, accumulate: int, *, pairs: bool = False) -> Iterator[MicroBatch]:
     """This rank's share of a batch in parts (see `part_sizes`); none where it is empty."""
     sizes = part_sizes(len(labels), accumulate, pairs=pairs)
     start = 0
     for number, (some, their) in enumerate(
         zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True), start=1
     ):
-        yield Part(images=some, labels=their, start=start, last=number == len(sizes))
+        yield MicroBatch(images=some, labels=their, start=start, last=number == len(sizes))
         start += len(their)
 
 
-def places(part: Part, *, accumulate: int, whole: int, rank: int, ranks: int) -> Tensor:
+def places(part: MicroBatch, *, accumulate: int, whole: int, rank: int, ranks: int) -> Tensor:
     """Who the images are, as random starts are drawn by it: the same whichever rank has them, int64, (N,).
 
     The number of the part that each would be in if one process had the whole batch, above 32 bits of its place there.

@@ -1,4 +1,4 @@
-"""How weights are updated: the optimizers by name, and the learning rate as a function of the step."""
+"""Optimizers by name, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 

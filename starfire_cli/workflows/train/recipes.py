@@ -1,4 +1,4 @@
-"""Which hyperparameters a run has when none are given: the paper's set-ups (section 3, 7.2) and two small ones."""
+"""Recipes: complete sets of default hyperparameters, the paper's set-ups (sections 3 and 7.2) and two small ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opens the folder of a run for training: made or found, locked against other processes, and gone again if it fails."""
+"""Opens the folder of a run for training: creates or finds it, locks it, and removes it if setting up fails."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class RunFolder:
     def open(self, session: Session) -> Path:
         """The run's folder with its config.json. Raises BadOption for a name that is taken, StarfireError."""
         request = session.request
-        if session.run is not None:
-            self._write(session, session.run)
-            return session.run.path
+        if session.folder is not None:
+            self._write(session, session.folder)
+            return session.folder.path
         default = f"{session.data.info.name}-{session.pruning.method_spec.partition(':')[0]}-{session.pruning.target:g}"
         again = request.resume is not None and not session.resumed
         named = Run(request.out / request.name) if request.name else None
@@ -73,4 +73,4 @@ class RunFolder:
             for path in run.files:
                 refuse_overwriting(path, read, option="--name", own_run=True)
         run.write_config(config_of(session))
-        run.truncate_metrics(session.at.epoch)
+        run.truncate_metrics(session.position.epoch)

@@ -1,4 +1,4 @@
-"""How a run learns that it should stop: the first Ctrl-C or SIGTERM is noted, a second Ctrl-C is not waited for."""
+"""Stop signals: notes the first Ctrl-C or SIGTERM for the training loop; a second Ctrl-C ends the process at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starfire_cli.distributed.ranks import Ranks
 class Signals:
     """A context in which SIGINT and SIGTERM are remembered in `number` and training goes on to a safe point.
 
-    `agreed` is the signal on which all ranks stop; `heard` asks.
+    `agreed` is the signal on which all ranks stop; `pending` asks. `stopped` says whether the run has.
     """
 
     def __init__(self) -> None:
@@ -34,10 +34,14 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def heard(self, ranks: Ranks) -> int:
+    def pending(self, ranks: Ranks) -> int:
         """The signal that one of the ranks has had, 0 for none; every rank asks at the same steps."""
         self.agreed = ranks.stop(self.number)
         return self.agreed
+
+    def stop(self) -> None:
+        """The run ends here, before its last epoch."""
+        self.stopped = True
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number and number == signal.SIGINT:

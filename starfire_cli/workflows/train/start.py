@@ -1,4 +1,4 @@
-"""What does a run begin with? A checkpoint's weights or fresh ones, what is dead of them, and which layers prune."""
+"""The starting point of a run: a checkpoint's weights or fresh ones, their dead weights, and the layers to prune."""
 
 from __future__ import annotations
 

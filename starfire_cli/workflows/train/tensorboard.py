@@ -1,4 +1,4 @@
-"""Where a run's records go besides the screen and metrics.jsonl: TensorBoard's event files in the run folder."""
+"""TensorBoard logging: writes a run's records as event files into the run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether what is saved is what is loaded, and whether a save that fails leaves the old file."""
+"""Checkpoints: what is saved is what is loaded, and a save that fails leaves the old file."""
 
 from __future__ import annotations
 

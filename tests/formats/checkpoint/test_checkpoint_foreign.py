@@ -1,4 +1,4 @@
-"""Whether the files that other people's code writes are read, and read right."""
+"""Checkpoints written by other people's code are read, and read right."""
 
 from __future__ import annotations
 

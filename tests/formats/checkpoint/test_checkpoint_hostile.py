@@ -1,4 +1,4 @@
-"""Whether damaged, lying and hostile files end in one clear line: no crash, no code run, no wrong weights."""
+"""Damaged, lying and hostile checkpoints end in one clear line: no crash, no code run, no wrong weights."""
 
 from __future__ import annotations
 

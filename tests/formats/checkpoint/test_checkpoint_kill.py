@@ -1,4 +1,4 @@
-"""Whether a checkpoint is whole after its writer was killed at a random moment."""
+"""A checkpoint is whole after its writer was killed at a random moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether weights that a file holds in parts are read as torch computes them, and never pruned as parts."""
+"""Reparametrised weights, which a file holds in parts, are read as torch computes them, and never pruned as parts."""
 
 from __future__ import annotations
 

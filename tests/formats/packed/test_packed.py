@@ -1,4 +1,4 @@
-"""Whatever is packed comes back bit for bit, in a file that any safetensors reader opens."""
+"""Packed checkpoints come back bit for bit, from files that any safetensors reader opens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged and hostile files: an error that names what is wrong, never a crash, a hang, or a wrong tensor."""
+"""Damaged and hostile packed files: an error that names what is wrong, never a crash, a hang, or a wrong tensor."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from starfire_cli.formats.packed import encoding, streams
 from starfire_cli.formats.packed.encoding import ENCODINGS
 from starfire_cli.formats.packed.encodings.window import _rank
-from starfire_cli.formats.packed.streams import Damaged, Reader, Writer
+from starfire_cli.formats.packed.streams import Damaged, StreamReader, StreamWriter
 from tests.helpers.packed_strategies import STRUCTURES
 
 GRIDS = st.one_of(
@@ -27,12 +27,12 @@ GRIDS = st.one_of(
 @given(shape=GRIDS, seed=st.integers(0, 2**32 - 1), structure=st.sampled_from(STRUCTURES))
 def test_an_encoding_gives_the_mask_back_or_says_that_it_does_not_fit(name, shape, seed, structure) -> None:
     mask = structure(shape, np.random.default_rng(seed)).numpy()
-    out = Writer()
+    out = StreamWriter()
     bits = ENCODINGS.build(name).encode(mask, out)
     if bits is None:
         assert out.getvalue() == b""
         return
-    reader = Reader(out.getvalue())
+    reader = StreamReader(out.getvalue())
     alive = ENCODINGS.build(name).decode(shape, reader)
     reader.finish()
     assert np.array_equal(alive.mask().reshape(shape), mask)
@@ -46,7 +46,7 @@ def test_the_chosen_encoding_is_the_shortest(shape, seed, structure) -> None:
     chosen = encoding.encode(mask, "normal")
     sizes = {}
     for name in ENCODINGS.names():
-        out = Writer()
+        out = StreamWriter()
         if ENCODINGS.build(name).encode(mask, out) is not None:
             sizes[name] = len(out.getvalue())
     assert sizes[chosen.name] == len(chosen.data) == min(sizes.values())
@@ -66,7 +66,7 @@ def test_patterns_are_numbered_by_the_combinatorial_number_system() -> None:
 @pytest.mark.parametrize(("n", "k"), [(9, 4), (25, 12), (49, 22), (62, 31)])
 def test_uniform_windows_take_little_more_than_their_information(n: int, k: int) -> None:
     order = np.random.default_rng(0).random((64, 64, n)).argsort(-1).argsort(-1)
-    out = Writer()
+    out = StreamWriter()
     bits = ENCODINGS.build("window").encode(order < k, out)
     assert bits == pytest.approx(64 * 64 * math.log2(math.comb(n, k)), rel=1e-12)
     assert bits / 8 <= len(out.getvalue()) < 1.03 * bits / 8 + 30
@@ -75,7 +75,7 @@ def test_uniform_windows_take_little_more_than_their_information(n: int, k: int)
 @pytest.mark.parametrize("alive", [0.1, 0.2, 0.4, 0.5])
 def test_bits_take_little_more_than_their_entropy(alive: float) -> None:
     bits = np.random.default_rng(0).random(400_000) < alive
-    out = Writer()
+    out = StreamWriter()
     out.bits(bits)
     p = bits.mean()
     entropy = -(p * math.log2(p) + (1 - p) * math.log2(1 - p)) * bits.size / 8
@@ -86,14 +86,14 @@ def test_bits_take_little_more_than_their_entropy(alive: float) -> None:
 def test_gaps_are_read_in_pieces(alive: float, monkeypatch: pytest.MonkeyPatch) -> None:
     bits = np.random.default_rng(0).random(100_000) < alive
     bits[-1] = True
-    out = Writer()
+    out = StreamWriter()
     out.bits(bits)
     assert out.getvalue()[0] == streams.GAPS
     for piece in (1, 7, 1000, 1 << 18):
         monkeypatch.setattr(streams, "_GAPS_AT_ONCE", piece)
-        assert np.array_equal(Reader(out.getvalue()).bits(bits.size), bits)
+        assert np.array_equal(StreamReader(out.getvalue()).bits(bits.size), bits)
     with pytest.raises(Damaged, match="gaps lead out of the layer"):
-        Reader(out.getvalue()).bits(bits.size - 1)
+        StreamReader(out.getvalue()).bits(bits.size - 1)
 
 
 def test_bounds_are_counts() -> None:
@@ -110,4 +110,4 @@ def test_bounds_are_counts() -> None:
 
 def test_an_unknown_encoding_is_damage() -> None:
     with pytest.raises(Damaged, match="unknown encoding 'magic'"):
-        encoding.decode("magic", (2, 2), Reader(b""))
+        encoding.decode("magic", (2, 2), StreamReader(b""))

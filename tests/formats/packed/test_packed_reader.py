@@ -96,6 +96,6 @@ def test_the_worked_example_is_what_the_code_writes(tmp_path: Path, root: Path) 
 
 
 def test_the_reader_imports_nothing_of_ours(root: Path) -> None:
-    source = (root / "tests" / "packed_reader.py").read_text(encoding="utf-8")
+    source = (root / "tests" / "helpers" / "packed_reader.py").read_text(encoding="utf-8")
     assert not re.search(r"^\s*(?:from|import) (?:starfire_cli|tests|torch|numpy)", source, re.MULTILINE)
     assert small()[1].keys() == {"conv.weight", "fc.weight"}

@@ -1,4 +1,4 @@
-"""What elimination leaves alone, refuses and never does."""
+"""Layers and networks that elimination leaves alone or refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether all implementations of the mask kernels agree to the bit, on every shape, tie and memory format."""
+"""All implementations of the mask kernels agree to the bit, on every shape, tie and memory format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Budget, Cut, Goal, Method, Pruner, layers_of_model
 from starfire_cli.pruning.budget import pruned
-from starfire_cli.pruning.kernels import KERNELS, NAN, Job, agrees, choose
+from starfire_cli.pruning.kernels import KERNELS, NAN, MaskJob, agrees, choose
 from starfire_cli.pruning.kernels.torch import TorchKernels
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.schedule import Era
@@ -35,7 +35,7 @@ def job_of(
     dead: float = 0.0,
     others: int = 2,
     seed: int = 0,
-) -> Job:
+) -> MaskJob:
     """A layer of which the share `dead` is dead already; the others hold ones where it lives, of two types."""
     draw = torch.Generator().manual_seed(seed)
     alive = torch.ones_like(weight, dtype=torch.bool).copy_(torch.rand(weight.shape, generator=draw) >= dead)
@@ -43,14 +43,14 @@ def job_of(
     kind = "linear" if weight.ndim == 2 else "pointwise" if weight.shape[2:] == (1, 1) else "window"
     layer = Layer(name="x", key="x.weight", kind=kind, shape=tuple(weight.shape), groups=groups)  # type: ignore[arg-type]
     beside = tuple(torch.ones_like(weight, dtype=(weight.dtype, torch.float64)[i % 2]) * alive for i in range(others))
-    return Job(layer=layer, weight=weight, alive=alive, budget=budget, others=beside)
+    return MaskJob(layer=layer, weight=weight, alive=alive, budget=budget, others=beside)
 
 
-def copy_of(job: Job) -> Job:
+def copy_of(job: MaskJob) -> MaskJob:
     return replace(job, weight=job.weight.clone(), alive=job.alive.clone(), others=tuple(t.clone() for t in job.others))
 
 
-def tensors(job: Job) -> list[Tensor]:
+def tensors(job: MaskJob) -> list[Tensor]:
     return [job.weight, job.alive, *job.others]
 
 
@@ -59,7 +59,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().view(ints), b.contiguous().view(ints))
 
 
-def check(*jobs: Job, name: str = "numba") -> None:
+def check(*jobs: MaskJob, name: str = "numba") -> None:
     """All tensors and counts come out as they do with torch, and only the dead are touched."""
     mine, reference = [copy_of(j) for j in jobs], [copy_of(j) for j in jobs]
     counts = KERNELS.build(name).prune(mine)
@@ -199,7 +199,7 @@ def test_rows_longer_than_a_block(K: int, C: int, layout: torch.memory_format) -
         check(job_of(weight, conv_cuts(0, count), others=0))
 
 
-def worn(job: Job, budget: Budget) -> Job:
+def worn(job: MaskJob, budget: Budget) -> MaskJob:
     """The layer as an earlier `budget` left it."""
     before = copy_of(job)
     KERNELS.build("torch").prune([replace(before, budget=budget)])
@@ -309,7 +309,7 @@ def test_gradients_of_the_dead_are_silent(name: str, dtype: torch.dtype) -> None
     alive = [torch.rand_like(g, dtype=torch.float32) < 0.4 for g in gradients]
     alive[2] = alive[2].to(memory_format=torch.channels_last)
     before = [g.clone() for g in gradients]
-    kernels.silence(gradients, alive)
+    kernels.mask_gradients(gradients, alive)
     for g, mask, old in zip(gradients, alive, before, strict=True):
         assert same_bits(g, torch.where(mask, old, 0))
 
@@ -411,9 +411,9 @@ DELAY = """
 import torch
 from starfire_cli.pruning.kernels import KERNELS
 kernels = KERNELS.build("numba")
-print(kernels.delay())
-kernels.silence([torch.ones(3, 3)], [torch.ones(3, 3, dtype=torch.bool)])
-print(kernels.delay())
+print(kernels.warmup_notice())
+kernels.mask_gradients([torch.ones(3, 3)], [torch.ones(3, 3, dtype=torch.bool)])
+print(kernels.warmup_notice())
 """
 
 
@@ -424,4 +424,4 @@ def test_the_first_compilation_is_announced_once(tmp_path) -> None:  # type: ign
     lines = [run.stdout for run in runs]
     assert lines[0].startswith("numba compiles the loops for masks") and lines[0].endswith("\nNone\n")
     assert lines[1] == "None\nNone\n"
-    assert KERNELS.build("torch").delay() is None
+    assert KERNELS.build("torch").warmup_notice() is None

@@ -1,4 +1,4 @@
-"""Whether numpy's shortcut where little is due gives the masks of literal loops, and writes what it must."""
+"""Numpy's shortcut where little is due gives the masks of literal loops, and writes what it must."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from starfire_cli.pruning import _threads
 from starfire_cli.pruning._threads import in_threads
-from starfire_cli.pruning.kernels import KERNELS, NAN, Job
+from starfire_cli.pruning.kernels import KERNELS, NAN, MaskJob
 from starfire_cli.pruning.kernels._patterns import LinearCounts, read_counts
 from starfire_cli.pruning.kernels.cpu.few import prune_few
 from starfire_cli.pruning.kernels.cpu.select import magnitudes, smallest, unsigned
@@ -61,7 +61,7 @@ def job_of(
     dead: float = 0.0,
     groups: int = 1,
     seed: int = 0,
-) -> Job:
+) -> MaskJob:
     """A layer that is partly dead, and beside it NaN and -0.0 where it lives, in other types and strides."""
     draw = torch.Generator().manual_seed(seed)
     alive = laid_out(torch.rand(shape, generator=draw) >= dead, layout)
@@ -70,12 +70,12 @@ def job_of(
     others = [torch.full(shape, x, dtype=t).masked_fill(~alive, 0) for x, t in beside]
     what: Kind = "linear" if len(shape) == 2 else "window" if shape[2] * shape[3] > 1 else "pointwise"
     layer = Layer(name="x", key="x.weight", kind=what, shape=shape, groups=groups)
-    return Job(
+    return MaskJob(
         layer=layer, weight=weight, alive=alive, budget=budget, others=(laid_out(others[0], layout), *others[1:])
     )
 
 
-def copy_of(job: Job) -> Job:
+def copy_of(job: MaskJob) -> MaskJob:
     return replace(job, weight=job.weight.clone(), alive=job.alive.clone(), others=tuple(t.clone() for t in job.others))
 
 
@@ -83,7 +83,7 @@ def bits(x: Tensor) -> Tensor:
     return x.contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
 
 
-def expected(job: Job) -> Tensor:
+def expected(job: MaskJob) -> Tensor:
     """What is left, by literal loops."""
     counts = read_counts(job.budget)
     assert counts is not None
@@ -95,7 +95,7 @@ def expected(job: Job) -> Tensor:
     return torch.tensor(left).reshape(job.layer.shape)
 
 
-def check(job: Job, *, shortcut: bool | None = None) -> None:
+def check(job: MaskJob, *, shortcut: bool | None = None) -> None:
     """The outcome is that of the loops; `shortcut`: whether it must be numpy's."""
     left, done = expected(job), copy_of(job)
     count = prune_few(done)
@@ -109,7 +109,7 @@ def check(job: Job, *, shortcut: bool | None = None) -> None:
         assert torch.equal(bits(after), bits(before).masked_fill(~left, 0))
 
 
-def worn(job: Job, fewer: int) -> Job:
+def worn(job: MaskJob, fewer: int) -> MaskJob:
     """The layer as it stood `fewer` units earlier, so that all but some columns are short of the same number."""
     before = copy_of(job)
     earlier = tuple(replace(cut, count=max(0, cut.count - fewer)) for cut in job.budget)
@@ -186,7 +186,7 @@ def test_the_shortcut_is_taken(shape, budget, dead, kind, dtype, layout) -> None
         (job_of((8, 9), linear_cuts(0, 40, 1)), "more than an eighth"),
     ],
 )
-def test_what_is_left_to_the_rules(job: Job, reason: str) -> None:
+def test_what_is_left_to_the_rules(job: MaskJob, reason: str) -> None:
     check(job, shortcut=False)
 
 

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Goal, Pruner, layers_of_model
-from starfire_cli.pruning.kernels import KERNELS, Job, choose, installed
+from starfire_cli.pruning.kernels import KERNELS, MaskJob, choose, installed
 from starfire_cli.pruning.kernels import triton as ours
 from starfire_cli.pruning.kernels.gpu import table as _triton_table
 from starfire_cli.pruning.kernels.gpu.table import BLOCK, FEW, LISTED, NEURON, NINE, ROWS, WIDE, Tally, tiles_of
@@ -72,9 +72,9 @@ def test_it_says_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert KERNELS.build("triton") == TritonKernels()
     if not installed("triton"):
-        assert "not installed" in str(TritonKernels.why_not(cuda))
+        assert "not installed" in str(TritonKernels.unsupported_reason(cuda))
         return
-    assert TritonKernels.why_not(cuda) is None
+    assert TritonKernels.unsupported_reason(cuda) is None
     with pytest.raises(BadOption, match="--kernels triton does not run here: triton computes on CUDA"):
         choose("triton", cpu)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -114,7 +114,7 @@ def job(
     groups: int = 1,
     dead: float = 0.2,
     others: int = 1,
-) -> Job:
+) -> MaskJob:
     """A job with random weights, or the given ones; some are dead."""
     generator = torch.Generator().manual_seed(len(shape) + sum(shape))
     if weight is None:
@@ -122,10 +122,10 @@ def job(
     alive = torch.empty_like(weight, dtype=torch.bool).copy_(torch.rand(shape, generator=generator) >= dead)
     layer = linear_layer(shape) if len(shape) == 2 else conv_layer(shape, groups)
     state = tuple(torch.randn(shape, generator=generator).masked_fill_(~alive, 0) for _ in range(others))
-    return Job(layer=layer, weight=weight.masked_fill_(~alive, 0), alive=alive, budget=budget, others=state)
+    return MaskJob(layer=layer, weight=weight.masked_fill_(~alive, 0), alive=alive, budget=budget, others=state)
 
 
-def copies(jobs: Sequence[Job], device: torch.device = CPU) -> list[Job]:
+def copies(jobs: Sequence[MaskJob], device: torch.device = CPU) -> list[MaskJob]:
     """The same numbers in memory of their own, with the same strides."""
 
     def copy(tensor: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.cpu().contiguous().view(BITS[tensor.element_size()])
 
 
-def check(jobs: Sequence[Job], kernels: TritonKernels | None = None) -> Tensor:
+def check(jobs: Sequence[MaskJob], kernels: TritonKernels | None = None) -> Tensor:
     """Both prune the same; returns the counts."""
     mine, reference = copies(jobs, DEVICE), copies(jobs)
     counts = (kernels or TritonKernels()).prune(mine)
@@ -155,7 +155,7 @@ def check(jobs: Sequence[Job], kernels: TritonKernels | None = None) -> Tensor:
 
 
 @st.composite
-def jobs(draw: st.DrawFn) -> Job:
+def jobs(draw: st.DrawFn) -> MaskJob:
     """Every layer, method, memory format and dtype; ties, dead weights, and tensors of other dtypes and strides."""
     linear = draw(st.booleans())
     case = draw(linear_cases() if linear else conv_cases())
@@ -188,7 +188,7 @@ def jobs(draw: st.DrawFn) -> Job:
     if not draw(st.integers(0, 7)):
         at = draw(st.integers(0, shape[0] - 1)), draw(st.integers(0, shape[1] - 1))
         weight[at] = draw(st.sampled_from([torch.nan, torch.inf, -torch.inf]))
-    return Job(layer=case.layer, weight=weight, alive=alive, budget=budget, others=others)
+    return MaskJob(layer=case.layer, weight=weight, alive=alive, budget=budget, others=others)
 
 
 @contextmanager
@@ -203,7 +203,7 @@ listings = st.sampled_from([LISTED, 4])
 
 @settings(deadline=None)  # a kernel is compiled at its first use
 @given(drawn=st.lists(jobs(), min_size=1, max_size=3), listed=listings)
-def everywhere_masks_are_the_reference_s(drawn: list[Job], listed: int) -> None:
+def everywhere_masks_are_the_reference_s(drawn: list[MaskJob], listed: int) -> None:
     with listing(listed):
         check(drawn)
 
@@ -257,7 +257,7 @@ def interpreted_what_dies_is_plus_zero_and_the_rest_keeps_its_bits() -> None:
     other = torch.full((1, 1, 3, 3), -torch.inf)
     budget = conv_cuts(3, 0)
     TritonKernels().prune(
-        [Job(layer=conv_layer((1, 1, 3, 3)), weight=weight, alive=alive, budget=budget, others=(other,))]
+        [MaskJob(layer=conv_layer((1, 1, 3, 3)), weight=weight, alive=alive, budget=budget, others=(other,))]
     )
     expected = torch.tensor([-3.0, 0.0, 0.0, 0.0, 5.0, -4.0, 2.0, 6.0, -7.0])
     assert torch.equal(bits(weight.flatten()), bits(expected))
@@ -298,7 +298,7 @@ def gpu_a_graph_captures_what_a_call_does() -> None:
     drawn = [job((70, 33, 3, 3), conv_cuts(4, 20)), job((300, 40, 1, 1), conv_cuts(0, 99)), *list(ODD.values())[-5:]]
     mine, budgets = copies(drawn, DEVICE), [j.budget for j in drawn]
     weights = [j.weight.clone() for j in mine]
-    standing = TritonKernels().standing(mine)
+    standing = TritonKernels().prepare(mine)
     standing.prune(budgets)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -314,7 +314,7 @@ def gpu_a_graph_captures_what_a_call_does() -> None:
 
 def interpreted_what_is_captured_has_been_called_right_before() -> None:
     """A copy to the device that a graph holds would read the host's memory again at each replay."""
-    standing = TritonKernels().standing(copies([job((6, 5, 3, 3), conv_cuts(0, 2)), job((6, 5), linear_cuts(0, 9, 1))]))
+    standing = TritonKernels().prepare(copies([job((6, 5, 3, 3), conv_cuts(0, 2)), job((6, 5), linear_cuts(0, 9, 1))]))
     standing.prune([conv_cuts(0, 2), None])
     assert standing._tell([conv_cuts(0, 2), None], capturing=True) == {"channels"}
     for budgets in ([conv_cuts(0, 3), None], [None, linear_cuts(1, 9, 2)]):
@@ -332,7 +332,7 @@ def gpu_nothing_waits_for_the_device() -> None:
     again = copies(drawn, DEVICE)
     budgets = [j.budget for j in drawn]
     TritonKernels().prune(drawn)  # compiled
-    standing = TritonKernels().standing(copies(drawn, DEVICE))
+    standing = TritonKernels().prepare(copies(drawn, DEVICE))
     standing.prune([None, budgets[1]]), standing.prune([budgets[0], None])  # captured
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -355,7 +355,7 @@ def interpreted_as_many_launches_for_many_layers_as_for_one(monkeypatch: pytest.
 
     monkeypatch.setattr(InterpretedFunction, "run", counted)
 
-    def of(*jobs: Job) -> list[str]:
+    def of(*jobs: MaskJob) -> list[str]:
         launches.clear()
         TritonKernels().prune(copies(jobs))
         return list(launches)
@@ -371,7 +371,7 @@ def interpreted_as_many_launches_for_many_layers_as_for_one(monkeypatch: pytest.
         assert of(fine, fine) == ["begin", "neurons", "pick", *["select"] * 5, "finish"]
 
 
-def rounds(drawn: Sequence[Job], count: int, seed: int) -> list[list[Budget | None]]:
+def rounds(drawn: Sequence[MaskJob], count: int, seed: int) -> list[list[Budget | None]]:
     """Budgets that rise from nothing to the jobs' own; some layers are not due, and all are passed over at times."""
     generator, along = torch.Generator().manual_seed(seed), []
     for number in range(1, count + 1):
@@ -381,10 +381,10 @@ def rounds(drawn: Sequence[Job], count: int, seed: int) -> list[list[Budget | No
     return along
 
 
-def check_again_and_again(drawn: Sequence[Job], count: int, seed: int = 0, standing: object = None) -> None:
+def check_again_and_again(drawn: Sequence[MaskJob], count: int, seed: int = 0, standing: object = None) -> None:
     """Of layers whose weights move between the calls; the counts are those of when a layer was last due."""
     mine, reference = copies(drawn, DEVICE), copies(drawn)
-    ours, theirs = TritonKernels().standing(mine), TorchKernels().standing(reference)
+    ours, theirs = TritonKernels().prepare(mine), TorchKernels().prepare(reference)
     if standing is not None:
         standing(ours)
     last, moves = [0] * len(drawn), (torch.arange(1 << 16) * 7 % 11 + 1) / 8
@@ -401,7 +401,7 @@ def check_again_and_again(drawn: Sequence[Job], count: int, seed: int = 0, stand
 
 @settings(deadline=None, max_examples=8)
 @given(drawn=st.lists(jobs(), min_size=1, max_size=4), seed=st.integers(0, 99), listed=listings)
-def everywhere_layers_are_pruned_again_and_again(drawn: list[Job], seed: int, listed: int) -> None:
+def everywhere_layers_are_pruned_again_and_again(drawn: list[MaskJob], seed: int, listed: int) -> None:
     with listing(listed):
         check_again_and_again(drawn, 5, seed)
 
@@ -439,7 +439,7 @@ def everywhere_what_is_listed_of_large_linear_layers_is_nearly_always_enough(dty
     drawn = [job((30, 100), linear_cuts(0, 1, 1), torch.randn(30, 100, dtype=dtype), dead=0.0, others=0)]
     mine, reference = copies(drawn, DEVICE), copies(drawn)
     with listing(256):
-        standing, theirs, tallies = TritonKernels(graphs=False).standing(mine), TorchKernels().standing(reference), []
+        standing, theirs, tallies = TritonKernels(graphs=False).prepare(mine), TorchKernels().prepare(reference), []
         begin = standing._begin
         with patch.object(standing, "_begin", lambda *args: tallies.append(begin(*args)) or tallies[-1]):
             for count in range(600, 1080, 40):
@@ -456,7 +456,7 @@ def everywhere_masks_that_others_changed() -> None:
     """What grew back is more than the last call left to do."""
     drawn = [job((70, 40, 1, 1), conv_cuts(0, 3 * n), dead=0.0) for n in (1, 5)]
     mine, reference = copies(drawn, DEVICE), copies(drawn)
-    ours, theirs = TritonKernels().standing(mine), TorchKernels().standing(reference)
+    ours, theirs = TritonKernels().prepare(mine), TorchKernels().prepare(reference)
     for more in (0, 1, 2):
         budgets = [tuple(replace(cut, count=cut.count + more) for cut in j.budget[1:]) for j in drawn]
         assert ours.prune(budgets).tolist() == theirs.prune(budgets).tolist()
@@ -475,7 +475,7 @@ def everywhere_linear_layers_that_others_changed(dtype: torch.dtype) -> None:
         drawn = [job((12, 20), linear_cuts(1, 240, 2), weight, dead=0.0)]
         mine, reference = copies(drawn, DEVICE), copies(drawn)
         with listing(8):
-            ours, theirs = TritonKernels().standing(mine), TorchKernels().standing(reference)
+            ours, theirs = TritonKernels().prepare(mine), TorchKernels().prepare(reference)
             later = tuple(replace(cut, count=cut.count + 3) if cut.tile == 1 else cut for cut in after)
             for budget in (linear_cuts(1, 240, 2), after, later):
                 assert ours.prune([budget]).tolist() == theirs.prune([budget]).tolist()
@@ -492,7 +492,7 @@ def everywhere_an_era_of_many_layers() -> None:
 
 def interpreted_a_graph_is_captured_once_and_told_what_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in that keeps a graph's rules: what is captured does not happen, and a replay is its own."""
-    captured, replayed, them, launched, launch = [], [], [], [], ours.TritonStanding._launch
+    captured, replayed, them, launched, launch = [], [], [], [], ours.TritonLayers._launch
 
     class Graph:
         def pool(self) -> str:
@@ -521,7 +521,7 @@ def interpreted_a_graph_is_captured_once_and_told_what_is_due(monkeypatch: pytes
         for tensor, value in held:
             tensor.copy_(value)
 
-    def standing(made: ours.TritonStanding) -> None:
+    def standing(made: ours.TritonLayers) -> None:
         them.append(made)
         made._graphs = True
         monkeypatch.setattr(
@@ -635,7 +635,7 @@ def everywhere_gradients_of_the_dead_become_zero() -> None:
         drawn = gradients()
         expected = [g.masked_fill(~m, 0) for g, m in drawn]
         there = [(torch.empty_strided(g.shape, g.stride(), dtype=g.dtype, device=DEVICE).copy_(g), m) for g, m in drawn]
-        kernels.silence([g for g, _ in there], [m.to(DEVICE) for _, m in there])
+        kernels.mask_gradients([g for g, _ in there], [m.to(DEVICE) for _, m in there])
         for (gradient, mask), wanted in zip(there, expected, strict=True):
             assert torch.equal(bits(gradient), bits(wanted)), (gradient.shape, mask.stride())
 
@@ -643,7 +643,7 @@ def everywhere_gradients_of_the_dead_become_zero() -> None:
 def interpreted_gradients_of_other_shapes_at_the_same_place() -> None:
     kernels, memory, mask = TritonKernels(), torch.ones(30 * 20), torch.zeros(30 * 20, dtype=torch.bool)
     for rows in (10, 30):
-        kernels.silence([memory[: rows * 20].view(rows, 20)], [mask[: rows * 20].view(rows, 20)])
+        kernels.mask_gradients([memory[: rows * 20].view(rows, 20)], [mask[: rows * 20].view(rows, 20)])
     assert not memory.any()
 
 
@@ -652,7 +652,7 @@ def interpreted_gradients_of_another_dtype_or_other_strides_at_the_same_place() 
     halves = memory.view(torch.bfloat16)[:600]
     for gradient in (memory.view(30, 20), halves.view(30, 20), halves.as_strided((30, 20), (1, 30))):
         gradient.fill_(1.0)
-        kernels.silence([gradient], [mask])
+        kernels.mask_gradients([gradient], [mask])
         assert torch.equal(gradient, mask.to(gradient.dtype))
 
 
@@ -661,21 +661,21 @@ def interpreted_places_of_gradients_are_told_once_and_no_more_than_eight_are_kep
     at = torch.randn(12, 48)[:, :45].view(12, 9, 5)
     for gradient in (*at, at[0], at[-1], at[-1]):
         gradient.fill_(1.0)
-        kernels.silence([gradient], [mask])
+        kernels.mask_gradients([gradient], [mask])
         assert torch.equal(gradient, mask.float())
-    assert len(kernels._muting._known) == 8
+    assert len(kernels._gradient_masking._known) == 8
 
 
-def gpu_a_graph_captures_the_muting_of_its_own_gradients() -> None:
+def gpu_a_graph_captures_the_masking_of_its_own_gradients() -> None:
     kernels, mask = TritonKernels(), (torch.arange(90 * 51) % 3 > 0).view(90, 51).to(DEVICE)
     weight = torch.ones(90, 51, device=DEVICE)
-    kernels.silence([weight.clone()], [mask])  # compiled
+    kernels.mask_gradients([weight.clone()], [mask])  # compiled
     graphs = []
     for factor in (2.0, 3.0):
         graphs.append(torch.cuda.CUDAGraph())
         with torch.cuda.graph(graphs[-1]):
             gradient = weight * factor
-            kernels.silence([gradient], [mask])
+            kernels.mask_gradients([gradient], [mask])
             weight.add_(gradient)
     weight.fill_(1.0)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""What every pruning method owes, whatever its rule: new members are covered as soon as their file exists."""
+"""Properties of every pruning method, whatever its rule: new members are covered as soon as their file exists."""
 
 from __future__ import annotations
 

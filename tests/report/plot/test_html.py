@@ -1,4 +1,4 @@
-"""Whether the page holds what it should, loads nothing, runs nothing, and shows itself in a browser."""
+"""The HTML page holds what it should, loads nothing, runs nothing, and shows itself in a browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the pictures show the numbers they were given, and nothing lies on the data."""
+"""Figures show the numbers they were given, and nothing lies on the data."""
 
 from __future__ import annotations
 

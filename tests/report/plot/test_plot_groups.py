@@ -1,4 +1,4 @@
-"""Whether runs that differ by their seed alone are taken together, and others get names that tell them apart."""
+"""Runs that differ by their seed alone are taken together, and others get names that tell them apart."""
 
 from __future__ import annotations
 

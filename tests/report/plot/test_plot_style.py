@@ -1,4 +1,4 @@
-"""Whether the colours can be told apart: on white, on a dark page, in the three kinds of colour blindness."""
+"""The colours can be told apart: on white, on a dark page, in the three kinds of colour blindness."""
 
 from __future__ import annotations
 

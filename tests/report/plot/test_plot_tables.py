@@ -1,4 +1,4 @@
-"""Whether runs with the paper's accuracies give the paper's tables, and every format says the same."""
+"""Runs with the paper's accuracies give the paper's tables, and every format says the same."""
 
 from __future__ import annotations
 

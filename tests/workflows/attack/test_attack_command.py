@@ -1,4 +1,4 @@
-"""Whether `starfire attack` measures what it says, takes up what was stopped, and compares on the same images."""
+"""`starfire attack` measures what it says, takes up what was stopped, and compares on the same images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from starfire_cli import cli
 from starfire_cli.attacks import ATTACKS
-from starfire_cli.attacks._draws import Draws
+from starfire_cli.attacks._draws import AttackDraws
 from starfire_cli.attacks._gradient import frozen
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.robustness import pack, read_robustness, unpack
@@ -63,7 +63,7 @@ def by_hand(model: nn.Module, spec: str, size: float, *, batch: int = 64) -> Ten
         x, y = images[start : start + batch], labels[start : start + batch]
         with frozen(model):
             if size:
-                draws = Draws(seed=0, index_N=torch.arange(start, start + len(x)))
+                draws = AttackDraws(seed=0, index_N=torch.arange(start, start + len(x)))
                 (made,) = ATTACKS.build(spec).sweep(model, x, y, eps=[size], draws=draws)
                 x = made.images_NCHW
             found.append(model(x).argmax(1) == y)
@@ -122,7 +122,7 @@ def test_pairs_are_counted_image_by_image(sparse: Path, dense: Path) -> None:
         assert [row.eps for row in result.transfer] == [0, 0.05, 0.1]
         with frozen(maker):
             (made,) = ATTACKS.build("fgsm").sweep(
-                maker, images, labels, eps=[0.1], draws=Draws(seed=0, index_N=torch.arange(len(images)))
+                maker, images, labels, eps=[0.1], draws=AttackDraws(seed=0, index_N=torch.arange(len(images)))
             )
         assert result.transfer[2].correct == int((other(made.images_NCHW).argmax(1) == labels).sum())
         assert result.transfer[0].correct == int((other(images).argmax(1) == labels).sum())
@@ -308,11 +308,11 @@ def test_saturated_logits_are_called_by_their_name(tmp_path: Path) -> None:
 def masked(tmp_path: Path, **right: list[float]) -> tuple[str, ...]:
     """The warnings for made-up tallies: the share of 400 images still right at 0.1 and 0.2, by attack."""
     from starfire_cli.attacks import parse_sizes
-    from starfire_cli.workflows.attack.sweep import Tally
+    from starfire_cli.workflows.attack.sweep import AttackTally
     from starfire_cli.workflows.attack.verdict import doubts
 
-    def tally(share: float) -> Tally:
-        made = Tally(400, done=400)
+    def tally(share: float) -> AttackTally:
+        made = AttackTally(400, done=400)
         made.right[: round(share * 400)] = True
         return made
 
@@ -343,7 +343,7 @@ def test_sheets_show_and_measure_rounded_images(sparse: Path, tmp_path: Path) ->
     assert sheet.shape == (3 * 100 + 4, 8 * 100 + 4, 3)  # 16 pixels, six times as large, 4 between
     with frozen(trained()):
         (made,) = ATTACKS.build("fgsm").sweep(
-            trained(), images[:8], labels[:8], eps=[0.1], draws=Draws(seed=0, index_N=torch.arange(8))
+            trained(), images[:8], labels[:8], eps=[0.1], draws=AttackDraws(seed=0, index_N=torch.arange(8))
         )
     wrong = 0
     for column in range(8):
@@ -497,7 +497,9 @@ def test_an_attack_that_cheats_is_caught(sparse: Path, monkeypatch: pytest.Monke
     from starfire_cli.attacks import Adversarial
     from starfire_cli.attacks.noise import Noise
 
-    def cheat(self: Noise, model: nn.Module, images: Tensor, labels: Tensor, *, eps: list[float], draws: Draws) -> Any:
+    def cheat(
+        self: Noise, model: nn.Module, images: Tensor, labels: Tensor, *, eps: list[float], draws: AttackDraws
+    ) -> Any:
         yield from (Adversarial(images_NCHW=(images + 1.1 * size).clamp(0, 1)) for size in eps)
 
     monkeypatch.setattr(Noise, "sweep", cheat)

@@ -1,4 +1,4 @@
-"""Whether intervals and tests are those of the books: against scipy (it comes with sklearn) and plain resampling."""
+"""Intervals and tests are those of the books: against scipy (it comes with sklearn) and plain resampling."""
 
 from __future__ import annotations
 

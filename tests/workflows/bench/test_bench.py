@@ -1,4 +1,4 @@
-"""Whether bench times what it says: arithmetic against other code, engines that fail, and what users see."""
+"""`starfire bench` times what it says: arithmetic against other code, engines that fail, and what users see."""
 
 from __future__ import annotations
 
@@ -147,14 +147,14 @@ def test_engines_that_fail_or_lie_are_told_and_do_not_count(
 ) -> None:
     plain = engines.ENGINES[0].ready
 
-    def liar(job: engines.Job) -> engines.Run:
+    def liar(job: engines.BenchJob) -> engines.Run:
         output = plain(job)() * 1.01
         return lambda: output
 
-    def never(job: engines.Job) -> engines.Run:
+    def never(job: engines.BenchJob) -> engines.Run:
         raise ImportError("No C++ compiler\n  was found")
 
-    def late(job: engines.Job) -> engines.Run:
+    def late(job: engines.BenchJob) -> engines.Run:
         run, calls = plain(job), []
 
         def failing() -> torch.Tensor:
@@ -165,7 +165,7 @@ def test_engines_that_fail_or_lie_are_told_and_do_not_count(
 
         return failing
 
-    def short(job: engines.Job) -> engines.Run:
+    def short(job: engines.BenchJob) -> engines.Run:
         return lambda: plain(job)()[:, :3]
 
     added = [Engine(name=f.__name__, label=f.__name__, ready=f) for f in (liar, never, late, short)]

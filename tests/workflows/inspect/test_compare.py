@@ -1,4 +1,4 @@
-"""Whether two networks are compared on images that each sees as it was trained to, counted by nothing but torch."""
+"""Two networks are compared on images that each sees as it was trained to, counted by nothing but torch."""
 
 from __future__ import annotations
 

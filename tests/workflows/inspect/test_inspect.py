@@ -1,4 +1,4 @@
-"""Whether inspect tells the truth: every figure recomputed here by other means, on files that others' code wrote."""
+"""`starfire inspect` tells the truth: every figure recomputed here by other means, on files that others' code wrote."""
 
 from __future__ import annotations
 

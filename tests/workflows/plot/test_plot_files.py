@@ -1,4 +1,4 @@
-"""Whether runs and results are found and read in whatever state they are."""
+"""Runs and results are found and read in whatever state they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the script in docs/grid.md runs the grid, goes on where it was stopped, and skips what is done."""
+"""The script in docs/grid.md runs the grid, goes on where it was stopped, and skips what is done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether pictures of very little are right: one epoch, one point, nothing pruned, nothing left at 0 %."""
+"""Pictures of very little are right: one epoch, one point, nothing pruned, nothing left at 0 %."""
 
 from __future__ import annotations
 

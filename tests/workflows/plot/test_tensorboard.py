@@ -1,4 +1,4 @@
-"""Whether TensorBoard reads back what a run logged."""
+"""TensorBoard reads back what a run logged."""
 
 from __future__ import annotations
 

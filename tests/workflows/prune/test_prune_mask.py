@@ -1,4 +1,4 @@
-"""Whether prune-mask prunes what the paper says, whatever the file, and writes what every other command takes."""
+"""`starfire prune-mask` prunes what the paper says, whatever the file, and writes what every other command takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the accuracies of prune-mask and inspect A B are those of the networks that come out."""
+"""The accuracies of prune-mask and inspect A B are those of the networks that come out."""
 
 from __future__ import annotations
 

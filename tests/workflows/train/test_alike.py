@@ -77,7 +77,7 @@ def test_other_data_are_named_on_every_rank(
     more |= {"image_size": 32, "epochs": 1, "era": "0:1", "model": "tests.tiny:net"}
     if change is fewer:  # paths alone are no difference
         found = differently(tmp_path / "runs", more, {"data": str(tmp_path / "b")})
-        assert found == ["Plan Started Stopped"] * 2
+        assert found == ["TrainingPlan Started Stopped"] * 2
     change(tmp_path / "b")
     found = differently(tmp_path / "bad", more, {"data": str(tmp_path / "b")})
     assert found[0] == found[1] and words in found[0] and "do not see the same data" in found[0]
@@ -116,8 +116,7 @@ def test_a_killed_rank_ends_the_other(tmp_path: Path, where: str, victim: int) -
 
     def one() -> str:
         from starfire_cli.distributed import lifeline
-        from starfire_cli.workflows.train import loop as train
-        from starfire_cli.workflows.train import session
+        from starfire_cli.workflows.train import epoch_end, training_data
 
         lifeline.GRACE = 0.2
         log = os.open(tmp_path / f"stderr{os.environ['RANK']}", os.O_CREAT | os.O_WRONLY)
@@ -132,9 +131,9 @@ def test_a_killed_rank_ends_the_other(tmp_path: Path, where: str, victim: int) -
             raise AssertionError
 
         if where == "open_data":
-            session.open_data = stuck  # type: ignore[assignment]
+            training_data.open_data = stuck  # type: ignore[assignment]
         else:
-            train.save = stuck  # type: ignore[assignment]
+            epoch_end.save = stuck  # type: ignore[assignment]
         return run(tmp_path / "runs", batch_size=322, epochs=1, era="0:1")[0]
 
     began = time.monotonic()

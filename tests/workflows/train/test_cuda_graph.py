@@ -95,7 +95,9 @@ class StandIn:
         monkeypatch.setattr(training, "StepGraph", Made)
         trained = training._trained
         monkeypatch.setattr(
-            training, "_trained", lambda session, folder: self.nets.append(session.model) or trained(session, folder)
+            training,
+            "_trained",
+            lambda session, folder: self.nets.append(session.network.model) or trained(session, folder),
         )
 
 

@@ -1,4 +1,4 @@
-"""Whether `train --init` keeps dead what came in dead, and begins on what the file was made for."""
+"""`train --init` keeps dead what came in dead, and begins on what the file was made for."""
 
 from __future__ import annotations
 

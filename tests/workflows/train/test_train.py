@@ -15,10 +15,11 @@ from starfire_cli.errors import Mismatch
 from starfire_cli.formats.checkpoint.file import load
 from starfire_cli.formats.run import Run
 from starfire_cli.pruning.masks import digest
-from starfire_cli.records.train import EpochRecord, Finished, Plan
+from starfire_cli.records.train import EpochRecord, Finished, TrainingPlan
 from starfire_cli.workflows.train.loop import train
 from starfire_cli.workflows.train.request import TrainRequest
-from starfire_cli.workflows.train.resume import open_session, save
+from starfire_cli.workflows.train.resume import open_session
+from starfire_cli.workflows.train.save import save
 
 TINY = {"model": "tests.tiny:net", "limit_train": 320, "limit_val": 100, "device": "cpu", "epochs": 4, "era": "1:3"}
 MODEL_GIVEN = frozenset({"model"})  # a resumed run does not run the code that the file names
@@ -73,7 +74,7 @@ def test_sparsity_only_grows_and_dead_weights_stay_exact_zeros(tmp_path, monkeyp
 def test_the_plan_says_what_training_then_does(tmp_path):
     for method in ("window", "ck", "intra:share=0.3", "inter"):
         _, records = run_of(tmp_path, method=method, target=0.6, fc="two-tier")
-        plan = next(r for r in records if isinstance(r, Plan))
+        plan = next(r for r in records if isinstance(r, TrainingPlan))
         end = records[-1]
         assert isinstance(end, Finished)
         assert end.sparsity_prunable == pytest.approx(plan.dead / plan.prunable, abs=1e-12)
@@ -189,7 +190,7 @@ def test_a_mask_that_changes_after_the_era_is_an_error(tmp_path):
     lost = tuple(mask.nonzero()[0])
     mask[lost] = False
     with torch.no_grad():
-        dict(session.net.named_parameters())[key][lost] = 0
+        dict(session.network.net.named_parameters())[key][lost] = 0
     with pytest.raises(Mismatch, match=f"mask of {key} changed after the era"):
         save(session, run.last, {})
 
@@ -199,7 +200,7 @@ def test_a_dead_weight_that_is_not_zero_is_an_error(tmp_path):
     session = open_session(TrainRequest(resume=run.path, model=TINY["model"]), MODEL_GIVEN)
     layer = session.pruner.layers[1]
     with torch.no_grad():
-        dict(session.net.named_parameters())[layer.key][~session.pruner.masks[layer.key]] = 0.5
+        dict(session.network.net.named_parameters())[layer.key][~session.pruner.masks[layer.key]] = 0.5
     with pytest.raises(Mismatch, match=layer.key):
         save(session, run.last, {})
 

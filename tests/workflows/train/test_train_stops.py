@@ -1,4 +1,4 @@
-"""A run that is stopped, terminated or killed as the real thing: another process, real signals, nothing lost."""
+"""Runs that are stopped, terminated or killed: another process, real signals, nothing lost."""
 
 from __future__ import annotations
 

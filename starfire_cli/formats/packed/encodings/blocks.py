@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 from starfire_cli.damage import Damaged
 from starfire_cli.formats.packed.encoding import ENCODINGS, Alive
 from starfire_cli.formats.packed.information import log2_choose
-from starfire_cli.formats.packed.streams import Bits, Reader, Writer
+from starfire_cli.formats.packed.streams import Bits, StreamReader, StreamWriter
 
 SIDES = (8, 4, 3, 2)
 
 
 @ENCODINGS.register("blocks")
 @dataclass(frozen=True, kw_only=True)
-class Blocks:
+class BlocksEncoding:
     """A bit a tile; then a bit for each weight of the live tiles, in the matrix's own order."""
 
     def bound(self, mask_KCn: Bits) -> float | None:
         found = _cheapest(mask_KCn)
         return None if found is None else found[0]
 
-    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
+    def encode(self, mask_KCn: Bits, out: StreamWriter) -> float | None:
         found = _cheapest(mask_KCn)
         if found is None:
             return None
@@ -34,7 +34,7 @@ class Blocks:
         out.bits(mask_OI[_spread(alive, side, mask_OI.shape)])
         return bits
 
-    def decode(self, shape: tuple[int, int, int], data: Reader) -> Alive:
+    def decode(self, shape: tuple[int, int, int], data: StreamReader) -> Alive:
         O, I, n = shape
         side = data.byte()
         if n != 1 or side < 2:

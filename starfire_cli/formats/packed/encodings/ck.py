@@ -8,15 +8,15 @@ import numpy as np
 
 from starfire_cli.formats.packed.encoding import ENCODINGS, Alive
 from starfire_cli.formats.packed.information import counts_bits, log2_choose
-from starfire_cli.formats.packed.streams import Bits, Reader, Writer
+from starfire_cli.formats.packed.streams import Bits, StreamReader, StreamWriter
 
 
 @ENCODINGS.register("ck")
 @dataclass(frozen=True, kw_only=True)
-class CK:
+class CKEncoding:
     """Every kernel is all alive or all dead; kernels of one weight are better called unstructured."""
 
-    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
+    def encode(self, mask_KCn: Bits, out: StreamWriter) -> float | None:
         bits = self.bound(mask_KCn)
         if bits is not None:
             out.bits(mask_KCn[:, :, 0].reshape(-1))
@@ -31,6 +31,6 @@ class CK:
         # The method keeps equally many kernels of each input channel; where a mask does not, the counts cost too.
         return log2_choose(K, kept_C) + counts_bits(kept_C)
 
-    def decode(self, shape: tuple[int, int, int], data: Reader) -> Alive:
+    def decode(self, shape: tuple[int, int, int], data: StreamReader) -> Alive:
         K, C, n = shape
         return Alive(data.bits(K * C), n)

@@ -8,15 +8,15 @@ import numpy as np
 
 from starfire_cli.formats.packed.encoding import ENCODINGS, Alive
 from starfire_cli.formats.packed.information import counts_bits, log2_choose
-from starfire_cli.formats.packed.streams import Bits, Reader, Writer
+from starfire_cli.formats.packed.streams import Bits, StreamReader, StreamWriter
 
 
 @ENCODINGS.register("unstructured")
 @dataclass(frozen=True, kw_only=True)
-class Unstructured:
+class UnstructuredEncoding:
     """Says any mask."""
 
-    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
+    def encode(self, mask_KCn: Bits, out: StreamWriter) -> float | None:
         out.bits(mask_KCn.reshape(-1))
         return self.bound(mask_KCn)
 
@@ -26,6 +26,6 @@ class Unstructured:
         kept_Cn = mask_KCn.sum(0)
         return min(anywhere, log2_choose(len(mask_KCn), kept_Cn) + counts_bits(kept_Cn))
 
-    def decode(self, shape: tuple[int, int, int], data: Reader) -> Alive:
+    def decode(self, shape: tuple[int, int, int], data: StreamReader) -> Alive:
         K, C, n = shape
         return Alive(data.bits(K * C * n))

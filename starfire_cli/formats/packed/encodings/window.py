@@ -17,7 +17,7 @@ from starfire_cli.damage import Damaged
 from starfire_cli.formats.packed.encoding import ENCODINGS, Alive
 from starfire_cli.formats.packed.information import counts_bits, log2_choose
 from starfire_cli.formats.packed.small import Bytes
-from starfire_cli.formats.packed.streams import Bits, Reader, Writer
+from starfire_cli.formats.packed.streams import Bits, StreamReader, StreamWriter
 
 LARGEST = 62  # C(62, 31) is the last middle binomial below 2^63
 _AT_ONCE = 1 << 18  # windows, so that their numbers, of 8 bytes each, stay small
@@ -26,7 +26,7 @@ _TABLED = 12  # windows up to this size are looked up among all their patterns
 
 @ENCODINGS.register("window")
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class WindowEncoding:
     """The count of each window, then the pattern numbers of those that keep some but not all, in planes of bytes."""
 
     def bound(self, mask_KCn: Bits) -> float | None:
@@ -36,7 +36,7 @@ class Window:
         kept_M = _kept(mask_KCn.reshape(-1, n))
         return log2_choose(n, kept_M) + counts_bits(kept_M)
 
-    def encode(self, mask_KCn: Bits, out: Writer) -> float | None:
+    def encode(self, mask_KCn: Bits, out: StreamWriter) -> float | None:
         n = mask_KCn.shape[2]
         bits = self.bound(mask_KCn)
         if bits is None:
@@ -50,7 +50,7 @@ class Window:
             out.small((numbers >> np.uint64(shift)).astype(np.uint8), limit)
         return bits
 
-    def decode(self, shape: tuple[int, int, int], data: Reader) -> Alive:
+    def decode(self, shape: tuple[int, int, int], data: StreamReader) -> Alive:
         K, C, n = shape
         if not 2 <= n <= LARGEST:
             raise Damaged(f"windows of {n} weights")

@@ -1,1 +1,1 @@
-"""What the masks' fast kernels on a CPU are made of."""
+"""Parts of the fast mask kernels for CPUs."""

@@ -1,4 +1,5 @@
-"""What dies where little is due, as at most steps of an era? By numpy, in a fraction of the time of `units`.
+"""Prunes a few weights of large layers in numpy, in a fraction of the time of `units`: the usual case at a step of an
+era.
 
 Convolutions stand as (K, R, S, C) or (K, R * S, C), which channels_last memory is already. Loops are over whole layers
 or large pieces: threads wait for one another each time they enter or leave numpy.
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from starfire_cli.pruning.kernels._interface import NAN, Job
+from starfire_cli.pruning.kernels._interface import NAN, MaskJob
 from starfire_cli.pruning.kernels._patterns import ConvCounts, LinearCounts, counts_of, groups_of
 from starfire_cli.pruning.kernels.cpu.select import Array, few, magnitudes, pieces, smallest, unsigned
 
@@ -20,7 +21,7 @@ _ROUNDS = 4  # weights of a window that are looked for one by one; for more, com
 _BYTE = 127  # of a window's weights, what a signed byte can count
 
 
-def prune_few(job: Job) -> int | None:
+def prune_few(job: MaskJob) -> int | None:
     """Bring a layer down to its budget, alive and all tensors, in one thread; returns its count as `Kernels.prune`.
 
     None where more is due than is worth it, or nothing here knows how. The layer is then as it was, or on its way: what
@@ -39,14 +40,14 @@ def prune_few(job: Job) -> int | None:
     return alive.size - int(np.count_nonzero(alive)) if done else None
 
 
-def integers(tensor: Tensor) -> Tensor:
-    """The bits of its numbers in place, as signed integers of as many bytes."""
+def bit_view(tensor: Tensor) -> Tensor:
+    """A view of a tensor's bits as signed integers of the same size."""
     kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return tensor.view(kinds[tensor.element_size()])
 
 
-def cost(job: Job) -> int:
-    """How long it takes: the weights are read, and each kernel ranked; a weight of a linear layer is one."""
+def cost(job: MaskJob) -> int:
+    """A relative estimate of the time: one for each weight that is read, three for each kernel that is ranked."""
     shape = job.weight.shape
     return job.weight.numel() + 3 * shape[0] * shape[1]
 
@@ -132,7 +133,7 @@ def _finite(weight: Array) -> bool:
 
 
 def _bits(tensor: Tensor) -> Array:
-    """`integers`; of a convolution as (K, R, S, C)."""
-    bits = integers(tensor.detach())
+    """As `bit_view`; a convolution's as (K, R, S, C)."""
+    bits = bit_view(tensor.detach())
     numbers: Array = (bits if bits.ndim == 2 else bits.permute(0, 2, 3, 1)).numpy()
     return numbers

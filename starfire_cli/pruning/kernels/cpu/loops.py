@@ -1,4 +1,5 @@
-"""The loops behind `numba.py`, over plain arrays: kernels stand as (K, R*S, C), which channels_last memory is already.
+"""The compiled loops behind `numba.py`, over plain arrays: kernels are stored as (K, R*S, C), which channels_last
+memory is already.
 
 Every function is compiled for the processor at hand; none takes the GIL, none starts threads. The innermost loops run
 along rows that are one in memory, which is the form that LLVM turns into vector code; there, bits are put together
@@ -28,7 +29,7 @@ _ONE = np.int32(1)
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
-    """Compiled on first use and kept on disk; where no folder can be written to, compiled once a process."""
+    """Compile on first use and cache on disk; where no folder can be written to, compile once a process."""
     options: Any = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     try:
         return numba.njit(cache=True, **options)(function)
@@ -54,7 +55,7 @@ def clear(alive_N, bits_N):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _keys(bits_N, alive_N, key_N):  # type: ignore[no-untyped-def]
-    """The magnitudes of what lives into `key_N`, the dead above them; how many live."""
+    """Write the magnitudes of live weights into `key_N`, larger keys for the dead; returns the number alive."""
     living = np.int32(0)
     for n in range(len(bits_N)):
         alive = np.int32(alive_N[n])
@@ -65,7 +66,7 @@ def _keys(bits_N, alive_N, key_N):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _minima(key_NC, low_C):  # type: ignore[no-untyped-def]
-    """Each column's smallest."""
+    """The smallest key of each column."""
     N, C = key_NC.shape
     whole = N - N % 3
     for c in range(C):
@@ -134,7 +135,7 @@ def window(bits_KWC, alive_KWC, count, others):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _missing(alive_KWC, first, rows, keep, missing_C):  # type: ignore[no-untyped-def]
-    """How many kernels of each channel live beyond the `keep` that may; of `rows` kernels from `first` on.
+    """The number of kernels of each channel alive beyond the `keep` allowed, among `rows` kernels from `first` on.
 
     Returns how many of their weights live.
     """
@@ -160,7 +161,7 @@ def _missing(alive_KWC, first, rows, keep, missing_C):  # type: ignore[no-untype
 
 @_compiled
 def _scores(bits_KWC, alive_KWC, first, start, n, key, low, size):  # type: ignore[no-untyped-def]
-    """Each kernel's largest live magnitude into `key`, (rows, n or more), the dead above them.
+    """Write each kernel's largest live magnitude into `key`, (rows, n or more), larger keys for the dead.
 
     And of each `size` rows the smallest into `low`.
     """
@@ -182,7 +183,7 @@ def _scores(bits_KWC, alive_KWC, first, start, n, key, low, size):  # type: igno
 
 @_compiled
 def _cutoffs(key, wanted, cutoff, room):  # type: ignore[no-untyped-def]
-    """What parts the `wanted` smallest of each column from the rest, and for how many that equal it there is `room`.
+    """The cutoff of the `wanted` smallest of each column, and the `room` for those equal to it.
 
     By bisection between 0 and the `cutoff` given: it becomes the smallest that is wanted last or, as soon as just as
     many are found at a value or below, this value. Where there are too few, or `cutoff` is -1, it stays as it is.
@@ -221,7 +222,8 @@ def _cutoffs(key, wanted, cutoff, room):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _at_most(key, bound, chosen, at):  # type: ignore[no-untyped-def]
-    """Each column's keys up to its bound into `chosen`, (slots, n), and their rows into `at`; whether all fit in.
+    """Copy each column's keys up to its bound into `chosen`, (slots, n), and their rows into `at`; returns whether all
+    fit.
 
     The slots left over are as if dead.
     """
@@ -249,7 +251,7 @@ def _at_most(key, bound, chosen, at):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _competitors(key, low, size, wanted, most, cutoff, room):  # type: ignore[no-untyped-def]
-    """The keys among which the `wanted` smallest of each column are, none above `cutoff`, and their rows; in order.
+    """The candidates for the `wanted` smallest of each column: keys, none above `cutoff`, and rows, in order.
 
     A column's w-th smallest minimum is no less than its w-th smallest key, and little else lies below it. Where that is
     still too much, or groups are too small to tell, all keys compete.
@@ -324,7 +326,7 @@ def kernels(bits_KWC, alive_KWC, count, groups, others):  # type: ignore[no-unty
 
 @_compiled
 def _strongest(key_I):  # type: ignore[no-untyped-def]
-    """Where the largest live key stands, of equals the last; -1 where all is dead."""
+    """The index of the largest live key, of equals the last; -1 where all is dead."""
     best, at = _NEVER, _NEVER
     for i in range(len(key_I)):
         best = max(best, key_I[i] if key_I[i] != _GONE else _NEVER)
@@ -345,7 +347,7 @@ def _group_minima(key_I, low_G):  # type: ignore[no-untyped-def]
 
 @_compiled
 def weigh(bits_OI, alive_OI, low_OG, strongest_O):  # type: ignore[no-untyped-def]
-    """Of some neurons of a linear layer what `lightest` has to know. Returns how many of their weights live.
+    """Prepare some neurons of a linear layer for `lightest`. Returns the number of their live weights.
 
     -1 where one of them is NaN or inf.
 
@@ -370,7 +372,7 @@ def weigh(bits_OI, alive_OI, low_OG, strongest_O):  # type: ignore[no-untyped-de
 
 @_compiled
 def _cutoff(key_N, wanted, high):  # type: ignore[no-untyped-def]
-    """As `_cutoffs`, of a single column, which is one in memory: the cutoff and the room."""
+    """As `_cutoffs`, for a single contiguous column: the cutoff and the room."""
     low = np.int32(0)
     while low < high:
         middle = np.int32(low + ((high - low) >> _ONE))
@@ -387,7 +389,7 @@ def _cutoff(key_N, wanted, high):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _competing_weights(bits_OI, alive_OI, low_OG, strongest_O, bound):  # type: ignore[no-untyped-def]
-    """The magnitudes up to `bound` of what lives, but no neuron's strongest, and where they stand in memory."""
+    """The magnitudes up to `bound` of live weights, without each neuron's strongest, and their places in memory."""
     O, I = bits_OI.shape
     most = 0
     for low in low_OG.reshape(-1):

@@ -1,4 +1,4 @@
-"""Which are the smallest of each column, where few are wanted? Three passes at the speed of memory tell (numpy)."""
+"""Selects the few smallest entries of each column in three passes at the speed of memory (numpy)."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ _ALWAYS = 4
 
 
 def few(wanted: int, competitors: int) -> bool:
-    """Whether so many of so many are found faster here than by sorting."""
+    """Whether `smallest` is faster than sorting for so many of so many."""
     return wanted <= max(_ALWAYS, competitors // _SHARE)
 
 
 def magnitudes(bits: Array, alive: Array, out: Array | None = None) -> Array:
-    """What competes: the bits of floats, as signed integers, without their sign; -1, all bits set, where it is dead."""
+    """The magnitudes' bits as signed integers: floats without their sign; -1, all bits set, where dead."""
     key: Array = np.bitwise_and(bits, np.iinfo(bits.dtype).max, out=out)
     key |= (alive - np.int8(1)).astype(bits.dtype)
     return key
 
 
 def unsigned(key: Array) -> Array:
-    """The same bits in the order that `smallest` looks for: the dead are larger than all."""
+    """The same bits as unsigned integers, in the order that `smallest` expects: the dead are the largest."""
     return key.view(f"u{key.dtype.itemsize}")
 
 
 def pieces(rows: int, width: int) -> Iterator[slice]:
-    """`rows` rows of `width` numbers, in pieces that stay in a core's own cache."""
+    """Slices of `rows` rows of `width` numbers that fit a core's own cache."""
     step = max(1, _IN_CACHE // max(1, width))
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def smallest(key_NC: Array, wanted_C: Array) -> Array:
-    """The `wanted_C` smallest of each column, of equals the first; as many are alive.
+    """Find the `wanted_C` smallest of each column, of equals the first; each column has at least as many live entries.
 
     The minima of groups of rows are taken: the w-th smallest minimum of a column is no less than its w-th smallest
     number, and little else lies below it. Only that is put in order.

@@ -1,1 +1,1 @@
-"""What the masks' Triton kernels are made of."""
+"""Parts of the mask kernels for CUDA, in Triton."""

@@ -1,4 +1,4 @@
-"""On the device: of the kernels that read an input channel, which go? See `_triton_device.py`.
+"""Triton kernels that select whole kernels among those that read one input channel; see `device.py`.
 
 Step by step few go, and then `weakest` finds in chunks of a layer as many candidates as can be due and `take` takes the
 weakest of them all. How many can be due is what the host knows of the call before (`Due.MORE`); where more are, because

@@ -1,4 +1,4 @@
-"""What runs on the device? Triton kernels that read a table of layers, so that one launch serves all of them.
+"""Triton kernels that read a table of layers, so that one launch serves all of them.
 
 Everything is decided on *keys*: the bits of |w|, read as a whole number, are ordered as |w| is, in any floating format,
 subnormals included. A key below 0 is dead. In a mask 1 is alive and 0 dead; while a call goes on, 2 is what has died
@@ -6,16 +6,16 @@ inside of a window or with a tile, of which the other tensors do not know yet. A
 
 Each call begins with `begin`. Where convolutions lose weights inside of their windows, `scan` looks for NaN and inf,
 `nine` and `inside` mark what goes, and `apply`, the last to be called, writes the zeros. What whole kernels go is found
-by `weakest` (`_triton_weakest.py`), `take` and `channels` (`_triton_channels.py`), which look at all other convolutions
-that are due, too; what weights of linear layers by `neurons` and `pick` (`_triton_listed.py`), or else by
-`select` and `finish` (`_triton_linear.py`). These write their zeros themselves. The count of a layer with NaN or inf is
+by `weakest` (`weakest.py`), `take` and `channels` (`channels.py`), which look at all other convolutions
+that are due, too; what weights of linear layers by `neurons` and `pick` (`listed.py`), or else by
+`select` and `finish` (`linear.py`). These write their zeros themselves. The count of a layer with NaN or inf is
 -1 once all its weights have been looked at, and whoever writes passes it over. The programs of a layer that is not due
 end at once.
 
 Nothing that one program writes is read by another of the same launch; atomic additions need no order, and that of what
 `neurons` lists changes nothing.
 
-The table is described in `_triton_table.py`; the order of the launches stands in `triton.py`.
+The table is described in `table.py`; the order of the launches stands in `triton.py`.
 """
 
 # Triton is a language of its own inside of Python; neither it nor the package has types.

@@ -1,4 +1,4 @@
-"""On the device: gradients of dead weights become zero, all layers' in one launch."""
+"""Triton kernel that zeroes the gradients of dead weights, for all layers in one launch."""
 
 # Triton is a language of its own inside of Python; neither it nor the package has types.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, import-not-found"

@@ -1,6 +1,6 @@
-"""On the device: of all weights of a linear layer, or of its tiles, which go? See `_triton_device.py`.
+"""Triton kernels that select among all weights or all tiles of a linear layer; see `device.py`.
 
-A radix search, for layers of which `_triton_listed.py` has not listed enough, and for tiles.
+A radix search, for layers of which `listed.py` has not listed enough, and for tiles.
 """
 
 # Triton is a language of its own inside of Python; neither it nor the package has types.

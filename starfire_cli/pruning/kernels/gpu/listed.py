@@ -1,8 +1,8 @@
-"""On the device: of few listed weights of a linear layer, which go? See `_triton_device.py`.
+"""Triton kernels that select among a short list of candidate weights of a linear layer; see `device.py`.
 
 Step by step few go, and these are smaller than what is a little above the cutoff of the call before. So `neurons` lists
 what is, reading each weight once from memory, and `pick` takes the smallest of the list. Where the list is too long or
-too short it has more or less listed next time, and all weights are searched (`_triton_linear.py`). What is listed
+too short it has more or less listed next time, and all weights are searched (`linear.py`). What is listed
 decides how long it takes, never what goes. Layers of `LISTED` weights or fewer are listed as a whole.
 """
 

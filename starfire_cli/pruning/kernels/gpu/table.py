@@ -1,4 +1,5 @@
-"""What are the Triton kernels told? One table of all layers and tensors, uploaded at once, and who works on what.
+"""The table that the Triton kernels read: all layers and tensors, uploaded at once, and the division of the work among
+programs.
 
 Nothing here needs Triton or a CUDA device.
 """
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from starfire_cli.pruning.kernels import Job
+from starfire_cli.pruning.kernels import MaskJob
 from starfire_cli.pruning.kernels._patterns import LinearCounts, counts_of, groups_of, read_counts
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.units import Budget
@@ -49,7 +50,7 @@ _INF = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000
 
 
 class Row(IntEnum):
-    """The columns of a layer; a layer that loses tiles has a second row, whose windows are its tiles."""
+    """The columns of a layer's row; a layer that loses tiles has a second row, whose windows are its tiles."""
 
     WINDOWS = 0  # K * C, or O * I
     INNER = 1  # C, or I
@@ -68,7 +69,7 @@ class Row(IntEnum):
 
 
 class Due(IntEnum):
-    """The columns of what is due of a layer; the only table that changes from call to call."""
+    """The columns of a layer's due counts; the only table that changes from call to call."""
 
     IN_WINDOW = 0  # how many go in each window; -1 where the layer is passed over
     COUNT = 1  # kernels of each input channel; weights of a linear layer, or tiles
@@ -77,7 +78,7 @@ class Due(IntEnum):
 
 
 class Tally(IntEnum):
-    """The columns of what is counted of a linear layer, or of its tiles, while a call goes on."""
+    """The columns of the counters of a linear layer, or of its tiles, during a call."""
 
     GUARDS = 0  # how many stay in any case: one of each neuron that is alive
     DEAD = 1
@@ -87,7 +88,7 @@ class Tally(IntEnum):
 
 
 class Target(IntEnum):
-    """The columns of a tensor."""
+    """The columns of a tensor's row."""
 
     ADDRESS = 0
     SIZE = 1  # bytes of an element
@@ -131,7 +132,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """What a call needs to know of its layers, on the device; it holds for whatever budgets.
+    """The table of the layers of a call, on the device; it holds for any budgets.
 
     Args:
         rows: (rows, Row.WIDTH), int64; the row of a job has the job's number.
@@ -155,7 +156,7 @@ class Table:
     def due(
         self, budgets: Sequence[Budget | None], kernels: list[int], more: list[int]
     ) -> tuple[list[int], frozenset[str]]:
-        """The rows of `Due`, flattened, and what of `KINDS` is due at all.
+        """The rows of `Due`, flattened, and those of `KINDS` that are due at all.
 
         `kernels` and `more` are brought up to date: of each layer how many kernels are due of a channel, and how many
         more these are than before. Raises LookupError where a layer is to lose what no program looks at.
@@ -195,7 +196,7 @@ class Table:
         return due, _COMBINATIONS[inside + 2 * channels + 4 * weights + 8 * tiles]
 
 
-def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
+def build(jobs: Sequence[MaskJob], budgets: Sequence[Budget]) -> Table:
     """The table of `jobs`, on their device, uploaded without waiting.
 
     There are programs for tiles, and for windows of one weight, only where a budget has such.
@@ -270,7 +271,7 @@ def build(jobs: Sequence[Job], budgets: Sequence[Budget]) -> Table:
 
 
 def tiles_of(layer: Layer, tile: int) -> tuple[int, int]:
-    """Rows and columns of `tile` x `tile` tiles; those at the ragged edges are smaller."""
+    """The numbers of rows and columns of `tile` x `tile` tiles; those at the ragged edges are smaller."""
     return _blocks(layer.shape[0], tile), _blocks(layer.shape[1], tile)
 
 
@@ -280,7 +281,7 @@ def _target(tensor: Tensor) -> list[int]:
     return [tensor.data_ptr(), tensor.element_size(), *(*tensor.stride(), 0, 0)[:4]]
 
 
-def _side_by_side(job: Job) -> bool:
+def _side_by_side(job: MaskJob) -> bool:
     """Whether channels 0 to 3, 4 to 7, ..., of 32 bits, of kernels of 1 or 3 x 3, lie next to one another, aligned."""
     sizes, tensors = job.layer.shape, (job.weight, job.alive)
     rest = [stride for tensor in tensors for n, stride in enumerate(tensor.stride()) if n != 1 and sizes[n] > 1]
@@ -294,20 +295,20 @@ def _blocks(n: int, block: int = BLOCK) -> int:
 
 
 def _programs(shares: Sequence[tuple[int, int]]) -> np.ndarray:
-    """(row, how many) to (row, 0), (row, 1), ... of each."""
+    """Expand (row, count) to (row, 0), (row, 1), ..."""
     row, many = np.array(shares).T
     return np.stack([row.repeat(many), np.arange(many.sum()) - (many.cumsum() - many).repeat(many)], 1)
 
 
 def _grid(shares: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """(row, shares, chunks) to (row, share << 32 | chunk): the first chunk of every share, the second, ... of each."""
+    """Expand (row, shares, chunks) to (row, share << 32 | chunk), chunk by chunk of all shares."""
     parts = [np.arange(wide) << 32 | np.arange(high)[:, None] for _, wide, high in shares]
     row = np.array([number for number, *_ in shares]).repeat([part.size for part in parts])
     return np.stack([row, np.concatenate([part.ravel() for part in parts])], 1)
 
 
 def _upload(tables: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """All in a single copy."""
+    """Copy all tables to the device at once."""
     flat = torch.from_numpy(np.concatenate([table.ravel() for table in tables]))
     if device.type == "cuda":  # only from pinned memory does a copy not wait
         flat = flat.pin_memory()

@@ -1,4 +1,4 @@
-"""On the device: which kernels that read an input channel are the weakest, of each chunk? See `_triton_channels.py`."""
+"""Triton kernels that find the weakest kernels of each input channel in chunks of a layer; see `channels.py`."""
 
 # Triton is a language of its own inside of Python; neither it nor the package has types.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, import-not-found"

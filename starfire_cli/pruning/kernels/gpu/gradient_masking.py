@@ -1,4 +1,4 @@
-"""Gradients of dead weights become zero on a GPU, in one launch; the device keeps what it was told of their places."""
+"""Masks gradients on a GPU in one launch; the addresses of masks and gradients stay on the device between calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KEPT = 8  # tables; gradients are new at each step, but mostly lie where others
 
 @dataclass(frozen=True)
 class _Launch:
-    """Of gradients of the same element size: their table, see `mute`, and how many programs there are."""
+    """The launch for gradients of one element size: their table, see `mute`, and the number of programs."""
 
     size: int
     table: Tensor
@@ -27,7 +27,7 @@ class _Launch:
 
 
 class _Prepared:
-    """What to launch for these gradients and masks.
+    """The launches for some gradients and masks.
 
     `others` are the numbers of the gradients that the kernel is not made for.
     """
@@ -51,7 +51,7 @@ class _Prepared:
         self._strides, self._dtypes = list(map(Tensor.stride, gradients)), list(map(_DTYPE, gradients))
 
     def holds(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> bool:
-        """Whether it does for these as well, which lie where the others lay.
+        """Whether these launches fit other gradients and masks: they do where those have the same addresses.
 
         Masks have to be the same objects; then gradients, which have their shapes, differ in strides and dtype at most.
         """
@@ -62,8 +62,8 @@ class _Prepared:
         )
 
 
-class Muting:
-    """Writes zeros over gradients where masks say so."""
+class GradientMasking:
+    """Masks gradients: writes zeros where masks are dead."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, ...], _Prepared] = {}  # by where all of them lie
@@ -79,12 +79,12 @@ class Muting:
             else:
                 prepared = self._as_before(gradients, masks)
             for launch in prepared.launches:
-                _mute(launch)
+                _launch_kernel(launch)
         for number in prepared.others:
             gradients[number].masked_fill_(~masks[number], 0)
 
     def _as_before(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> _Prepared:
-        """What was made ready before, where all is as it was then; asked at each step, so it must be cheap."""
+        """The launches for these tensors: those prepared before, if all addresses still hold; called at each step."""
         places = (*map(Tensor.data_ptr, gradients), *map(Tensor.data_ptr, masks))
         known = self._known.get(places)
         if known is None or not known.holds(gradients, masks):
@@ -95,7 +95,7 @@ class Muting:
 
 
 def _table(numbers: list[int], device: torch.device, capturing: bool) -> Tensor:
-    """The numbers on the device, which is not waited for."""
+    """The numbers as a tensor on the device, without waiting for it."""
     if capturing:  # as arguments of a kernel, since a graph would read the host's memory again at each replay
         table = torch.zeros(len(numbers), dtype=torch.int64, device=device)
         torch._foreach_add_(list(table.unbind()), numbers)
@@ -105,12 +105,12 @@ def _table(numbers: list[int], device: torch.device, capturing: bool) -> Tensor:
 
 
 def _without_gaps(tensor: Tensor) -> bool:
-    """Whether its elements fill the memory that they lie in, in whatever order."""
+    """Whether a tensor's elements fill their memory without gaps, in whatever order."""
     extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return extent == tensor.numel() > 0
 
 
-def _mute(launch: _Launch) -> None:
+def _launch_kernel(launch: _Launch) -> None:
     from starfire_cli.pruning.kernels.gpu.gradients import mute
 
     tensors = len(launch.table) // 4

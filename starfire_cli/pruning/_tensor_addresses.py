@@ -1,4 +1,4 @@
-"""Which tensors go with the weights, and are they still the same? Asked at each step of an era, so it must be cheap."""
+"""Tensors that go with the weights (optimizer state and others), and a cheap check that none was moved or replaced."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 
-class Held:
-    """Where all tensors lie that go with these weights, to see at little cost whether any was moved or replaced.
+class TensorAddresses:
+    """The addresses of all tensors that go with some weights, to notice cheaply when one was moved or replaced.
 
     Args:
         weights: what is pruned.
@@ -31,7 +31,7 @@ class Held:
         self._tensors = [*weights, *others, *self._named]
         self._lie = list(map(Tensor.data_ptr, self._tensors))
 
-    def still(self, optimizer: torch.optim.Optimizer | None) -> bool:
+    def unchanged(self, optimizer: torch.optim.Optimizer | None) -> bool:
         """Whether all of them are where they were, and no other came."""
         states = list(optimizer.state.values()) if optimizer is not None else []
         return (
@@ -44,6 +44,6 @@ class Held:
 
 
 def state_of(weight: nn.Parameter, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
-    """What an optimizer keeps for each weight of a parameter, by name."""
+    """The optimizer's state of a parameter as far as it has the parameter's shape, by name."""
     state = optimizer.state.get(weight, {}) if optimizer is not None else {}
     return {name: v for name, v in state.items() if isinstance(v, Tensor) and v.shape == weight.shape}

@@ -1,0 +1,68 @@
+"""The masks after the era: held to what they were, and made use of where no dead weight can come back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from starfire_cli.errors import Mismatch
+from starfire_cli.pruning import Pruner
+from starfire_cli.workflows.train.compact_state import CompactState
+
+if TYPE_CHECKING:
+    from starfire_cli.distributed.sparse_allreduce import Sending
+
+
+class FixedMasks:
+    """What begins with the era's last step; before it, nothing here does anything.
+
+    Args:
+        pruner: whose masks.
+        optimizer: whose state is kept for live weights alone with `compact_state`.
+        compact_state: whether `--compact-state` asked so.
+
+    Attributes:
+        digests: each layer's mask as it was when the era ended; empty before, and where nothing was pruned.
+        compact: the optimizer of live weights.
+    """
+
+    def __init__(self, pruner: Pruner, optimizer: torch.optim.Optimizer, *, compact_state: bool) -> None:
+        self.digests: dict[str, str] = {}
+        self.compact: CompactState | None = None
+        self._pruner, self._optimizer, self._compact_state = pruner, optimizer, compact_state
+        self._sending: Sending | None = None
+
+    def share(self, sending: Sending) -> None:
+        """With several ranks: dead gradients are left out of what is sent to them, once `begin` is called."""
+        self._sending = sending
+
+    def begin(self) -> None:
+        """From now on no mask changes: nothing of dead weights is sent, nor kept by a compact optimizer."""
+        if self._compact_state and self.compact is None:
+            self.compact = CompactState(self._optimizer, self._pruner.weights, self._pruner.masks)
+        if self._sending is not None:
+            self._sending.leave_out(self._pruner.weights, self._pruner.masks)
+
+    def hold(self, digests: Mapping[str, str] | None = None) -> None:
+        """From now on `check` compares with these digests; by default with those of the masks as they are."""
+        self.digests = self._pruner.digests() if digests is None else dict(digests)
+
+    def check(self) -> None:
+        """Raises Mismatch that names the layer if a mask is not what it was when the era ended."""
+        if not self.digests:
+            return
+        now = self._pruner.digests()
+        if changed := [key for key, value in self.digests.items() if now.get(key) != value]:
+            raise Mismatch(f"the mask of {changed[0]} changed after the era ended ({len(changed)} layers in all)")
+
+    def gather(self) -> None:
+        """Before the optimizer's step (see `CompactState.gather`)."""
+        if self.compact is not None:
+            self.compact.gather()
+
+    def scatter(self) -> None:
+        """After it (see `CompactState.scatter`)."""
+        if self.compact is not None:
+            self.compact.scatter()
