@@ -30,7 +30,7 @@ from starfire_cli.attacks._gradient import frozen
 from starfire_cli.data import DataOptions, open_val
 from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.models import Normalized, build_model
-from starfire_cli.networks.network import build_network
+from starfire_cli.networks.restore import restore_model
 from starfire_cli.workflows.attack.sweep import ATTACK, CLEAN, AttackTally, Sweep
 
 SIZES = [1 / 255, 2 / 255, 4 / 255, 8 / 255, 0.05, 0.1]
@@ -171,8 +171,8 @@ def subject(arguments: argparse.Namespace, device: torch.device) -> tuple[nn.Mod
         return model, InMemory(images, labels, arguments.batch_size), "fresh resnet20, random images"
     loaded = files.load(arguments.checkpoint)
     options = DataOptions(eval_batch_size=arguments.batch_size, device=device, limit_val=arguments.images)
-    info, split = open_val(loaded.meta.get("data") or {}, arguments.data, options)
-    network = build_network(loaded, info, device)
+    info, split = open_val(loaded.meta.data.values, arguments.data, options)
+    network = restore_model(loaded, device, info)
     batches = list(split.batches(0))
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return network.model, InMemory(images, labels, arguments.batch_size), f"{network.title} on {info.name}"

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from starfire_cli.formats.checkpoint.file import load
+from starfire_cli.formats.checkpoint.meta import read_meta
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.packed.write import pack
 from starfire_cli.models import build_model
@@ -55,7 +56,7 @@ def measure(name: str, checkpoint: Checkpoint, folder: Path) -> float:
         folder / "packed.safetensors",
         state=checkpoint.state,
         masks=checkpoint.masks,
-        meta=checkpoint.meta,
+        meta=checkpoint.meta.values,
         verify=False,
     )
     assert found.bytes_bound == round(packed.bound_bytes), "one bound"
@@ -83,7 +84,7 @@ def main() -> None:
                         continue
                     net = network(name)
                     masks = pruned(net, method, fc, target)
-                    meta = {"model": {"spec": name, "num_classes": 10}}
+                    meta = read_meta({"model": {"spec": name, "num_classes": 10}}, folder / "x")
                     state = {key: tensor.detach() for key, tensor in net.state_dict().items()}
                     checkpoint = Checkpoint(path=folder / "x", format="starfire", state=state, masks=masks, meta=meta)
                     errors.append(measure(f"{name} {method} {target:g}", checkpoint, folder))

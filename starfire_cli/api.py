@@ -71,7 +71,7 @@ def load_model(
     from starfire_cli import runtime
     from starfire_cli.formats.checkpoint import file as checkpoint
     from starfire_cli.formats.run import find_checkpoint
-    from starfire_cli.networks.ready import as_trained
+    from starfire_cli.networks.restore import restore_model
 
     with for_python():
         if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
@@ -83,7 +83,7 @@ def load_model(
         place = runtime.pick_device(device)
         if sparse and place.type != "cpu":
             raise BadOption(f"sparse=True runs on the CPU, not on device={device!r}; leave one of them out")
-        net = as_trained(file, place, model=model, num_classes=num_classes, mean=mean, std=std).model
+        net = restore_model(file, place, model=model, num_classes=num_classes, mean=mean, std=std).model
     if not sparse:
         return net
     from starfire_cli.sparse import missing

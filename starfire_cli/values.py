@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starfire_cli.errors import BadOption
 
 T = TypeVar("T", int, float)
+
+Channels = tuple[float, float, float]
+"""Red, green and blue."""
 
 LARGEST = 3.4e38
 """Of a float: the largest of float32, in which networks compute."""
@@ -48,8 +51,18 @@ def parse_list(option: str, text: str, one: Callable[[str], T], example: str) ->
     return tuple(found)
 
 
-Channels = tuple[float, float, float]
-"""Of red, green and blue."""
+def parse_input(text: str | None) -> tuple[int, int] | None:
+    """`3x224x224` to (channels, pixels a side). Raises BadOption."""
+    if text is None:
+        return None
+    parts: list[Any] = text.lower().replace("*", "x").split("x")
+    if (
+        not all(p.isdecimal() and len(p) < 6 and 0 < int(p) <= 1 << 14 for p in parts)
+        or len(parts) != 3
+        or parts[1] != parts[2]
+    ):
+        raise BadOption(f"--input {text!r} is not channels x height x width of square images, such as 3x224x224")
+    return int(parts[0]), int(parts[1])
 
 
 def parse_mean(option: str, text: str) -> Channels:

@@ -37,7 +37,7 @@ CROSSINGS = {
     ("prune", "inspect"),  # shows what `inspect` finds in what it wrote
     ("prune", "train"),  # a request's method and target become methods as in training
     ("pruning", "train"),  # likewise
-    ("recorded", "train"),  # fills a training request from a checkpoint's record
+    ("init_defaults", "train"),  # fills a training request from a checkpoint's record
 }
 
 HEAVY = {"torch", "torchvision", "matplotlib", "sklearn", "timm", "numpy", "scipy", "onnx", "numba", "PIL"}

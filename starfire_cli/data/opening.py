@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def open_data(spec: str, options: DataOptions, *, known: DataInfo | None = None)
     return Data(info=info, train=train_split, val=val_split)
 
 
-def open_val(meta: dict[str, Any], spec: str | None, options: DataOptions) -> tuple[DataInfo, Split]:
+def open_val(meta: Mapping[str, Any], spec: str | None, options: DataOptions) -> tuple[DataInfo, Split]:
     """The validation images that a checkpoint's metadata describes, the very same ones where the data are the same.
 
     Args:

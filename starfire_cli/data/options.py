@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -108,46 +108,46 @@ class DataInfo:
 
     def as_meta(self) -> dict[str, Any]:
         """The `data` part of a checkpoint's metadata: plain types, enough for `open_val`."""
-        meta = dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
         for key in ("notes", "train_images", "val_images"):
-            del meta[key]
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in meta.items()}
+            del values[key]
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
-    def from_meta(cls, meta: dict[str, Any]) -> DataInfo:
+    def from_meta(cls, values: Mapping[str, Any]) -> DataInfo:
         """What `as_meta` wrote. Raises Damaged or another exception for something else: call it under `reading`."""
-        mean, std = ([float(v) for v in meta[key]] for key in ("mean", "std"))
+        mean, std = ([float(v) for v in values[key]] for key in ("mean", "std"))
         (red, green, blue), (red_std, green_std, blue_std) = mean, std
         if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
             raise Damaged(f"mean {mean} and standard deviation {std} cannot be")
-        fraction = None if meta.get("val_fraction") is None else float(meta["val_fraction"])
+        fraction = None if values.get("val_fraction") is None else float(values["val_fraction"])
         if fraction is not None and not 0 < fraction < 1:
             raise Damaged(f"a share of {fraction:g} held out")
-        size, resize, stored = (_side(meta, key) for key in ("image_size", "resize", "stored"))
+        size, resize, stored = (_side(values, key) for key in ("image_size", "resize", "stored"))
         if size is None or (resize is not None and resize < size):
             raise Damaged(f"images of {size} px cut from {resize} px")
-        if not isinstance(meta["classes"], list | tuple):
+        if not isinstance(values["classes"], list | tuple):
             raise Damaged("classes must be a list of names")
         return cls(
-            name=str(meta["name"]),
-            spec=str(meta["spec"]),
-            classes=tuple(str(name) for name in meta["classes"]),
+            name=str(values["name"]),
+            spec=str(values["spec"]),
+            classes=tuple(str(name) for name in values["classes"]),
             mean=(red, green, blue),
             std=(red_std, green_std, blue_std),
             image_size=size,
             train_images=0,
             val_images=0,
-            augment=str(meta.get("augment", "none")),
+            augment=str(values.get("augment", "none")),
             val_fraction=fraction,
-            split_seed=int(meta.get("split_seed", 0)),
+            split_seed=int(values.get("split_seed", 0)),
             resize=resize,
             stored=stored,
         )
 
 
-def _side(meta: dict[str, Any], key: str) -> int | None:
+def _side(values: Mapping[str, Any], key: str) -> int | None:
     """A number of pixels that metadata name. Raises Damaged where no image has such a side."""
-    value = meta.get(key)
+    value = values.get(key)
     if value is not None and not 2 <= int(value) <= LARGEST:  # of one pixel, torch cannot make any
         raise Damaged(f"{key} {int(value)}; 2 to {LARGEST} pixels are possible")
     return None if value is None else int(value)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint.record import Checkpoint
-from starfire_cli.networks.fitting import untied, untied_text
-from starfire_cli.networks.rebuild import Rebuilt, known_spec, said_of_model, skeleton, untrusted
+from starfire_cli.networks.fit import differing_ties, differing_ties_text
+from starfire_cli.networks.model_spec import trusted_spec, untrusted_text
+from starfire_cli.networks.skeleton import BuiltModel, build_skeleton
 from starfire_cli.pruning.layers import Layer, layers_of_model, layers_of_state, shares_memory
 from starfire_cli.pruning.state_layers import sort_state
 from starfire_cli.pruning.ties import masks_once, overlapping, ties_of
@@ -34,7 +35,7 @@ class Prunable:
 
     layers: tuple[Layer, ...]
     left_out: tuple[tuple[str, str], ...]
-    network: Rebuilt | None
+    network: BuiltModel | None
     checkpoint: Checkpoint
     notes: tuple[str, ...]
     unclear: tuple[str, ...] = ()
@@ -56,9 +57,9 @@ def prunable(checkpoint: Checkpoint, model: str | None = None, image_size: int |
     unclear: list[str] = []
     if network is not None:
         checkpoint = network.checkpoint
-        apart = untied(network.net, checkpoint)
+        apart = differing_ties(network.net, checkpoint)
         layers, left_out = layers_of_model(network.net, untied={name for _, name in apart})
-        notes += [untied_text(first, name) + "; they count as two" for first, name in apart]
+        notes += [differing_ties_text(first, name) + "; they count as two" for first, name in apart]
     else:
         ties, overlaps = ties_of(checkpoint.state), overlapping(checkpoint.state)
         shared = ties.keys() | overlaps.keys()
@@ -117,18 +118,18 @@ def maybe_grouped(layers: Sequence[Layer]) -> list[Layer]:
     return found
 
 
-def _network(checkpoint: Checkpoint, model: str | None, image_size: int | None, notes: list[str]) -> Rebuilt | None:
+def _network(checkpoint: Checkpoint, model: str | None, image_size: int | None, notes: list[str]) -> BuiltModel | None:
     """The network that was asked for, or the metadata's; None where there is none."""
     if model is not None:
-        return skeleton(checkpoint, model, image_size)
-    spec = known_spec(checkpoint)
+        return build_skeleton(checkpoint, model, image_size)
+    spec = trusted_spec(checkpoint)
     if spec is None:
-        named = said_of_model(checkpoint).get("spec")
-        if isinstance(named, str):
-            notes.append(untrusted(checkpoint, named))
+        named = checkpoint.meta.model.spec
+        if named is not None:
+            notes.append(untrusted_text(checkpoint, named))
         return None
     try:
-        return skeleton(checkpoint, spec, image_size)
+        return build_skeleton(checkpoint, spec, image_size)
     except StarfireError as error:
         notes.append(f"the model of the metadata was not used: {error}")
         return None

@@ -6,10 +6,12 @@ They lie below both. Shapes and sparsities are as in docs/inspect.md; accuracies
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starfire_cli.formats.checkpoint.meta import Meta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ class Inspection:
         parameters: of the whole network, buffers left out.
         masks_present: whether the file holds masks; `digest` is theirs, `digest_matches` if it is the one written down.
         masks_agree: whether names of one tensor (tied weights) have one mask.
-        meta: as the file has it.
+        meta: what the file says about itself.
         model: the spec of the network whose structure was used; None if there was none.
         input: (channels, height, width) for which multiply-accumulates were counted.
         bytes_dense, bytes_packed, bytes_bound: tensors as they are, a packed file's estimate, the entropy bound.
@@ -96,7 +98,7 @@ class Inspection:
     masks_present: bool
     digest: str | None
     digest_matches: bool
-    meta: Mapping[str, Any]
+    meta: Meta
     model: str | None
     input: tuple[int, int, int] | None
     bytes_file: int

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -147,28 +146,23 @@ def _totals(found: Inspection) -> list[str]:
 def _meta_lines(found: Inspection) -> list[str]:
     """What the metadata say, in a line or two; nothing where there are none."""
     meta = found.meta
-    model, data, pruning, metrics = (_part(meta, name) for name in ("model", "data", "pruning", "metrics"))
     said = []
-    if found.model or model:
-        said.append(str(found.model or model.get("spec")))
-    if data:
-        said.append(f"{data.get('name')} ({len(data.get('classes') or [])} classes, {data.get('image_size')} px)")
-    if pruning:
-        era = pruning.get("era")
+    if found.model or meta.model.values:
+        said.append(str(found.model or meta.model.spec))
+    if meta.data.values:
+        data = meta.data
+        said.append(f"{data.name} ({len(data.classes or ())} classes, {data.image_size} px)")
+    if meta.pruning.method is not None:
+        pruning = meta.pruning
         said.append(
-            f"{pruning.get('method')}, fc {pruning.get('fc')}, target {pruning.get('target')}"
-            + (f", era {':'.join(f'{x:g}' for x in era)}" if isinstance(era, list) else "")
+            f"{pruning.method}, fc {pruning.fc}, target {pruning.target}"
+            + (f", era {':'.join(f'{x:g}' for x in pruning.era)}" if pruning.era is not None else "")
         )
-    shown: tuple[tuple[str, str], ...] = (("val_top1", "top-1"), ("val_top5", "top-5"))
-    said += [f"{name} {metrics[key]:.2%}" for key, name in shown if isinstance(metrics.get(key), float)]
-    if metrics.get("epoch") is not None:
-        said.append(f"epoch {metrics['epoch']}")
+    shown = (meta.metrics.val_top1, "top-1"), (meta.metrics.val_top5, "top-5")
+    said += [f"{name} {share:.2%}" for share, name in shown if share is not None]
+    if meta.metrics.epoch is not None:
+        said.append(f"epoch {meta.metrics.epoch}")
     return ["; ".join(said)] if said else []
-
-
-def _part(meta: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = meta.get(name)
-    return value if isinstance(value, dict) else {}
 
 
 def _sayer(console: Console) -> Callable[[str], None]:

@@ -64,7 +64,7 @@ def inspection_json(found: Inspection, layers: Sequence[LayerFinding]) -> dict[s
                 if x.revived or x.idle
             ],
         },
-        "meta": dict(found.meta),
+        "meta": dict(found.meta.values),
         "left_out": [{"name": name, "reason": reason} for name, reason in found.left_out],
         "notes": list(found.notes),
     }

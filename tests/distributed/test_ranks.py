@@ -177,7 +177,7 @@ def test_options_that_make_no_sense_for_several(tmp_path: Path) -> None:
     assert "--sync-bn is torch's SyncBatchNorm" in run(tmp_path, 2, sync_bn=True)[0]
     assert not list(tmp_path.iterdir())
     run(tmp_path, 2, batch_size=None, batch_size_per_device=16, max_steps=1)
-    assert last(tmp_path).meta["request"]["batch_size"] == 32
+    assert last(tmp_path).meta.values["request"]["batch_size"] == 32
     assert "contradicts the run" in run(tmp_path, 2, resume=Path("auto"), batch_size_per_device=8)[0]
 
 

@@ -119,7 +119,7 @@ def test_a_rank_killed_ends_the_job_with_the_cause_and_the_next_start_goes_on(tm
     time.sleep(random.Random().uniform(0, 0.5))
     run = Run(tmp_path / "runs/a")
     kill_one(process, 1, run)
-    epochs = load(run.last).meta["metrics"]["epoch"] + 2
+    epochs = load(run.last).meta.values["metrics"]["epoch"] + 2
     as_two(tmp_path, epochs)
     check_finished(run, epochs)
 

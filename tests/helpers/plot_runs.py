@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from starfire_cli.formats.checkpoint.meta import Meta, PruningMeta
 from starfire_cli.records.inspect import Inspection, LayerFinding
 from starfire_cli.records.plot import MaskPicture, NetworkPicture
 
@@ -142,7 +143,7 @@ def network(
         masks_present=True,
         digest=None,
         digest_matches=True,
-        meta={"pruning": {"method": "ck", "target": 0.6}},
+        meta=Meta(pruning=PruningMeta(method="ck", target=0.6)),
         model="resnet20",
         input=(3, 16, 16),
         bytes_file=9000,

@@ -21,7 +21,7 @@ from starfire_cli.cli import main
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint.file import load, save
 from starfire_cli.formats.checkpoint.unwrap import unwrap
-from starfire_cli.networks.fitting import fitted
+from starfire_cli.networks.tensor_names import match_names
 from tests import tiny
 
 Capture = pytest.CaptureFixture[str]
@@ -274,7 +274,7 @@ def test_names_that_are_not_utf8(tmp_path: Path, capsys: Capture) -> None:
         ["inspect", "--json", str(pruned)],
     ):
         assert main(command) == 0, capsys.readouterr().err
-    assert load(pruned).meta["source"]["path"] == str(folder / "a.pt")
+    assert load(pruned).meta.values["source"]["path"] == str(folder / "a.pt")
 
 
 def test_a_prefix_that_a_head_beside_it_does_not_have(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_prefix_that_a_head_beside_it_does_not_have(tmp_path: Path) -> None:
     assert head and len(head) < len(plain)
     mixed = {key if key in head else f"backbone.{key}": tensor for key, tensor in plain.items()}
     torch.save(mixed, tmp_path / "a.pt")
-    found = fitted(tiny.Net(10), load(tmp_path / "a.pt"))
+    found = match_names(tiny.Net(10), load(tmp_path / "a.pt"))
     assert all(torch.equal(found.state[key], tensor) for key, tensor in plain.items())
     assert any("prefix 'backbone.' stripped" in note for note in found.notes)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starfire_cli.damage import Damaged, DamagedFile, reading
+from starfire_cli.damage import Damaged, reading
 from starfire_cli.errors import BadOption, Mismatch, StarfireError, option
 from starfire_cli.formats.atomic import atomic_write
 from starfire_cli.formats.checkpoint import (
@@ -19,6 +19,7 @@ from starfire_cli.formats.checkpoint import (
     torch_file,
     unwrap,
 )
+from starfire_cli.formats.checkpoint.meta import Meta, read_meta
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.packed.container import checked_shape
 from starfire_cli.formats.plain_values import check_plain
@@ -87,11 +88,7 @@ def load(path: Path, *, training: bool = False, strict: bool = True, weights: st
     try:
         with reading(path):
             found = _load(path, training=training, strict=strict, weights=weights)
-            check_plain(found.meta, "metadata")
             check_plain(found.training or {}, "training state", tensors=True)
-            for part in ("model", "data", "pruning", "metrics"):
-                if not isinstance(found.meta.get(part) or {}, dict):
-                    raise DamagedFile(f"{path}: its metadata are damaged: {part} is no set of names and values")
             return found
     except StarfireError as error:
         raise type(error)(printable(str(error))) from error  # names in the file may hold anything
@@ -116,7 +113,6 @@ def _load(path: Path, *, training: bool, strict: bool, weights: str | None) -> C
         format=kind,
         state=plain.state,
         masks=plain.masks or None,
-        meta={},
         notes=(*notes, *folded, *plain.notes),
         parts=plain.parts,
     )
@@ -128,9 +124,10 @@ def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bo
     if type(version) is not int or version != VERSION:
         given = repr(version) if type(version) in (int, float, str) else f"a {type(version).__name__}"
         raise StarfireError(f"{path} has format version {given}; this starfire reads {VERSION}")
-    state, packed_masks, meta = content.get("model"), content.get("masks"), content.get("meta")
-    if not isinstance(state, dict) or not isinstance(packed_masks, dict) or not isinstance(meta, dict):
+    state, packed_masks, values = content.get("model"), content.get("masks"), content.get("meta")
+    if not isinstance(state, dict) or not isinstance(packed_masks, dict) or not isinstance(values, dict):
         raise StarfireError(f"{path} calls itself a starfire checkpoint but lacks model, masks or meta")
+    meta = read_meta(values, path)
     notes = []
     raw = content.get("raw")
     if isinstance(raw, dict):
@@ -182,10 +179,9 @@ def _is_text(value: Any, text: str) -> bool:
     return isinstance(value, str) and value == text  # a tensor would compare itself element by element
 
 
-def _says_average(meta: Mapping[str, Any]) -> bool:
+def _says_average(meta: Meta) -> bool:
     """Whether a checkpoint of ours holds the average that `train --ema` keeps."""
-    request = meta.get("request")
-    return isinstance(request, dict) and request.get("ema") is not None
+    return meta.request is not None and meta.request.get("ema") is not None
 
 
 def _refuse_weights(path: Path, weights: str | None, there: tuple[str, ...]) -> None:

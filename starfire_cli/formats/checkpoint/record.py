@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from starfire_cli.formats.checkpoint.meta import Meta
 from starfire_cli.pruning.masks import Masks
 
 
@@ -32,7 +33,7 @@ class Checkpoint:
     format: str
     state: dict[str, Tensor]
     masks: Masks | None
-    meta: dict[str, Any]
+    meta: Meta = field(default_factory=Meta)
     training: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     digest_matches: bool = True

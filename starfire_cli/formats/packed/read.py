@@ -23,6 +23,7 @@ from torch import Tensor
 
 from starfire_cli.damage import Damaged, reading
 from starfire_cli.errors import StarfireError
+from starfire_cli.formats.checkpoint.meta import read_meta
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.packed import encoding
 from starfire_cli.formats.packed.container import Container, Piece, checked_shape, is_marked
@@ -30,7 +31,6 @@ from starfire_cli.formats.packed.dtypes import BY_NAME, NOT_IN_SAFETENSORS, Dtyp
 from starfire_cli.formats.packed.encoding import Alive
 from starfire_cli.formats.packed.streams import StreamReader
 from starfire_cli.formats.packed.values import Values, Words
-from starfire_cli.formats.plain_values import check_plain
 from starfire_cli.pruning.masks import digest
 from starfire_cli.text import size_text
 
@@ -112,8 +112,7 @@ class PackedFile:
         with reading(path):
             self._container = Container(path)
             self.layers: dict[str, PackedLayer] = self._table()
-            self.meta: dict[str, Any] = self._json("meta")
-            check_plain(self.meta, "metadata")
+            self.meta = read_meta(self._json("meta"), path)
             self.masks_digest = self._container.metadata.get("masks_digest", "")
             self._crc32 = self._plain_checksums()
             self.keys, self.ties = self._names()

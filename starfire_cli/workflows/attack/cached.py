@@ -15,7 +15,7 @@ from starfire_cli.damage import DamagedFile, reading
 from starfire_cli.data import Split
 from starfire_cli.formats.atomic import check_writable
 from starfire_cli.formats.robustness import PER_IMAGE, read_robustness, write_robustness
-from starfire_cli.networks.network import Network
+from starfire_cli.networks.restore import RestoredModel
 from starfire_cli.records.attack import AttackProgress, NetworkResult
 from starfire_cli.workflows.attack import verdict as verdict
 from starfire_cli.workflows.attack.sweep import ATTACK, CLEAN, AttackTally, Sweep, Tallies
@@ -52,7 +52,7 @@ class SweepPlan:
 
     def __init__(
         self,
-        network: Network,
+        network: RestoredModel,
         attack: Attack,
         sizes: tuple[Size, ...],
         *,
@@ -61,7 +61,7 @@ class SweepPlan:
         path: Path,
         fresh: bool,
         facts: dict[str, Any],
-        other: Network | None,
+        other: RestoredModel | None,
     ) -> None:
         self.network, self.sizes, self._other = network, sizes, other
         self.spec = spec_of(attack)

@@ -11,7 +11,7 @@ import torch
 
 from starfire_cli import runtime
 from starfire_cli.attacks import ATTACKS, Attack, Size, parse_sizes, with_options
-from starfire_cli.data import DataInfo, DataOptions, Split, open_val, recorded
+from starfire_cli.data import DataInfo, DataOptions, Split, open_val
 from starfire_cli.errors import BadOption
 from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.checkpoint.record import Checkpoint
@@ -19,8 +19,7 @@ from starfire_cli.formats.overwriting import files_of, refuse_overwriting
 from starfire_cli.formats.png import check_folder
 from starfire_cli.formats.robustness import robustness_path
 from starfire_cli.formats.run import find_checkpoint
-from starfire_cli.networks.network import Network, build_network
-from starfire_cli.networks.rebuild import said_of_model
+from starfire_cli.networks.restore import RestoredModel, restore_model
 from starfire_cli.options import check
 from starfire_cli.records.attack import AttackRecord, AttackReport, AttackStarted
 from starfire_cli.workflows.attack import verdict as verdict
@@ -104,7 +103,7 @@ def attack(request: AttackRequest) -> Iterator[AttackRecord]:
     )
 
 
-def _read(networks: tuple[Network, ...]) -> list[str]:
+def _read(networks: tuple[RestoredModel, ...]) -> list[str]:
     """What had to be done to read the checkpoints, with their names where there are two."""
     names = [f"{network.path}: " if len(networks) > 1 else "" for network in networks]
     return [name + note for name, network in zip(names, networks, strict=True) for note in network.notes]
@@ -128,7 +127,7 @@ class _Setting:
 
     info: DataInfo
     split: Split
-    networks: tuple[Network, ...]
+    networks: tuple[RestoredModel, ...]
     loaded: int
     chunk: int
     device: torch.device
@@ -140,8 +139,7 @@ def _open(request: AttackRequest) -> _Setting:
     second = None
     if request.against is not None:
         second = files.load(find_checkpoint(request.against), weights=request.against_weights)
-    said = first.meta.get("data") or {}
-    known = recorded(said)
+    known = first.meta.data.info()
     loaded = request.batch_size or most_useful(
         device, request.image_size or (224 if known is None else known.image_size)
     )
@@ -153,17 +151,17 @@ def _open(request: AttackRequest) -> _Setting:
         limit_val=request.images,
         limit_seed=request.seed,
     )
-    info, split = open_val(said, request.data, options)
-    silent = second is not None and not second.meta.get("data")
+    info, split = open_val(first.meta.data.values, request.data, options)
+    silent = second is not None and not second.meta.data.values
     networks = [
-        build_network(
+        restore_model(
             first,
-            info,
             device,
+            info,
             model=request.model,
             # What was given for a second network that says nothing is not forced on a first one that does.
-            mean=None if silent and "mean" in said else request.mean,
-            std=None if silent and "std" in said else request.std,
+            mean=None if silent and first.meta.data.mean is not None else request.mean,
+            std=None if silent and first.meta.data.std is not None else request.std,
         ),
         *([_second(request, second, info, device)] if second is not None else []),
     ]
@@ -173,16 +171,16 @@ def _open(request: AttackRequest) -> _Setting:
     return _Setting(info=info, split=split, networks=tuple(networks), loaded=loaded, chunk=chunk, device=device)
 
 
-def _second(request: AttackRequest, checkpoint: Checkpoint, info: DataInfo, device: torch.device) -> Network:
+def _second(request: AttackRequest, checkpoint: Checkpoint, info: DataInfo, device: torch.device) -> RestoredModel:
     """The network to compare with: by its own metadata where it has any, else by the options given for the first."""
-    own_spec, own_data = said_of_model(checkpoint).get("spec"), checkpoint.meta.get("data") or {}
-    return build_network(
+    own_spec, own_data = checkpoint.meta.model.spec, checkpoint.meta.data
+    return restore_model(
         checkpoint,
-        info,
         device,
+        info,
         model=request.against_model or (request.model if own_spec in (None, request.model) else None),
-        mean=None if "mean" in own_data else request.mean,
-        std=None if "std" in own_data else request.std,
+        mean=None if own_data.mean is not None else request.mean,
+        std=None if own_data.std is not None else request.std,
     )
 
 

@@ -19,14 +19,12 @@ from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.models import count_macs
-from starfire_cli.networks.network import Network
-from starfire_cli.networks.ready import as_trained
-from starfire_cli.networks.rebuild import parse_input
+from starfire_cli.networks.restore import RestoredModel, restore_model
 from starfire_cli.options import check
 from starfire_cli.records.bench import BatchTimings, BenchProgress, LayerTiming, Setting, Timing
 from starfire_cli.sparse import SparseNetwork, missing, sparsify
 from starfire_cli.text import reason
-from starfire_cli.values import parse_list, parse_whole
+from starfire_cli.values import parse_input, parse_list, parse_whole
 from starfire_cli.workflows.bench.engines import COMPILED, ENGINES, PLAIN, BenchJob, Engine, Graph, Run
 from starfire_cli.workflows.bench.request import BenchRequest
 from starfire_cli.workflows.bench.rounds import in_rounds
@@ -58,7 +56,7 @@ def bench(request: BenchRequest) -> Iterator[BenchProgress | Setting | BatchTimi
 
 
 def _bench(
-    request: BenchRequest, network: Network, notes: list[str], batches: tuple[int, ...], side: int
+    request: BenchRequest, network: RestoredModel, notes: list[str], batches: tuple[int, ...], side: int
 ) -> Iterator[BenchProgress | Setting | BatchTimings]:
     model = network.model
     try:
@@ -171,7 +169,7 @@ def _sparse(model: nn.Module) -> SparseNetwork | str:
         return str(error)
 
 
-def _network(request: BenchRequest) -> tuple[Network, list[str]]:
+def _network(request: BenchRequest) -> tuple[RestoredModel, list[str]]:
     """The network, and what had to be assumed."""
     checkpoint = files.load(find_checkpoint(request.checkpoint), weights=request.weights)
     notes: list[str] = []
@@ -179,7 +177,7 @@ def _network(request: BenchRequest) -> tuple[Network, list[str]]:
     if not _says_normalisation(checkpoint) and mean is None and std is None:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         notes.append("the file does not say how its images were normalised; mean 0 and std 1 cost the same")
-    network = as_trained(
+    network = restore_model(
         checkpoint,
         torch.device("cpu"),
         model=request.model,
@@ -192,8 +190,8 @@ def _network(request: BenchRequest) -> tuple[Network, list[str]]:
 
 
 def _says_normalisation(checkpoint: Checkpoint) -> bool:
-    data = checkpoint.meta.get("data")
-    return isinstance(data, dict) and ("mean" in data or "std" in data)
+    data = checkpoint.meta.data
+    return data.mean is not None or data.std is not None
 
 
 def _batches(text: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from starfire_cli import runtime
 from starfire_cli.data import DataOptions, open_val
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.networks.evaluate import evaluate
-from starfire_cli.networks.network import build_network
+from starfire_cli.networks.restore import restore_model
 from starfire_cli.records.compress import AccuracyChange
 
 
@@ -19,13 +19,13 @@ def accuracy_change(
     device: str,
     model: str | None = None,
 ) -> AccuracyChange:
-    """Measure both on the validation images that `data` or the checkpoint names; `model` as for `build_network`.
+    """Measure both on the validation images that `data` or the checkpoint names; `model` as for `restore_model`.
 
     Raises StarfireError where the data or the network cannot be had.
     """
     place = runtime.pick_device(device)
     options = DataOptions(device=place, limit_val=images)
-    info, split = open_val(exact.meta.get("data") or {}, data, options)
-    before, after = (evaluate(build_network(c, info, place, model=model).model, split) for c in (exact, rounded))
+    info, split = open_val(exact.meta.data.values, data, options)
+    before, after = (evaluate(restore_model(c, place, info, model=model).model, split) for c in (exact, rounded))
     assert before is not None and after is not None, "nobody asked it to stop"
     return AccuracyChange(data=info.spec, images=before.images, before=before.top1, after=after.top1)

@@ -17,8 +17,7 @@ from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.checkpoint.interchange import WRITERS
 from starfire_cli.formats.onnx_graph import missing_package, write_graph
 from starfire_cli.formats.run import find_checkpoint
-from starfire_cli.networks.network import Network
-from starfire_cli.networks.ready import as_trained
+from starfire_cli.networks.restore import RestoredModel, restore_model
 from starfire_cli.records.compress import Note, Outcome, Written
 from starfire_cli.workflows.compress.request import CompressRequest
 from starfire_cli.workflows.compress.run import target
@@ -43,7 +42,9 @@ def export(request: CompressRequest) -> Iterator[Outcome]:
     difference = None
     if form == "onnx":
         output = target(path, out, ".onnx", ".onnx")
-        network = as_trained(checkpoint, torch.device("cpu"), model=request.model, mean=request.mean, std=request.std)
+        network = restore_model(
+            checkpoint, torch.device("cpu"), model=request.model, mean=request.mean, std=request.std
+        )
         yield from (Note(text=note) for note in network.notes if note not in checkpoint.notes)
         difference = _write_onnx(output, network)
         if difference is None:
@@ -66,7 +67,7 @@ def export(request: CompressRequest) -> Iterator[Outcome]:
     )
 
 
-def _write_onnx(output: Path, network: Network) -> float | None:
+def _write_onnx(output: Path, network: RestoredModel) -> float | None:
     """Export the network from pixels in [0, 1] to logits; returns how far onnxruntime's logits are from ours.
 
     None where onnxruntime is not there to ask.

@@ -62,7 +62,7 @@ def compress(request: CompressRequest) -> Iterator[Outcome]:
         output,
         state=checkpoint.state,
         masks=checkpoint.masks,
-        meta=checkpoint.meta,
+        meta=checkpoint.meta.values,
         stored=stored,
         effort=request.effort,
         keep_plain=request.keep_plain,
@@ -87,7 +87,7 @@ def unpack(path: Path | None, out: Path | None) -> Iterator[Outcome]:
     started = perf_counter()
     checkpoint = files.load(path)
     output = target(path, out, ".unpacked.pt", ".unpacked.pt")
-    files.save(output, state=checkpoint.state, masks=checkpoint.masks, meta=checkpoint.meta)
+    files.save(output, state=checkpoint.state, masks=checkpoint.masks, meta=checkpoint.meta.values)
     yield Written(
         input=path,
         output=output,

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from starfire_cli import runtime
 from starfire_cli.data import DataInfo, DataOptions, Split, open_val
 from starfire_cli.formats.checkpoint.record import Checkpoint
-from starfire_cli.networks.network import Channels, build_network
+from starfire_cli.networks.restore import restore_model
 from starfire_cli.pruning.ties import masks_once, ties_of
 from starfire_cli.records.inspect import Comparison, Inspection, LayerDifference, LayerFinding, Predictions
+from starfire_cli.values import Channels
 from starfire_cli.workflows.inspect.request import InspectRequest
-from starfire_cli.workflows.recorded import read_record
 
 
 def compare(a: Checkpoint, b: Checkpoint, found_a: Inspection, found_b: Inspection) -> Comparison:
@@ -50,13 +50,13 @@ def predictions(a: Checkpoint, b: Checkpoint, request: InspectRequest) -> Predic
     options = DataOptions(
         batch_size=request.batch_size, eval_batch_size=request.batch_size, device=place, workers=request.workers
     )
-    shared = a.meta.get("data") or b.meta.get("data") or {}
+    shared = a.meta.data.values or b.meta.data.values
     scaled = ("image_size",) if data is not None else _SCALED
     notes: list[str] = []
     networks: list[nn.Module] = []
     parts: list[tuple[dict[str, Any], DataInfo, Split]] = []
     for name, checkpoint in (("A", a), ("B", b)):
-        own = {key: value for key, value in (checkpoint.meta.get("data") or {}).items() if key in scaled}
+        own = {key: value for key, value in checkpoint.meta.data.values.items() if key in scaled}
         if not parts or {**parts[0][0], **own} != parts[0][0]:
             parts.append(({**shared, **own}, *open_val({**shared, **own}, data, options)))
         _, info, _ = parts[-1]
@@ -110,7 +110,7 @@ def _network(
     notes: list[str],
 ) -> nn.Module:
     """The network, normalising as its own file says; where that is silent, as was given, else by the data's numbers."""
-    record = read_record(checkpoint.meta, None)
+    record = checkpoint.meta.data
     mean, std = record.mean or given[0] or info.mean, record.std or given[1] or info.std
     if (record.mean is None and given[0] is None) or (record.std is None and given[1] is None):
         shown = ",".join(f"{v:.3g}" for v in mean), ",".join(f"{v:.3g}" for v in std)
@@ -118,7 +118,7 @@ def _network(
             f"{name} does not say how it normalises images: mean {shown[0]} and std {shown[1]} are the data's "
             "(--mean and --std give others)"
         )
-    return build_network(checkpoint, info, device, model=model, mean=mean, std=std).model.eval()
+    return restore_model(checkpoint, device, info, model=model, mean=mean, std=std).model
 
 
 def _difference(a: LayerFinding, b: LayerFinding, alive_a: Tensor, alive_b: Tensor) -> LayerDifference:

@@ -18,7 +18,7 @@ from starfire_cli.formats.packed.estimate import bounds_of, estimate, packed_byt
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.networks.dead_weights import nonzero
 from starfire_cli.networks.prunable import prunable
-from starfire_cli.networks.rebuild import Rebuilt, fresh
+from starfire_cli.networks.skeleton import BuiltModel, build_fresh
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masks import digest
 from starfire_cli.pruning.stats import layer_stats
@@ -93,7 +93,7 @@ def inspect_fitted(
         input=shape,
         bytes_file=checkpoint.path.stat().st_size if checkpoint.path.exists() else 0,
         bytes_dense=dense,
-        bytes_packed=packed_bytes(checkpoint.state, masks, checkpoint.meta, bounds),
+        bytes_packed=packed_bytes(checkpoint.state, masks, checkpoint.meta.values, bounds),
         bytes_bound=round(sum(bounds.values())),
     )
     return inspection, checkpoint
@@ -133,7 +133,7 @@ def _finding(layer: Layer, weight: Tensor, masks: Mapping[str, Tensor]) -> Layer
 def _with_macs(
     checkpoint: Checkpoint,
     findings: list[LayerFinding],
-    rebuilt: Rebuilt,
+    rebuilt: BuiltModel,
     image: tuple[int, int],
     notes: list[str],
 ) -> tuple[list[LayerFinding], tuple[int, int, int] | None]:
@@ -142,7 +142,7 @@ def _with_macs(
 
     channels, side = image
     # Counting on the meta device makes torch load its compiler, which takes longer than to run the network once.
-    net = rebuilt.net if "torch._dynamo" in sys.modules else fresh(checkpoint, rebuilt)
+    net = rebuilt.net if "torch._dynamo" in sys.modules else build_fresh(checkpoint, rebuilt)
     try:
         macs = count_macs(net, side, channels=channels)
     except Exception as error:  # noqa: BLE001 - a model may raise anything for an input it does not take
@@ -163,7 +163,7 @@ def _with_macs(
     return filled, (channels, side, side)
 
 
-def _parameters(checkpoint: Checkpoint, rebuilt: Rebuilt | None) -> int:
+def _parameters(checkpoint: Checkpoint, rebuilt: BuiltModel | None) -> int:
     """Of the model; without one, all floating-point tensors but BatchNorm's statistics."""
     if rebuilt is not None:
         own = parameters_of(rebuilt.net)

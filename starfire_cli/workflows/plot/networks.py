@@ -11,7 +11,7 @@ from typing import cast
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.packed.read import is_packed
-from starfire_cli.networks.network import method_of, title_of
+from starfire_cli.networks.title import checkpoint_method, checkpoint_title
 from starfire_cli.pruning.layers import Kind, Layer
 from starfire_cli.pruning.stats import kept_in_kernels
 from starfire_cli.records.inspect import LayerFinding
@@ -63,10 +63,10 @@ def look_into(
 
 def _look(path: Path, masks: bool, glob: str | None, weights: str | None) -> NetworkPicture:
     inspection, checkpoint = inspect_fitted(open_checkpoint(path, weights))
-    named = method_of(checkpoint)
+    named = checkpoint_method(checkpoint)
     layers = _chosen(inspection.layers, glob, path) if masks else ()
     return NetworkPicture(
-        title=title_of(checkpoint),
+        title=checkpoint_title(checkpoint),
         method=named[0] if named is not None else "?",
         inspection=inspection,
         run=path.parent if is_run(path.parent) else None,

@@ -14,7 +14,8 @@ from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.networks.dead_weights import DeadWeights, find_dead_weights
 from starfire_cli.networks.prunable import Prunable, prunable
-from starfire_cli.networks.rebuild import Rebuilt, revive, said_of_model
+from starfire_cli.networks.restore import rebuild_model
+from starfire_cli.networks.skeleton import BuiltModel
 from starfire_cli.pruning import Layer, Masks, select
 from starfire_cli.text import some
 from starfire_cli.workflows.prune.oneshot import recalibrate
@@ -46,14 +47,16 @@ class PruneJob:
         r = self.request
         return pruning_of(TrainRequest(method=r.method, fc=r.fc, target=target, max_nonzero=r.max_nonzero))
 
-    def network(self, state: dict[str, Tensor]) -> Rebuilt:
+    def network(self, state: dict[str, Tensor]) -> BuiltModel:
         """The network with `state` in it. Raises BadOption where nothing says which network it is."""
         if self.found.network is None:
-            named = said_of_model(self.checkpoint).get("spec")
+            named = self.checkpoint.meta.model.spec
             what = f"{named}, which runs that code" if named else "resnet20, timm:NAME or package.module:callable"
             wish = self.request.network_options[0]
             raise BadOption(f"{wish} needs the network of {self.checkpoint.path}: --model {what}")
-        return revive(replace(self.checkpoint, state=state), self.found.network.spec, self.request.trial.image_size)
+        return rebuild_model(
+            replace(self.checkpoint, state=state), self.found.network.spec, self.request.trial.image_size
+        )
 
     def recalibrated(self, net: nn.Module, trial: Trial) -> str:
         """Refresh BatchNorm as was asked, and say so."""

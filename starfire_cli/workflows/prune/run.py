@@ -14,14 +14,16 @@ from torch import Tensor
 from starfire_cli import runtime
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint import file as files
+from starfire_cli.formats.checkpoint.meta import read_meta
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.overwriting import files_of, refuse_overwriting
-from starfire_cli.networks.rebuild import recipe_of
+from starfire_cli.networks.model_spec import shrink_recipe
 from starfire_cli.pruning.channels.elimination import EliminationReport, eliminate
 from starfire_cli.pruning.channels.recipe import compose_recipes
 from starfire_cli.pruning.ties import apply_once
 from starfire_cli.records.prune import Pruned, PruneProgress, SweepPoint
 from starfire_cli.text import counted
+from starfire_cli.workflows.init_defaults import fine_tuning
 from starfire_cli.workflows.inspect.run import inspect
 from starfire_cli.workflows.prune.job import PruneJob, open_job, sparsity_of
 from starfire_cli.workflows.prune.oneshot import prune_once, refuse_ambiguous
@@ -29,7 +31,6 @@ from starfire_cli.workflows.prune.request import PruneRequest
 from starfire_cli.workflows.prune.shrink import shrink_network
 from starfire_cli.workflows.prune.sweep import sweep
 from starfire_cli.workflows.prune.trial import Trial
-from starfire_cli.workflows.recorded import fine_tuning
 from starfire_cli.workflows.train.settings import Pruning
 
 
@@ -55,7 +56,7 @@ def _prune(job: PruneJob) -> Iterator[PruneProgress | Pruned]:
     if job.found.network is None:
         refuse_ambiguous(job.layers, pruning)
     state, masks, alone = prune_once(checkpoint, job.layers, pruning, job.dead)
-    meta = _meta(job, pruning)
+    model, data = _model_and_data(job)
     did = _zeros_taken(job)
     trial = before = after = shrunk = report = None
     if request.network_options:
@@ -64,7 +65,7 @@ def _prune(job: PruneJob) -> Iterator[PruneProgress | Pruned]:
         trial = Trial(checkpoint, request.trial) if request.wants_data else None
         if trial is not None:
             side = trial.info.image_size
-            meta["data"] = trial.as_meta()
+            data = trial.as_meta()
             yield from (PruneProgress(text=note) for note in trial.notes)
             before = trial.measure(job.network(checkpoint.state).net)
             yield PruneProgress(text=f"before: top-1 {before.top1:.2%} on {before.images:,} images of {before.data}")
@@ -78,15 +79,19 @@ def _prune(job: PruneJob) -> Iterator[PruneProgress | Pruned]:
             real = trial.normalised_images() if trial is not None else None
             device = runtime.pick_device(request.trial.device)
             net, masks, recipe, shrunk = shrink_network(net.cpu(), masks, (3, side, side), device, real)
-            meta["model"]["shrink"] = compose_recipes(recipe_of(checkpoint), recipe)
+            model["shrink"] = compose_recipes(shrink_recipe(checkpoint), recipe)
         after = trial.measure(net) if trial is not None else None
-        meta["model"] |= {"spec": rebuilt.spec, "num_classes": rebuilt.num_classes, "image_size": side}
+        model |= {"spec": rebuilt.spec, "num_classes": rebuilt.num_classes, "image_size": side}
         state = _as_stored(net.cpu().state_dict(), checkpoint.state)
-    draft = inspect(Checkpoint(path=out, format="starfire", state=state, masks=masks, meta=meta), model=request.model)
-    meta["metrics"] = {"sparsity_prunable": draft.sparsity_prunable, "sparsity_total": draft.sparsity_total}
+    meta = _meta(job, pruning, model, data)
+    draft = inspect(
+        Checkpoint(path=out, format="starfire", state=state, masks=masks, meta=read_meta(meta, out)),
+        model=request.model,
+    )
+    metrics = {"sparsity_prunable": draft.sparsity_prunable, "sparsity_total": draft.sparsity_total}
     if after is not None:
-        meta["metrics"] |= {"val_top1": after.top1, "val_top5": after.top5, "val_loss": after.loss}
-    files.save(out, state=state, masks=masks, meta=meta)
+        metrics |= {"val_top1": after.top1, "val_top5": after.top5, "val_loss": after.loss}
+    files.save(out, state=state, masks=masks, meta={**meta, "metrics": metrics})
     written = files.load(out)  # also proves that what is dead is zero, as it lies on disk
     command, lacking = fine_tuning(
         written,
@@ -121,15 +126,20 @@ def _out_path(request: PruneRequest, source: Path, pruning: Pruning) -> Path:
     return out
 
 
-def _meta(job: PruneJob, pruning: Pruning) -> dict[str, Any]:
-    """What the new checkpoint says about itself: model and data as before, the pruning of this call."""
+def _model_and_data(job: PruneJob) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the checkpoint says about its model, which its network may know better, and about its data."""
     old, network = job.checkpoint.meta, job.found.network
-    model = dict(old.get("model") or {})
+    model = dict(old.model.values)
     if network is not None:
         model |= {"spec": network.spec, "num_classes": network.num_classes, "image_size": network.image_size}
+    return model, dict(old.data.values)
+
+
+def _meta(job: PruneJob, pruning: Pruning, model: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """What the new checkpoint says about itself."""
     return {
         "model": model,
-        **({"data": old["data"]} if old.get("data") else {}),
+        **({"data": data} if data else {}),
         "pruning": {
             "method": pruning.method_spec,
             "fc": pruning.fc_spec,

@@ -30,7 +30,7 @@ class Trial:
 
     def __init__(self, checkpoint: Checkpoint, request: TrialRequest) -> None:
         self.device = runtime.pick_device(request.device)
-        self._request, self._meta = request, checkpoint.meta.get("data") or {}
+        self._request, self._recorded = request, checkpoint.meta.data
         self._options = DataOptions(
             batch_size=request.batch_size,
             eval_batch_size=request.batch_size,
@@ -41,10 +41,10 @@ class Trial:
         )
         self.info: DataInfo
         self.val: Split
-        self.info, self.val = open_val(self._meta, request.data, self._options)
+        self.info, self.val = open_val(self._recorded.values, request.data, self._options)
         self.mean, self.std = request.mean or self.info.mean, request.std or self.info.std
         self.notes = list(self.info.notes)
-        if not self._meta and request.mean is None:
+        if not self._recorded.values and request.mean is None:
             shown = ",".join(f"{v:.3f}" for v in self.mean)
             self.notes.append(f"images are normalised by the data's own mean {shown}; --mean and --std give others")
 
@@ -54,7 +54,8 @@ class Trial:
 
     def as_meta(self) -> dict[str, Any]:
         """What a checkpoint says about its data: these, with the mean and std in use, augmented as before."""
-        as_before = {"augment": self._meta["augment"]} if "augment" in self._meta else {}
+        augment = self._recorded.augment
+        as_before = {} if augment is None else {"augment": augment}
         return {**self.info.as_meta(), **as_before, "mean": list(self.mean), "std": list(self.std)}
 
     def normalised_images(self) -> Tensor:
@@ -79,7 +80,7 @@ class Trial:
         options = DataOptions(
             batch_size=self._options.batch_size,
             image_size=self.info.image_size,
-            augment=str(self._meta.get("augment", "auto")),
+            augment=self._recorded.augment or "auto",
             seed=self._options.seed,
             device=self.device,
             workers=self._options.workers,

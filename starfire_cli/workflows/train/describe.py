@@ -89,8 +89,7 @@ def meta_of(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
 
 def config_of(session: Session) -> dict[str, Any]:
     """What config.json holds."""
-    meta = meta_of(session, {})
-    del meta["metrics"]
+    meta = {name: value for name, value in meta_of(session, {}).items() if name != "metrics"}
     came_in = 0.0 if session.pruning.target else session.sparsity()[0]
     return {
         "format": FORMAT,

@@ -7,9 +7,8 @@ import torch
 from starfire_cli.damage import reading
 from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.run import Run
-from starfire_cli.models import build_model
+from starfire_cli.networks.restore import build_loaded
 from starfire_cli.pruning.channels.elimination import eliminate
-from starfire_cli.pruning.channels.recipe import apply_shrink
 from starfire_cli.records.train import Finished
 from starfire_cli.workflows.train.session import Session
 
@@ -42,16 +41,12 @@ def finished(session: Session, run: Run) -> Finished:
 def _eliminated(session: Session, run: Run) -> tuple[str, ...]:
     """Write the best network again, without the linear weights that only see constants (section 2.1.2)."""
     best = files.load(run.best)
-    net = build_model(
-        session.request.model or "", num_classes=len(session.data.info.classes), image_size=session.data.info.image_size
-    )
-    apply_shrink(net, session.network.shrink)
-    net.load_state_dict(best.state)
+    net, _ = build_loaded(best, session.request.model or "", session.data.info)
     side = session.data.info.image_size
     report = eliminate(net, best.masks or {}, example=torch.zeros(1, 3, side, side))
     if report.declined:
         return (f"nothing was eliminated: {report.declined}",)
-    files.save(run.eliminated, state=net.state_dict(), masks=report.masks, meta=best.meta)
+    files.save(run.eliminated, state=net.state_dict(), masks=report.masks, meta=best.meta.values)
     said = [f"eliminated {report.weights} linear weights that only see constants: {run.eliminated}"]
     for layer in report.layers:
         said += [f"{layer.layer}: {count} inputs stay, {reason}" for reason, count in layer.kept.items()]

@@ -13,7 +13,7 @@ from starfire_cli.errors import BadOption
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.models import Normalized, build_model, count_macs
 from starfire_cli.networks.lone_images import check_batches, has_batchnorm
-from starfire_cli.networks.rebuild import recipe_of
+from starfire_cli.networks.model_spec import shrink_recipe
 from starfire_cli.pruning.channels.recipe import ShrinkRecipe, apply_shrink
 from starfire_cli.workflows.train.digest import content
 from starfire_cli.workflows.train.request import TrainRequest
@@ -66,7 +66,7 @@ def open_network(
     if initial is not None and ranks.count > 1:
         digest = content([initial.state, initial.masks or {}, initial.training or {}])
     # What prune-mask --shrink made smaller stays so.
-    shrink = recipe_of(initial) if initial is not None else {}
+    shrink = shrink_recipe(initial) if initial is not None else {}
     apply_shrink(net, shrink)
     macs, pairs = count_macs(net, info.image_size), has_batchnorm(net)
     if not (request.sync_bn and ranks.count > 1):  # which takes the statistics of all ranks together

@@ -16,7 +16,7 @@ from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import Run, runs_in
-from starfire_cli.networks.rebuild import runs_code, untrusted
+from starfire_cli.networks.model_spec import runs_code, untrusted_text
 from starfire_cli.workflows.train.alike import check_requests, check_sessions
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.run_folder import RunFolder
@@ -71,12 +71,12 @@ def _opened(
             return session
         return session.noting(f"--resume auto: nothing to go on with under {request.out}/, so this run is a new one")
     checkpoint = files.load(path, training=True)
-    if not checkpoint.training or "request" not in checkpoint.meta:
+    if not checkpoint.training or checkpoint.meta.request is None:
         raise StarfireError(f"{path} holds weights but no training state to resume; --init {path} starts from them")
     with reading(path, "what it says of its run"):
-        own = TrainRequest.from_config(checkpoint.meta["request"])
+        own = TrainRequest.from_config(checkpoint.meta.request)
     if own.model is not None and runs_code(own.model) and "model" not in given:
-        raise BadOption(untrusted(checkpoint, own.model))
+        raise BadOption(untrusted_text(checkpoint, own.model))
     if own.data is not None and "data" not in given:
         refuse_url(own.data, str(path))
     for field in sorted(given - CHANGEABLE - OF_THE_CALL):
@@ -102,7 +102,7 @@ def restore_training_state(session: Session, checkpoint: Checkpoint) -> None:
     """Bring a fresh session to where the checkpoint was. Raises StarfireError where the two do not belong together."""
     training, path = checkpoint.training or {}, checkpoint.path
     network, optimisation, position, fixed = session.network, session.optimisation, session.position, session.fixed
-    steps = checkpoint.meta.get("steps_per_epoch")
+    steps = checkpoint.meta.steps_per_epoch
     if steps != optimisation.steps_per_epoch:
         raise StarfireError(
             f"{path} was trained with {steps} steps an epoch, these data and options give "

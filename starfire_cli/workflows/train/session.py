@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from starfire_cli import runtime
 from starfire_cli.attacks import Adversary, adversary
-from starfire_cli.damage import reading
+from starfire_cli.damage import DamagedFile
 from starfire_cli.data import Data
 from starfire_cli.distributed.agreement import Agreement
 from starfire_cli.distributed.ranks import Ranks
@@ -22,7 +22,7 @@ from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import Run, find_checkpoint
 from starfire_cli.pruning import Pruner
 from starfire_cli.pruning.schedule import Era
-from starfire_cli.workflows.recorded import Defaults, fill_from, known_data
+from starfire_cli.workflows.init_defaults import Defaults, fill_from, known_data
 from starfire_cli.workflows.train.cuda_graph import StepGraph, refuse
 from starfire_cli.workflows.train.fixed_masks import FixedMasks
 from starfire_cli.workflows.train.micro_batches import part_sizes
@@ -252,8 +252,10 @@ def _filled(request: TrainRequest, given: frozenset[str]) -> tuple[TrainRequest,
 
 def _era(request: TrainRequest, pruning: Pruning, steps_per_epoch: int, resume: Checkpoint | None) -> Era:
     if resume is not None:  # in steps, so that more epochs do not move it
-        with reading(resume.path, "what it says of its era"):
-            first, last = (int(step) for step in resume.meta["pruning"]["era_steps"])
+        steps = resume.meta.pruning.era_steps
+        if steps is None:
+            raise DamagedFile(f"{resume.path} is damaged: what it says of its era: era_steps is missing")
+        first, last = steps
     elif pruning.target:
         first, last = era_steps(request, steps_per_epoch)
     else:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.networks.dead_weights import DeadWeights, find_dead_weights, nonzero
-from starfire_cli.networks.fitting import fitted, loadable, other_classes, refuse
+from starfire_cli.networks.fit import fit_weights, load_weights
 from starfire_cli.pruning import Layer, Masks, layers_of_model, select
 from starfire_cli.pruning.ties import masks_once, parameters_of, ties_of, unify
 from starfire_cli.text import counted, some
@@ -48,20 +48,15 @@ def take_weights(
     start = Start(layers=layers, left_out=left_out + exempt)
     start.notes += [f"{key} is one tensor with {first} and is trained as such" for key, first in unify(net)]
     checkpoint = resume or initial
-    head: list[str] = []
     if checkpoint is None:
         return start
     if resume is not None:
         checkpoint = replace(resume, state=(resume.training or {}).get("raw", resume.state))
-    checkpoint = fitted(net, checkpoint)
-    head = other_classes(net, checkpoint.state, classes) if resume is None else []
+    checkpoint, head = fit_weights(net, checkpoint, request.model, classes=classes if resume is None else None)
     if head:
         start.notes.append(f"{', '.join(head)} start fresh: the checkpoint was trained on other classes")
-    else:
-        refuse(net, checkpoint, request.model, classes if resume is None else None)
-    loadable(net, checkpoint)
     _refuse_nonfinite(checkpoint)
-    net.load_state_dict({key: tensor for key, tensor in checkpoint.state.items() if key not in head}, strict=False)
+    load_weights(net, checkpoint, but=head)
     masks = masks_once(checkpoint.masks or {}, ties_of(net.state_dict()), [layer.key for layer in found])
     if resume is not None:
         start.masks = {layer.key: masks[layer.key] for layer in found if layer.key in masks}

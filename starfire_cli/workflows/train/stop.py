@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from starfire_cli.data.finding import url_of
-from starfire_cli.networks.rebuild import runs_code
+from starfire_cli.networks.model_spec import runs_code
 from starfire_cli.records.train import Stopped
 from starfire_cli.workflows.train.session import Session
 from starfire_cli.workflows.train.signals import Signals

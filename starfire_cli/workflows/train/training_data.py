@@ -10,7 +10,7 @@ import torch
 from starfire_cli.data import Data, DataInfo, DataOptions, open_data, recognise
 from starfire_cli.distributed.ranks import Ranks
 from starfire_cli.errors import BadOption, StarfireError
-from starfire_cli.workflows.recorded import Defaults
+from starfire_cli.workflows.init_defaults import Defaults
 from starfire_cli.workflows.train.request import TrainRequest
 
 Decoding = Callable[[str, int, int], None] | None

@@ -46,7 +46,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
         assert torch.equal(found.state[key], torch.where(dead, torch.zeros_like(tensor), tensor))
         assert not found.state[key].signbit()[dead].any()
     assert found.masks is not None and all(torch.equal(found.masks[k], m) for k, m in masks.items())
-    assert found.meta == {"seed": 0, "data": {"mean": [0.5]}}
+    assert found.meta.values == {"seed": 0, "data": {"mean": [0.5]}}
     assert found.training is not None and found.training["era"] == {"step": 3}
     assert found.training["optimizer"]["betas"] == (0.9, 0.999)
     assert torch.equal(found.training["optimizer"]["state"][0]["momentum"], torch.ones(3))

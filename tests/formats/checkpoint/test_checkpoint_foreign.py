@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize, prune
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint.file import load
+from starfire_cli.formats.checkpoint.meta import Meta
 
 
 def net() -> nn.Sequential:
@@ -55,7 +56,7 @@ def test_state_dicts_and_wrappers(tmp_path: Path, wrapping: str, zipped: bool) -
     found = load(tmp_path / "a.th")
     assert same(found.state, state)
     assert found.format == ("torch" if zipped else "torch-legacy")
-    assert found.masks is None and found.meta == {} and found.training is None
+    assert found.masks is None and found.meta == Meta() and found.training is None
 
 
 def test_options_that_were_pickled_along_are_passed_over(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def kill_while_saving(path: Path, megabytes: int, delay: float) -> None:
 def check(path: Path) -> None:
     found = load(path)
     assert len(found.state) == 10
-    assert all(bool((tensor == found.meta["number"]).all()) for tensor in found.state.values())
+    assert all(bool((tensor == found.meta.values["number"]).all()) for tensor in found.state.values())
 
 
 def temporaries(folder: Path) -> list[Path]:

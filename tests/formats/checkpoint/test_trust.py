@@ -102,6 +102,6 @@ def test_the_metadata_of_a_run_are_what_counts(checkpoint: Path, trap: Path) -> 
     stored = torch.load(checkpoint, weights_only=True)
     stored["meta"]["model"]["spec"] = "resnet20"
     torch.save(stored, checkpoint)
-    assert files.load(checkpoint).meta["request"]["model"] == SPEC
+    assert files.load(checkpoint).meta.values["request"]["model"] == SPEC
     assert main(["train", "--resume", str(checkpoint)]) == 2
     assert not trap.exists()

@@ -49,7 +49,7 @@ def test_everything_comes_back_bit_for_bit(
     assert all(same_bits(back.state[key], state[key]) for key in state)
     assert back.masks == (None if not masks else back.masks) and (back.masks or {}).keys() == masks.keys()
     assert all(torch.equal(back.masks[key], masks[key]) for key in masks)
-    assert back.meta == meta and back.format == "packed"
+    assert back.meta.values == meta and back.format == "packed"
     alone = packed.load_state(path)
     assert list(alone) == list(state) and all(same_bits(alone[key], state[key]) for key in state)
 
@@ -177,7 +177,7 @@ def test_checkpoint_load_knows_packed_files(tmp_path: Path) -> None:
     state, masks = small()
     pack(tmp_path / "model.safetensors", state=state, masks=masks, meta={"x": [1]})
     back = checkpoint.load(tmp_path / "model.safetensors")
-    assert back.format == "packed" and back.meta == {"x": [1]} and back.masks is not None
+    assert back.format == "packed" and back.meta.values == {"x": [1]} and back.masks is not None
     loaded = starfire_cli.load(tmp_path / "model.safetensors")
     assert list(loaded) == list(state) and all(same_bits(loaded[key], state[key]) for key in state)
 

@@ -82,7 +82,7 @@ def test_nothing_given_packs_the_newest_run_and_it_loads_everywhere(cli: Cli, tm
     code, out, _ = cli("compress", "--unpack", packed)
     assert code == 0
     back = checkpoint.load(run.path / "best.unpacked.pt")
-    assert back.meta == META and back.masks is not None and back.masks.keys() == masks.keys()
+    assert back.meta.values == META and back.masks is not None and back.masks.keys() == masks.keys()
     assert all(torch.equal(back.masks[key], mask) for key, mask in masks.items())
     assert all(same_bits(back.state[key], value) for key, value in state.items())
     assert starfire_cli.load(run.path).keys() == state.keys()

@@ -18,7 +18,7 @@ from torch.nn.utils import prune
 from starfire_cli.cli import main
 from starfire_cli.formats.checkpoint.file import load, save
 from starfire_cli.models import build_model
-from starfire_cli.networks.rebuild import revive
+from starfire_cli.networks.restore import rebuild_model
 from starfire_cli.workflows.prune.oneshot import recalibrate
 
 Capture = pytest.CaptureFixture[str]
@@ -92,9 +92,9 @@ def test_the_papers_rules(tmp_path: Path, capsys: Capture, method: str, rule: An
             assert torch.equal(found.state[key], tensor * expected)
         else:
             assert torch.equal(found.state[key], tensor)
-    pruning = found.meta["pruning"]
+    pruning = found.meta.values["pruning"]
     assert (pruning["method"], pruning["fc"], pruning["target"], pruning["era"]) == (method, "fine", target, None)
-    assert found.meta["source"] == {"path": str(tmp_path / "a.th"), "format": "torch"}
+    assert found.meta.values["source"] == {"path": str(tmp_path / "a.th"), "format": "torch"}
 
 
 def test_the_same_masks_from_every_format(tmp_path: Path, capsys: Capture) -> None:
@@ -178,7 +178,7 @@ def test_keep_dense_and_the_default_name(tmp_path: Path, capsys: Capture) -> Non
     assert found.masks is not None and "conv1.weight" not in found.masks and "linear.weight" not in found.masks
     assert set(found.masks["layer1.0.conv1.weight"].flatten(2).sum(-1).flatten().tolist()) == {2}
     assert "not pruned (--keep-dense conv1): conv1" in out
-    assert found.meta["pruning"]["method"] == "window:max_nonzero=2"
+    assert found.meta.values["pruning"]["method"] == "window:max_nonzero=2"
 
 
 def test_depthwise_needs_a_model(tmp_path: Path, capsys: Capture) -> None:
@@ -193,7 +193,7 @@ def test_depthwise_needs_a_model(tmp_path: Path, capsys: Capture) -> None:
     depthwise = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
     assert found.masks is not None and len(depthwise) == 17
     assert not {f"{name}.weight" for name in depthwise} & found.masks.keys()
-    assert found.meta["model"] == {"spec": "mobilenet_v2", "num_classes": 3, "image_size": 224}
+    assert found.meta.values["model"] == {"spec": "mobilenet_v2", "num_classes": 3, "image_size": 224}
     run(capsys, *arguments, "--method", "window")  # which treats all windows alike
 
 
@@ -302,7 +302,7 @@ def test_eliminate_and_shrink(tmp_path: Path, capsys: Capture) -> None:
     images = torch.rand(4, 3, 20, 20)
 
     def outputs(path: Path) -> torch.Tensor:
-        net = revive(load(path), "tests.workflows.prune.test_prune_mask:vgg").net
+        net = rebuild_model(load(path), "tests.workflows.prune.test_prune_mask:vgg").net
         with torch.no_grad():
             return net(images)
 

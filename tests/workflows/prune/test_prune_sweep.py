@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def top1(path: Path) -> float:
     """The accuracy, without prune-mask's own code around it."""
     found = load(path)
-    info, split = open_val(found.meta["data"], None, DataOptions())
+    info, split = open_val(found.meta.data.values, None, DataOptions())
     net = Net(len(info.classes))
     net.load_state_dict(found.state)
     accuracy = evaluate(Normalized(net, info.mean, info.std), split)
@@ -63,7 +63,7 @@ def test_a_sweep_measures_what_prune_mask_writes(trained: Path, tmp_path: Path, 
         assert found["accuracy_before"]["top1"] == points[0]["top1"]
         assert found["accuracy_after"]["top1"] == point["top1"] == top1(out)
         assert found["sparsity_after"] == pytest.approx(point["sparsity"])
-        assert load(out).meta["metrics"]["val_top1"] == point["top1"]
+        assert load(out).meta.metrics.val_top1 == point["top1"]
 
 
 def test_sensitivity_prunes_one_layer_at_a_time(trained: Path, capsys: Capture) -> None:
@@ -91,7 +91,7 @@ def test_predictions_that_flipped(trained: Path, tmp_path: Path, capsys: Capture
     said = []
     for path in (trained, tmp_path / "b.pt"):
         checkpoint = load(path)
-        info, split = open_val(checkpoint.meta["data"], None, DataOptions())
+        info, split = open_val(checkpoint.meta.data.values, None, DataOptions())
         net = Net(len(info.classes))
         net.load_state_dict(checkpoint.state)
         model = Normalized(net, info.mean, info.std).eval()
@@ -128,7 +128,7 @@ def test_a_shrunk_network_is_trained_resumed_and_attacked(trained: Path, tmp_pat
     state = {key: tensor.clone() for key, tensor in found.state.items()}
     state["conv1.weight"][:3] = 0
     state["bn1.bias"][:3] = -100  # after the ReLU nothing is left of these channels
-    save(tmp_path / "dead.pt", state=state, masks=None, meta=found.meta)
+    save(tmp_path / "dead.pt", state=state, masks=None, meta=found.meta.values)
     options = ("--model", SPEC, "--device", "cpu")
     text = output(
         capsys,

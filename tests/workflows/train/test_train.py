@@ -114,9 +114,7 @@ def test_a_run_folder_holds_what_it_should(tmp_path, capsys):
         "sampler",
     } <= set(raw)
     best = load(run.best)
-    assert (
-        best.meta["metrics"]["val_top1"] == summary["val_top1"] == max(r["val_top1"] for r in rows if r["step"] >= 10)
-    )
+    assert best.meta.metrics.val_top1 == summary["val_top1"] == max(r["val_top1"] for r in rows if r["step"] >= 10)
     config = run.read_config()
     assert config["pruning"]["method"] == "window" and config["epochs"] == 3 and config["request"]["seed"] == 0
 
@@ -152,7 +150,7 @@ def test_stopping_and_resuming_changes_no_bit(tmp_path, extra, stop):
     same = ("epoch", "step", "train_loss", "train_top1", "val_loss", "val_top1", "sparsity_prunable", "lr")
     rows = [[[row[k] for k in same] for row in run.read_metrics()] for run in (whole, parts)]
     assert rows[0] == rows[1]
-    assert load(whole.best).meta["metrics"]["epoch"] == load(parts.best).meta["metrics"]["epoch"]
+    assert load(whole.best).meta.metrics.epoch == load(parts.best).meta.metrics.epoch
 
 
 def _tensors(value):
@@ -211,7 +209,7 @@ def test_a_loss_that_explodes_stops_the_run_and_saves_nothing_bad(tmp_path, caps
     error = capsys.readouterr().err
     assert "loss became NaN or inf by step 21 (epoch 3)" in error and "--lr" in error and "last.pt" in error
     assert all(value.isfinite().all() for value in load(tmp_path / "x" / "last.pt").state.values())
-    assert load(tmp_path / "x" / "last.pt").meta["metrics"]["epoch"] == 2
+    assert load(tmp_path / "x" / "last.pt").meta.metrics.epoch == 2
 
 
 def test_init_takes_weights_and_masks_and_what_is_dead_stays_dead(tmp_path):

@@ -81,6 +81,4 @@ def _stems(axes: Axes, network: NetworkPicture, narrow: bool) -> None:
 
 
 def _target(network: NetworkPicture) -> float:
-    pruning = network.inspection.meta.get("pruning")
-    target = pruning.get("target") if isinstance(pruning, dict) else None
-    return float(target) if isinstance(target, int | float) else 0.0
+    return float(network.inspection.meta.pruning.target or 0)

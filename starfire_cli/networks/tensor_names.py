@@ -1,4 +1,4 @@
-"""Brings a checkpoint's tensors under the keys of a network, and says what does not fit.
+"""Brings a checkpoint's tensors under the names that a network has for them.
 
 The weights may lie deeper or shallower in the file than in the network (`model.` of Lightning, `backbone.`), and those
 of a network that computes a weight from parts (weight_norm) come back in parts, as the file has them.
@@ -16,16 +16,16 @@ from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.pruning.ties import tie_as, ties_of
 from starfire_cli.text import some
 
-_COUNTER = "num_batches_tracked"  # files older than torch 0.4.1 have none, and nothing computes with it
+COUNTER = "num_batches_tracked"  # files older than torch 0.4.1 have none, and nothing computes with it
 _TRIED = 64  # prefixes
 _WRAPPER = "module"  # of DataParallel around a part of a network
 
 
-def fitted(net: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
+def match_names(net: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with its tensors and masks under the network's keys, as far as names alone can tell.
 
     A prefix is taken off or put on where that makes all of the network's tensors be there; a note says so. Where no
-    prefix does, the keys stay as they are, and `misfit` says what is missing.
+    prefix does, the keys stay as they are, and `fit.misfit` says what is missing.
 
     Raises StarfireError where several prefixes fit, so that the file holds several such networks.
     """
@@ -55,97 +55,12 @@ def fitted(net: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
     )
 
 
-def untied(net: nn.Module, checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    """Pairs of names that are one tensor in the network and have different values in a checkpoint that is `fitted`."""
-    return tie_as(net.state_dict(), checkpoint.state)[1]
-
-
-def untied_text(first: str, name: str) -> str:
-    """What is said where a file holds two tensors for one of its network."""
-    return f"{first} and {name} are one tensor in the model (tied weights) and differ in the file"
-
-
-def loadable(net: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, which is `fitted`. Raises StarfireError where loading it would lose one of two tensors."""
-    if pairs := untied(net, checkpoint):
-        raise StarfireError(
-            f"{checkpoint.path} does not fit the model: {untied_text(*pairs[0])}, and one would be lost"
-        )
-    return checkpoint
-
-
-def misfit(net: nn.Module, state: Mapping[str, Tensor], but: Iterable[str] = ()) -> str | None:
-    """The first difference between a network's tensors and a state dict's, and how many there are; None if they fit.
-
-    Args:
-        net: the network.
-        state: by its keys, see `fitted`.
-        but: keys whose shape may differ.
-    """
-    own, but = net.state_dict(), set(but)
-    problems = [f"{key} is missing in the file" for key in own if key not in state and not key.endswith(_COUNTER)]
-    problems += [f"{key} is not part of the model" for key in state if key not in own]
-    problems += [
-        f"{key} is {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model"
-        for key in own
-        if key in state and own[key].shape != state[key].shape and key not in but
-    ]
-    if not problems:
-        return None
-    return problems[0] + (f" ({len(problems)} differences in all)" if len(problems) > 1 else "")
-
-
-def other_classes(net: nn.Module, state: Mapping[str, Tensor], classes: int) -> list[str]:
-    """The keys of the classifier, where it has `classes` in the network, another number in the file, and all else fits.
-
-    Empty where there are other differences, or none.
-    """
-    head = _classifier(net, state, classes)
-    return head if misfit(net, state, but=head) is None else []
-
-
-def _classifier(net: nn.Module, state: Mapping[str, Tensor], classes: int) -> list[str]:
-    own = net.state_dict()
-    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
-    return [key for key in wrong if state[key].ndim and own[key].shape == (classes, *state[key].shape[1:])]
-
-
-def refuse(net: nn.Module, checkpoint: Checkpoint, spec: str | None, classes: int | None = None) -> None:
-    """Raises StarfireError where the checkpoint, as `fitted` gives it, is not one of that network.
-
-    Where `classes` are given, that the classifier has others is not told beside other differences.
-    """
-    but = () if classes is None else _classifier(net, checkpoint.state, classes)
-    problem = misfit(net, checkpoint.state, but)
-    if problem is not None:
-        raise StarfireError(
-            f"{checkpoint.path} does not fit {option('model', spec)}: {problem}{_hint(net, checkpoint)}"
-        )
-
-
-def _hint(net: nn.Module, checkpoint: Checkpoint) -> str:
-    """Where one of the two has a weight in parts and the other has it whole: what to do about it."""
-    own = net.state_dict().keys()
-    for key in (*own, *checkpoint.state):
-        stem, _, last = key.rpartition(".")
-        part = next((part for part in ("_g", "_orig") if last.endswith(part)), "")
-        whole = f"{stem}.{last.removesuffix(part)}".lstrip(".") if part else ""
-        if "parametrizations." in key:
-            before, _, after = key.partition("parametrizations.")
-            whole = before + after.partition(".")[0]
-        if whole and key in own and whole in checkpoint.state:
-            return f"; the model computes {whole} from parts, the file has it whole: give the model without that"
-        if whole and key in checkpoint.state and whole in own:
-            return f"; the file has {whole} in parts, by a rule that it does not name"
-    return ""
-
-
 def _renamed(
     own: Iterable[str], tied: Collection[str], given: Mapping[str, Tensor], checkpoint: Checkpoint
 ) -> tuple[dict[str, str], list[str]]:
     """The network's name for each tensor of the file (those of other networks left out), and what was done to names."""
     own = set(own)
-    counted = {key for key in own if not key.endswith(_COUNTER)}
+    counted = {key for key in own if not key.endswith(COUNTER)}
     needed = counted - set(tied) or counted  # of tied weights a file may hold one name alone
     same = {key: key for key in given}
     if not needed or needed <= given.keys():

@@ -1,0 +1,280 @@
+"""Holds what a checkpoint says about itself, its metadata, as typed records that are checked once, when it is read.
+
+Anybody may have written them, and older versions wrote less: a field that is missing or makes no sense is None, and
+`unusable` names those that make no sense. `values` are the metadata as they stand in the file, unknown names too.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starfire_cli.damage import DamagedFile
+from starfire_cli.formats.plain_values import check_plain
+from starfire_cli.pruning.channels.recipe import ShrinkRecipe
+from starfire_cli.values import Channels
+
+if TYPE_CHECKING:
+    from starfire_cli.data import DataInfo
+
+T = TypeVar("T")
+
+LONGEST = 4096  # characters of a path or a spec
+_PARTS = ("model", "data", "pruning", "metrics", "request")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMeta:
+    """The network.
+
+    Args:
+        spec: what builds it; may name code, see `networks.model_spec`.
+        num_classes: its logits.
+        image_size: of the images it was made for, in pixels a side.
+        shrink: how it was cut to fewer channels; empty where it was not, None where that makes no sense.
+        unusable: fields that make no sense.
+        values: as they stand in the file.
+    """
+
+    spec: str | None = None
+    num_classes: int | None = None
+    image_size: int | None = None
+    shrink: ShrinkRecipe | None = field(default_factory=dict)
+    unusable: tuple[str, ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataMeta:
+    """The data it was trained or measured on.
+
+    Args:
+        name: what the set is called.
+        spec: opens the data; may be a URL.
+        classes: their names.
+        image_size: in pixels a side.
+        resize: short side that validation images are scaled to, in pixels.
+        mean: with which the network normalises pixels in [0, 1], per channel.
+        std: likewise.
+        augment: spec of the training augmentation.
+        val_fraction: the share of the images held out for validation.
+        split_seed: decides which these are.
+        unusable: fields that make no sense.
+        values: as they stand in the file; empty where it says nothing.
+    """
+
+    name: str | None = None
+    spec: str | None = None
+    classes: tuple[str, ...] | None = None
+    image_size: int | None = None
+    resize: int | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
+    augment: str | None = None
+    val_fraction: float | None = None
+    split_seed: int | None = None
+    unusable: tuple[str, ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def info(self) -> DataInfo | None:
+        """The whole record, as the data were opened; None where there is none. Raises DamagedFile."""
+        from starfire_cli.data import recorded  # numpy and Pillow come with it, which most readers do without
+
+        return recorded(self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningMeta:
+    """How it was pruned.
+
+    Args:
+        method: spec of the method for convolutions.
+        fc: that for linear layers.
+        target: the share of weights to prune.
+        era: its first and last epoch; None without one, as for `prune-mask`.
+        era_steps: its first and last step.
+    """
+
+    method: str | None = None
+    fc: str | None = None
+    target: float | None = None
+    era: tuple[float, ...] | None = None
+    era_steps: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsMeta:
+    """What was measured when the checkpoint was written; accuracies are fractions."""
+
+    val_top1: float | None = None
+    val_top5: float | None = None
+    epoch: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """All of it.
+
+    Args:
+        model: the network.
+        data: its data.
+        pruning: how it was pruned.
+        metrics: how good it is.
+        request: the options of the run that wrote it, as `train` keeps them; None for other checkpoints.
+        steps_per_epoch: of that run.
+        values: as they stand in the file, to be written again.
+    """
+
+    model: ModelMeta = field(default_factory=ModelMeta)
+    data: DataMeta = field(default_factory=DataMeta)
+    pruning: PruningMeta = field(default_factory=PruningMeta)
+    metrics: MetricsMeta = field(default_factory=MetricsMeta)
+    request: dict[str, Any] | None = None
+    steps_per_epoch: int | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def image_size(self) -> int | None:
+        """Of the data, else of the network, in pixels a side."""
+        return self.model.image_size if self.data.image_size is None else self.data.image_size
+
+    @property
+    def unusable(self) -> tuple[str, ...]:
+        """Fields of the data that make no sense, and the network's image size if nothing replaces it."""
+        return tuple(dict.fromkeys((*self.data.unusable, *(self.model.unusable if self.image_size is None else ()))))
+
+
+def read_meta(values: Mapping[str, Any], path: Path) -> Meta:
+    """The metadata of a file.
+
+    Args:
+        values: plain values, by name.
+        path: of the file, for the error.
+
+    Raises Damaged or DamagedFile where they are no plain values, or a part of them is no set of names and values.
+    """
+    check_plain(values, "metadata")
+    for name in _PARTS:
+        if not isinstance(values.get(name) or {}, dict):
+            raise DamagedFile(f"{path}: its metadata are damaged: {name} is no set of names and values")
+    model, data, pruning, metrics = (_Fields(values.get(name) or {}) for name in _PARTS[:4])
+    return Meta(
+        model=ModelMeta(
+            spec=model.get("spec", lambda value: _is(str, value)),
+            num_classes=model.get("num_classes", lambda value: _whole(value, 1, 1 << 24)),
+            image_size=model.get("image_size", _side),
+            shrink=model.get("shrink", _recipe) if model.values.get("shrink") else {},
+            unusable=tuple(name for name in model.unusable if name == "image_size"),
+            values=model.values,
+        ),
+        data=DataMeta(
+            spec=data.get("spec", _text),
+            classes=data.get("classes", lambda value: tuple(map(_text, _list(value)))),
+            image_size=data.get("image_size", _side),
+            resize=data.get("resize", _side),
+            mean=data.get("mean", lambda value: _channels(value, 0.0)),
+            std=data.get("std", lambda value: _channels(value, sys.float_info.min)),
+            val_fraction=data.get("val_fraction", _fraction),
+            split_seed=data.get("split_seed", lambda value: _whole(value, 0, 1 << 63)),
+            name=data.get("name", lambda value: _is(str, value)),
+            augment=data.get("augment", lambda value: _is(str, value)),
+            values=data.values,
+            unusable=tuple(name for name in data.unusable if name not in ("name", "augment")),
+        ),
+        pruning=PruningMeta(
+            method=pruning.get("method", lambda value: _is(str, value)),
+            fc=pruning.get("fc", lambda value: _is(str, value)),
+            target=pruning.get("target", _number),
+            era=pruning.get("era", lambda value: tuple(map(_number, _list(value)))),
+            era_steps=pruning.get("era_steps", _steps),
+        ),
+        metrics=MetricsMeta(
+            val_top1=metrics.get("val_top1", lambda value: _is(float, value)),
+            val_top5=metrics.get("val_top5", lambda value: _is(float, value)),
+            epoch=metrics.get("epoch", lambda value: _whole(value, 0, 1 << 63)),
+        ),
+        request=values.get("request") or None,
+        steps_per_epoch=_Fields(values).get("steps_per_epoch", lambda value: _whole(value, 0, 1 << 63)),
+        values=values,
+    )
+
+
+class _Fields:
+    """A part of the metadata, and which of the fields that were read make no sense."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+        self.unusable: list[str] = []
+
+    def get(self, name: str, read: Callable[[Any], T]) -> T | None:
+        value = self.values.get(name)
+        if value is None:
+            return None
+        try:
+            return read(value)
+        except (TypeError, ValueError, OverflowError):
+            self.unusable.append(name)
+            return None
+
+
+def _is(kind: type[T], value: Any) -> T:
+    if not isinstance(value, kind):
+        raise ValueError(value)
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST or "\0" in value:
+        raise ValueError(value)
+    return value
+
+
+def _list(value: Any) -> list[Any] | tuple[Any, ...]:
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(value)
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(value)
+    return value
+
+
+def _whole(value: Any, low: int, high: int) -> int:
+    """`low` to below `high`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < high:
+        raise ValueError(value)
+    return value
+
+
+def _side(value: Any) -> int:
+    return _whole(value, 2, (1 << 14) + 1)  # of one pixel, torch cannot make any
+
+
+def _channels(value: Any, least: float) -> Channels:
+    red, green, blue = (_number(number) for number in _list(value))
+    if not all(least <= number <= 1 for number in (red, green, blue)):
+        raise ValueError(value)
+    return float(red), float(green), float(blue)
+
+
+def _fraction(value: Any) -> float:
+    if not isinstance(value, float) or not 0 < value < 1 or not math.isfinite(value):
+        raise ValueError(value)
+    return value
+
+
+def _steps(value: Any) -> tuple[int, int]:
+    first, last = (int(step) for step in _list(value))
+    return first, last
+
+
+def _recipe(value: Any) -> ShrinkRecipe:
+    if not isinstance(value, dict) or not all(isinstance(cut, dict) for cut in value.values()):
+        raise ValueError(value)
+    return value
