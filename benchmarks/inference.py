@@ -26,7 +26,8 @@ from starfire_cli.models import build_model
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
 from starfire_cli.pruning.schedule import Era
 from starfire_cli.records.bench import BatchTimings
-from starfire_cli.workflows.bench.run import BenchRequest, bench
+from starfire_cli.workflows.bench.request import BenchRequest
+from starfire_cli.workflows.bench.run import bench
 
 #       name                  network      side method    target batches
 ROWS = [

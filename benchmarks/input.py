@@ -39,7 +39,8 @@ from starfire_cli.data import DataOptions, open_data
 from starfire_cli.data.finding import find
 from starfire_cli.data.images import decode
 from starfire_cli.data.shards.layout import Shards
-from starfire_cli.workflows.data.pack import PackRequest, pack
+from starfire_cli.workflows.data.pack import pack
+from starfire_cli.workflows.data.request import PackRequest
 
 ROWS = {  # height, width, side in the batch, crop, images
     "small": (32, 32, 32, "crop-flip", 10_000),

@@ -20,13 +20,6 @@ LARGEST = 3.4e38
 LARGEST_WHOLE = 2**63 - 1
 """Of a whole number: the largest of int64, in which torch and numpy count."""
 
-RANGES: dict[str, tuple[int, int, str]] = {
-    "image_size": (1, 1 << 14, "pixels a side, 1 to 16384"),
-    "workers": (0, 1024, "processes, 0 to 1024"),
-    "threads": (1, 1024, "1 to 1024"),
-}
-"""Options, by parameter name, whose every value would be accepted by whoever reads it, and then take all there is."""
-
 
 def parse_number(text: str) -> float:
     """`0.01` or `8/255` to a float. Raises ValueError, also for what is not finite."""
@@ -58,23 +51,6 @@ def parse_list(option: str, text: str, one: Callable[[str], T], example: str) ->
     return tuple(found)
 
 
-def parse_channels(text: str | None, option: str) -> Channels | None:
-    """`0.485,0.456,0.406`, or one number for all three channels. Raises BadOption."""
-    if text is None:
-        return None
-    try:
-        numbers = [parse_number(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    numbers = numbers * 3 if len(numbers) == 1 else numbers
-    least = 1e-6 if option == "--std" else 0.0  # what is less, float32 cannot divide by
-    if len(numbers) != 3 or not all(least <= number <= 1 for number in numbers):  # not for NaN either
-        what = "above 0 and up to 1, such as 0.229,0.224,0.225" if least else "from 0 to 1, such as 0.485,0.456,0.406"
-        raise BadOption(f"{option} {text!r} is not three numbers (or one for all) {what}: pixels are in [0, 1]")
-    red, green, blue = numbers
-    return red, green, blue
-
-
 def parse_input(text: str | None) -> tuple[int, int] | None:
     """`3x224x224` to (channels, pixels a side). Raises BadOption."""
     if text is None:
@@ -89,20 +65,35 @@ def parse_input(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[1])
 
 
-def check_value(option: str, name: str, value: object) -> None:
-    """Raises BadOption for a number that nothing can be done with.
+def parse_mean(option: str, text: str) -> Channels:
+    """`0.485,0.456,0.406`, or one number for all three channels. Raises BadOption."""
+    return _channels(option, text, 0.0, "from 0 to 1, such as 0.485,0.456,0.406")
 
-    Args:
-        option: as the user writes it, for the message.
-        name: of the parameter, by which `RANGES` knows it.
-        value: as it was read; what is no number passes.
-    """
+
+def parse_std(option: str, text: str) -> Channels:
+    """`0.229,0.224,0.225`, or one number for all three channels. Raises BadOption."""
+    # What is less, float32 cannot divide by.
+    return _channels(option, text, 1e-6, "above 0 and up to 1, such as 0.229,0.224,0.225")
+
+
+def _channels(option: str, text: str, least: float, wanted: str) -> Channels:
+    try:
+        numbers = [parse_number(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    numbers = numbers * 3 if len(numbers) == 1 else numbers
+    if len(numbers) != 3 or not all(least <= number <= 1 for number in numbers):  # not for NaN either
+        raise BadOption(f"{option} {text!r} is not three numbers (or one for all) {wanted}: pixels are in [0, 1]")
+    red, green, blue = numbers
+    return red, green, blue
+
+
+def check_value(flag: str, value: object) -> None:
+    """Raises BadOption for a number that nothing can be done with; what is no number passes."""
     if isinstance(value, bool):
         return
     if isinstance(value, float) and not abs(value) <= LARGEST:
-        raise BadOption(f"{option} {value:g} is not a number that can be computed with; up to {LARGEST:g} works")
-    if not isinstance(value, int):
-        return
-    low, high, words = RANGES.get(name, (-LARGEST_WHOLE, LARGEST_WHOLE, "a whole number below 2 ** 63"))
-    if not low <= value <= high:
-        raise BadOption(f"{option} {value if math.log10(abs(value) + 1) < 40 else '...'} is out of range: {words}")
+        raise BadOption(f"{flag} {value:g} is not a number that can be computed with; up to {LARGEST:g} works")
+    if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
+        shown = value if math.log10(abs(value)) < 40 else "..."
+        raise BadOption(f"{flag} {shown} is out of range: a whole number below 2 ** 63")

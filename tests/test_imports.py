@@ -24,7 +24,7 @@ FLOORS = [
     {"formats", "sparse", "distributed"},
     {"models", "data", "attacks", "pruning"},
     {"registry", "runtime"},
-    {"damage"},
+    {"damage", "options"},
     {"labels", "text", "values"},
     {"errors", "output", "version"},
 ]
@@ -151,7 +151,7 @@ def test_folders_of_workflows_do_not_know_each_other() -> None:
     assert not mended, f"mended, so take them out of CROSSINGS: {sorted(mended)}"
 
 
-@pytest.mark.parametrize("part", ["cli", "commands", "registry", "errors", "runtime", "api", ""])
+@pytest.mark.parametrize("part", ["cli", "commands", "options", "values", "registry", "errors", "runtime", "api", ""])
 def test_what_help_needs_imports_nothing_heavy_when_loaded(part: str) -> None:
     for module in (m for m in MODULES if part_of(name_of(m)) == part):
         heavy = {name.partition(".")[0] for _, name in imports(module, only_when_loaded=True)} & HEAVY

@@ -18,7 +18,8 @@ from starfire_cli.errors import BadOption
 from starfire_cli.pruning import CONV_METHODS
 from starfire_cli.runtime import pick_device
 from starfire_cli.values import parse_input, parse_number, parse_whole
-from starfire_cli.workflows.train.request import TrainRequest, fill
+from starfire_cli.workflows.train.request import TrainRequest
+from starfire_cli.workflows.train.settings import fill
 
 ROOT: Any = typer.main.get_command(build_app())  # once: it takes a while
 

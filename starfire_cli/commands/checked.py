@@ -1,4 +1,4 @@
-"""The command class that checks every option value, for all commands."""
+"""The command class: refuses empty values and numbers that no option can take. Ranges: `options.check`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class CheckedCommand(TyperCommand):
         for param in self.params:
             name = param.opts[0] if param.opts else str(param.name)
             for value in _each(ctx.params.get(str(param.name))):
-                check_value(name, str(param.name), value)
+                check_value(name, value)
         return rest
 
 

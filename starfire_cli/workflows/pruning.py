@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning import Budget, Cut, Goal, Layer, Pruner
 from starfire_cli.records.train import PlanLayer
-from starfire_cli.workflows.train.request import Pruning
+from starfire_cli.workflows.train.settings import Pruning
 
 
 def plan_layers(pruner: Pruner, pruning: Pruning, macs: Mapping[str, int]) -> tuple[PlanLayer, ...]:

@@ -14,7 +14,8 @@ from typing import Any
 
 from starfire_cli.cli import main
 from starfire_cli.records.data import PackedData
-from starfire_cli.workflows.data.pack import PackRequest, pack
+from starfire_cli.workflows.data.pack import pack
+from starfire_cli.workflows.data.request import PackRequest
 from tests.helpers.data_layouts import class_folders
 
 

@@ -9,7 +9,8 @@ from starfire_cli.errors import BadOption
 from starfire_cli.pruning import METHODS, Cut, Goal, Layer, Pruner, layers_of_model
 from starfire_cli.pruning.schedule import Era
 from starfire_cli.workflows.pruning import plan_layers, rule_in_words
-from starfire_cli.workflows.train.request import TrainRequest, pruning_of
+from starfire_cli.workflows.train.request import TrainRequest
+from starfire_cli.workflows.train.settings import pruning_of
 from tests.helpers.methods_strategies import conv_layer, linear_layer
 
 CONV, POINTWISE, DEPTHWISE = conv_layer((10, 6, 3, 3)), conv_layer((10, 6, 1, 1)), conv_layer((12, 1, 3, 3), 12)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,12 +20,13 @@ from starfire_cli.formats.png import check_folder
 from starfire_cli.formats.robustness import robustness_path
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.networks.restore import RestoredModel, restore_model
+from starfire_cli.options import check
 from starfire_cli.records.attack import AttackRecord, AttackReport, AttackStarted
-from starfire_cli.values import Channels
 from starfire_cli.workflows.attack import verdict as verdict
 from starfire_cli.workflows.attack.batch_size import images_that_fit, largest_useful_batch
 from starfire_cli.workflows.attack.cached import SweepPlan, spec_of
 from starfire_cli.workflows.attack.image_sheet import save_sheets
+from starfire_cli.workflows.attack.request import AttackRequest
 
 _AMP = (
     "--amp: the network runs in bfloat16, which rounds logits and gradients to 8 bits; "
@@ -36,52 +35,13 @@ _AMP = (
 DEFAULT_SIZES = {"linf": "0,0.01,0.05", "l2": "0,0.25,0.5,1"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttackRequest:
-    """A request of `starfire attack`; the fields are the command's options.
-
-    Args:
-        checkpoint: a file, a run folder, or None for the newest run.
-        against: a second network, attacked on the same images.
-        transfer: show each network the images made against the other.
-        weights: of a file with several networks which; see `formats.checkpoint.load`.
-        options: steps, step_size, restarts, norm; what is not None takes the place of the attack's own.
-        control: also measure noise of the same size, and FGSM beside a stronger attack.
-    """
-
-    checkpoint: Path | None = None
-    against: Path | None = None
-    transfer: bool = False
-    attack: str = "fgsm"
-    eps: str | None = None
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    control: bool = True
-    data: str | None = None
-    images: int | None = None
-    model: str | None = None
-    against_model: str | None = None
-    weights: str | None = None
-    against_weights: str | None = None
-    mean: Channels | None = None
-    std: Channels | None = None
-    image_size: int | None = None
-    batch_size: int | None = None
-    workers: int = 2
-    device: str = "auto"
-    amp: bool = False
-    seed: int = 0
-    fresh: bool = False
-    out: Path | None = None
-    save_images: Path | None = None
-    command: str = "starfire attack"
-
-
 def attack(request: AttackRequest) -> Iterator[AttackRecord]:
     """Attacks one network or two; yields progress and at last the report, which by then is on disk.
 
     Raises:
         BadOption, StarfireError: one line: what cannot be done, and what would work.
     """
+    check(request)
     if request.against_weights is not None and request.against is None:
         raise BadOption(f"--against-weights {request.against_weights} belongs to --against CHECKPOINT")
     if request.transfer and request.against is None:
@@ -151,7 +111,7 @@ def _read(networks: tuple[RestoredModel, ...]) -> list[str]:
 
 def choose(request: AttackRequest) -> tuple[Attack, tuple[Size, ...]]:
     """The attack and its sizes. Raises BadOption."""
-    chosen = with_options(ATTACKS.build(request.attack), **request.options)
+    chosen = with_options(ATTACKS.build(request.attack), **request.own_options)
     text = request.eps
     if text is None:
         # An eps inside the spec (`pgd:eps=8/255`) is meant; the default that every attack has is not.
@@ -180,8 +140,6 @@ def _open(request: AttackRequest) -> _Setting:
     if request.against is not None:
         second = files.load(find_checkpoint(request.against), weights=request.against_weights)
     known = first.meta.data.info()
-    if request.images is not None and request.images < 1:
-        raise BadOption(f"--images {request.images} is too few; at least 1")
     loaded = request.batch_size or largest_useful_batch(
         device, request.image_size or (224 if known is None else known.image_size)
     )

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import tempfile
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -20,47 +20,18 @@ from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.models import count_macs
 from starfire_cli.networks.restore import RestoredModel, restore_model
+from starfire_cli.options import check
 from starfire_cli.records.bench import BatchTimings, BenchProgress, LayerTiming, Setting, Timing
 from starfire_cli.sparse import SparseNetwork, missing, sparsify
 from starfire_cli.text import reason
-from starfire_cli.values import Channels, parse_input, parse_list, parse_whole
+from starfire_cli.values import parse_input, parse_list, parse_whole
 from starfire_cli.workflows.bench.engines import COMPILED, ENGINES, PLAIN, BenchJob, Engine, Graph, Run
+from starfire_cli.workflows.bench.request import BenchRequest
 from starfire_cli.workflows.bench.rounds import time_in_rounds
 
 _TAKING_PART = ("numpy", "llvmlite", "onnxruntime", "openvino")
 _BUSY = 0.7  # processes that run or want to, on average over the last minute
 _INSIDE = "net."  # a network lies in `Normalized`
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchRequest:
-    """A request of `starfire bench`; the fields are the command's options.
-
-    Args:
-        checkpoint: a file of any format, a run folder, or None for the newest run.
-        batch: how many images a call gets, such as "1,16".
-        image: the input, such as "3x224x224" or "224"; None: as the checkpoint says.
-        threads: for every way; None: as many as torch takes.
-        seconds: of timing for each way and batch.
-        compile: whether torch.compile takes part.
-        model: the spec of the network, where the file does not say or names code.
-        weights: of a file with several networks which; see `formats.checkpoint.load`.
-        num_classes: where the file does not say.
-        mean: of its pixels in [0, 1] per channel, likewise.
-        std: likewise.
-    """
-
-    checkpoint: Path | None = None
-    batch: str = "1,16"
-    image: str | None = None
-    threads: int | None = None
-    seconds: float = 3.0
-    compile: bool = True
-    model: str | None = None
-    weights: str | None = None
-    num_classes: int | None = None
-    mean: Channels | None = None
-    std: Channels | None = None
 
 
 def bench(request: BenchRequest) -> Iterator[BenchProgress | Setting | BatchTimings]:
@@ -71,9 +42,8 @@ def bench(request: BenchRequest) -> Iterator[BenchProgress | Setting | BatchTimi
     Raises:
         BadOption, StarfireError: one line: what cannot be done, and what would work.
     """
+    check(request)
     batches, side = _batches(request.batch), _side(request.image)
-    if request.threads is not None and not 1 <= request.threads <= 1024:
-        raise BadOption(f"--threads {request.threads} makes no sense; this machine has {os.cpu_count()}")
     if not 0 < request.seconds < float("inf"):
         raise BadOption(f"--seconds {request.seconds:g} is no time; 3 is the default")
     network, notes = _network(request)

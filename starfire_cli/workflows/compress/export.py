@@ -11,7 +11,7 @@ from time import perf_counter
 import torch
 from torch import nn
 
-from starfire_cli.errors import StarfireError, unknown
+from starfire_cli.errors import StarfireError
 from starfire_cli.formats.atomic import atomic_write
 from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.checkpoint.interchange import WRITERS
@@ -19,48 +19,32 @@ from starfire_cli.formats.onnx_graph import missing_package, write_graph
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.networks.restore import RestoredModel, restore_model
 from starfire_cli.records.compress import Note, Outcome, Written
-from starfire_cli.values import Channels
+from starfire_cli.workflows.compress.request import CompressRequest
 from starfire_cli.workflows.compress.run import output_path
 
-FORMS = (*WRITERS, "onnx")
 _CLOSE = 1e-4  # of the largest logit: what float32 sums in another order may differ by
 
 
-def export(
-    path: Path | None,
-    form: str,
-    out: Path | None,
-    *,
-    model: str | None = None,
-    weights: str | None = None,
-    mean: Channels | None = None,
-    std: Channels | None = None,
-) -> Iterator[Outcome]:
-    """Writes a checkpoint of any format in the form `form`; yields notes and at last the result.
-
-    Args:
-        path: of any format, a run folder, or None for the newest run.
-        form: one of `FORMS`.
-        out: the file to write, or a folder for it; None for a name beside the checkpoint.
-        model: for ONNX, the spec of the network, where the file does not say or names code.
-        weights: of a file with several networks which; see `formats.checkpoint.load`.
-        mean: for ONNX, of the network's input in [0, 1] per channel, where the file does not say.
-        std: likewise.
+def export(request: CompressRequest) -> Iterator[Outcome]:
+    """Writes a checkpoint of any format in the form `request.to`; yields notes and at last the result.
 
     Raises:
         BadOption, StarfireError: no such form, no model known (ONNX), or the file does not compute the same.
     """
-    if form not in FORMS:
-        raise unknown("form for --to", form, FORMS)
-    path = find_checkpoint(path)
-    checkpoint = files.load(path, weights=weights)
+    request.check()
+    form, out = request.to, request.out
+    assert form is not None, "who asks for no form wants no export"
+    path = find_checkpoint(request.checkpoint)
+    checkpoint = files.load(path, weights=request.weights)
     yield from (Note(text=note) for note in checkpoint.notes)
     masks = checkpoint.masks or {}
     started = perf_counter()
     difference = None
     if form == "onnx":
         output = output_path(path, out, ".onnx", ".onnx")
-        network = restore_model(checkpoint, torch.device("cpu"), model=model, mean=mean, std=std)
+        network = restore_model(
+            checkpoint, torch.device("cpu"), model=request.model, mean=request.mean, std=request.std
+        )
         yield from (Note(text=note) for note in network.notes if note not in checkpoint.notes)
         difference = _write_onnx(output, network)
         if difference is None:

@@ -4,61 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
-from starfire_cli.errors import BadOption, Mismatch, StarfireError, unknown
+from starfire_cli.errors import BadOption, Mismatch, StarfireError
 from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.overwriting import files_of, refuse_overwriting
 from starfire_cli.formats.packed.read import is_packed
-from starfire_cli.formats.packed.rounding import ROUNDED, round_state
-from starfire_cli.formats.packed.streams import EFFORTS
+from starfire_cli.formats.packed.rounding import round_state
 from starfire_cli.formats.packed.write import pack
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.pruning.layers import layers_of_state
 from starfire_cli.pruning.masks import masks_from_zeros
 from starfire_cli.pruning.ties import replace_tied, ties_of
 from starfire_cli.records.compress import AccuracyChange, Compressed, Note, Outcome, Written
-
-VALUES = ("exact", *ROUNDED)
-MASKS = ("stored", "from-zeros")
+from starfire_cli.workflows.compress.request import CompressRequest
 
 _TORCH = (".pt", ".pth", ".ckpt", ".bin")  # endings of what torch.save writes
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompressRequest:
-    """A request of `starfire compress`; the fields are the command's options.
-
-    Args:
-        checkpoint: a file of any format, a run folder, or None for the newest run.
-        out: the file to write, or a folder for it; None for a name beside the checkpoint.
-        values: "exact", or what the weights are rounded to: "bf16" or "fp16".
-        effort: "fast", "normal" or "best".
-        masks: "stored", or "from-zeros" to call every zero of a weight matrix or kernel dead.
-        keep_plain: leave all tensors that were never pruned as they are.
-        verify: read the file back before it gets its name.
-        data: where to measure accuracy when values are rounded, if not where the checkpoint says.
-        images: how many images to measure it on; all where None.
-        model: the spec of the network to measure, where the checkpoint does not say or names code.
-        weights: of a file with several networks which; see `formats.checkpoint.load`.
-        device: where to measure it.
-    """
-
-    checkpoint: Path | None = None
-    out: Path | None = None
-    values: str = "exact"
-    effort: str = "normal"
-    masks: str = "stored"
-    keep_plain: bool = False
-    verify: bool = True
-    data: str | None = None
-    images: int | None = None
-    model: str | None = None
-    weights: str | None = None
-    device: str = "auto"
 
 
 def compress(request: CompressRequest) -> Iterator[Outcome]:
@@ -67,13 +31,7 @@ def compress(request: CompressRequest) -> Iterator[Outcome]:
     Raises:
         BadOption, Mismatch, StarfireError: one line: what cannot be done, and what would work.
     """
-    for option, given, known in (
-        ("--values", request.values, VALUES),
-        ("--effort", request.effort, EFFORTS),
-        ("--masks", request.masks, MASKS),
-    ):
-        if given not in known:
-            raise unknown(option, given, known)
+    request.check()
     path = find_checkpoint(request.checkpoint)
     checkpoint = _load(path, request.weights, strict=request.masks == "stored")
     yield from (Note(text=note) for note in checkpoint.notes)

@@ -12,7 +12,7 @@ import re
 import shutil
 import tarfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from time import perf_counter
@@ -32,49 +32,14 @@ from starfire_cli.data.source import Encoded, Pixels, Source
 from starfire_cli.data.splitting import limited, passed_over
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.atomic import atomic_write, write_text
+from starfire_cli.options import check
 from starfire_cli.records.data import PackedData, PackingPart, PackingStarted
 from starfire_cli.version import __version__
+from starfire_cli.workflows.data.request import PackRequest
 from starfire_cli.workflows.data.write_shards import Task, is_done, record_of, write_shards
 
 PROGRESS = ".packing"  # a folder in OUT that goes when the set is whole
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackRequest:
-    """A request of `starfire data pack`; the fields are the command's options.
-
-    Args:
-        source: the data set, as after --data.
-        out: the folder for the shards.
-        short_side: pixels that the shorter side is scaled to where it is longer; 0 keeps every file as it is.
-        quality: of the JPEGs made.
-        shard_size: about how many bytes a shard (`100MB`), or exactly how many images (`4000`).
-        workers: processes that write.
-        seed: of the order in which images are put into shards.
-        limit_train: only so many training images.
-        limit_val: the same for validation.
-        skip_corrupt: leave out what cannot be decoded.
-    """
-
-    source: str
-    out: Path
-    short_side: int = 256
-    quality: int = 90
-    shard_size: str = "100MB"
-    workers: int = 2
-    seed: int = 0
-    limit_train: int | None = None
-    limit_val: int | None = None
-    skip_corrupt: bool = False
-
-    def __post_init__(self) -> None:
-        if self.short_side < 0:
-            raise BadOption(f"--short-side {self.short_side} must be 0 (keep the files as they are) or more")
-        if not 1 <= self.quality <= 100:
-            raise BadOption(f"--quality {self.quality} must lie between 1 and 100")
-        if self.workers < 1:
-            raise BadOption(f"--workers {self.workers} must be 1 or more")
 
 
 def pack(request: PackRequest) -> Iterator[PackingStarted | PackingPart | PackedData]:
@@ -83,6 +48,7 @@ def pack(request: PackRequest) -> Iterator[PackingStarted | PackingPart | Packed
     Raises:
         BadOption, StarfireError: one line: what cannot be done, and what would work.
     """
+    check(request)
     started = perf_counter()
     source = find(request.source)
     parts = _parts(source, request)

@@ -15,6 +15,7 @@ from starfire_cli.networks.restore import restore_model
 from starfire_cli.pruning.ties import masks_once, ties_of
 from starfire_cli.records.inspect import Comparison, Inspection, LayerDifference, LayerFinding, Predictions
 from starfire_cli.values import Channels
+from starfire_cli.workflows.inspect.request import InspectRequest
 
 
 def compare(a: Checkpoint, b: Checkpoint, found_a: Inspection, found_b: Inspection) -> Comparison:
@@ -35,35 +36,20 @@ def compare(a: Checkpoint, b: Checkpoint, found_a: Inspection, found_b: Inspecti
     )
 
 
-def predictions(
-    a: Checkpoint,
-    b: Checkpoint,
-    *,
-    data: str | None,
-    model: str | None,
-    batch_size: int,
-    device: str,
-    workers: int,
-    mean: Channels | None = None,
-    std: Channels | None = None,
-) -> Predictions:
+def predictions(a: Checkpoint, b: Checkpoint, request: InspectRequest) -> Predictions:
     """Runs both networks on the same validation images, each with its own preprocessing.
 
     Args:
         a: the first network; its record says which images these are, where it has one.
         b: the second.
-        data: other data, or where they are now.
-        model: spec of the networks, where the files do not say.
-        batch_size: images at a time.
-        device: where the networks run.
-        workers: processes that decode images.
-        mean: with which a network normalises whose file does not say.
-        std: likewise.
+        request: its data, or where they are now; its model, mean and std are of networks whose files do not say.
 
     Raises BadOption, StarfireError where data or model are not known, or the classes are not the networks'.
     """
-    place = runtime.pick_device(device)
-    options = DataOptions(batch_size=batch_size, eval_batch_size=batch_size, device=place, workers=workers)
+    place, data = runtime.pick_device(request.device), request.data
+    options = DataOptions(
+        batch_size=request.batch_size, eval_batch_size=request.batch_size, device=place, workers=request.workers
+    )
     shared = a.meta.data.values or b.meta.data.values
     scaled = ("image_size",) if data is not None else _SCALED
     notes: list[str] = []
@@ -74,7 +60,7 @@ def predictions(
         if not parts or {**parts[0][0], **own} != parts[0][0]:
             parts.append(({**shared, **own}, *open_val({**shared, **own}, data, options)))
         _, info, _ = parts[-1]
-        networks.append(_network(name, checkpoint, info, place, model, (mean, std), notes))
+        networks.append(_network(name, checkpoint, info, place, request.model, (request.mean, request.std), notes))
     sizes = [info.image_size for _, info, _ in parts]
     if len(set(sizes)) > 1:
         notes.append(f"each sees the images in its own size: A {sizes[0]} px, B {sizes[1]} px")

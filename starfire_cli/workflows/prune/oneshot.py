@@ -18,7 +18,7 @@ from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.schedule import Era
 from starfire_cli.pruning.ties import replace_tied
 from starfire_cli.workflows.pruning import plan_layers
-from starfire_cli.workflows.train.request import Pruning
+from starfire_cli.workflows.train.settings import Pruning
 
 
 class _Weights(nn.Module):

@@ -1,59 +1,122 @@
-"""Requests of `prune-mask`: the checkpoint, method, target and options."""
+"""The request of `starfire prune-mask`: its options, and which of them go together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from starfire_cli.errors import BadOption
+from starfire_cli.options import check, option, part
+from starfire_cli.values import Channels, parse_list, parse_number
+from starfire_cli.workflows.options import (
+    BATCH_SIZE,
+    CHECKPOINT,
+    DATA,
+    DATA_PANEL,
+    DEVICE,
+    FC,
+    IMAGE_SIZE,
+    KEEP_DENSE,
+    MAX_NONZERO,
+    MEAN,
+    METHOD,
+    MODEL,
+    ONLY,
+    OUT,
+    PRUNING_PANEL,
+    SEED,
+    STD,
+    WEIGHTS,
+    WORKERS,
+)
 
-from starfire_cli.errors import BadOption, StarfireError
-from starfire_cli.formats.checkpoint import file as files
-from starfire_cli.formats.checkpoint.record import Checkpoint
-from starfire_cli.formats.run import find_checkpoint
-from starfire_cli.networks.dead_weights import DeadWeights, find_dead_weights
-from starfire_cli.networks.prunable import Prunable, prunable
-from starfire_cli.networks.restore import rebuild_model
-from starfire_cli.networks.skeleton import BuiltModel
-from starfire_cli.pruning import Layer, Masks, select
-from starfire_cli.text import some
-from starfire_cli.workflows.prune.oneshot import recalibrate
-from starfire_cli.workflows.prune.trial import Trial, TrialRequest
-from starfire_cli.workflows.train.request import Pruning, TrainRequest, pruning_of
+
+def _parse_sweep(flag: str, text: str) -> tuple[float, ...]:
+    """`0.1:0.9:0.1` (both ends belong to it) or `0.5,0.8` to targets. Raises BadOption."""
+    try:
+        if ":" not in text:
+            return parse_list(flag, text, parse_number, "0.5,0.8")
+        start, stop, step = (parse_number(part) for part in text.split(":"))
+        count = int((stop - start) / step + 1e-6) + 1
+        if step <= 0 or not 0 < count <= 1000:
+            raise ValueError(text)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise BadOption(
+            f"{flag} {text!r} is not START:STOP:STEP, such as 0.1:0.9:0.1, or a list, such as 0.5,0.8"
+        ) from None
+    return tuple(round(start + i * step, 9) for i in range(count))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRequest:
+    """The data part of what was asked for; None means as the checkpoint says."""
+
+    data: str | None = DATA.default(None)
+    image_size: int | None = IMAGE_SIZE.default(None)
+    mean: Channels | None = replace(
+        MEAN, help="With which the network normalises pixels in [0, 1], where the file does not say."
+    ).default(None)
+    std: Channels | None = STD.default(None)
+    batch_size: int = BATCH_SIZE.default(256)
+    workers: int = WORKERS.default(2)
+    device: str = DEVICE.default("auto")
+    seed: int = SEED.default(0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneRequest:
-    """A request of `starfire prune-mask`; the fields are the command's options.
+    """One call of `starfire prune-mask`: a `target` to write a checkpoint, or a `sweep` to measure some."""
 
-    Args:
-        target: the share of weights to prune, to write a checkpoint; None with `sweep`, the targets to measure.
-        out: the file to write, a folder for it, or None for a name beside the checkpoint.
-        weights: of a file with several networks which; see `formats.checkpoint.load`.
-        evaluate: measure accuracy before and after.
-        recalibrate: so many training batches refresh BatchNorm's statistics.
-        trial: the data, where there are any.
-    """
-
-    checkpoint: Path | None
-    method: str = "window"
-    fc: str = "fine"
-    target: float | None = None
-    max_nonzero: int | None = None
-    keep_dense: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    out: Path | None = None
-    model: str | None = None
-    weights: str | None = None
-    eliminate: bool = False
-    shrink: bool = False
-    recalibrate: int | None = None
-    sweep: tuple[float, ...] | None = None
-    per_layer: bool = False
-    evaluate: bool = False
-    trial: TrialRequest
+    checkpoint: Path | None = CHECKPOINT.default(None)
+    method: str = METHOD.default("window")
+    target: float | None = option(
+        None,
+        "The share of weights to prune, 0 to below 1; writes a checkpoint.",
+        short="-t",
+        metavar="T",
+        panel=PRUNING_PANEL,
+    )
+    max_nonzero: int | None = MAX_NONZERO.default(None)
+    fc: str = FC.default("fine")
+    keep_dense: tuple[str, ...] = KEEP_DENSE.default(())
+    only: tuple[str, ...] = ONLY.default(())
+    eliminate: bool = option(
+        False,
+        "Also remove linear weights behind dead channels, without changing the outputs.",
+        panel=PRUNING_PANEL,
+    )
+    shrink: bool = option(
+        False,
+        "Remove dead channels for good: a smaller dense network with the same outputs.",
+        panel=PRUNING_PANEL,
+    )
+    sweep: tuple[float, ...] | None = option(
+        None,
+        "Write nothing; measure the accuracy at each target instead. A list works too: 0.5,0.8.",
+        metavar="START:STOP:STEP",
+        panel=PRUNING_PANEL,
+        parse=_parse_sweep,
+    )
+    per_layer: bool = option(
+        False, "With --sweep: prune one layer at a time (the sensitivity of each).", panel=PRUNING_PANEL
+    )
+    model: str | None = MODEL.default(None)
+    weights: str | None = WEIGHTS.default(None)
+    evaluate: bool = option(
+        False,
+        "Measure accuracy before and after, on the checkpoint's data; --data implies it.",
+        panel=DATA_PANEL,
+    )
+    recalibrate: int | None = option(
+        None,
+        "Refresh BatchNorm's statistics on N training batches.",
+        metavar="N",
+        panel=DATA_PANEL,
+        low=1,
+        range="batches, at least 1",
+    )
+    trial: TrialRequest = part(TrialRequest)
+    out: Path | None = OUT.default(None)
     command: str = "starfire prune-mask"
 
     @property
@@ -64,7 +127,7 @@ class PruneRequest:
 
     @property
     def network_options(self) -> list[str]:
-        """The given options that need the network."""
+        """The options given that cannot be fulfilled without the network."""
         wishes = {
             "--sweep": self.sweep is not None,
             "--eliminate": self.eliminate,
@@ -76,7 +139,8 @@ class PruneRequest:
         return [option for option, given in wishes.items() if given]
 
     def check(self) -> None:
-        """Raises BadOption for options that contradict each other."""
+        """Raises BadOption for options that cannot mean anything, alone or together."""
+        check(self)
         if (self.target is None) == (self.sweep is None):
             raise BadOption("give either --target T, to prune and write, or --sweep START:STOP:STEP, to measure only")
         for target in (self.target, *(self.sweep or ())):
@@ -88,69 +152,3 @@ class PruneRequest:
             raise BadOption("--per-layer belongs to --sweep START:STOP:STEP")
         if self.out is not None and self.out.suffix in (".safetensors", ".onnx"):
             raise BadOption(f"--out {self.out}: prune-mask writes a .pt; starfire compress turns it into other formats")
-
-
-@dataclass
-class PruneJob:
-    """A request with its checkpoint open.
-
-    Args:
-        found: everything that could be pruned; `layers` is what the options leave of it.
-        left_out: (layer, why it is not pruned).
-        dead: what is dead already, in all layers that were found.
-    """
-
-    request: PruneRequest
-    checkpoint: Checkpoint
-    found: Prunable
-    layers: list[Layer]
-    left_out: list[tuple[str, str]]
-    dead: DeadWeights
-
-    def pruning(self, target: float) -> Pruning:
-        """The methods at one target. Raises BadOption."""
-        r = self.request
-        return pruning_of(TrainRequest(method=r.method, fc=r.fc, target=target, max_nonzero=r.max_nonzero))
-
-    def network(self, state: dict[str, Tensor]) -> BuiltModel:
-        """The network with `state` in it. Raises BadOption where nothing says which network it is."""
-        if self.found.network is None:
-            named = self.checkpoint.meta.model.spec
-            what = f"{named}, which runs that code" if named else "resnet20, timm:NAME or package.module:callable"
-            wish = self.request.network_options[0]
-            raise BadOption(f"{wish} needs the network of {self.checkpoint.path}: --model {what}")
-        return rebuild_model(
-            replace(self.checkpoint, state=state), self.found.network.spec, self.request.trial.image_size
-        )
-
-    def recalibrated(self, net: nn.Module, trial: Trial) -> str:
-        """Re-estimates BatchNorm's statistics as requested; returns a note."""
-        assert self.request.recalibrate is not None
-        seen = recalibrate(net, trial.model(net), trial.training_batches(), self.request.recalibrate)
-        return f"BatchNorm statistics measured anew on {seen} training batches"
-
-
-def open_job(request: PruneRequest) -> PruneJob:
-    """Opens the checkpoint and chooses its layers. Raises BadOption, StarfireError where that is impossible."""
-    request.check()
-    checkpoint = files.load(find_checkpoint(request.checkpoint), weights=request.weights)
-    found = prunable(checkpoint, request.model, request.trial.image_size)
-    checkpoint = found.checkpoint
-    if not found.layers:
-        why = f"; --model SPEC says what these are: {some(found.unclear)}" if found.unclear else ""
-        if not why and found.left_out:
-            name, reason = found.left_out[0]
-            why = f"; {name}: {reason}"
-        raise StarfireError(
-            f"{checkpoint.path} has no prunable layer: no convolution (4 axes) or linear weight (2 axes){why}"
-        )
-    layers, exempt = select(found.layers, only=request.only, keep_dense=request.keep_dense)
-    dead = find_dead_weights(found.checkpoint.state, found.checkpoint.masks, found.layers)
-    return PruneJob(request, found.checkpoint, found, layers, [*found.left_out, *exempt], dead)
-
-
-def sparsity_of(checkpoint: Checkpoint, layers: Sequence[Layer]) -> float:
-    """Dead weights over all weights of `layers`."""
-    masks: Masks = checkpoint.masks or {}
-    alive = sum(int(torch.count_nonzero(masks.get(x.key, checkpoint.state[x.key]))) for x in layers)
-    return 1 - alive / max(1, sum(x.weights for x in layers))

@@ -25,12 +25,13 @@ from starfire_cli.records.prune import Pruned, PruneProgress, SweepPoint
 from starfire_cli.text import counted
 from starfire_cli.workflows.init_defaults import fine_tuning
 from starfire_cli.workflows.inspect.run import inspect
+from starfire_cli.workflows.prune.job import PruneJob, open_job, sparsity_of
 from starfire_cli.workflows.prune.oneshot import prune_once, refuse_ambiguous
-from starfire_cli.workflows.prune.request import PruneJob, PruneRequest, open_job, sparsity_of
+from starfire_cli.workflows.prune.request import PruneRequest
 from starfire_cli.workflows.prune.shrink import shrink_network
 from starfire_cli.workflows.prune.sweep import sweep
 from starfire_cli.workflows.prune.trial import Trial
-from starfire_cli.workflows.train.request import Pruning
+from starfire_cli.workflows.train.settings import Pruning
 
 
 def prune_mask(request: PruneRequest) -> Iterator[PruneProgress | SweepPoint | Pruned]:

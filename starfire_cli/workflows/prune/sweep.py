@@ -9,8 +9,8 @@ from torch import Tensor
 
 from starfire_cli.errors import BadOption
 from starfire_cli.records.prune import PruneProgress, SweepPoint
+from starfire_cli.workflows.prune.job import PruneJob, sparsity_of
 from starfire_cli.workflows.prune.oneshot import prune_once
-from starfire_cli.workflows.prune.request import PruneJob, sparsity_of
 from starfire_cli.workflows.prune.trial import Trial
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -19,24 +19,10 @@ from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.models import Normalized
 from starfire_cli.networks.evaluate import evaluate
 from starfire_cli.records.prune import Measured
-from starfire_cli.values import Channels
+from starfire_cli.workflows.prune.request import TrialRequest
 from starfire_cli.workflows.train.recipes import recipe_for
 
 _FEW = 2000  # validation images, from which on a set has more training images than any batch
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialRequest:
-    """The data options of a request; None means as the checkpoint says."""
-
-    data: str | None = None
-    mean: Channels | None = None
-    std: Channels | None = None
-    image_size: int | None = None
-    batch_size: int = 256
-    workers: int = 2
-    device: str = "auto"
-    seed: int = 0
 
 
 class Trial:

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from starfire_cli.errors import BadOption, unknown
+from starfire_cli.workflows.train.request import OPTIMIZERS, SCHEDULES
 
-SCHEDULES = ("step", "cosine", "constant")
-OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "nadam", "radam", "adagrad")
 # These have a kernel of their own that updates all weights in one pass, on CPU and CUDA.
 _FUSED = ("sgd", "adam", "adamw", "adagrad")
 

@@ -1,106 +1,319 @@
-"""The request to `train`: what the user asked for, and its settings once a recipe has filled the gaps."""
+"""The request of `starfire train`: its options, their help and ranges, and their way through config.json."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from starfire_cli.damage import Damaged
-from starfire_cli.errors import BadOption, StarfireError, unknown
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Method
-from starfire_cli.pruning.schedule import RAMPS, parse_era
-from starfire_cli.values import LARGEST, LARGEST_WHOLE, RANGES
-from starfire_cli.workflows.train.optim import OPTIMIZERS, SCHEDULES
-from starfire_cli.workflows.train.recipes import recipe_for
+from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.options import ABOVE_0, BELOW_1, declared, option
+from starfire_cli.values import parse_list, parse_number
+from starfire_cli.workflows.options import (
+    DATA_PANEL,
+    DEVICE,
+    FC,
+    IMAGE_SIZE,
+    KEEP_DENSE,
+    MAX_NONZERO,
+    MEAN,
+    METHOD,
+    ONLY,
+    OUTPUT_PANEL,
+    PRUNING_PANEL,
+    RUNTIME_PANEL,
+    SEED,
+    SKIP_CORRUPT,
+    STD,
+    WORKERS,
+)
+
+MODEL_PANEL = "Model and recipe"
+OPTIM_PANEL = "Optimisation"
+
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "nadam", "radam", "adagrad")
+SCHEDULES = ("step", "cosine", "constant")
+_POSITIVE: dict[str, Any] = {"low": 1, "range": "at least 1"}
+_STEPS: dict[str, Any] = {"low": 1, "range": "steps, at least 1"}
+_IMAGES: dict[str, Any] = {"low": 1, "range": "images, at least 1"}
+_NOT_NEGATIVE: dict[str, Any] = {"low": 0, "range": "0 or more"}
+_SEED: dict[str, Any] = {"low": 0, "range": "a whole number, 0 or more"}
+_SHARE: dict[str, Any] = {"low": 0, "high": BELOW_1, "range": "0 to below 1"}
+
+
+def _parse_drops(flag: str, text: str) -> tuple[float, ...]:
+    return parse_list(flag, text, parse_number, "30,60")
+
+
+def _parse_betas(flag: str, text: str) -> tuple[float, float]:
+    numbers = parse_list(flag, text, parse_number, "0.9,0.999")
+    if len(numbers) != 2 or not all(0 <= n < 1 for n in numbers):
+        raise BadOption(f"{flag} {text!r} is not two numbers from 0 to below 1, such as 0.9,0.999")
+    return numbers[0], numbers[1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
     """One call of `starfire train`; None means "as the recipe says". Units: epochs, images, fractions of 1."""
 
-    method: str = "window"
-    target: float = 0.6
-    era: str | None = None
-    ramp: str = "linear"
-    mask_every: int = 1
-    max_nonzero: int | None = None
-    fc: str = "fine"
-    keep_dense: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    eliminate: bool = False
-    data: str | None = None
-    model: str | None = None
-    recipe: str | None = None
-    image_size: int | None = None
-    augment: str | None = None
-    val_fraction: float = 0.2
-    split_seed: int = 0
-    skip_corrupt: bool = False
-    limit_train: int | None = None
-    limit_val: int | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    batch_size_per_device: int | None = None
-    eval_batch_size: int | None = None
-    accumulate: int = 1
-    optimizer: str | None = None
-    lr: float | None = None
-    lr_schedule: str | None = None
-    lr_drops: tuple[float, ...] | None = None
-    lr_drop_factor: float = 0.1
-    min_lr: float = 0.0
-    warmup: float | None = None
-    momentum: float | None = None
-    nesterov: bool | None = None
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float | None = None
-    norm_weight_decay: float | None = None
-    clip_grad: float | None = None
-    label_smoothing: float | None = None
-    ema: float | None = None
-    adversarial: str | None = None
-    amp: bool | None = None
-    amp_dtype: str = "bf16"
-    sync_bn: bool = False
-    compact_state: bool = False
-    compile: bool = False
-    cuda_graphs: bool = False
-    channels_last: bool | None = None
-    kernels: str = "auto"
-    device: str = "auto"
-    workers: int = 2
-    seed: int = 0
-    deterministic: bool = False
-    out: Path = Path("runs")
-    name: str | None = None
-    resume: Path | None = None
-    init: Path | None = None
-    init_zeros: str = "dead"
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    weights: str | None = None
-    save_every: int | None = None
-    max_steps: int | None = None
-    dry_run: bool = False
+    method: str = METHOD.default("window")
+    target: float = option(
+        0.6,
+        "The final sparsity threshold, in [0, 1).",
+        short="-t",
+        metavar="T",
+        panel=PRUNING_PANEL,
+        low=0,
+        high=BELOW_1,
+        range="the fraction of weights to prune, 0 to below 1",
+    )
+    era: str | None = option(
+        None,
+        "The pruning era in epochs, fractions allowed. Default: the recipe's.",
+        metavar="FIRST:LAST",
+        panel=PRUNING_PANEL,
+    )
+    ramp: str = option(
+        "linear",
+        "How the threshold rises in the era: {choices}.",
+        panel=PRUNING_PANEL,
+        choices=("linear", "cubic", "cosine"),
+    )
+    mask_every: int = option(
+        1, "Evaluate masks after every N-th step of the era.", metavar="N", panel=PRUNING_PANEL, **_STEPS
+    )
+    max_nonzero: int | None = MAX_NONZERO.default(None)
+    fc: str = FC.default("fine")
+    keep_dense: tuple[str, ...] = KEEP_DENSE.default(())
+    only: tuple[str, ...] = ONLY.default(())
+    eliminate: bool = option(
+        False,
+        "In the end, prune linear weights that only see dead channels (section 2.1.2).",
+        panel=PRUNING_PANEL,
+    )
+
+    data: str | None = option(
+        None,
+        "A path whose layout is recognised, a name (digits), or NAME:PATH such as cifar10:PATH. Default: digits.",
+        metavar="SPEC",
+        panel=DATA_PANEL,
+    )
+    image_size: int | None = replace(
+        IMAGE_SIZE, help="Side of the images the network sees.", low=8, range="pixels, 8 to 16384"
+    ).default(None)
+    mean: tuple[float, float, float] | None = MEAN.default(None)
+    std: tuple[float, float, float] | None = STD.default(None)
+    augment: str | None = option(
+        None, "auto, none, crop-flip, shift, rrc-flip, ... (docs/data.md).", metavar="SPEC", panel=DATA_PANEL
+    )
+    val_fraction: float = option(
+        0.2,
+        "Held out where the data have no validation part of their own.",
+        panel=DATA_PANEL,
+        low=1e-9,
+        high=BELOW_1,
+        range="between 0 and 1",
+    )
+    split_seed: int = option(0, "Of that split.", panel=DATA_PANEL, **_SEED)
+    limit_train: int | None = option(
+        None, "Train on N images only, for a quick look.", metavar="N", panel=DATA_PANEL, **_IMAGES
+    )
+    limit_val: int | None = option(None, "Validate on N images only.", metavar="N", panel=DATA_PANEL, **_IMAGES)
+    skip_corrupt: bool = SKIP_CORRUPT.default(False)
+    workers: int = WORKERS.default(2)
+
+    model: str | None = option(
+        None,
+        "resnet20 ... 110, resnet50, resnet50-v1, any torchvision classifier, timm:NAME, package.module:callable.",
+        short="-m",
+        metavar="NAME",
+        panel=MODEL_PANEL,
+    )
+    recipe: str | None = option(
+        None,
+        "digits, cifar10, tiny-imagenet, imagenet-v1, imagenet-v1.5. Default: what suits the data.",
+        metavar="NAME",
+        panel=MODEL_PANEL,
+    )
+    init: Path | None = option(
+        None,
+        "Start from these weights, on the data they were trained on; what is dead there stays dead.",
+        metavar="CKPT",
+        panel=MODEL_PANEL,
+    )
+    init_zeros: str = option(
+        "dead",
+        "Weights of --init that are zero and have no mask: dead, as pruned ones, or free to train.",
+        panel=MODEL_PANEL,
+        choices=("dead", "free"),
+        stored="changed",
+    )
+    weights: str | None = option(
+        None,
+        "Of an --init with several networks: model (what was trained), ema (its average), or a name in the file.",
+        metavar="NAME",
+        panel=MODEL_PANEL,
+        stored="changed",
+    )
+
+    epochs: int | None = option(
+        None,
+        "The recipe's era and drops are scaled along.",
+        short="-e",
+        metavar="N",
+        panel=OPTIM_PANEL,
+        low=1,
+        high=10**9,
+        range="at least 1",
+    )
+    batch_size: int | None = option(
+        None,
+        "Images a step, of all processes together; the learning rate is never rescaled.",
+        short="-b",
+        metavar="N",
+        panel=OPTIM_PANEL,
+        **_POSITIVE,
+    )
+    batch_size_per_device: int | None = option(
+        None,
+        "Images a step of each process, instead.",
+        metavar="N",
+        panel=OPTIM_PANEL,
+        stored="never",
+        **_POSITIVE,
+    )
+    eval_batch_size: int | None = option(
+        None, "Images at a time in validation.", metavar="N", panel=OPTIM_PANEL, **_POSITIVE
+    )
+    accumulate: int = option(
+        1,
+        "Work through a batch in N parts, to save memory.",
+        metavar="N",
+        panel=OPTIM_PANEL,
+        low=1,
+        range="1 to the batch size",
+    )
+    optimizer: str | None = option(
+        None, "{choices}.", flags=("--optimizer", "--opt"), panel=OPTIM_PANEL, choices=OPTIMIZERS
+    )
+    lr: float | None = option(None, "The learning rate after warm-up.", panel=OPTIM_PANEL, **_NOT_NEGATIVE)
+    lr_schedule: str | None = option(
+        None, "{choices}.", flags=("--lr-schedule", "--sched"), panel=OPTIM_PANEL, choices=SCHEDULES
+    )
+    lr_drops: tuple[float, ...] | None = option(
+        None,
+        "Epochs after which the rate falls (implies the step schedule).",
+        metavar="E,E,...",
+        panel=OPTIM_PANEL,
+        parse=_parse_drops,
+    )
+    lr_drop_factor: float = option(0.1, "What it is multiplied with.", panel=OPTIM_PANEL, low=0, high=1, range="0 to 1")
+    min_lr: float = option(0.0, "Where the cosine schedule ends.", panel=OPTIM_PANEL, **_NOT_NEGATIVE)
+    warmup: float | None = option(
+        None,
+        "Linear warm-up.",
+        metavar="EPOCHS",
+        panel=OPTIM_PANEL,
+        low=0,
+        range="epochs, at most as many as there are",
+    )
+    momentum: float | None = option(None, "Of sgd and rmsprop.", panel=OPTIM_PANEL, **_SHARE)
+    nesterov: bool | None = option(None, "For sgd.", flags=("--nesterov/--no-nesterov",), panel=OPTIM_PANEL)
+    betas: tuple[float, float] = option(
+        (0.9, 0.999), "Of the Adam family.", metavar="B1,B2", panel=OPTIM_PANEL, parse=_parse_betas
+    )
+    weight_decay: float | None = option(
+        None, "Decoupled only in adamw.", flags=("--weight-decay", "--wd"), panel=OPTIM_PANEL, **_NOT_NEGATIVE
+    )
+    norm_weight_decay: float | None = option(
+        None, "Of biases and BatchNorm, if not the same.", panel=OPTIM_PANEL, **_NOT_NEGATIVE
+    )
+    clip_grad: float | None = option(
+        None,
+        "Clip gradients to this norm (live weights only).",
+        metavar="NORM",
+        panel=OPTIM_PANEL,
+        low=ABOVE_0,
+        range="above 0",
+    )
+    label_smoothing: float | None = option(None, "In the training loss.", panel=OPTIM_PANEL, **_SHARE)
+    ema: float | None = option(
+        None,
+        "Also average the weights; the average is validated and saved.",
+        metavar="DECAY",
+        panel=OPTIM_PANEL,
+        low=0,
+        high=BELOW_1,
+        range="a decay such as 0.999",
+    )
+    adversarial: str | None = option(
+        None, "Train on attacked images: fgsm:eps=8/255 or pgd:eps=8/255,steps=7.", metavar="SPEC", panel=OPTIM_PANEL
+    )
+
+    device: str = DEVICE.default("auto")
+    amp: bool | None = option(
+        None, "Mixed precision. Default: on CUDA only.", flags=("--amp/--no-amp",), panel=RUNTIME_PANEL
+    )
+    amp_dtype: str = option("bf16", "{choices}.", panel=RUNTIME_PANEL, choices=("bf16", "fp16"))
+    sync_bn: bool = option(False, "BatchNorm over the images of all processes (CUDA).", panel=RUNTIME_PANEL)
+    compact_state: bool = option(
+        False, "After the era, keep optimizer state for live weights only.", panel=RUNTIME_PANEL
+    )
+    compile: bool = option(False, "torch.compile the model.", flags=("--compile/--no-compile",), panel=RUNTIME_PANEL)
+    cuda_graphs: bool = option(
+        False,
+        "Replay whole training steps as CUDA graphs: several times as fast where images are small.",
+        panel=RUNTIME_PANEL,
+    )
+    channels_last: bool | None = option(
+        None,
+        "Memory layout. Default: on CPU and CUDA, where it is faster.",
+        flags=("--channels-last/--no-channels-last",),
+        panel=RUNTIME_PANEL,
+    )
+    kernels: str = option(
+        "auto",
+        "Who computes the masks, all to the same bits: auto, torch, numba, triton, triton:graphs=false.",
+        metavar="NAME",
+        panel=RUNTIME_PANEL,
+    )
+    seed: int = replace(SEED, **_SEED).default(0)
+    deterministic: bool = option(False, "Only kernels that give the same bits every time.", panel=RUNTIME_PANEL)
+
+    out: Path = option(Path("runs"), "Where run folders go.", short="-o", metavar="DIR", panel=OUTPUT_PANEL)
+    name: str | None = option(None, "Of the run folder. Default: data, method and target.", panel=OUTPUT_PANEL)
+    resume: Path | None = option(
+        None,
+        "Go on with a run (folder, .pt file, or auto: the newest; a new one if there is none), to the bit.",
+        metavar="PATH",
+        panel=OUTPUT_PANEL,
+        stored="never",
+    )
+    save_every: int | None = option(None, "Save within an epoch, too.", metavar="STEPS", panel=OUTPUT_PANEL, **_STEPS)
+    max_steps: int | None = option(
+        None,
+        "Stop and save after N steps in all; --resume goes on.",
+        metavar="N",
+        panel=OUTPUT_PANEL,
+        stored="never",
+        **_STEPS,
+    )
+    dry_run: bool = option(
+        False, "Print what would be done, layer by layer, and train nothing.", panel=OUTPUT_PANEL, stored="never"
+    )
     command: str = "starfire train"
 
     def as_config(self) -> dict[str, Any]:
         """Plain values for config.json and checkpoints; what only this call means is left out."""
         plain = dataclasses.asdict(self)
-        for key in ("resume", "max_steps", "dry_run", "command", "batch_size_per_device"):
-            del plain[key]
-        for key in (
-            "init_zeros",
-            "mean",
-            "std",
-            "weights",
-        ):  # where they mean nothing, runs are described as ever
-            if plain[key] == getattr(TrainRequest, key):
-                del plain[key]
+        del plain["command"]
+        for field, said in declared(TrainRequest):
+            # Where some options mean nothing, runs are described as they were before these came.
+            if said.stored == "never" or (said.stored == "changed" and plain[field.name] == field.default):
+                del plain[field.name]
         return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
     @classmethod
@@ -135,147 +348,3 @@ def _is_a(value: object, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pruning:
-    """The resolved pruning half of a request."""
-
-    conv: Method
-    linear: Method
-    target: float
-    method_spec: str
-    fc_spec: str
-
-
-def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainRequest:
-    """The request with every gap filled from its recipe, or from the one that suits the data.
-
-    An era or learning-rate drops that come from the recipe keep their place when `epochs` is overridden: they are
-    scaled. Raises BadOption for values out of range.
-    """
-    name, recipe = recipe_for(request.recipe, data_name, data_size)
-    method = request.method.partition(":")[0]
-    epochs = recipe.epochs if request.epochs is None else request.epochs
-    scale = epochs / recipe.epochs
-    recipe_era = recipe.eras.get(method, recipe.eras[""]).split(":")
-    era = ":".join(f"{float(x) * scale:g}" for x in recipe_era) if request.era is None else request.era
-    schedule = request.lr_schedule or ("step" if request.lr_drops else recipe.schedule)
-    drops = tuple(d * scale for d in recipe.lr_drops) if request.lr_drops is None else request.lr_drops
-    taken = {
-        k: getattr(recipe, k)
-        for k in (
-            *("model", "batch_size", "optimizer", "lr", "momentum", "nesterov", "weight_decay"),
-            *("label_smoothing", "image_size", "augment"),
-        )
-        if getattr(request, k) is None
-    }
-    if request.recipe is None and recipe.data != data_name:
-        taken.pop("image_size", None)  # a recipe that only stands in: the data know their own size best
-    warmup = min(recipe.warmup, epochs / 4) if request.warmup is None else request.warmup
-    filled = dataclasses.replace(
-        request, epochs=epochs, era=era, lr_schedule=schedule, lr_drops=drops, warmup=warmup, recipe=name, **taken
-    )
-    # The cap makes a network far sparser than its target, so it comes only with a recipe that was asked for by name.
-    if "max_nonzero" not in request.method and request.max_nonzero is None and request.recipe is not None:
-        filled = dataclasses.replace(filled, max_nonzero=recipe.max_nonzero.get(method))
-    check(filled)
-    return filled
-
-
-def resolve_batch_size(request: TrainRequest, given: frozenset[str], ranks: int) -> tuple[TrainRequest, frozenset[str]]:
-    """The request, and what of it was given, with `--batch-size-per-device` turned into a batch size for all ranks."""
-    each = request.batch_size_per_device
-    if each is None:
-        return request, given
-    if request.batch_size is not None:
-        raise BadOption(
-            f"--batch-size {request.batch_size} is of all processes together, --batch-size-per-device {each} of one; "
-            "give one of the two"
-        )
-    if each < 1:
-        raise BadOption(f"--batch-size-per-device {each} is out of range: at least 1")
-    return (
-        dataclasses.replace(request, batch_size=each * ranks, batch_size_per_device=None),
-        given - {"batch_size_per_device"} | {"batch_size"},
-    )
-
-
-def check(request: TrainRequest) -> None:
-    """Raises BadOption for the first value that cannot mean anything; `request` is filled."""
-    if request.weights is not None and request.init is None:
-        raise BadOption(f"--weights {request.weights} says which network of --init CHECKPOINT to start from; give both")
-    ranges: list[tuple[str, float | None, float, float, str]] = [
-        ("--target", request.target, 0, math.nextafter(1, 0), "the fraction of weights to prune, 0 to below 1"),
-        ("--epochs", request.epochs, 1, 10**9, "at least 1"),
-        ("--batch-size", request.batch_size, 1, LARGEST_WHOLE, "at least 1"),
-        ("--eval-batch-size", request.eval_batch_size, 1, LARGEST_WHOLE, "at least 1"),
-        ("--accumulate", request.accumulate, 1, request.batch_size or 1, "1 to the batch size"),
-        ("--lr", request.lr, 0, LARGEST, "0 or more"),
-        ("--lr-drop-factor", request.lr_drop_factor, 0, 1, "0 to 1"),
-        ("--min-lr", request.min_lr, 0, LARGEST, "0 or more"),
-        ("--momentum", request.momentum, 0, math.nextafter(1, 0), "0 to below 1"),
-        ("--weight-decay", request.weight_decay, 0, LARGEST, "0 or more"),
-        ("--norm-weight-decay", request.norm_weight_decay, 0, LARGEST, "0 or more"),
-        ("--clip-grad", request.clip_grad, math.nextafter(0, 1), LARGEST, "above 0"),
-        ("--label-smoothing", request.label_smoothing, 0, math.nextafter(1, 0), "0 to below 1"),
-        ("--ema", request.ema, 0, math.nextafter(1, 0), "a decay such as 0.999"),
-        ("--warmup", request.warmup, 0, request.epochs or 1, "epochs, at most as many as there are"),
-        ("--val-fraction", request.val_fraction, 1e-9, math.nextafter(1, 0), "between 0 and 1"),
-        ("--image-size", request.image_size, 8, RANGES["image_size"][1], "pixels, 8 to 16384"),
-        ("--workers", request.workers, *RANGES["workers"]),
-        ("--save-every", request.save_every, 1, LARGEST_WHOLE, "steps, at least 1"),
-        ("--max-steps", request.max_steps, 1, LARGEST_WHOLE, "steps, at least 1"),
-        ("--mask-every", request.mask_every, 1, LARGEST_WHOLE, "steps, at least 1"),
-        ("--seed", request.seed, 0, LARGEST_WHOLE, "a whole number, 0 or more"),
-        ("--split-seed", request.split_seed, 0, LARGEST_WHOLE, "a whole number, 0 or more"),
-        ("--limit-train", request.limit_train, 1, LARGEST_WHOLE, "images, at least 1"),
-        ("--limit-val", request.limit_val, 1, LARGEST_WHOLE, "images, at least 1"),
-    ]
-    for option, value, low, high, words in ranges:
-        if value is not None and not low <= value <= high:
-            raise BadOption(f"{option} {value:g} is out of range: {words}")
-    choices = (
-        ("optimizer", request.optimizer, OPTIMIZERS),
-        ("--lr-schedule", request.lr_schedule, SCHEDULES),
-        ("--ramp", request.ramp, tuple(RAMPS)),
-        ("--amp-dtype", request.amp_dtype, ("bf16", "fp16")),
-        ("--init-zeros", request.init_zeros, ("dead", "free")),
-    )
-    for noun, text, names in choices:
-        if text not in names:
-            raise unknown(noun, str(text), names)
-    if request.init is None and request.init_zeros != TrainRequest.init_zeros:
-        raise BadOption(f"--init-zeros {request.init_zeros} is about the weights of --init FILE, which is not given")
-    for drop in request.lr_drops or ():
-        if not 0 < drop < LARGEST:
-            raise BadOption(f"--lr-drops {drop:g}: a drop comes after an epoch, such as 30,60")
-
-
-def pruning_of(request: TrainRequest) -> Pruning:
-    """The methods behind `--method`, `--fc`, `--max-nonzero`. Raises BadOption."""
-    spec = request.method
-    if request.max_nonzero is not None:
-        if spec.partition(":")[0] not in ("window", "intra", "inter"):
-            raise BadOption(f"--max-nonzero {request.max_nonzero} caps windows, and --method {spec} prunes none")
-        if "max_nonzero" in spec:
-            raise BadOption(f"--max-nonzero {request.max_nonzero} and --method {spec} both set the cap; give one")
-        spec += f"{',' if ':' in spec else ':'}max_nonzero={request.max_nonzero}"
-    conv = CONV_METHODS.build(spec)
-    # `--method dense` is the baseline: unless asked otherwise its linear layers stay dense as well.
-    fc = "dense" if spec == "dense" and request.fc == TrainRequest.fc else request.fc
-    linear = LINEAR_METHODS.build(fc)
-    target = 0.0 if spec == fc == "dense" else request.target
-    return Pruning(
-        conv=conv,
-        linear=linear,
-        target=target,
-        method_spec=CONV_METHODS.spec(conv),
-        fc_spec=LINEAR_METHODS.spec(linear),
-    )
-
-
-def era_steps(request: TrainRequest, steps_per_epoch: int) -> tuple[int, int]:
-    """The filled request's era in optimizer steps. Raises BadOption."""
-    assert request.era is not None and request.epochs is not None
-    return parse_era(request.era, request.epochs, steps_per_epoch)

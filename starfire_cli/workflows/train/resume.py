@@ -18,9 +18,10 @@ from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import Run, runs_in
 from starfire_cli.networks.model_spec import runs_code, untrusted_text
 from starfire_cli.workflows.train.alike import check_requests, check_sessions
-from starfire_cli.workflows.train.request import TrainRequest, resolve_batch_size
+from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.run_folder import RunFolder
 from starfire_cli.workflows.train.session import Session, build_session, join_ranks
+from starfire_cli.workflows.train.settings import resolve_batch_size
 from starfire_cli.workflows.train.training_data import Decoding
 
 # What a resumed run may change; everything else is the run's own. More epochs are the paper's "extra 10 epochs".

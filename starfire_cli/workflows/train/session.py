@@ -29,7 +29,8 @@ from starfire_cli.workflows.train.micro_batches import part_sizes
 from starfire_cli.workflows.train.network import TrainingNetwork, open_network
 from starfire_cli.workflows.train.optimisation import Optimisation, Precision, build_optimisation, build_precision
 from starfire_cli.workflows.train.position import Position
-from starfire_cli.workflows.train.request import Pruning, TrainRequest, era_steps, fill, pruning_of
+from starfire_cli.workflows.train.request import TrainRequest
+from starfire_cli.workflows.train.settings import Pruning, era_steps, fill, pruning_of
 from starfire_cli.workflows.train.training_data import Decoding, data_note, open_training_data, recognise_data
 
 if TYPE_CHECKING:

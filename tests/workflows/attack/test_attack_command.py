@@ -24,7 +24,8 @@ from starfire_cli.networks.evaluate import evaluate
 from starfire_cli.records.attack import AttackProgress, AttackReport
 from starfire_cli.workflows.attack import batch_size as attack_fit
 from starfire_cli.workflows.attack import sweep as attack_sweep
-from starfire_cli.workflows.attack.run import AttackRequest, attack
+from starfire_cli.workflows.attack.request import AttackRequest
+from starfire_cli.workflows.attack.run import attack
 from tests.helpers.attack_toy import SPEC, digits, saved, trained, val
 
 KEYS = {"checkpoint", "attack", "images", "clean_top1", "points"}
@@ -243,7 +244,7 @@ def test_other_settings_do_not_share_a_file(sparse: Path) -> None:
         {"images": 50},
         {"images": 50, "seed": 3},
         {"amp": True},
-        {"attack": "pgd", "options": {"steps": 2}},
+        {"attack": "pgd", "steps": 2},
     ):
         finished(checkpoint=sparse, eps="0.05", control=False, **more)
     assert sorted(p.name for p in sparse.parent.glob("*.json")) == [
@@ -410,7 +411,7 @@ def test_foreign_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str],
         (["{sparse}", "--steps", "3"], 2, "--steps: attack fgsm has no such option"),
         (["{sparse}", "--attack", "pgd", "--step-size", "wide"], 2, "--step-size 'wide' is no number"),
         (["{sparse}", "--transfer"], 2, "it needs --against"),
-        (["{sparse}", "--images", "0"], 2, "--images 0 is too few"),
+        (["{sparse}", "--images", "0"], 2, "--images 0 is out of range"),
         (["{sparse}", "--data", "nosuch"], 2, "unknown data set 'nosuch'"),
         (["{sparse}", "--data", "folder:{other}"], 1, "must have the same classes"),
         (["{sparse}", "--out", "{none}/x.json"], 1, "there is no folder"),

@@ -21,8 +21,8 @@ from starfire_cli.records.bench import BatchTimings, LayerTiming, Timing
 from starfire_cli.workflows.bench import engines
 from starfire_cli.workflows.bench import run as workflow
 from starfire_cli.workflows.bench.engines import Engine
+from starfire_cli.workflows.bench.request import BenchRequest
 from starfire_cli.workflows.bench.rounds import LEAST, ROUNDS, time_in_rounds
-from starfire_cli.workflows.bench.run import BenchRequest
 
 Capture = pytest.CaptureFixture[str]
 QUICK = ("--no-compile", "--seconds", "0.02", "--threads", "1")

@@ -279,7 +279,7 @@ def test_options_that_make_no_sense(cli: Cli, tmp_path: Path) -> None:
         (["--values", "int8"], "unknown --values 'int8'"),
         (["--effort", "11"], "unknown --effort '11'"),
         (["--masks", "guess"], "unknown --masks 'guess'"),
-        (["--to", "zip"], "unknown form for --to 'zip'; there are: bitmask, onnx, prune, safetensors"),
+        (["--to", "zip"], "unknown --to 'zip'; there are: bitmask, onnx, prune, safetensors"),
         (["--to", "prune", "--unpack"], "exclude each other"),
         (["--data", "digits"], "--values"),
         (["--to", "onnx", "--values", "fp16"], "--values fp16 is for packing; --to onnx writes weights and masks as"),

@@ -21,6 +21,7 @@ from starfire_cli.data.shards import index as packed
 from starfire_cli.data.shards.layout import Shards
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.workflows.data import pack as pack_data
+from starfire_cli.workflows.data.request import PackRequest
 from tests.helpers import shard_sets
 from tests.helpers.data_layouts import picture
 from tests.helpers.shard_sets import members, starfire, tar
@@ -111,7 +112,7 @@ def test_an_interrupted_packing_goes_on_where_it_was(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard_sets.packed(source, tmp_path / "whole", short_side=0)
-    request = pack_data.PackRequest(source=str(source), out=tmp_path / "out", short_side=0, shard_size="7", workers=1)
+    request = PackRequest(source=str(source), out=tmp_path / "out", short_side=0, shard_size="7", workers=1)
     records = pack_data.pack(request)
     for _ in range(3):
         next(records)
@@ -233,7 +234,7 @@ def test_the_command_in_a_pipe(source: Path, tmp_path: Path, capsys: pytest.Capt
     "content", [b"", b"\xff", b"[1]", b'{"bytes": 1}', b'{"bytes": [2], "members": [[1]]}', b"[" * 9999]
 )
 def test_a_damaged_record_of_an_interrupted_packing(source: Path, tmp_path: Path, content: bytes) -> None:
-    request = pack_data.PackRequest(source=str(source), out=tmp_path / "out", short_side=0, shard_size="7", workers=1)
+    request = PackRequest(source=str(source), out=tmp_path / "out", short_side=0, shard_size="7", workers=1)
     records = pack_data.pack(request)
     for _ in range(3):
         next(records)

@@ -272,7 +272,7 @@ def test_options_that_mean_nothing(tmp_path: Path, capsys: Capture) -> None:
     torch.save({"a.weight": torch.ones(2, 2)}, tmp_path / "a.pt")
     path = tmp_path / "a.pt"
     assert "matches none of the 1 layers: a" in fails(capsys, path, "--layers", "x*", code=2)
-    assert "model, sparsity, name, size" in fails(capsys, path, "--sort", "up", code=2)
+    assert "model, name, size, sparsity" in fails(capsys, path, "--sort", "up", code=2)
     assert "such as 3x224x224" in fails(capsys, path, "--input", "224", code=2)
     assert "such as 3x224x224" in fails(capsys, path, "--input", "3x0x0", code=2)
     assert "choose one" in fails(capsys, path, "--json", "--csv", code=2)

@@ -88,7 +88,7 @@ def test_a_checkpoint_is_drawn_beside_itself(tmp_path: Path, capsys: pytest.Capt
         (["r", "-o", "x.jpg"], 2, ".png, .svg, .pdf"),
         (["r", "-o", "no/where/x.png"], 2, "there is no folder"),
         (["r", "--html", "no/where/x.html"], 2, "there is no folder"),
-        (["r", "--x", "hour"], 2, "epoch nor step"),
+        (["r", "--x", "hour"], 2, "unknown --x 'hour'; there are: epoch, step"),
         (["r", "--table", "3"], 2, "1, 2, 5, 6, 7, 8"),
         (["r", "--table", "1", "-k", "layers"], 2, "exclude each other"),
         (["r", "--table", "1", "--format", "docx"], 2, "latex"),

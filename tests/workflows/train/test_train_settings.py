@@ -7,7 +7,8 @@ import pytest
 from starfire_cli.errors import BadOption
 from starfire_cli.workflows.train.optim import LearningRate
 from starfire_cli.workflows.train.recipes import RECIPES, recipe_for
-from starfire_cli.workflows.train.request import TrainRequest, fill, pruning_of
+from starfire_cli.workflows.train.request import TrainRequest
+from starfire_cli.workflows.train.settings import fill, pruning_of
 
 
 def test_the_papers_recipes():

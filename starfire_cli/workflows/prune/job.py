@@ -1,0 +1,91 @@
+"""A checkpoint opened for `prune-mask`: the layers that can be pruned, and what is dead already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.formats.checkpoint import file as files
+from starfire_cli.formats.checkpoint.record import Checkpoint
+from starfire_cli.formats.run import find_checkpoint
+from starfire_cli.networks.dead_weights import DeadWeights, find_dead_weights
+from starfire_cli.networks.prunable import Prunable, prunable
+from starfire_cli.networks.restore import rebuild_model
+from starfire_cli.networks.skeleton import BuiltModel
+from starfire_cli.pruning import Layer, Masks, select
+from starfire_cli.text import some
+from starfire_cli.workflows.prune.oneshot import recalibrate
+from starfire_cli.workflows.prune.request import PruneRequest
+from starfire_cli.workflows.prune.trial import Trial
+from starfire_cli.workflows.train.request import TrainRequest
+from starfire_cli.workflows.train.settings import Pruning, pruning_of
+
+
+@dataclass
+class PruneJob:
+    """What is known once the checkpoint is open.
+
+    Args:
+        found: everything that could be pruned; `layers` is what the options leave of it.
+        left_out: (layer, why it is not pruned).
+        dead: what is dead already, in all layers that were found.
+    """
+
+    request: PruneRequest
+    checkpoint: Checkpoint
+    found: Prunable
+    layers: list[Layer]
+    left_out: list[tuple[str, str]]
+    dead: DeadWeights
+
+    def pruning(self, target: float) -> Pruning:
+        """The methods at one target. Raises BadOption."""
+        r = self.request
+        return pruning_of(TrainRequest(method=r.method, fc=r.fc, target=target, max_nonzero=r.max_nonzero))
+
+    def network(self, state: dict[str, Tensor]) -> BuiltModel:
+        """The network with `state` in it. Raises BadOption where nothing says which network it is."""
+        if self.found.network is None:
+            named = self.checkpoint.meta.model.spec
+            what = f"{named}, which runs that code" if named else "resnet20, timm:NAME or package.module:callable"
+            wish = self.request.network_options[0]
+            raise BadOption(f"{wish} needs the network of {self.checkpoint.path}: --model {what}")
+        return rebuild_model(
+            replace(self.checkpoint, state=state), self.found.network.spec, self.request.trial.image_size
+        )
+
+    def recalibrated(self, net: nn.Module, trial: Trial) -> str:
+        """Refresh BatchNorm as was asked, and say so."""
+        assert self.request.recalibrate is not None
+        seen = recalibrate(net, trial.model(net), trial.training_batches(), self.request.recalibrate)
+        return f"BatchNorm statistics measured anew on {seen} training batches"
+
+
+def open_job(request: PruneRequest) -> PruneJob:
+    """Open the checkpoint and choose its layers. Raises BadOption, StarfireError where that cannot be done."""
+    request.check()
+    checkpoint = files.load(find_checkpoint(request.checkpoint), weights=request.weights)
+    found = prunable(checkpoint, request.model, request.trial.image_size)
+    checkpoint = found.checkpoint
+    if not found.layers:
+        why = f"; --model SPEC says what these are: {some(found.unclear)}" if found.unclear else ""
+        if not why and found.left_out:
+            name, reason = found.left_out[0]
+            why = f"; {name}: {reason}"
+        raise StarfireError(
+            f"{checkpoint.path} has no prunable layer: no convolution (4 axes) or linear weight (2 axes){why}"
+        )
+    layers, exempt = select(found.layers, only=request.only, keep_dense=request.keep_dense)
+    dead = find_dead_weights(found.checkpoint.state, found.checkpoint.masks, found.layers)
+    return PruneJob(request, found.checkpoint, found, layers, [*found.left_out, *exempt], dead)
+
+
+def sparsity_of(checkpoint: Checkpoint, layers: Sequence[Layer]) -> float:
+    """Dead over all weights of `layers`."""
+    masks: Masks = checkpoint.masks or {}
+    alive = sum(int(torch.count_nonzero(masks.get(x.key, checkpoint.state[x.key]))) for x in layers)
+    return 1 - alive / max(1, sum(x.weights for x in layers))

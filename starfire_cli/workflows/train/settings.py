@@ -1,0 +1,122 @@
+"""What a request comes to: gaps filled from a recipe, methods built, values checked against each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from starfire_cli import options
+from starfire_cli.errors import BadOption
+from starfire_cli.options import out_of_range
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Method
+from starfire_cli.pruning.schedule import parse_era
+from starfire_cli.values import LARGEST
+from starfire_cli.workflows.train.recipes import recipe_for
+from starfire_cli.workflows.train.request import TrainRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """The resolved pruning half of a request."""
+
+    conv: Method
+    linear: Method
+    target: float
+    method_spec: str
+    fc_spec: str
+
+
+def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainRequest:
+    """The request with every gap filled from its recipe, or from the one that suits the data.
+
+    An era or learning-rate drops that come from the recipe keep their place when `epochs` is overridden: they are
+    scaled. Raises BadOption for values out of range.
+    """
+    name, recipe = recipe_for(request.recipe, data_name, data_size)
+    method = request.method.partition(":")[0]
+    epochs = recipe.epochs if request.epochs is None else request.epochs
+    scale = epochs / recipe.epochs
+    recipe_era = recipe.eras.get(method, recipe.eras[""]).split(":")
+    era = ":".join(f"{float(x) * scale:g}" for x in recipe_era) if request.era is None else request.era
+    schedule = request.lr_schedule or ("step" if request.lr_drops else recipe.schedule)
+    drops = tuple(d * scale for d in recipe.lr_drops) if request.lr_drops is None else request.lr_drops
+    taken = {
+        k: getattr(recipe, k)
+        for k in (
+            *("model", "batch_size", "optimizer", "lr", "momentum", "nesterov", "weight_decay"),
+            *("label_smoothing", "image_size", "augment"),
+        )
+        if getattr(request, k) is None
+    }
+    if request.recipe is None and recipe.data != data_name:
+        taken.pop("image_size", None)  # a recipe that only stands in: the data know their own size best
+    warmup = min(recipe.warmup, epochs / 4) if request.warmup is None else request.warmup
+    filled = dataclasses.replace(
+        request, epochs=epochs, era=era, lr_schedule=schedule, lr_drops=drops, warmup=warmup, recipe=name, **taken
+    )
+    # The cap makes a network far sparser than its target, so it comes only with a recipe that was asked for by name.
+    if "max_nonzero" not in request.method and request.max_nonzero is None and request.recipe is not None:
+        filled = dataclasses.replace(filled, max_nonzero=recipe.max_nonzero.get(method))
+    check(filled)
+    return filled
+
+
+def resolve_batch_size(request: TrainRequest, given: frozenset[str], ranks: int) -> tuple[TrainRequest, frozenset[str]]:
+    """The request, and what of it was given, with `--batch-size-per-device` turned into a batch size for all ranks."""
+    each = request.batch_size_per_device
+    if each is None:
+        return request, given
+    if request.batch_size is not None:
+        raise BadOption(
+            f"--batch-size {request.batch_size} is of all processes together, --batch-size-per-device {each} of one; "
+            "give one of the two"
+        )
+    return (
+        dataclasses.replace(request, batch_size=each * ranks, batch_size_per_device=None),
+        given - {"batch_size_per_device"} | {"batch_size"},
+    )
+
+
+def check(request: TrainRequest) -> None:
+    """Raises BadOption for the first value that cannot mean anything; `request` is filled."""
+    if request.weights is not None and request.init is None:
+        raise BadOption(f"--weights {request.weights} says which network of --init CHECKPOINT to start from; give both")
+    options.check(request)
+    if request.accumulate > (request.batch_size or 1):
+        raise out_of_range(TrainRequest, "accumulate", request.accumulate)
+    if request.warmup is not None and request.warmup > (request.epochs or 1):
+        raise out_of_range(TrainRequest, "warmup", request.warmup)
+    if request.init is None and request.init_zeros != TrainRequest.init_zeros:
+        raise BadOption(f"--init-zeros {request.init_zeros} is about the weights of --init FILE, which is not given")
+    for drop in request.lr_drops or ():
+        if not 0 < drop < LARGEST:
+            raise BadOption(f"--lr-drops {drop:g}: a drop comes after an epoch, such as 30,60")
+
+
+def pruning_of(request: TrainRequest) -> Pruning:
+    """The methods behind `--method`, `--fc`, `--max-nonzero`. Raises BadOption."""
+    spec = request.method
+    if request.max_nonzero is not None:
+        if spec.partition(":")[0] not in ("window", "intra", "inter"):
+            raise BadOption(f"--max-nonzero {request.max_nonzero} caps windows, and --method {spec} prunes none")
+        if "max_nonzero" in spec:
+            raise BadOption(f"--max-nonzero {request.max_nonzero} and --method {spec} both set the cap; give one")
+        spec += f"{',' if ':' in spec else ':'}max_nonzero={request.max_nonzero}"
+    conv = CONV_METHODS.build(spec)
+    # `--method dense` is the baseline: unless asked otherwise its linear layers stay dense as well.
+    fc = "dense" if spec == "dense" and request.fc == TrainRequest.fc else request.fc
+    linear = LINEAR_METHODS.build(fc)
+    target = 0.0 if spec == fc == "dense" else request.target
+    return Pruning(
+        conv=conv,
+        linear=linear,
+        target=target,
+        method_spec=CONV_METHODS.spec(conv),
+        fc_spec=LINEAR_METHODS.spec(linear),
+    )
+
+
+def era_steps(request: TrainRequest, steps_per_epoch: int) -> tuple[int, int]:
+    """The filled request's era in optimizer steps. Raises BadOption."""
+    assert request.era is not None and request.epochs is not None
+    return parse_era(request.era, request.epochs, steps_per_epoch)
