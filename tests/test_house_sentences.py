@@ -13,6 +13,7 @@ import pytest
 from starfire_cli.attacks import ATTACKS
 from starfire_cli.data.augment import AUGMENTATIONS
 from starfire_cli.data.sets import SETS
+from starfire_cli.formats.checkpoint.interchange import WRITERS
 from starfire_cli.formats.packed.encoding import ENCODINGS
 from starfire_cli.models import cifar_resnet, resnet_v1
 from starfire_cli.pruning.kernels import KERNELS
@@ -20,7 +21,6 @@ from starfire_cli.pruning.methods import METHODS
 from starfire_cli.registry import Family
 from starfire_cli.report.plot.kinds import KINDS
 from starfire_cli.workflows.bench.engines import ENGINES
-from starfire_cli.workflows.compress.export import FORMS
 from starfire_cli.workflows.train.optim import OPTIMIZERS
 from starfire_cli.workflows.train.recipes import RECIPES
 
@@ -71,7 +71,7 @@ FAMILIES: dict[str, tuple[str, Family[Any] | Sequence[str]]] = {
     "recipes": ("train.md", tuple(RECIPES)),
     "optimizers": ("train.md", OPTIMIZERS),
     "engines": ("bench.md", tuple(engine.name for engine in ENGINES)),
-    "exports": ("compress.md", FORMS),
+    "exports": ("compress.md", ("onnx", *WRITERS)),
 }
 REGISTERED = [(page, name) for page, members in FAMILIES.values() for name in _names(members)]
 

@@ -1,4 +1,4 @@
-"""What a request comes to: gaps filled from a recipe, methods built, values checked against each other."""
+"""Resolves a training request: fills gaps from a recipe, builds methods, checks values against each other."""
 
 from __future__ import annotations
 
