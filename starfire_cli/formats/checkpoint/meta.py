@@ -108,10 +108,12 @@ class PruningMeta:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsMeta:
-    """What was measured when the checkpoint was written; accuracies are fractions."""
+    """What was measured when the checkpoint was written; accuracies and sparsities are fractions."""
 
     val_top1: float | None = None
     val_top5: float | None = None
+    sparsity_prunable: float | None = None
+    sparsity_total: float | None = None
     epoch: int | None = None
 
 
@@ -195,6 +197,8 @@ def read_meta(values: Mapping[str, Any], path: Path) -> Meta:
         metrics=MetricsMeta(
             val_top1=metrics.get("val_top1", lambda value: _is(float, value)),
             val_top5=metrics.get("val_top5", lambda value: _is(float, value)),
+            sparsity_prunable=metrics.get("sparsity_prunable", lambda value: _is(float, value)),
+            sparsity_total=metrics.get("sparsity_total", lambda value: _is(float, value)),
             epoch=metrics.get("epoch", lambda value: _whole(value, 0, 1 << 63)),
         ),
         request=values.get("request") or None,

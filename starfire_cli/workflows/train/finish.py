@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from starfire_cli.damage import reading
+from starfire_cli.damage import DamagedFile, reading
 from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.run import Run
 from starfire_cli.networks.restore import build_loaded
@@ -18,24 +18,26 @@ def finished(session: Session, run: Run) -> Finished:
     notes = _eliminated(session, run) if session.request.eliminate else ()
     if session.replica is not None:
         notes += session.replica.sending.report()
+    best = files.load(run.best).meta.metrics  # not the rows of metrics.jsonl, of which some may be lost
     rows = run.read_metrics()
     with reading(run.metrics_path):
-        over = [row for row in rows if row["step"] >= session.pruner.era.last_step] or rows
-        best = max(over, key=lambda row: row["val_top1"], default={})
         rates = [float(row["images_per_second"]) for row in rows]
-        return Finished(
-            run=run.path,
-            checkpoint=run.best,
-            val_top1=float(best["val_top1"]),
-            val_top5=float(best["val_top5"]),
-            target=session.pruning.target,
-            sparsity_prunable=float(best["sparsity_prunable"]),
-            sparsity_total=float(best["sparsity_total"]),
-            epochs=session.optimisation.epochs,
-            seconds=sum(float(row["seconds"]) for row in rows),
-            images_per_second=sum(rates) / len(rates),
-            notes=notes,
-        )
+        seconds = sum(float(row["seconds"]) for row in rows)
+    if best.val_top1 is None or best.sparsity_prunable is None or best.sparsity_total is None:
+        raise DamagedFile(f"{run.best} is damaged: it does not say how good it is")
+    return Finished(
+        run=run.path,
+        checkpoint=run.best,
+        val_top1=best.val_top1,
+        val_top5=best.val_top5 or 0.0,
+        target=session.pruning.target,
+        sparsity_prunable=best.sparsity_prunable,
+        sparsity_total=best.sparsity_total,
+        epochs=session.optimisation.epochs,
+        seconds=seconds,
+        images_per_second=sum(rates) / max(1, len(rates)),
+        notes=notes,
+    )
 
 
 def _eliminated(session: Session, run: Run) -> tuple[str, ...]:

@@ -87,6 +87,8 @@ def _opened(
             )
     taken = {field: getattr(request, field) for field in (given & CHANGEABLE) | OF_THE_CALL}
     run = Run(path.parent)
+    if run.config_path.exists() and "name" not in given:
+        taken["name"] = own.name  # the run keeps its own
     session = build_session(
         dataclasses.replace(own, **taken),
         resume=checkpoint,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+from starfire_cli.errors import BadOption
 from starfire_cli.formats.overwriting import files_of, refuse_overwriting
 from starfire_cli.formats.run import Run, find_checkpoint
 from starfire_cli.formats.run_lock import locked
@@ -42,6 +43,11 @@ class RunFolder:
         if session.folder is not None:
             self._write(session, session.folder)
             return session.folder.path
+        if session.resumed and session.position.epoch >= session.optimisation.epochs:
+            raise BadOption(
+                f"--resume {request.resume} is of a run that has trained all its {session.optimisation.epochs} epochs, "
+                "and its run folder is not here; more --epochs train on"
+            )
         default = f"{session.data.info.name}-{session.pruning.method_spec.partition(':')[0]}-{session.pruning.target:g}"
         again = request.resume is not None and not session.resumed
         named = Run(request.out / request.name) if request.name else None

@@ -11,7 +11,7 @@ import torch
 import torchvision
 
 from starfire_cli.cli import main
-from starfire_cli.errors import Mismatch
+from starfire_cli.errors import BadOption, Mismatch
 from starfire_cli.formats.checkpoint.file import load
 from starfire_cli.formats.run import Run
 from starfire_cli.pruning.masks import digest
@@ -318,3 +318,22 @@ def test_one_graph_serves_the_whole_run_era_and_all(tmp_path, monkeypatch):
 def test_cuda_graphs_are_for_cuda(tmp_path, capsys):
     assert main(["train", *OPTIONS, "--cuda-graphs", "--out", str(tmp_path)]) == 2
     assert "--cuda-graphs is for CUDA, and this runs on cpu" in capsys.readouterr().err
+
+
+def test_what_a_finished_run_says_is_true_of_its_best_checkpoint(tmp_path):
+    run, records = run_of(tmp_path, name="a")
+    rows = run.metrics_path.read_text().splitlines()
+    run.metrics_path.write_text("\n".join(rows[:-2]) + "\n")  # the last epochs are lost
+    again = list(train(TrainRequest(**TINY | {"resume": run.path, "out": tmp_path}), MODEL_GIVEN))[-1]
+    assert (again.val_top1, again.sparsity_prunable) == (records[-1].val_top1, records[-1].sparsity_prunable)
+    assert load(run.last).meta.values["request"]["name"] == "a"
+
+
+def test_a_finished_checkpoint_away_from_its_run_leaves_no_folder(tmp_path):
+    run, _ = run_of(tmp_path, name="a")
+    copy = tmp_path / "elsewhere" / "x.pt"
+    copy.parent.mkdir()
+    copy.write_bytes(run.last.read_bytes())
+    with pytest.raises(BadOption, match=r"has trained all its 4 epochs.*more --epochs"):
+        list(train(TrainRequest(**TINY | {"resume": copy, "out": tmp_path / "new"}), MODEL_GIVEN | {"out"}))
+    assert not (tmp_path / "new").exists()
