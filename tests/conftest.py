@@ -25,3 +25,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "here")
 def root() -> Path:
     """The checkout."""
     return ROOT
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the test that takes minutes by itself, so that nobody waits for it in the end."""
+    items.sort(key=lambda item: "test_in_a_process_of_its_own[interpreted]" not in item.nodeid)
