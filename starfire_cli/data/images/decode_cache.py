@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -51,15 +52,16 @@ def read_all(reader: ImageReader, options: DataOptions) -> tuple[Tensor, list[tu
     done = 0
     here = dataclasses.replace(options, device=torch.device("cpu"))
     reading = ReadAhead(reader.files, requests)
-    for answer in reading.through(decode_requests(reader, requests, here, workers, reading.begin)):
-        if answer.failures and not options.skip_corrupt:
-            position, reason = answer.failures[0]
-            raise corrupt_image_error(reader.files.where(position), reason)
-        images[done : done + len(answer.images)] = answer.images
-        failures += answer.failures
-        done += len(answer.images)
-        if options.progress:
-            options.progress("decoding", done + len(failures), count)
+    with closing(decode_requests(reader, requests, here, workers, reading.begin)) as answers:
+        for answer in reading.through(answers):
+            if answer.failures and not options.skip_corrupt:
+                position, reason = answer.failures[0]
+                raise corrupt_image_error(reader.files.where(position), reason)
+            images[done : done + len(answer.images)] = answer.images
+            failures += answer.failures
+            done += len(answer.images)
+            if options.progress:
+                options.progress("decoding", done + len(failures), count)
     if not done:
         position, reason = failures[0]
         raise StarfireError(

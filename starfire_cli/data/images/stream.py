@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -60,9 +61,10 @@ class StreamSplit:
         requests = [(epoch, order[share]) for share in shares]
         reading = ReadAhead(self._reader.files, requests)
         workers = self._options.workers
-        found = reading.through(decode_requests(self._reader, requests, self._options, workers, reading.begin))
-        for images, labels in on_device(map(self._checked, found), self._options.device):
-            yield to_float(images, self._options), labels
+        with closing(decode_requests(self._reader, requests, self._options, workers, reading.begin)) as answers:
+            found = reading.through(answers)
+            for images, labels in on_device(map(self._checked, found), self._options.device):
+                yield to_float(images, self._options), labels
 
     def _checked(self, answer: DecodedBatch) -> DecodedBatch:
         for position, reason in answer.failures:

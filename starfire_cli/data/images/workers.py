@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -110,8 +110,10 @@ def decode_requests(
     options: DataOptions,
     workers: int,
     begun: Callable[[], object] | None = None,
-) -> Iterator[DecodedBatch]:
+) -> Generator[DecodedBatch, None, None]:
     """Decodes all requests in order; `begun` is called when the workers have started.
+
+    Whoever leaves before the end closes it, which stops the workers; at the interpreter's end they take seconds.
 
     Raises:
         StarfireError: a worker that died or fell silent, full shared memory, images that cannot be had at all.
