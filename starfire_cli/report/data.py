@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from starfire_cli.records.data import PackedData, PackingPart, PackingStarted
 from starfire_cli.report.console import open_console
-from starfire_cli.text import printable, size_text
+from starfire_cli.text import command_text, printable, size_text
 
 SHOWN = 5  # names of corrupt images
 
@@ -72,4 +71,4 @@ def _ended(console: Console, record: PackedData) -> None:
         f"{images:,} images in {record.shards:,} shards, {size_text(record.bytes)}, {record.seconds:.1f} s",
         markup=False,
     )
-    console.print(f"next: starfire train --data {shlex.quote(str(record.out))}", markup=False)
+    console.print(f"next: {command_text(('starfire', 'train', '--data', str(record.out)))}", markup=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from starfire_cli.records.train import EpochRecord, Finished, Record, Started, StepRecord, Stopped, TrainingPlan
 from starfire_cli.report.console import open_console
 from starfire_cli.report.dry_run import show_plan, show_settings
-from starfire_cli.text import counted
+from starfire_cli.text import command_text, counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +157,7 @@ class _Screen:
             self._console.print("  ".join(so_far), markup=False)
         name = {2: "interrupted (Ctrl-C)", 15: "terminated (SIGTERM)"}.get(r.signal, "stopped as asked")
         self._console.print(f"{name} after step {r.step} of {r.steps}; saved. To go on:", markup=False)
-        self._console.print(shlex.join(r.command), markup=False)
+        self._console.print(command_text(r.command), markup=False)
         return End(exit_code=128 + r.signal if r.signal else 0)
 
     def finished(self, r: Finished) -> End:
@@ -169,7 +168,7 @@ class _Screen:
             ("sparsity", f"{r.sparsity_prunable:.4f} of prunable weights (target {r.target:g})"),
             ("", f"{r.sparsity_total:.4f} of all parameters"),
             ("time", f"{r.seconds:.1f} s for {counted(r.epochs, 'epoch')}, {r.images_per_second:,.0f} images/s"),
-            ("next", f"starfire inspect {shlex.quote(str(r.checkpoint))}"),
+            ("next", command_text(("starfire", "inspect", str(r.checkpoint)))),
         )
         if not (self._quiet and self._console.stderr):
             for line in (*r.notes, *(f"{left:<17}{right}" for left, right in rows)):

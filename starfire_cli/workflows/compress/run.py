@@ -20,6 +20,7 @@ from starfire_cli.pruning.layers import layers_of_state
 from starfire_cli.pruning.masks import masks_from_zeros
 from starfire_cli.pruning.ties import replace_tied, ties_of
 from starfire_cli.records.compress import AccuracyChange, Compressed, Note, Outcome, Written
+from starfire_cli.text import command_text
 from starfire_cli.workflows.compress.request import CompressRequest
 
 _TORCH = (".pt", ".pth", ".ckpt", ".bin")  # endings of what torch.save writes
@@ -83,7 +84,9 @@ def unpack(path: Path | None, out: Path | None) -> Iterator[Outcome]:
     """Restores a packed file as a plain checkpoint. Raises StarfireError if it is none, or damaged."""
     path = find_checkpoint(path)
     if not is_packed(path):
-        raise StarfireError(f"{path} is not a packed file; starfire compress {path} packs it")
+        raise StarfireError(
+            f"{path} is not a packed file; {command_text(('starfire', 'compress', str(path)))} packs it"
+        )
     started = perf_counter()
     checkpoint = files.load(path)
     output = output_path(path, out, ".unpacked.pt", ".unpacked.pt")
