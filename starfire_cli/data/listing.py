@@ -46,6 +46,8 @@ def load(file: Path | None, root: Path, folders: Sequence[str]) -> Files | None:
         return None
     try:
         kept = {name: tensor.numpy() for name, tensor in tensors.items()}
+        if any(kept[name].dtype != np.uint8 for name in ("names", "folders", "visited", "others")):
+            return None  # bytes read as anything else hide zeros
         names, labels = kept["names"].view(f"S{kept['names'].shape[1]}")[:, 0], kept["labels"].astype(np.int64)
         visited = kept["visited"].tobytes().split(b"\0")
         same = kept["folders"].tobytes() == _joined(folders) and np.array_equal(kept["times"], _times(root, visited))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from starfire_cli.data import cache, listing, open_data, scan
 from starfire_cli.data.sets.folder import class_names
@@ -133,7 +134,7 @@ def test_training_opens_from_the_listing(tmp_path: Path, scans: list[Path]) -> N
     assert cache.read(None) is None
 
 
-@pytest.mark.parametrize("how", ["zero", "label", "shape", "others"])
+@pytest.mark.parametrize("how", ["zero", "type", "label", "shape", "others"])
 def test_a_listing_that_lies_is_made_anew(root: Path, scans: list[Path], place: Path, how: str) -> None:
     first = listed(root)
     (file,) = place.iterdir()
@@ -141,6 +142,10 @@ def test_a_listing_that_lies_is_made_anew(root: Path, scans: list[Path], place: 
     assert kept is not None
     if how == "zero":
         kept["names"][0, 1] = 0
+    elif how == "type":  # the same bytes, and zeros among them that are none of the new type's
+        names = torch.zeros(len(kept["names"]), 4 * kept["names"].shape[1], dtype=torch.uint8)
+        names[:, 0], names[:, 2] = 46, 47
+        kept["names"] = names[:, :4].contiguous().view(torch.float32)
     elif how == "label":
         kept["labels"][0] = 2**30
     elif how == "shape":

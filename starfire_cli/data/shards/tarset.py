@@ -137,6 +137,8 @@ def _fits(kept: dict[str, Tensor], places: int) -> bool:
     """Whether a cached listing matches the number of shards and names no bytes outside them."""
     try:
         rows, counts, lengths, sums = (kept[name].numpy() for name in ("rows", "counts", "lengths", "sums"))
+        if any(array.dtype.kind not in "iu" for array in (rows, counts, lengths, sums)):
+            return False
         each = counts.shape == lengths.shape == (places,) and sums.shape == (places, 32) and counts.sum() == len(rows)
         return (
             each and index.inside(rows[:, 0], rows[:, 1], np.repeat(lengths, counts)) and bool((rows[:, 2] >= 0).all())
