@@ -43,7 +43,7 @@ def end_epoch(session: Session, signals: Signals) -> Iterator[EpochRecord | Stop
     best = (over, accuracy.top1) > (at.best_over, at.best_top1)
     if best:  # a checkpoint that has reached its target beats every one that has not
         at.best_over, at.best_top1 = over, accuracy.top1
-    device = session.network.device
+    device, macs = session.network.device, session.live_macs()
     record = EpochRecord(
         epoch=at.epoch,
         step=at.step,
@@ -60,6 +60,8 @@ def end_epoch(session: Session, signals: Signals) -> Iterator[EpochRecord | Stop
         seconds=at.seconds + perf_counter() - started,
         mask_seconds=at.mask_seconds,
         best=best,
+        macs=macs,
+        train_macs=((macs if at.first_macs is None else at.first_macs) + macs) // 2 * at.images,
         robust_top1=accuracy.robust_top1,
         gradient_bytes=session.replica.sending.a_step() if session.replica is not None else None,
         memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,

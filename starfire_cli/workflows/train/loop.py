@@ -89,6 +89,8 @@ def _one_epoch(session: Session, signals: Signals) -> Iterator[Record]:
         meter.add(train_step(session, images, labels, meter.check), len(labels))  # dead weights' gradients are masked
         position.step, position.batch = position.step + 1, position.batch + 1
         pruner.after_step(position.step)  # in the era, the threshold rises and masks shrink; what is dead is zero
+        if position.first_macs is None:
+            position.first_macs = session.live_macs()
         if pruner.era.evaluates_at(position.step):
             session.agreement.counts()
         if ema is not None:

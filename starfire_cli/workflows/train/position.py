@@ -18,6 +18,7 @@ class Position:
     correct: float = 0.0
     seconds: float = 0.0
     mask_seconds: float = 0.0
+    first_macs: int | None = None  # by live weights, of one image, after the first step of the epoch under way
     best_over: bool = False  # whether the best checkpoint so far was taken after the era
     best_top1: float = -1.0
 
@@ -29,4 +30,4 @@ class Position:
     def begin_epoch(self) -> None:
         """Set the sums of the epoch under way to zero."""
         self.batch, self.images, self.loss_sum, self.correct = 0, 0, 0.0, 0.0
-        self.seconds, self.mask_seconds = 0.0, 0.0
+        self.seconds, self.mask_seconds, self.first_macs = 0.0, 0.0, None
