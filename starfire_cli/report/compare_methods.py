@@ -153,7 +153,7 @@ class _Screen:
         if self._progress is not None and self._all is not None:
             self._progress.update(self._all, completed=len(self._finished))
         self.say(
-            f"{cell.name}: top-1 {figures.top1:.2%} at sparsity {figures.sparsity_prunable:.4f}, {figures.seconds:.1f} s "
+            f"{cell.name}: top-1 {figures.top1:.2%}, sparsity {figures.sparsity_prunable:.4f}, {figures.seconds:.1f} s "
             f"({len(self._finished)} of {self._total})"
         )
 
@@ -195,8 +195,8 @@ def _columns(end: Compared) -> list[Column]:
         packed = [row.mean("packed_bytes") for row in rows]
         columns.append(("packed\n", True, 6, ["" if size is None else size_text(size) for size in packed]))
     if any(row.latency for row in rows):
-        columns.append(("CPU ms\nsparse", True, 7, [_ms(row.latency and row.latency.sparse) for row in rows]))
-        columns.append(("CPU ms\ndense", True, 11, [_ms(row.latency and row.latency.dense) for row in rows]))
+        columns.append(("CPU ms\nsparse", True, 7, [_ms(row.latency.sparse if row.latency else None) for row in rows]))
+        columns.append(("CPU ms\ndense", True, 11, [_ms(row.latency.dense if row.latency else None) for row in rows]))
     for place, label in enumerate(end.eps):
         if all(row.robust(label) is None for row in rows):
             continue
@@ -243,9 +243,11 @@ def _legend(end: Compared, left_out: Sequence[str]) -> list[str]:
         lines.append("minus dense: the mean over seeds of the differences at the same seed, ± half its 95 % interval")
     elif any(row.top1_difference is not None for row in rows):
         lines.append("minus dense: of one seed, so there is no interval")
-    for row in rows:
-        if row.latency is not None and row.latency.problem is not None:
-            lines.append(f"{row.title}: not timed by live weights: {row.latency.problem}")
+    lines += [
+        f"{row.title}: not timed by live weights: {row.latency.problem}"
+        for row in rows
+        if row.latency is not None and row.latency.problem is not None
+    ]
     if left_out:
         names = ", ".join(dict.fromkeys(heading.replace("\n", " ").strip() for heading in left_out))
         lines.append(f"no room for: {names}; {end.folder / 'compare.json'} has everything")

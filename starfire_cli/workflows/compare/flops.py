@@ -12,7 +12,7 @@ TRAINING = 3 * FORWARD
 """Of a multiply-accumulate in training: forward, and backward to the inputs and to the weights, each as many."""
 
 COUNTING = (
-    "FLOPs are those of convolutions and linear layers by live weights, counted from the masks: 2 a multiply-accumulate "
+    "FLOPs of convolutions and linear layers by live weights, counted from the masks: 2 a multiply-accumulate "
     "in inference, 6 in training (forward, and backward to inputs and to weights); in an epoch, the mean of its first "
     "step's and its end's. A layer that is not pruned yet counts dense"
 )
@@ -20,10 +20,8 @@ COUNTING = (
 
 def training_flops(rows: Sequence[Mapping[str, Any]]) -> int | None:
     """FLOPs of all epochs from rows of metrics.jsonl; None where one of them does not say."""
-    macs = [row.get("train_macs") for row in rows]
-    if not macs or not all(isinstance(count, int) for count in macs):
-        return None
-    return TRAINING * sum(count for count in macs if count is not None)
+    macs = [count for row in rows if isinstance(count := row.get("train_macs"), int)]
+    return TRAINING * sum(macs) if macs and len(macs) == len(rows) else None
 
 
 def inference_flops(rows: Sequence[Mapping[str, Any]]) -> int | None:

@@ -61,7 +61,7 @@ class _Worker:
         self.job, self.reported, self.ended = job, False, False
         self.problem: str | None = None
         self._messages = messages
-        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
         env = {"OMP_NUM_THREADS": str(threads)} | os.environ | {"PYTHONPATH": path}
         self.process = subprocess.Popen(

@@ -89,7 +89,8 @@ class _Comparison:
         self._document: dict[str, Any] = {}
 
     def run(self) -> Iterator[CompareRecord]:
-        request, notes = self._request, []
+        request = self._request
+        notes: list[str] = []
         self._plan(notes)
         cells = in_order(self._groups)
         for cell in cells:
@@ -144,7 +145,8 @@ class _Comparison:
             self._groups = groups
             return
         known = (self._earlier or {}).get("training_costs")
-        self._costs, epochs = {}, {}
+        self._costs = {}
+        epochs: dict[tuple[str, float | None], int] = {}
         trials: dict[str, Trial] = {}
         for target in request.target:
             costs = {DENSE: 1.0}
@@ -229,15 +231,13 @@ class _Comparison:
 def _here(jobs: Sequence[CellJob], signals: Signals) -> Iterator[PoolRecord]:
     """Run the jobs in this process, one after the other, until a signal comes."""
     for job in jobs:
-        if signals.number:
-            return
         try:
             for record in run_cell(job):
                 if isinstance(record, Stopped):
                     signals.number = record.signal
-                    return
-                yield record
-                if signals.number:  # in the middle of an attack; what is done of it is saved
+                else:
+                    yield record
+                if signals.number:  # also in the middle of an attack; what is done of it is saved
                     return
         except StarfireError as error:
             yield CellFailed(cell=job.cell, problem=str(error))

@@ -21,9 +21,10 @@ _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 @dataclass(frozen=True, kw_only=True)
 class _Panel:
-    """One panel: a label, and a value of each row with its interval and its seeds' own values."""
+    """One panel: its title and unit, and a value of each row with its interval and its seeds' own values."""
 
-    label: str
+    title: str
+    unit: str
     values: Sequence[float | None]
     halves: Sequence[float | None] = ()
     seeds: Sequence[Sequence[float]] = ()
@@ -42,7 +43,7 @@ def methods_figure(rows: Sequence[MethodRow], *, eps: Sequence[str] = (), width:
     panels = [panel for panel in _panels(rows, eps) if any(value is not None for value in panel.values)]
     columns = 1 if width <= style.NARROW else min(_COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
-    figure = empty(width, lines * (0.75 + 0.21 * len(rows)))
+    figure = empty(width, lines * (0.85 + 0.21 * len(rows)))
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for place, axes in enumerate(grid.flat):
         if place >= len(panels):
@@ -80,16 +81,16 @@ def _panels(rows: Sequence[MethodRow], eps: Sequence[str]) -> list[_Panel]:
             )
         )
     for name, text, unit in (
-        ("training_flops", "training", "FLOP"),
-        ("inference_flops", "inference", "FLOP"),
-        ("packed_bytes", "packed", "B"),
+        ("training_flops", "training, all epochs", "FLOP"),
+        ("inference_flops", "inference, one image", "FLOP"),
+        ("packed_bytes", "packed file", "B"),
     ):
         values = [row.mean(name) for row in rows]
         size, prefix = _unit(values)
-        found.append(_Panel(label=f"{text} ({prefix}{unit})", values=[v if v is None else v / size for v in values]))
+        found.append(_Panel(title=text, unit=f"{prefix}{unit}", values=[v if v is None else v / size for v in values]))
     sparse = [None if row.latency is None or row.latency.sparse is None else 1000 * row.latency.sparse for row in rows]
     dense = [None if row.latency is None else 1000 * row.latency.dense for row in rows]
-    found.append(_Panel(label="one image on the CPU (ms)", values=sparse, others=dense))
+    found.append(_Panel(title="one image on the CPU", unit="ms", values=sparse, others=dense))
     return found
 
 
@@ -103,9 +104,10 @@ def _accuracy(
     """Differences from dense where there are any, in points; else the accuracies themselves, in percent."""
     if differences is None:
         own = [[100 * x for one in row.figures.values() if (x := value(one)) is not None] for row in rows]
-        return _Panel(label=f"{name} (%)", values=[m if m is None else 100 * m for m in means], seeds=own, bars=False)
+        return _Panel(title=name, unit="%", values=[m if m is None else 100 * m for m in means], seeds=own, bars=False)
     return _Panel(
-        label=f"{name} minus dense (points)",
+        title=name,
+        unit="points from dense",
         values=[None if one is None else 100 * one.mean for one in differences],
         halves=[None if one is None or one.half_width is None else 100 * one.half_width for one in differences],
         seeds=[_apart(row.figures, row.dense, value) for row in rows],
@@ -126,7 +128,7 @@ def _apart(
 
 def _draw(axes: Axes, panel: _Panel, rows: Sequence[MethodRow]) -> None:
     style.style_axes(axes, grid="x")
-    style.label(axes, x=panel.label)
+    style.label(axes, x=panel.unit, title=panel.title)
     if not panel.bars and panel.halves:
         axes.axvline(0, color=style.MUTED, linewidth=0.9, zorder=1)
     for place, row in enumerate(rows):
