@@ -25,7 +25,7 @@ from starfire_cli.records.compare import (
 )
 from starfire_cli.report.console import open_console
 from starfire_cli.report.inspect import show_table
-from starfire_cli.text import counted, printable, size_text
+from starfire_cli.text import counted, printable, size_text, some
 
 _EVERY = 30.0  # seconds between lines of one cell where there is no terminal
 _KILO = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -83,10 +83,10 @@ def show(console: Console, end: Compared) -> None:
         shown = show_table(console, wanted, [[cells[i] for *_, cells in columns] for i in range(len(end.rows))])
         for line in _legend(end, [columns[i][0] for i in range(len(columns)) if i not in shown]):
             console.print(Text(printable(line, 2000)))
-    for failed in end.failed:
-        console.print(Text(f"failed: {failed.cell.name}: {printable(failed.problem, 1000)}", style="bold yellow"))
     if end.failed:
-        console.print(Text("the same command tries these again; what is done is not done again"))
+        names = some([failed.cell.name for failed in end.failed], 6)
+        console.print(Text(f"{counted(len(end.failed), 'cell')} failed, for the reasons above: {printable(names)}"))
+        console.print(Text("the same command tries again; a cell whose folder is removed begins anew"))
 
 
 class _Screen:

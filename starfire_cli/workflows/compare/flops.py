@@ -13,8 +13,8 @@ TRAINING = 3 * FORWARD
 
 COUNTING = (
     "FLOPs of convolutions and linear layers by live weights, counted from the masks: 2 a multiply-accumulate "
-    "in inference, 6 in training (forward, and backward to inputs and to weights); in an epoch, the mean of its first "
-    "step's and its end's. A layer that is not pruned yet counts dense"
+    "in inference, 6 in training (forward, and backward to inputs and to weights). A layer that is not pruned yet "
+    "counts dense; what the masks themselves cost does not count"
 )
 
 

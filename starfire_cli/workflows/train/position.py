@@ -18,7 +18,8 @@ class Position:
     correct: float = 0.0
     seconds: float = 0.0
     mask_seconds: float = 0.0
-    first_macs: int | None = None  # by live weights, of one image, after the first step of the epoch under way
+    start_macs: int | None = None  # by live weights, of one image, at the start of the epoch under way
+    first_macs: int | None = None  # the same after its first step
     best_over: bool = False  # whether the best checkpoint so far was taken after the era
     best_top1: float = -1.0
 
@@ -30,4 +31,4 @@ class Position:
     def begin_epoch(self) -> None:
         """Set the sums of the epoch under way to zero."""
         self.batch, self.images, self.loss_sum, self.correct = 0, 0, 0.0, 0.0
-        self.seconds, self.mask_seconds, self.first_macs = 0.0, 0.0, None
+        self.seconds, self.mask_seconds, self.start_macs, self.first_macs = 0.0, 0.0, None, None

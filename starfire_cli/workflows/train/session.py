@@ -115,15 +115,6 @@ class Session:
         prunable = sum(layer.weights for layer in self.pruner.layers)
         return dead / max(1, prunable), dead / sum(p.numel() for p in self.network.net.parameters())
 
-    def live_macs(self) -> int:
-        """Multiply-accumulates of one image by live weights, counted from the masks. Waits for the device."""
-        macs, zeros = self.network.macs, self.pruner.zeros
-        left = dict(macs)
-        for layer in self.pruner.layers:
-            if layer.name in macs:
-                left[layer.name] = macs[layer.name] * (layer.weights - zeros[layer.key]) // layer.weights
-        return sum(left.values())
-
     def warmup_notices(self) -> Iterator[str]:
         """What will be compiled on the way, as lines for the user."""
         if notice := self.pruner.warmup_notice:
