@@ -18,7 +18,7 @@ _LONGEST = 120  # characters of a folder's name
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class CompareCell:
     """One training run of a comparison.
 
     Args:
@@ -178,8 +178,8 @@ class CompareStarted:
     """The start: the folder, all cells in order, which are done already, and lines for the user."""
 
     folder: Path
-    cells: tuple[Cell, ...]
-    done: tuple[Cell, ...]
+    cells: tuple[CompareCell, ...]
+    done: tuple[CompareCell, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -202,7 +202,7 @@ class CellProgress:
         gpu: (bytes it has taken of its GPU, bytes that are free there).
     """
 
-    cell: Cell
+    cell: CompareCell
     done: float
     total: float
     text: str
@@ -214,7 +214,7 @@ class CellProgress:
 class CellDone:
     """A cell whose figures are all there."""
 
-    cell: Cell
+    cell: CompareCell
     figures: CellFigures
 
 
@@ -222,7 +222,7 @@ class CellDone:
 class CellFailed:
     """A cell that cannot be trained or measured."""
 
-    cell: Cell
+    cell: CompareCell
     problem: str
 
 

@@ -10,11 +10,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from starfire_cli.records.compare import (
-    Cell,
     CellDone,
     CellFailed,
     CellFigures,
     CellProgress,
+    CompareCell,
     Compared,
     CompareNote,
     CompareRecord,
@@ -93,10 +93,10 @@ class _Screen:
     def __init__(self, console: Console, quiet: bool) -> None:
         self._console, self._quiet = console, quiet
         self._progress: Progress | None = None
-        self._tasks: dict[Cell, TaskID] = {}
+        self._tasks: dict[CompareCell, TaskID] = {}
         self._all: TaskID | None = None
-        self._told: dict[Cell, float] = {}
-        self._finished: set[Cell] = set()
+        self._told: dict[CompareCell, float] = {}
+        self._finished: set[CompareCell] = set()
         self._total = 0
 
     def started(self, record: CompareStarted) -> None:
@@ -145,7 +145,7 @@ class _Screen:
             )
         self._progress.update(self._tasks[cell], completed=record.done, total=record.total, text=record.text)
 
-    def done(self, cell: Cell, figures: CellFigures) -> None:
+    def done(self, cell: CompareCell, figures: CellFigures) -> None:
         self._remove(cell)
         if cell in self._finished:  # its latency alone was missing
             return
@@ -166,7 +166,7 @@ class _Screen:
             self._progress.stop()
             self._progress = None
 
-    def _remove(self, cell: Cell) -> None:
+    def _remove(self, cell: CompareCell) -> None:
         if self._progress is not None and cell in self._tasks:
             self._progress.remove_task(self._tasks.pop(cell))
 
@@ -187,25 +187,25 @@ def _columns(end: Compared) -> list[Column]:
         columns.append(("minus dense\npoints", True, 2, [difference_text(row.top1_difference) for row in rows]))
     columns.append(("sparsity\n", True, 3, [f"{row.mean('sparsity_prunable') or 0:.4f}" for row in rows]))
     if len({next(iter(row.figures.values())).epochs for row in rows}) > 1:
-        columns.append(("epochs\n", True, 8, [f"{row.mean('epochs') or 0:g}" for row in rows]))
-    columns += _numbers(rows, "training_flops", "train", "FLOP", 4)
+        columns.append(("epochs\n", True, 4, [f"{row.mean('epochs') or 0:g}" for row in rows]))
+    columns += _numbers(rows, "training_flops", "train", "FLOP", 5)
     columns += _numbers(rows, "inference_flops", "infer", "FLOP", 5)
     columns.append(("time\ns", True, 10, [f"{row.mean('seconds') or 0:.0f}" for row in rows]))
     if any(row.mean("packed_bytes") for row in rows):
         packed = [row.mean("packed_bytes") for row in rows]
         columns.append(("packed\n", True, 6, ["" if size is None else size_text(size) for size in packed]))
     if any(row.latency for row in rows):
-        columns.append(("CPU ms\nsparse", True, 7, [_ms(row.latency.sparse if row.latency else None) for row in rows]))
+        columns.append(("CPU ms\nsparse", True, 8, [_ms(row.latency.sparse if row.latency else None) for row in rows]))
         columns.append(("CPU ms\ndense", True, 11, [_ms(row.latency.dense if row.latency else None) for row in rows]))
     for place, label in enumerate(end.eps):
         if all(row.robust(label) is None for row in rows):
             continue
-        order = 12 + 2 * place
+        order = 7 if place == 0 else 12 + 2 * place
         shown = [row.robust(label) for row in rows]
         columns.append((f"FGSM {label}\n%", True, order, ["" if x is None else f"{100 * x:.2f}" for x in shown]))
         if paired:
             apart = [difference_text(row.attack_differences.get(label)) for row in rows]
-            columns.append(("minus dense\npoints", True, order + 1, apart))
+            columns.append(("minus dense\npoints", True, 13 + 2 * place, apart))
     return columns
 
 

@@ -12,7 +12,7 @@ from starfire_cli.damage import reading
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint.file import load
 from starfire_cli.formats.run import Run
-from starfire_cli.records.compare import Cell, CellDone, CellFigures, CellProgress, CompareNote
+from starfire_cli.records.compare import CellDone, CellFigures, CellProgress, CompareCell, CompareNote
 from starfire_cli.records.train import EpochRecord, Finished, Started, StepRecord, Stopped
 from starfire_cli.workflows.compare.flops import inference_flops, training_flops
 from starfire_cli.workflows.compare.folder import CompareFolder
@@ -39,7 +39,7 @@ class CellJob:
         alone: whether the process does nothing else, so that its peak of memory is the cell's.
     """
 
-    cell: Cell
+    cell: CompareCell
     folder: Path
     request: TrainRequest
     given: frozenset[str]
@@ -68,7 +68,7 @@ class CellJob:
         return cls(
             **own
             | {
-                "cell": Cell(**values["cell"]),
+                "cell": CompareCell(**values["cell"]),
                 "folder": Path(values["folder"]),
                 "request": replace(request, command=values["command"]),
                 "given": frozenset(values["given"]),

@@ -10,7 +10,7 @@ from pathlib import Path
 from starfire_cli.errors import BadOption
 from starfire_cli.labels import DENSE
 from starfire_cli.options import declared
-from starfire_cli.records.compare import Cell
+from starfire_cli.records.compare import CompareCell
 from starfire_cli.text import command_text
 from starfire_cli.workflows.train.request import TrainRequest
 
@@ -51,7 +51,7 @@ class BaseRequest:
                     "the recipe, which scales it along"
                 )
 
-    def of_cell(self, cell: Cell, folder: Path) -> tuple[TrainRequest, frozenset[str]]:
+    def of_cell(self, cell: CompareCell, folder: Path) -> tuple[TrainRequest, frozenset[str]]:
         """The request of one cell, whose run is in `folder`, and the fields that count as given."""
         own = {"method": cell.method, "seed": cell.seed, "out": folder, "name": cell.name}
         if cell.target is not None:
@@ -66,21 +66,21 @@ class BaseRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class CellGroup:
     """The cells of one row, in order of their seeds, and the dense ones that they are held against."""
 
-    cells: tuple[Cell, ...]
-    dense: tuple[Cell, ...] = ()
+    cells: tuple[CompareCell, ...]
+    dense: tuple[CompareCell, ...] = ()
 
     @property
-    def first(self) -> Cell:
+    def first(self) -> CompareCell:
         """The cell of the first seed."""
         return self.cells[0]
 
 
 def group_cells(
     methods: Sequence[str], targets: Sequence[float], seeds: Sequence[int], epochs: Epochs | None = None
-) -> tuple[Group, ...]:
+) -> tuple[CellGroup, ...]:
     """The rows of a comparison, dense first.
 
     Args:
@@ -90,15 +90,15 @@ def group_cells(
         epochs: of each (method, target) where they are not equal; of dense, those for each target.
     """
 
-    def cells(method: str, target: float | None, own: int | None) -> tuple[Cell, ...]:
-        return tuple(Cell(method=method, target=target, seed=seed, epochs=own) for seed in seeds)
+    def cells(method: str, target: float | None, own: int | None) -> tuple[CompareCell, ...]:
+        return tuple(CompareCell(method=method, target=target, seed=seed, epochs=own) for seed in seeds)
 
-    dense: dict[float, tuple[Cell, ...]] = {}
+    dense: dict[float, tuple[CompareCell, ...]] = {}
     if DENSE in methods:
         dense = {target: cells(DENSE, None, None if epochs is None else epochs[DENSE, target]) for target in targets}
-    rows = [Group(cells=own) for own in dict.fromkeys(dense.values())]
+    rows = [CellGroup(cells=own) for own in dict.fromkeys(dense.values())]
     rows += [
-        Group(
+        CellGroup(
             cells=cells(method, target, None if epochs is None else epochs[method, target]), dense=dense.get(target, ())
         )
         for target in targets
@@ -108,7 +108,7 @@ def group_cells(
     return tuple(rows)
 
 
-def in_order(groups: Sequence[Group]) -> tuple[Cell, ...]:
+def in_order(groups: Sequence[CellGroup]) -> tuple[CompareCell, ...]:
     """All cells, the first seed of every row first, so that a comparison that is stopped early shows something."""
     return tuple(dict.fromkeys(cell for seed in zip(*(group.cells for group in groups), strict=True) for cell in seed))
 

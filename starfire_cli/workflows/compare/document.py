@@ -7,14 +7,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from starfire_cli import runtime
-from starfire_cli.records.compare import Cell, CellFailed, CellFigures, MethodRow, PairedDifference
-from starfire_cli.workflows.compare.cells import Group
+from starfire_cli.records.compare import CellFailed, CellFigures, CompareCell, MethodRow, PairedDifference
+from starfire_cli.workflows.compare.cells import CellGroup
 from starfire_cli.workflows.compare.flops import COUNTING
 from starfire_cli.workflows.compare.intervals import paired_difference
 from starfire_cli.workflows.compare.memory import cores
 
 
-def rows_of(groups: Sequence[Group], figures: Mapping[Cell, CellFigures], eps: Sequence[str]) -> tuple[MethodRow, ...]:
+def rows_of(
+    groups: Sequence[CellGroup], figures: Mapping[CompareCell, CellFigures], eps: Sequence[str]
+) -> tuple[MethodRow, ...]:
     """One row a group that has a trained cell, with its differences from dense."""
     rows = []
     for group in groups:
@@ -44,8 +46,8 @@ def document_of(
     settings: Mapping[str, Any],
     began: str | None,
     costs: Mapping[str, float] | None,
-    groups: Sequence[Group],
-    figures: Mapping[Cell, CellFigures],
+    groups: Sequence[CellGroup],
+    figures: Mapping[CompareCell, CellFigures],
     rows: Sequence[MethodRow],
     eps: Sequence[str],
     failed: Sequence[CellFailed],

@@ -14,7 +14,7 @@ from starfire_cli.damage import Damaged, reading
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.atomic import write_text
 from starfire_cli.formats.run import Run
-from starfire_cli.records.compare import Cell, CellFigures, Latency, Robustness
+from starfire_cli.records.compare import CellFigures, CompareCell, Latency, Robustness
 from starfire_cli.text import printable
 
 FORMAT, CELL_FORMAT, VERSION = "starfire-compare", "starfire-cell", 1
@@ -32,7 +32,7 @@ class CompareFolder:
         self.path = path
         self.file = path / FILE
 
-    def run_of(self, cell: Cell) -> Run:
+    def run_of(self, cell: CompareCell) -> Run:
         """The run folder of a cell."""
         return Run(self.path / cell.name)
 
@@ -64,7 +64,7 @@ class CompareFolder:
         write_text(self.file, json.dumps(plain, indent=1) + "\n")
         return plain
 
-    def read_figures(self, cell: Cell, checkpoint: str) -> CellFigures | None:
+    def read_figures(self, cell: CompareCell, checkpoint: str) -> CellFigures | None:
         """The figures of a trained cell; None where there are none that count.
 
         A file that is damaged, of another cell or of another checkpoint counts as none: the cell is measured again.
@@ -80,7 +80,7 @@ class CompareFolder:
         except StarfireError:  # DamagedFile, or there is none
             return None
 
-    def write_figures(self, cell: Cell, checkpoint: str, figures: CellFigures) -> None:
+    def write_figures(self, cell: CompareCell, checkpoint: str, figures: CellFigures) -> None:
         """Write cell.json in one step."""
         document = {
             "format": CELL_FORMAT,

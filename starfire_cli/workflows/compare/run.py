@@ -14,11 +14,11 @@ from starfire_cli.formats.run_lock import locked
 from starfire_cli.labels import DENSE
 from starfire_cli.options import check
 from starfire_cli.records.compare import (
-    Cell,
     CellDone,
     CellFailed,
     CellFigures,
     CellProgress,
+    CompareCell,
     Compared,
     CompareNote,
     CompareRecord,
@@ -27,14 +27,14 @@ from starfire_cli.records.compare import (
 )
 from starfire_cli.records.train import Stopped
 from starfire_cli.workflows.compare.cell import CellJob, run_cell
-from starfire_cli.workflows.compare.cells import BaseRequest, Group, group_cells, in_order
+from starfire_cli.workflows.compare.cells import BaseRequest, CellGroup, group_cells, in_order
 from starfire_cli.workflows.compare.document import document_of, rows_of
 from starfire_cli.workflows.compare.flops import equal_epochs
 from starfire_cli.workflows.compare.folder import GROWING, CompareFolder, check_same
 from starfire_cli.workflows.compare.measure import latency
 from starfire_cli.workflows.compare.pool import PoolRecord, run_pool
 from starfire_cli.workflows.compare.request import CompareRequest, parse_methods
-from starfire_cli.workflows.compare.trial import Trial, training_cost, try_request
+from starfire_cli.workflows.compare.trial import MethodTrial, training_cost, try_request
 from starfire_cli.workflows.train.settings import pruning_of
 from starfire_cli.workflows.train.signals import Signals
 
@@ -82,9 +82,9 @@ class _Comparison:
     ) -> None:
         self._request, self._base, self._eps, self._folder = request, base, eps, folder
         self._methods, self._settings, self._earlier = methods, settings, earlier
-        self._groups: tuple[Group, ...] = ()
+        self._groups: tuple[CellGroup, ...] = ()
         self._costs: dict[str, float] | None = None
-        self._figures: dict[Cell, CellFigures] = {}
+        self._figures: dict[CompareCell, CellFigures] = {}
         self._failed: list[CellFailed] = []
         self._document: dict[str, Any] = {}
 
@@ -147,7 +147,7 @@ class _Comparison:
         known = (self._earlier or {}).get("training_costs")
         self._costs = {}
         epochs: dict[tuple[str, float | None], int] = {}
-        trials: dict[str, Trial] = {}
+        trials: dict[str, MethodTrial] = {}
         for target in request.target:
             costs = {DENSE: 1.0}
             for group in (group for group in groups if group.first.target == target):
@@ -168,14 +168,14 @@ class _Comparison:
         methods = self._methods if DENSE in self._methods else (DENSE, *self._methods)
         self._groups = group_cells(methods, request.target, request.seeds, epochs)
 
-    def _try(self, group: Group) -> Trial:
+    def _try(self, group: CellGroup) -> MethodTrial:
         own, given = self._base.of_cell(group.first, self._folder.path)
         try:
             return try_request(own, given)
         except StarfireError as error:
             raise type(error)(f"{group.first.title}: {error}") from error
 
-    def _job(self, cell: Cell) -> CellJob:
+    def _job(self, cell: CompareCell) -> CellJob:
         request = self._request
         own, given = self._base.of_cell(cell, self._folder.path)
         return CellJob(

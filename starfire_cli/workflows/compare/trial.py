@@ -18,7 +18,7 @@ _BATCH = 2  # images
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class MethodTrial:
     """What a request comes to.
 
     Args:
@@ -32,17 +32,17 @@ class Trial:
     macs: int
 
 
-def try_request(request: TrainRequest, given: frozenset[str]) -> Trial:
+def try_request(request: TrainRequest, given: frozenset[str]) -> MethodTrial:
     """Set the run up on the CPU, as `--dry-run` does. Raises BadOption, StarfireError for what cannot be trained."""
     own = replace(request, device="cpu", amp=None, compile=False, cuda_graphs=False, dry_run=True, kernels="auto")
     session = open_session(own, given)
     plan = plan_of(session)
-    return Trial(
+    return MethodTrial(
         epochs=session.optimisation.epochs, steps_per_epoch=session.optimisation.steps_per_epoch, macs=plan.macs
     )
 
 
-def training_cost(request: TrainRequest, given: frozenset[str], trial: Trial) -> float:
+def training_cost(request: TrainRequest, given: frozenset[str], trial: MethodTrial) -> float:
     """Training FLOPs over those of the dense network, from a pilot run that goes through the whole schedule.
 
     The pilot has the request's epochs and, unless these come to more than 2000, its steps, with two images in each and

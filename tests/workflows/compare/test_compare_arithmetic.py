@@ -12,7 +12,7 @@ from starfire_cli.commands.train_options import parse_train_options
 from starfire_cli.errors import BadOption
 from starfire_cli.formats.checkpoint.file import load
 from starfire_cli.formats.run import Run
-from starfire_cli.records.compare import Cell
+from starfire_cli.records.compare import CompareCell
 from starfire_cli.workflows.compare.cells import BaseRequest, group_cells, in_order
 from starfire_cli.workflows.compare.flops import equal_epochs, inference_flops, training_flops
 from starfire_cli.workflows.compare.folder import check_same
@@ -140,8 +140,8 @@ def test_cells_come_seed_by_seed_and_have_names_of_folders() -> None:
     assert all(group.dense == groups[0].cells for group in groups[1:]) and groups[0].dense == ()
     names = [cell.name for cell in in_order(groups)]
     assert names[:2] == ["dense-s0", "a-x=1,y=b-t0.6-s0"] and names[5:6] == ["dense-s3"] and len(set(names)) == 10
-    long = Cell(method="m:" + 300 * "x", target=0.5, seed=1).name
-    assert len(long) <= 120 and long != Cell(method="m:" + 300 * "x", target=0.5, seed=2).name
+    long = CompareCell(method="m:" + 300 * "x", target=0.5, seed=1).name
+    assert len(long) <= 120 and long != CompareCell(method="m:" + 300 * "x", target=0.5, seed=2).name
 
 
 def test_at_equal_flops_every_target_has_its_own_dense() -> None:
@@ -157,11 +157,11 @@ def test_a_cell_s_request_is_what_train_would_be_asked() -> None:
     words = ["--fc", "block:n=2", "--lr", "0.05", "--no-nesterov", "--only", "conv*", "--only", "fc"]
     base = BaseRequest(*(), **dict(zip(("request", "given"), parse_train_options(words), strict=True)))
     base.check("flops")
-    own, given = base.of_cell(Cell(method="ck", target=0.8, seed=3), Path("out"))
+    own, given = base.of_cell(CompareCell(method="ck", target=0.8, seed=3), Path("out"))
     assert (own.method, own.target, own.seed, own.fc, own.nesterov) == ("ck", 0.8, 3, "block:n=2", False)
     assert own.only == ("conv*", "fc") and {"method", "seed", "lr", "nesterov"} <= given
     assert parse_train_options(shlex.split(own.command)[2:])[0].as_config() == own.as_config()
-    dense, _ = base.of_cell(Cell(method="dense", target=None, seed=3, epochs=7), Path("out"))
+    dense, _ = base.of_cell(CompareCell(method="dense", target=None, seed=3, epochs=7), Path("out"))
     assert (dense.fc, dense.epochs, dense.lr) == (TrainRequest.fc, 7, 0.05)
 
 

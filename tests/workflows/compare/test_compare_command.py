@@ -21,7 +21,7 @@ from starfire_cli.cli import main
 from starfire_cli.commands.train_options import parse_train_options
 from starfire_cli.formats.checkpoint.file import load
 from starfire_cli.formats.run import Run
-from starfire_cli.records.compare import Cell, CellProgress
+from starfire_cli.records.compare import CellProgress, CompareCell
 from starfire_cli.workflows.compare import pool
 from starfire_cli.workflows.compare.cells import BaseRequest
 from starfire_cli.workflows.compare.folder import CompareFolder
@@ -194,7 +194,7 @@ def spoil_cell(path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [spoil_json, spoil_type, spoil_numbers, spoil_cell, Path.unlink])
 def test_figures_that_do_not_count_are_none(copy: Path, spoil: Any) -> None:
-    cell, folder = Cell(method="ck", target=0.5, seed=1), CompareFolder(copy)
+    cell, folder = CompareCell(method="ck", target=0.5, seed=1), CompareFolder(copy)
     assert folder.read_figures(cell, "last") is not None and folder.read_figures(cell, "best") is None
     spoil(copy / "ck-t0.5-s1/cell.json")
     assert folder.read_figures(cell, "last") is None
