@@ -14,7 +14,8 @@ TRAINING = 3 * FORWARD
 COUNTING = (
     "FLOPs of convolutions and linear layers by live weights, counted from the masks: 2 a multiply-accumulate "
     "in inference, 6 in training (forward, and backward to inputs and to weights). A layer that is not pruned yet "
-    "counts dense; what the masks themselves cost does not count"
+    "counts dense, and so does the pass to the weights in a step that reads the gradients of dead ones. What the masks "
+    "themselves cost does not count"
 )
 
 

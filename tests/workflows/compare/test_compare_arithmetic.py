@@ -71,6 +71,18 @@ def test_flops_are_counted_from_live_weights(tmp_path: Path, method: str, epochs
     assert training_flops([*rows, {"epoch": 9}]) is None and training_flops([]) is None
 
 
+def test_a_step_that_reads_gradients_of_dead_weights_counts_them(tmp_path: Path) -> None:
+    request = TrainRequest(**TINY, method="rigl:every=2", target=0.5, epochs=2, era="0:1", out=tmp_path, name="a")
+    list(train(request, frozenset(TINY)))
+    run = Run(tmp_path / "a")
+    masks = load(run.last).masks or {}
+    left = DENSE - sum(USES[key] * int((~mask).sum()) for key, mask in masks.items())
+    first, second = run.read_metrics()
+    # RigL is sparse from the start, in each layer as in the end; of the first epoch's five steps two read gradients.
+    assert second["train_macs"] == 320 * left
+    assert first["train_macs"] == pytest.approx(320 * (left + (DENSE - left) / 3 * 2 / 5), rel=1e-6)
+
+
 def test_flops_are_the_same_after_a_stop_in_an_epoch(tmp_path: Path) -> None:
     options = {**TINY, "method": "ck", "target": 0.5, "epochs": 2, "era": "0:2", "out": tmp_path, "batch_size": 32}
     for name, stop in (("whole", None), ("halves", 13)):
