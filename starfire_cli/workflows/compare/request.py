@@ -77,7 +77,7 @@ class CompareRequest:
 
     train_options: tuple[str, ...] = Option(
         argument=True,
-        metavar="-- TRAIN OPTIONS",
+        metavar="-- OPTIONS",
         help="After --, any other options of starfire train, for all cells.",
     ).default(())
     methods: tuple[str, ...] = option(
