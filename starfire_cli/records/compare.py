@@ -26,17 +26,19 @@ class CompareCell:
         target: None for a dense network.
         seed: of the run.
         epochs: where the comparison chose them; None for as many as the options say.
+        label: what else sets it apart, for its name: "-e3".
     """
 
     method: str
     target: float | None
     seed: int
     epochs: int | None = None
+    label: str = ""
 
     @property
     def title(self) -> str:
         """`window 0.8`, `dense`, or `dense, 7 epochs`: the same for all seeds."""
-        text = self.method if self.target is None else f"{self.method} {self.target:.12g}"
+        text = self.method if self.target is None else f"{self.method} {self.target:.12g}{self.label}"
         return text if self.epochs is None else f"{text}, {self.epochs} epoch{'' if self.epochs == 1 else 's'}"
 
     @property
@@ -44,7 +46,7 @@ class CompareCell:
         """The name of its run folder: `window-t0.8-s0`."""
         target = "" if self.target is None else f"-t{self.target:.12g}"
         epochs = "" if self.epochs is None else f"-e{self.epochs}"
-        text = re.sub(r"[^A-Za-z0-9.,+=_-]", "-", f"{self.method}{target}{epochs}-s{self.seed}")
+        text = re.sub(r"[^A-Za-z0-9.,+=_-]", "-", f"{self.method}{target}{epochs}{self.label}-s{self.seed}")
         if len(text) <= _LONGEST:
             return text
         return f"{text[: _LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
