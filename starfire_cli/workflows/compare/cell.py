@@ -154,7 +154,7 @@ def _trained(job: CellJob) -> Generator[CellRecord, None, CellFigures | None]:
 def _figures(job: CellJob, finished: Finished) -> CellFigures:
     run = job.run
     rows = run.read_metrics()
-    if len(rows) != finished.epochs:
+    if len(rows) < finished.epochs:
         raise StarfireError(
             f"{run.metrics_path} has {len(rows)} rows for {finished.epochs} epochs; remove {run.path}, and the cell is "
             "trained again"
@@ -181,7 +181,7 @@ def _figures(job: CellJob, finished: Finished) -> CellFigures:
 
 def _row_of(checkpoint: Path, rows: list[dict[str, Any]]) -> Mapping[str, Any]:
     epoch = load(checkpoint).meta.metrics.epoch
-    return next(row for row in rows if row["epoch"] == epoch)
+    return next(row for row in reversed(rows) if row["epoch"] == epoch)
 
 
 def _threads(run: Run) -> int | None:

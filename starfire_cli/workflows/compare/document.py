@@ -45,7 +45,7 @@ def document_of(
     command: str,
     settings: Mapping[str, Any],
     began: str | None,
-    costs: Mapping[str, float] | None,
+    pilots: Mapping[str, Any] | None,
     groups: Sequence[CellGroup],
     figures: Mapping[CompareCell, CellFigures],
     rows: Sequence[MethodRow],
@@ -63,7 +63,7 @@ def document_of(
         "versions": runtime.versions(),
         "hardware": {"cpu": runtime.processor(), "cores": cores(), "gpu": _gpu()},
         "counting": COUNTING,
-        **({"training_costs": costs} if costs else {}),
+        **({"pilots": pilots} if pilots else {}),
         "rows": [_row(row, eps) for row in rows],
         "cells": [
             {

@@ -166,11 +166,8 @@ def _figures(values: dict[str, Any]) -> CellFigures:
         if value is None and name in may_be_none:
             found[name] = None
             continue
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or (kind is int and not isinstance(value, int))
-        ):
+        sound = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        if not sound or not math.isfinite(value):
             raise Damaged(f"{name} is {printable(str(value), 40)}")
         found[name] = kind(value)
     if robust is not None:

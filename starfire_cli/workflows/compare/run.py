@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from starfire_cli.attacks import Size, parse_sizes
-from starfire_cli.errors import StarfireError
+from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.run_lock import locked
 from starfire_cli.labels import DENSE
 from starfire_cli.options import check
@@ -83,7 +83,7 @@ class _Comparison:
         self._request, self._base, self._eps, self._folder = request, base, eps, folder
         self._methods, self._settings, self._earlier = methods, settings, earlier
         self._groups: tuple[CellGroup, ...] = ()
-        self._costs: dict[str, float] | None = None
+        self._pilot: dict[str, Any] | None = None
         self._figures: dict[CompareCell, CellFigures] = {}
         self._failed: list[CellFailed] = []
         self._document: dict[str, Any] = {}
@@ -144,29 +144,32 @@ class _Comparison:
                     self._try(group)
             self._groups = groups
             return
-        known = (self._earlier or {}).get("training_costs")
-        self._costs = {}
+        pilots = _known_pilots(self._earlier, [group.first for group in groups if group.first.target is not None])
+        if pilots is None:
+            pilots = self._pilots(groups)
         epochs: dict[tuple[str, float | None], int] = {}
-        trials: dict[str, MethodTrial] = {}
         for target in request.target:
-            costs = {DENSE: 1.0}
-            for group in (group for group in groups if group.first.target == target):
-                title = group.first.title
-                trials[title] = self._try(group)
-                if isinstance(known, dict) and isinstance(known.get(title), int | float) and known[title] > 0:
-                    costs[group.first.method] = float(known[title])
-                else:
-                    own, given = self._base.of_cell(group.first, self._folder.path)
-                    costs[group.first.method] = training_cost(own, given, trials[title])
-                self._costs[title] = costs[group.first.method]
-            if len(costs) == 1:
-                raise _nothing_to_equal()
-            each = equal_epochs(costs, max(trial.epochs for trial in trials.values()))
+            own = {group.first.method: group.first.title for group in groups if group.first.target == target}
+            costs = {DENSE: 1.0} | {method: pilots["costs"][title] for method, title in own.items()}
+            each = equal_epochs(costs, pilots["epochs"])
             epochs |= {(method, target): count for method, count in each.items()}
             listed = ", ".join(f"{method} {count}" for method, count in each.items())
             notes.append(f"equal training FLOPs at target {target:g}, in epochs: {listed}")
+        self._pilot = pilots
         methods = self._methods if DENSE in self._methods else (DENSE, *self._methods)
         self._groups = group_cells(methods, request.target, request.seeds, epochs)
+
+    def _pilots(self, groups: Sequence[CellGroup]) -> dict[str, Any]:
+        """What every method's training costs over dense, and the epochs asked for. Raises BadOption, StarfireError."""
+        costs, epochs = {}, 0
+        for group in groups:
+            if group.first.target is not None:
+                trial = self._try(group)
+                own, given = self._base.of_cell(group.first, self._folder.path)
+                costs[group.first.title], epochs = training_cost(own, given, trial), trial.epochs
+        if not costs:
+            raise BadOption("--equal flops needs a method that prunes; dense alone has nothing to be equal to")
+        return {"epochs": epochs, "costs": costs}
 
     def _try(self, group: CellGroup) -> MethodTrial:
         own, given = self._base.of_cell(group.first, self._folder.path)
@@ -214,7 +217,7 @@ class _Comparison:
                 command=self._request.command,
                 settings=self._settings,
                 began=(self._earlier or {}).get("began"),
-                costs=self._costs,
+                pilots=self._pilot,
                 groups=self._groups,
                 figures=self._figures,
                 rows=rows,
@@ -269,8 +272,14 @@ def _sizes(text: str) -> tuple[Size, ...]:
     return tuple(size for size in parse_sizes(text, "linf") if size.eps)
 
 
-def _nothing_to_equal() -> StarfireError:
-    return StarfireError("--equal flops needs a method that prunes; dense alone has nothing to be equal to")
+def _known_pilots(earlier: dict[str, Any] | None, cells: Sequence[CompareCell]) -> dict[str, Any] | None:
+    """The pilots of an earlier call, if these cells all had one."""
+    found = (earlier or {}).get("pilots")
+    if not isinstance(found, dict) or not isinstance(found.get("costs"), dict) or not cells:
+        return None
+    costs = [found["costs"].get(cell.title) for cell in cells]
+    sound = all(isinstance(cost, float) and 0 < cost < 100 for cost in costs)
+    return found if sound and isinstance(found.get("epochs"), int) and found["epochs"] > 0 else None
 
 
 @contextlib.contextmanager

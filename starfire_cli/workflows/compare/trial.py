@@ -5,9 +5,10 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from signal import SIGINT
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.records.train import EpochRecord
+from starfire_cli.records.train import EpochRecord, Stopped
 from starfire_cli.workflows.train.describe import plan_of
 from starfire_cli.workflows.train.loop import train
 from starfire_cli.workflows.train.request import TrainRequest
@@ -75,6 +76,8 @@ def training_cost(request: TrainRequest, given: frozenset[str], trial: MethodTri
             name="pilot",
         )
         for record in train(pilot, given | {"epochs", "batch_size", "limit_train", "limit_val", "lr"}):
+            if isinstance(record, Stopped):
+                raise KeyboardInterrupt if record.signal == SIGINT else SystemExit(128 + record.signal)
             if isinstance(record, EpochRecord):
                 if record.train_macs is None:
                     raise StarfireError("this run does not count its multiply-accumulates")
