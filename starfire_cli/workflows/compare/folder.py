@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -92,40 +92,6 @@ class CompareFolder:
         write_text(self.run_of(cell).path / CELL_FILE, json.dumps(document, indent=1) + "\n")
 
 
-GROWING = ("methods", "target", "seeds")
-"""Settings that may get more values."""
-
-
-def check_same(
-    old: Mapping[str, Any], new: Mapping[str, Any], folder: Path, *, growing: Sequence[str] = GROWING
-) -> None:
-    """Raises BadOption naming the first setting that differs from those that a comparison began with.
-
-    Args:
-        old: of the comparison.
-        new: of this call.
-        folder: of the comparison.
-        growing: settings that may get more values.
-    """
-    for name in dict.fromkeys([*old, *new]):
-        before, now = old.get(name), new.get(name)
-        if name in growing and isinstance(before, list) and isinstance(now, list):
-            missing = [value for value in before if value not in now]
-            if missing:
-                raise BadOption(
-                    f"--{name} {_text(now)} lacks {_text(missing)}, which the comparison in {folder} has; more may be "
-                    "added, or --out DIR begins another"
-                )
-        elif before != now:
-            flag = f"--{name.replace('_', '-')}"
-            given = f"{flag} {_text(now)}" if now is not None else f"no {flag}"
-            has = _text(before) if before is not None else f"no {flag}"
-            raise BadOption(
-                f"{given} contradicts the comparison in {folder}, which has {has}; leave it so, or begin another with "
-                "--out DIR"
-            )
-
-
 def as_plain(value: Any) -> Any:
     """`value` as JSON has it: dataclasses are objects, tuples lists, NaN and infinity null, paths text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -137,10 +103,6 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value
-
-
-def _text(value: object) -> str:
-    return printable(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value), 80)
 
 
 def _figures(values: dict[str, Any]) -> CellFigures:

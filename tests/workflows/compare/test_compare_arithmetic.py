@@ -15,9 +15,9 @@ from starfire_cli.formats.run import Run
 from starfire_cli.records.compare import CompareCell
 from starfire_cli.workflows.compare.cells import BaseRequest, group_cells, in_order
 from starfire_cli.workflows.compare.flops import equal_epochs, inference_flops, training_flops
-from starfire_cli.workflows.compare.folder import check_same
 from starfire_cli.workflows.compare.intervals import paired_difference
 from starfire_cli.workflows.compare.request import parse_methods, parse_seeds, parse_targets
+from starfire_cli.workflows.compare.settings import check_same
 from starfire_cli.workflows.compare.trial import training_cost, try_request
 from starfire_cli.workflows.train.loop import train
 from starfire_cli.workflows.train.request import TrainRequest

@@ -21,6 +21,7 @@ from starfire_cli.cli import main
 from starfire_cli.commands.train_options import parse_train_options
 from starfire_cli.formats.checkpoint.file import load
 from starfire_cli.formats.run import Run
+from starfire_cli.formats.run_lock import locked
 from starfire_cli.records.compare import CellProgress, CompareCell
 from starfire_cli.workflows.compare import pool
 from starfire_cli.workflows.compare.cells import BaseRequest
@@ -344,3 +345,30 @@ def test_a_killed_worker_fails_its_cell_and_a_killed_comparison_leaves_no_worker
         raise AssertionError("the worker goes on without anybody")
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_at_equal_flops_all_spend_what_the_cheapest_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "c"
+    options = (*QUICK, "--jobs", "1", "--equal", "flops", "--epochs", "6", "--limit-train", "160")
+    assert starfire(folder, *options, methods="ck,static", target="0.8", seeds="1") == 0
+    found = document(folder)
+    assert "equal training FLOPs at target 0.8, in epochs: dense" in capsys.readouterr().out
+    dense, ck, static = found["rows"]  # dense is there without being asked for
+    assert dense["epochs"] < ck["epochs"] < static["epochs"] == 6
+    for row in (dense, ck):  # to whole epochs, so half an epoch of its own more or less
+        apart = abs(row["training_flops"] - static["training_flops"])
+        assert apart <= 0.6 * row["training_flops"] / row["epochs"]
+    assert ck["top1_minus_dense"]["seeds"] == 1
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/*")}
+    assert starfire(folder, *options, methods="ck,static", target="0.8", seeds="1") == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*")} == before
+    capsys.readouterr()
+    assert starfire(folder, *options, methods="ck,static,window", target="0.8", seeds="1") == 2
+    assert "contradicts the comparison" in capsys.readouterr().err
+
+
+def test_two_at_a_time_are_told_apart(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with locked(copy, "starfire compare ...", noun="filled", again="give the same command"):
+        assert starfire(copy, *QUICK, "--quiet") == 1
+    err = capsys.readouterr().err
+    assert re.search(r"is being filled by process \d+ .* and then give the same command$", err.strip())
