@@ -40,6 +40,8 @@ class CompareFolder:
         """The contents of compare.json; None where there is none. Raises StarfireError for what is none of ours."""
         if self.path.exists() and not self.path.is_dir():
             raise BadOption(f"--out {self.path} is a file; give the name of a folder")
+        if Run(self.path).config_path.exists():
+            raise BadOption(f"--out {self.path} is the folder of one run; give the name of another folder")
         with reading(self.file):
             try:
                 text = self.file.read_bytes()

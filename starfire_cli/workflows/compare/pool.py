@@ -176,25 +176,24 @@ class _Pool:
             return
         kind = message.get("kind")
         if kind == "progress":
-            yield self._progress(worker, message)
+            self._note_memory(worker, message["memory"], message["gpu"])
+            done, total, text = (message[key] for key in ("done", "total", "text"))
+            yield CellProgress(cell=cell, done=done, total=total, text=text, memory=message["memory"])
         elif kind == "note":
             yield CompareNote(text=str(message["text"]))
         elif kind == "failed":
             worker.problem = str(message["problem"])
         elif kind == "done":
+            self._note_memory(worker, message["memory"], message["gpu"])
             figures = CompareFolder(worker.job.folder).read_figures(cell, worker.job.checkpoint)
             if figures is not None:
                 worker.ended = True
                 yield CellDone(cell=cell, figures=figures)
 
-    def _progress(self, worker: _Worker, message: dict[str, Any]) -> CellProgress:
-        memory, gpu = message["memory"], message["gpu"]
+    def _note_memory(self, worker: _Worker, memory: int | None, gpu: Sequence[int] | None) -> None:
         if memory is not None:
             worker.reported = True
             self._peak = max(self._peak, memory)
         if gpu is not None:
             own, free = gpu
             self._gpu = (max(own, self._gpu[0] if self._gpu else 0), free)
-        return CellProgress(
-            cell=worker.job.cell, done=message["done"], total=message["total"], text=message["text"], memory=memory
-        )

@@ -95,7 +95,6 @@ class _Comparison:
         waiting = [job for job in jobs if job.cell not in self._figures or job.missing(self._figures[job.cell])]
         if DENSE not in self._methods and request.equal == "epochs":
             notes.append("dense is not among the methods, so nothing is held against it")
-        alone = request.jobs == 1 or (request.jobs is None and len(waiting) == 1)
         undone = {job.cell for job in waiting}
         yield CompareStarted(
             folder=self._folder.path,
@@ -105,7 +104,7 @@ class _Comparison:
         )
         self._write()
         with Signals() as signals:
-            running = _here(waiting, signals) if alone else run_pool(waiting, request.jobs, signals)
+            running = _here(waiting, signals) if request.jobs == 1 else run_pool(waiting, request.jobs, signals)
             for record in running:
                 yield record
                 if isinstance(record, CellDone):

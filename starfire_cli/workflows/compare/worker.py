@@ -30,19 +30,19 @@ def main() -> int:
     threading.Thread(target=_watch, daemon=True).start()
     try:
         from starfire_cli.workflows.compare.cell import CellJob, run_cell
+        from starfire_cli.workflows.compare.memory import gpu_memory, peak_memory
 
         for record in run_cell(CellJob.from_plain(job)):
             match record:
                 case CellProgress():
-                    gpu = list(record.gpu) if record.gpu is not None else None
                     figures = {"done": record.done, "total": record.total, "text": record.text}
-                    _say(out, kind="progress", memory=record.memory, gpu=gpu, **figures)
+                    _say(out, kind="progress", memory=record.memory, gpu=record.gpu, **figures)
                 case CompareNote():
                     _say(out, kind="note", text=record.text)
                 case Stopped():
                     _say(out, kind="stopped", signal=record.signal)
                 case CellDone():
-                    _say(out, kind="done")
+                    _say(out, kind="done", memory=peak_memory(), gpu=gpu_memory())
     except StarfireError as error:
         _say(out, kind="failed", problem=reason(error, 2000))
         return 1

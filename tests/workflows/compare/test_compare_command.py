@@ -261,6 +261,10 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest
         assert starfire(tmp_path) == 1
         assert "compare.json" in capsys.readouterr().err
         assert [path.name for path in tmp_path.iterdir()] == ["compare.json"]
+    (tmp_path / "compare.json").unlink()
+    (tmp_path / "config.json").write_text("{}")
+    assert starfire(tmp_path) == 2 and "the folder of one run" in capsys.readouterr().err
+    assert starfire(tmp_path / "config.json") == 2 and "is a file" in capsys.readouterr().err
 
 
 def test_as_many_cells_run_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
