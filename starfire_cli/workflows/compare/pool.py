@@ -181,6 +181,8 @@ class _Pool:
             yield CellProgress(cell=cell, done=done, total=total, text=text, memory=message["memory"])
         elif kind == "note":
             yield CompareNote(text=str(message["text"]))
+        elif kind == "stopped":
+            worker.problem = f"its process was stopped by signal {message['signal']}, and has saved"
         elif kind == "failed":
             worker.problem = str(message["problem"])
         elif kind == "done":
