@@ -73,14 +73,15 @@ def globally(layers: Mapping[str, LayerUnits], scores: Mapping[str, Tensor], cou
     """
     candidates = {}
     for key, units in layers.items():
-        values = scores[key][units.alive_U]
-        candidates[key] = _but_one(values)
+        candidates[key] = _but_one(scores[key][units.alive_U])
     total = sum(map(len, candidates.values()))
     if count <= 0:
         return dict.fromkeys(candidates, 0)
     if count >= total:
         return {key: len(values) for key, values in candidates.items()}
     cutoff = kth_of_all(list(candidates.values()), count)
+    # A cutoff of another layer's wider type would be rounded to this one's before it is compared.
+    candidates = {key: values.to(cutoff.dtype) for key, values in candidates.items()}
     below = {key: int((values < cutoff).sum()) for key, values in candidates.items()}
     room = count - sum(below.values())
     for key, values in candidates.items():

@@ -58,20 +58,28 @@ class Rise:
         return READS.get(self.score, frozenset())
 
     def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
-        sparsity = self.initial + (moment.target - self.initial) * self.reach(moment)
-        if self.allocation == "global":
-            scores = {key: score(self.score, units) for key, units in layers.items()}
-            total = sum(units.count for units in layers.values())
-            due = pruned(total, sparsity) - (total - sum(units.live for units in layers.values()))
-            counts = globally(layers, scores, due)
-            return {key: smallest(scores[key], layers[key].alive_U, n) for key, n in counts.items() if n}
-        goes = {}
-        for key, dead in share_out(self.allocation, layers, sparsity).items():
-            units = layers[key]
-            due = dead - (units.count - units.live)
-            if due > 0:
-                goes[key] = smallest(score(self.score, units), units.alive_U, min(due, units.live - 1))
-        return goes
+        return weakest(self.allocation, self.score, layers, self.sparsity(moment))
+
+    def sparsity(self, moment: Moment) -> float:
+        """The sparsity that is due."""
+        return self.initial + (moment.target - self.initial) * self.reach(moment)
+
+
+def weakest(allocation: str, by: str, layers: Units, sparsity: float) -> dict[str, Tensor]:
+    """The live units of the lowest scores that go so that layers, or the network, reach a sparsity."""
+    if allocation == "global":
+        scores = {key: score(by, units) for key, units in layers.items()}
+        total = sum(units.count for units in layers.values())
+        due = pruned(total, sparsity) - (total - sum(units.live for units in layers.values()))
+        counts = globally(layers, scores, due)
+        return {key: smallest(scores[key], layers[key].alive_U, n) for key, n in counts.items() if n}
+    goes = {}
+    for key, dead in share_out(allocation, layers, sparsity).items():
+        units = layers[key]
+        due = dead - (units.count - units.live)
+        if due > 0:
+            goes[key] = smallest(score(by, units), units.alive_U, min(due, units.live - 1))
+    return goes
 
 
 def share_out(allocation: str, layers: Units, sparsity: float) -> dict[str, int]:
@@ -91,7 +99,8 @@ class Swap:
         fraction: of the live units, at the era's beginning.
         anneal: "cosine" (to `end` at the era's end) or "constant".
         end: what a cosine ends at.
-        by_sign: the fraction is taken of the positive weights nearest zero and of the negative ones, each by itself.
+        by_sign: the fraction is taken of the positive weights nearest zero and of the negative ones, each by itself; a
+            weight that is 0 counts among the negative.
         score: see `scores.py`.
     """
 
