@@ -141,10 +141,10 @@ class Start:
     def apply(self, layers: Mapping[str, LayerUnits], moment: Moment) -> dict[str, Change]:
         sparsity = moment.target if self.sparsity is None else self.sparsity
         if self.score != "random":
-            goes = weakest(self.allocation, self.score, layers, sparsity)
+            goes = weakest(self.allocation, self.score, layers, sparsity, final=sparsity)
             return {key: Change(alive_U=layers[key].alive_U & ~gone_U) for key, gone_U in goes.items()}
         changes = {}
-        for key, dead in share_out(self.allocation, layers, sparsity).items():
+        for key, dead in share_out(self.allocation, layers, sparsity, final=sparsity).items():
             units = layers[key]
             due = min(dead - (units.count - units.live), units.live - 1)
             if due <= 0:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -58,15 +59,18 @@ class Rise:
         return READS.get(self.score, frozenset())
 
     def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
-        return weakest(self.allocation, self.score, layers, self.sparsity(moment))
+        return weakest(self.allocation, self.score, layers, self.sparsity(moment), final=moment.target)
 
     def sparsity(self, moment: Moment) -> float:
         """The sparsity that is due."""
         return self.initial + (moment.target - self.initial) * self.reach(moment)
 
 
-def weakest(allocation: str, by: str, layers: Units, sparsity: float) -> dict[str, Tensor]:
-    """The live units of the lowest scores that go so that layers, or the network, reach a sparsity."""
+def weakest(allocation: str, by: str, layers: Units, sparsity: float, *, final: float) -> dict[str, Tensor]:
+    """The live units of the lowest scores that go so that layers, or the network, reach a sparsity.
+
+    `final` is where it rises to.
+    """
     if allocation == "global":
         scores = {key: score(by, units) for key, units in layers.items()}
         total = sum(units.count for units in layers.values())
@@ -74,7 +78,7 @@ def weakest(allocation: str, by: str, layers: Units, sparsity: float) -> dict[st
         counts = globally(layers, scores, due)
         return {key: smallest(scores[key], layers[key].alive_U, n) for key, n in counts.items() if n}
     goes = {}
-    for key, dead in share_out(allocation, layers, sparsity).items():
+    for key, dead in share_out(allocation, layers, sparsity, final=final).items():
         units = layers[key]
         due = dead - (units.count - units.live)
         if due > 0:
@@ -82,13 +86,22 @@ def weakest(allocation: str, by: str, layers: Units, sparsity: float) -> dict[st
     return goes
 
 
-def share_out(allocation: str, layers: Units, sparsity: float) -> dict[str, int]:
-    """Dead units by layer under an allocation that looks at shapes alone."""
+def share_out(allocation: str, layers: Units, sparsity: float, *, final: float) -> dict[str, int]:
+    """Dead units by layer under an allocation that looks at shapes alone.
+
+    On the way to the `final` sparsity no layer gets more than it has there, so that it ends as if it had come at once.
+    """
     counts = {key: units.count for key, units in layers.items()}
     if allocation == "uniform":
         return uniform(counts, sparsity)
     shapes = [units.layer for units in layers.values()]
-    return erdos_renyi(shapes, counts, sparsity, kernel=allocation == "erk")
+    share = partial(erdos_renyi, shapes, counts, kernel=allocation == "erk", dead=dead_units(layers))
+    return share(sparsity, most=share(final))
+
+
+def dead_units(layers: Units) -> dict[str, int]:
+    """How many units of each layer are dead."""
+    return {key: units.count - units.live for key, units in layers.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

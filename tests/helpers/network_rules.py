@@ -119,8 +119,11 @@ def uniform_counts(views: Views, sparsity: Fraction) -> list[int]:
     return [min(math.ceil(len(view.alive) * sparsity), len(view.alive) - 1) for view in views]
 
 
-def renyi_counts(views: Views, sparsity: Fraction, *, kernel: bool) -> list[int]:
-    """Density in proportion to sum over product of the dimensions; the most over 1 becomes dense, and again."""
+def renyi_counts(views: Views, sparsity: Fraction, final: Fraction, *, kernel: bool) -> list[int]:
+    """Density in proportion to sum over product of the dimensions; the most over 1 becomes dense, and again.
+
+    Of what is rounded the largest remainders go first, but nowhere more than in the end.
+    """
     sizes = [len(view.alive) for view in views]
     dims = [view.shape if kernel else view.shape[:2] for view in views]
     raw = [Fraction(sum(d), math.prod(d)) for d in dims]
@@ -134,17 +137,23 @@ def renyi_counts(views: Views, sparsity: Fraction, *, kernel: bool) -> list[int]
             break
         dense |= {n for n in rest if raw[n] == top}
     dead = [Fraction(0) if n in dense else (1 - factor * raw[n]) * sizes[n] for n in range(len(views))]
-    counts = [math.floor(x) for x in dead]
-    remainders = sorted(set(range(len(views))) - dense, key=lambda n: (-(dead[n] - counts[n]), n))
-    for n in remainders[: math.ceil(sum(sizes) * sparsity) - sum(counts)]:
-        counts[n] += 1
+    total, already = math.ceil(sum(sizes) * sparsity), [len(view.dead()) for view in views]
+    counts = [max(already[n], math.floor(dead[n])) for n in range(len(views))]
+    most = [max(already[n], 0 if n in dense else sizes[n] - 1) for n in range(len(views))]
+    if sparsity != final:
+        most = renyi_counts(views, final, final, kernel=kernel)
+        counts = list(map(min, counts, most))
+    while sum(counts) < min(total, sum(most)):
+        counts[min((counts[n] - dead[n], n) for n in range(len(views)) if counts[n] < most[n])[1]] += 1
+    while sum(counts) > total:
+        counts[min((dead[n] - counts[n], n) for n in range(len(views)) if counts[n] > already[n])[1]] -= 1
     return counts
 
 
-def counts_of(allocation: str, views: Views, sparsity: Fraction) -> list[int]:
+def counts_of(allocation: str, views: Views, sparsity: Fraction, final: Fraction) -> list[int]:
     if allocation == "uniform":
         return uniform_counts(views, sparsity)
-    return renyi_counts(views, sparsity, kernel=allocation == "erk")
+    return renyi_counts(views, sparsity, final, kernel=allocation == "erk")
 
 
 def prune_to(views: Views, counts: list[int]) -> None:
@@ -169,7 +178,8 @@ def magnitudes(views: Views) -> list[list[float]]:
 
 def random_start(allocation: str, sparsity: Fraction | None = None) -> Act:
     def act(setting: Setting, views: Views, step: int) -> None:
-        counts = counts_of(allocation, views, setting.target if sparsity is None else sparsity)
+        share = setting.target if sparsity is None else sparsity
+        counts = counts_of(allocation, views, share, share)
         for view, dead in zip(views, counts, strict=True):
             view.kill(setting.choose(view, view.live(), dead, "start", step))
 
@@ -197,7 +207,7 @@ def gmp(pool: str = "layer", initial: str = "0") -> Rule:
         if pool == "global":
             prune_globally(views, magnitudes(views), sparsity)
         else:
-            prune_to(views, counts_of("uniform" if pool == "layer" else pool, views, sparsity))
+            prune_to(views, counts_of("uniform" if pool == "layer" else pool, views, sparsity, setting.target))
 
     return Rule(evaluate=evaluate, at_the_end=True)
 
@@ -370,7 +380,7 @@ def deepr(allocation: str = "uniform", **_: float) -> Rule:
 
 def srigl(fraction: float = 0.3, salient: float = 0.3, allocation: str = "erk") -> Rule:
     def begin(setting: Setting, views: Views, step: int) -> None:
-        for view, dead in zip(views, counts_of(allocation, views, setting.target), strict=True):
+        for view, dead in zip(views, counts_of(allocation, views, setting.target, setting.target), strict=True):
             rows = rows_of(view)
             each, more = divmod(len(view.alive) - dead, len(rows))
             for k, row in enumerate(rows):
