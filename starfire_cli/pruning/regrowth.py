@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from starfire_cli.pruning.layer_units import LayerUnits, largest
+from starfire_cli.pruning.layer_units import LayerUnits, by_layer, largest
 from starfire_cli.pruning.moment import Moment
 from starfire_cli.pruning.scores import READS, score
 
@@ -64,18 +64,21 @@ class Grow:
         gone = none | dict(gone)
         lost = {key: int(torch.count_nonzero(chosen)) for key, chosen in gone.items()}
         weights = None if self.shared == "layer" else self._weights(layers, lost)
-        back = {}
+        counts: dict[str, int] = {}
+        open_: dict[str, Tensor] = {}
         for group in _together(layers, alone=self.shared == "layer"):
             total = sum(lost[key] for key in group)
-            open_ = {key: ~layers[key].alive_U for key in group}
-            if self.again or sum(int(torch.count_nonzero(x)) for x in open_.values()) < total:
-                open_ = {key: open_U | gone[key] for key, open_U in open_.items()}
-            counts = {key: lost[key] for key in group}
-            if weights is not None:
-                places = {key: int(torch.count_nonzero(x)) for key, x in open_.items()}
-                counts = share_out_growth({key: weights[key] for key in group}, places, total, moment)
-            back |= {key: self._of(layers[key], key, open_[key], n, moment) for key, n in counts.items() if n}
-        return back
+            free = {key: ~layers[key].alive_U for key in group}
+            if self.again or sum(int(torch.count_nonzero(x)) for x in free.values()) < total:
+                free = {key: free_U | gone[key] for key, free_U in free.items()}
+            open_ |= free
+            if weights is None:
+                counts |= {key: lost[key] for key in group}
+            else:
+                places = {key: int(torch.count_nonzero(x)) for key, x in free.items()}
+                counts |= share_out_growth({key: weights[key] for key in group}, places, total, moment)
+        due = {key: layers[key] for key, n in counts.items() if n}
+        return by_layer(due, lambda key, units: self._of(units, key, open_[key], counts[key], moment))
 
     def _weights(self, layers: Mapping[str, LayerUnits], lost: Mapping[str, int]) -> dict[str, float]:
         """How much of what comes back each layer is due."""

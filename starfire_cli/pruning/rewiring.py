@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starfire_cli.errors import BadOption
+from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.pruning.axes import Axes, Change, Rewire, Stage
-from starfire_cli.pruning.kernels.torch import is_finite, write_dead
-from starfire_cli.pruning.layer_units import LayerUnits
+from starfire_cli.pruning.kernels.torch import count_alive, is_finite, write_dead
+from starfire_cli.pruning.layer_units import LayerUnits, by_layer
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masked_weights import MaskedWeights
 from starfire_cli.pruning.moment import Moment
@@ -159,7 +159,8 @@ class Rewiring:
 
     def _keep_gradients(self) -> None:
         """Remember the gradients for the evaluation after the optimizer's step, before those of the dead are masked."""
-        self._gradients = {key: gradient.clone() for key, gradient in self._every_gradient().items()}
+        keep = (lambda g: g) if self.axes.replaces_step else torch.clone  # which looks at them at once
+        self._gradients = {key: keep(gradient) for key, gradient in self._every_gradient().items()}
 
     def _every_gradient(self) -> dict[str, Tensor]:
         """The gradients by layer; zeros where a weight has none, as it took no part in the loss."""
@@ -169,7 +170,7 @@ class Rewiring:
     def _average_gradients(self) -> None:
         assert self._averages is not None
         gradients = self._every_gradient()
-        if not all(map(is_finite, gradients.values())):
+        if not _finite(gradients):
             return  # a step that overflowed in half precision
         for key, gradient in gradients.items():
             if key not in self._averages:
@@ -190,7 +191,12 @@ class Rewiring:
             assert gradients is not None, "the method looks at gradients before the first step"
             gradients()
             self._keep_gradients()
+            if not _finite(self._gradients):
+                raise StarfireError(
+                    "gradients of the first batch hold NaN or inf; the weights cannot be ranked by them"
+                )
         self._apply(start, self._moment(0))
+        self._gradients = {}
 
     def evaluate(self, step: int) -> bool:
         """Bring all masks to what they are after this step. Returns whether any changed.
@@ -198,12 +204,13 @@ class Rewiring:
         Raises StarfireError where weights are not finite; where gradients are not, stages that read them are left out.
         """
         # Where a step overflowed in half precision the optimizer leaves it out, and so do stages that read gradients.
-        usable = all(map(is_finite, self._gradients.values()))
+        usable = _finite(self._gradients)
         changed = False
         for stage in self.axes.stages:
             if usable or "gradient" not in stage.reads:
                 changed |= self._apply(stage, self._moment(step))
         self._gradients = {}
+        self._tensors.mask_gradients(self._tensors.touched)  # where the loop still has some
         self._changed = changed
         return changed
 
@@ -267,22 +274,42 @@ class Rewiring:
     @torch.no_grad()
     def _apply(self, stage: Stage, moment: Moment) -> bool:
         layers = self._layers()
-        changed = [self._write(layers[key], change) for key, change in stage.apply(layers, moment).items()]
-        return any(changed)
+        changes = stage.apply(layers, moment)
+        changed = {key: layers[key] for key, change in changes.items() if _differs(layers[key], change)}
+        self._tensors.touched.update(dict.fromkeys(changed))
+        for key, dead in by_layer(changed, lambda key, units: self._write(units, changes[key])).items():
+            self._tensors.counts.set(key, dead)
+        return bool(changed)
 
-    def _write(self, units: LayerUnits, change: Change) -> bool:
-        """Bring one layer's mask, weights, state and average to what a change says."""
-        was, alive_U = units.alive_U, change.alive_U
-        reset_U = ~was if change.reset_U is None else change.reset_U
-        if bool((alive_U == was).all()) and not bool((reset_U & alive_U).any()):
-            return False
-        key, grown_U = units.layer.key, alive_U & ~was
-        mask = (units.spread(alive_U & was) & units.alive) | units.spread(grown_U)
-        self._tensors.touched[key] = None
-        write_dead(mask & ~units.spread(reset_U), self._tensors.tensors(key))
+    def _write(self, units: LayerUnits, change: Change) -> int:
+        """Bring one layer's mask, weights, state and average to what a change says. Returns its dead weights."""
+        was_U, alive_U, key = units.alive_U, change.alive_U, units.layer.key
+        mask = units.spread(alive_U)
+        if units.unit.axes:  # of a unit that lives on, single weights may be dead
+            mask = mask & (units.alive | ~units.spread(was_U))
+        kept = mask & ~units.spread(~was_U if change.reset_U is None else change.reset_U)
+        write_dead(_like(kept, units.alive), (units.weight, *self._tensors.kept(key)))
         if change.values is not None:
-            new = units.spread(alive_U & reset_U)
-            self._tensors.weights[key].data.copy_(torch.where(new, change.values, self._tensors.weights[key]))
+            self._tensors.weights[key].data.add_(torch.where(kept, 0, change.values) * mask)
         self._tensors.masks[key].copy_(mask)
-        self._tensors.counts.set(key, units.layer.weights - int(torch.count_nonzero(mask)))
+        return units.layer.weights - int(count_alive(mask))
+
+
+def _finite(gradients: Mapping[str, Tensor]) -> bool:
+    """Whether none holds NaN or inf."""
+    sums = [gradient.sum() for gradient in gradients.values()]
+    if not sums or bool(torch.stack(sums).isfinite().all()):
         return True
+    return all(map(is_finite, gradients.values()))  # sums may overflow by themselves
+
+
+def _differs(units: LayerUnits, change: Change) -> bool:
+    """Whether anything would be written."""
+    if not torch.equal(change.alive_U, units.alive_U):
+        return True
+    return change.reset_U is not None and bool((change.reset_U & change.alive_U).any())
+
+
+def _like(mask: Tensor, other: Tensor) -> Tensor:
+    """A mask with another's strides, so that what is multiplied with it is gone through in the order of memory."""
+    return mask if mask.stride() == other.stride() else torch.empty_like(other).copy_(mask)
