@@ -83,6 +83,8 @@ class Rewiring:
                 f"--target {target:g} is more than this method's units can give: with one of each layer left it is "
                 f"{math.floor(most * 1000) / 1000:g}"
             )
+        if axes.rise is not None and axes.rise.initial > target:
+            raise BadOption(f"initial={axes.rise.initial:g} is above --target {target:g}, which it rises to")
 
     def evaluates_at(self, step: int) -> bool:
         """Whether masks may change at this step."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from starfire_cli.pruning.allocation import erdos_renyi, erdos_renyi_densities, globally, kth_of_all, uniform
 from starfire_cli.pruning.budget import pruned
-from starfire_cli.pruning.layer_units import LayerUnits, Unit
+from starfire_cli.pruning.layer_units import LayerUnits, Unit, largest, smallest
 from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.moment import Moment
+from starfire_cli.pruning.schedule import Era
 
 # Shape -> (how many layers have it, density by ERK and by ER at sparsity 0.8, then at 0.9). Computed once by the rule
 # of google-research/rigl (rigl/sparse_utils.py, get_sparsities_erdos_renyi, no layer excluded) on torchvision's
@@ -142,3 +145,40 @@ def test_one_competition_takes_the_first_of_a_sorted_list(
     for _, n, _ in sorted(rows)[:count]:
         expected[str(n)] += 1
     assert globally(layers, {str(n): v for n, v in enumerate(values)}, count) == expected
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    kinds=st.sampled_from([1, 2, 50, 1 << 20]),
+    live=st.sampled_from([1.0, 0.5, 0.01]),
+    part=st.one_of(st.floats(0, 1.0), st.floats(0, 0.01)),
+    sign=st.sampled_from([1, -1]),
+)
+@settings(max_examples=15)
+def test_the_smallest_of_many_are_the_first_of_a_sorted_list(
+    seed: int, kinds: int, live: float, part: float, sign: int
+) -> None:
+    """Of so many that a sample tells where they lie."""
+    draws = np.random.default_rng(seed)
+    score_N, among_N = draws.integers(0, kinds, 20_000) / np.float32(8), draws.random(20_000) < live
+    places = np.flatnonzero(among_N)
+    count = round(part * len(places))
+    expected = np.zeros(20_000, bool)
+    expected[places[np.argsort(sign * score_N[places], kind="stable")[:count]]] = True
+    find = smallest if sign == 1 else largest
+    found = find(torch.from_numpy(score_N.astype(np.float32)), torch.from_numpy(among_N), count)
+    assert np.array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_each_candidate_is_as_likely_as_another(count: int) -> None:
+    """Few of many candidates, which are met by chance, and many of them, which are listed."""
+    among = torch.arange(100) % 3 > 0
+    era, hits = Era(first_step=0, last_step=1), torch.zeros(100)
+    for step in range(800):
+        chosen = Moment(step=step, era=era, target=0.5, seed=1).choose("a", among, count)
+        assert int(chosen.sum()) == count and not (chosen & ~among).any()
+        hits += chosen
+    expected = 800 * count / int(among.sum())
+    chi = float(((hits[among] - expected) ** 2 / expected).sum()) / (1 - count / int(among.sum()))
+    assert chi < 66 + 4 * math.sqrt(2 * 66)
