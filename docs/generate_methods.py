@@ -7,12 +7,8 @@ stand below as data, and where the two differ the page marks it. `python docs/ge
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 PAGE = Path(__file__).with_name("methods.md")
 sys.path.insert(0, str(PAGE.parents[1]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import io
 import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -13,13 +11,12 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor, nn, optim
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from starfire_cli.errors import BadOption
-from starfire_cli.pruning import METHODS, NetworkMethod, Pruner, layers_of_model
+from starfire_cli.pruning import METHODS, Pruner, layers_of_model
 from starfire_cli.pruning.schedule import Era
+from tests.helpers.hat_training import FIRST, LAST, STEPS, HatTraining, make_sgd
 
-STEPS, FIRST, LAST = 11, 1, 9
 MEMBERS = METHODS.taking("network").names()
 VARIANTS = [
     "gmp:pool=global,every=3",
@@ -47,131 +44,14 @@ KNOWN = (*STRICT, *STRICT_IN_ALL, "ac-dc", "deep-compression", "gmp", "granet", 
 RANDOM = ("static", "set", "deepr", "rigl", "srigl", "dsr", "snfs")
 
 
-def network() -> nn.Module:
-    """A 3x3, a grouped and a depthwise convolution, a 1x1 one, and a linear layer; nothing is ever computed with it."""
-    torch.manual_seed(0)
-    convolutions = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 3, groups=2), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 10, 1)
-    return nn.Sequential(*convolutions, nn.Linear(10, 8))
-
-
-def sgd(parameters: Iterator[nn.Parameter]) -> optim.Optimizer:
-    return optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-3)
-
-
 OPTIMIZERS: tuple[Callable[[Iterator[nn.Parameter]], optim.Optimizer], ...] = (
-    sgd,
+    make_sgd,
     partial(optim.Adam, lr=0.05),
     partial(optim.AdamW, lr=0.05),
 )
 
 
-class Training:
-    """Steps with gradients out of a hat, the same ones in every memory format, so that masks can be compared."""
-
-    def __init__(
-        self,
-        spec: str,
-        *,
-        target: float = 0.6,
-        seed: int = 3,
-        make: Callable[[Iterator[nn.Parameter]], optim.Optimizer] = sgd,
-        channels_last: bool = False,
-        dtype: torch.dtype = torch.float32,
-        taken_from: Training | None = None,
-    ) -> None:
-        self.spec, self.name = spec, spec.partition(":")[0]
-        self.model = network().to(dtype, memory_format=torch.channels_last if channels_last else torch.preserve_format)
-        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.5)) if dtype.itemsize > 2 else None
-        self.step = 0
-        masks = None
-        if taken_from is not None:
-            self.step, masks = taken_from.step, taken_from.pruner.masks
-            self.model.load_state_dict(taken_from.model.state_dict())
-        method = METHODS.build(spec)
-        assert isinstance(method, NetworkMethod)
-        self.axes = method.axes()
-        layers, _ = layers_of_model(self.model)
-        era = Era(first_step=FIRST, last_step=LAST)
-        self.pruner = Pruner(
-            self.model,
-            layers,
-            conv=method,
-            linear=method,
-            target=target,
-            era=era,
-            seed=seed,
-            masks=copy.deepcopy(masks),
-            kernels="torch",
-        )
-        self.optimizer = make(self.model.parameters())
-        if taken_from is not None:
-            self.optimizer.load_state_dict(copy.deepcopy(taken_from.optimizer.state_dict()))
-            if self.ema is not None and taken_from.ema is not None:
-                self.ema.load_state_dict(taken_from.ema.state_dict())
-        self.pruner.attach(self.optimizer, self.ema.module if self.ema is not None else None)
-        if taken_from is not None:
-            file = io.BytesIO()
-            torch.save(taken_from.pruner.state_dict(), file)
-            file.seek(0)
-            self.pruner.load_state_dict(torch.load(file, weights_only=True))
-        self.keys = list(self.pruner.masks)
-        self.weights = {key: self.model.get_parameter(key) for key in self.keys}
-
-    def give_gradients(self) -> None:
-        for n, weight in enumerate(self.weights.values()):
-            generator = torch.Generator().manual_seed(1000 * self.step + n)
-            values = torch.randn(weight.shape, generator=generator)
-            weight.grad = torch.empty_like(weight).copy_(values)
-
-    def begin(self) -> None:
-        self.pruner.begin(self.give_gradients)
-        self.optimizer.zero_grad()
-
-    def take_step(self) -> bool:
-        """One step; returns whether the pruner says that masks changed."""
-        self.step += 1
-        self.give_gradients()
-        steps = self.pruner.after_backward()
-        for key in self.keys:
-            gradient, mask = self.weights[key].grad, self.pruner.masks[key]
-            assert gradient is not None
-            assert not gradient[~mask].any(), f"a gradient of {key}"
-        if steps:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        return self.pruner.after_step(self.step)
-
-    def average(self) -> None:
-        if self.ema is not None:
-            self.ema.update_parameters(self.model)
-
-    def run(self, until: int) -> list[str]:
-        digests = []
-        while self.step < until:
-            self.take_step()
-            self.average()
-            digests.append(self.pruner.digest())
-        return digests
-
-    def masks(self) -> dict[str, Tensor]:
-        return {key: mask.clone() for key, mask in self.pruner.masks.items()}
-
-    def kept(self, key: str) -> list[Tensor]:
-        """What goes with a weight from step to step."""
-        weight = self.weights[key]
-        state = [v for v in self.optimizer.state[weight].values() if torch.is_tensor(v) and v.shape == weight.shape]
-        return [*state, *([self.ema.module.get_parameter(key).detach()] if self.ema is not None else [])]
-
-    def evaluations(self) -> set[int]:
-        """The steps at which masks may change, by the text of the method."""
-        every = self.pruner.era.mask_every
-        steps = {step for step in range(FIRST + 1, LAST + 1) if (step - FIRST) % every == 0}
-        if any(stage.monotone for stage in self.axes.stages):
-            steps.add(LAST)  # where the target is met, whatever the clock
-        return steps if self.axes.stages else set()
-
-
-def check_dead(run: Training) -> None:
+def check_dead(run: HatTraining) -> None:
     """All that is dead is +0.0, with all that goes with it; the counts are the masks'."""
     run.pruner.verify()
     for key, mask in run.pruner.masks.items():
@@ -183,7 +63,7 @@ def check_dead(run: Training) -> None:
         assert run.pruner.zeros[key] == int(dead.sum())
 
 
-def check_revived(run: Training, before: dict[str, Tensor]) -> None:
+def check_revived(run: HatTraining, before: dict[str, Tensor]) -> None:
     """What comes back does so from zero, with nothing that it remembers."""
     for key, mask in run.pruner.masks.items():
         back = mask & ~before[key]
@@ -195,13 +75,13 @@ def check_revived(run: Training, before: dict[str, Tensor]) -> None:
             assert not tensor[back].any(), f"{run.spec}, step {run.step}: {key} remembers"
 
 
-def live(run: Training) -> dict[str, int]:
+def live(run: HatTraining) -> dict[str, int]:
     return {key: int(mask.sum()) for key, mask in run.pruner.masks.items()}
 
 
 @pytest.mark.parametrize(("number", "spec"), [pytest.param(n, spec, id=spec) for n, spec in enumerate(SPECS)])
 def test_every_step(number: int, spec: str) -> None:
-    run = Training(spec, make=OPTIMIZERS[number % 3])
+    run = HatTraining(spec, make=OPTIMIZERS[number % 3])
     run.begin()
     check_dead(run)
     counts = live(run)
@@ -224,7 +104,7 @@ def test_every_step(number: int, spec: str) -> None:
 @pytest.mark.parametrize("spec", ["set:every=2", "rigl:every=2", "dsr:every=2,threshold=0.1", "deepr"])
 @pytest.mark.parametrize("make", OPTIMIZERS, ids=["sgd", "adam", "adamw"])
 def test_revived_weights_remember_nothing(spec: str, make: Callable[[Iterator[nn.Parameter]], optim.Optimizer]) -> None:
-    run = Training(spec, make=make)
+    run = HatTraining(spec, make=make)
     run.begin()
     back = 0
     for _ in range(STEPS):
@@ -238,10 +118,10 @@ def test_revived_weights_remember_nothing(spec: str, make: Callable[[Iterator[nn
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_run_that_is_resumed_goes_on_to_the_bit(spec: str) -> None:
-    run = Training(spec)
+    run = HatTraining(spec)
     run.begin()
     run.run(5)
-    other = Training(spec, taken_from=run)
+    other = HatTraining(spec, taken_from=run)
     assert other.run(STEPS) == run.run(STEPS)
     for key, weight in run.weights.items():
         pairs = [(weight.detach(), other.weights[key].detach()), *zip(run.kept(key), other.kept(key), strict=True)]
@@ -250,7 +130,7 @@ def test_a_run_that_is_resumed_goes_on_to_the_bit(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_memory_formats_make_no_difference(spec: str) -> None:
-    runs = Training(spec), Training(spec, channels_last=True)
+    runs = HatTraining(spec), HatTraining(spec, channels_last=True)
     for run in runs:
         run.begin()
     assert runs[0].run(LAST) == runs[1].run(LAST)
@@ -261,7 +141,7 @@ def test_chance_is_the_seeds(spec: str) -> None:
     """Two pruners of one seed draw alike; those of another do not, where there is something to draw."""
     digests = []
     for seed in (3, 3, 4):
-        run = Training(spec, seed=seed)
+        run = HatTraining(spec, seed=seed)
         run.begin()
         digests.append(run.run(FIRST + 2))
     assert digests[0] == digests[1]
@@ -270,7 +150,7 @@ def test_chance_is_the_seeds(spec: str) -> None:
 
 @pytest.mark.parametrize(("number", "spec"), [pytest.param(n, spec, id=spec) for n, spec in enumerate(SPECS)])
 def test_half_precision(number: int, spec: str) -> None:
-    run = Training(spec, dtype=(torch.float16, torch.bfloat16)[number % 2])
+    run = HatTraining(spec, dtype=(torch.float16, torch.bfloat16)[number % 2])
     run.begin()
     counts = live(run)
     for _ in range(4):
@@ -284,14 +164,14 @@ def test_half_precision(number: int, spec: str) -> None:
 def highest(spec: str) -> float:
     """The target that leaves one unit of each layer."""
     with pytest.raises(BadOption, match="with one of each layer left it is") as refused:
-        Training(spec, target=0.999)
+        HatTraining(spec, target=0.999)
     return float(str(refused.value).rpartition(" ")[2])
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_no_layer_is_emptied(spec: str) -> None:
     """Nor does it stop a method that there is next to nothing to swap."""
-    run = Training(spec, target=0.99 if "q=" in spec or "s=" in spec else highest(spec))
+    run = HatTraining(spec, target=0.99 if "q=" in spec or "s=" in spec else highest(spec))
     run.begin()
     for _ in range(LAST):
         run.take_step()
@@ -323,7 +203,7 @@ def test_no_layer_is_emptied(spec: str) -> None:
     ],
 )
 def test_the_target_is_met_to_the_weight(spec: str, by_layer: bool, target: str) -> None:
-    run, share = Training(spec, target=float(target)), Fraction(target)
+    run, share = HatTraining(spec, target=float(target)), Fraction(target)
     planned = {layer.key: left for layer, left, _ in run.pruner.plan()}
     run.begin()
     run.run(STEPS)
@@ -342,7 +222,7 @@ def test_the_target_is_met_to_the_weight(spec: str, by_layer: bool, target: str)
 
 
 def test_the_l1_term_and_the_noise_of_deepr() -> None:
-    run = Training("deepr:l1=0.25,temperature=0")
+    run = HatTraining("deepr:l1=0.25,temperature=0")
     run.begin()
     run.step = 1
     run.give_gradients()
@@ -370,7 +250,7 @@ def test_noise_has_the_variance_that_was_asked_for() -> None:
 
 def test_the_threshold_of_narang_ends_at_q() -> None:
     """Continuous where the slope changes, 1.5 times as steep from there, and exactly q at the end."""
-    run = Training("narang:q=0.2,ramp_at=0.25,every=1")
+    run = HatTraining("narang:q=0.2,ramp_at=0.25,every=1")
     method = METHODS.build("narang:q=0.2,ramp_at=0.25,every=1")
     units = run.pruner._masks._layers()[run.keys[0]]
     at = [method.threshold(units, run.pruner._masks._moment(step)) for step in range(FIRST, LAST + 1)]
@@ -382,7 +262,7 @@ def test_the_threshold_of_narang_ends_at_q() -> None:
 @pytest.mark.parametrize("spec", ["rigl:every=2", "granet:every=2", "snfs:every=2", "srigl:every=2"])
 def test_gradients_that_overflowed_are_not_read(spec: str) -> None:
     """Nothing is swapped by them; what reads none of them happens all the same."""
-    run = Training(spec)
+    run = HatTraining(spec)
     run.begin()
     run.run(FIRST + 1)
     before = run.masks()
@@ -401,7 +281,7 @@ def test_gradients_that_overflowed_are_not_read(spec: str) -> None:
 
 def test_layers_without_a_gradient_take_part() -> None:
     """A head that the loss does not reach is swapped by zeros."""
-    run = Training("rigl:every=1,fraction=0.5")
+    run = HatTraining("rigl:every=1,fraction=0.5")
     run.begin()
     run.run(FIRST)
     run.step += 1

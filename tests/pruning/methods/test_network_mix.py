@@ -10,7 +10,7 @@ import pytest
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning import METHODS
-from tests.pruning.methods.test_network_invariants import LAST, Training
+from tests.helpers.hat_training import LAST, HatTraining
 
 SPARSE = "start=random,amount=swap"
 NAMED = {
@@ -38,7 +38,7 @@ NAMED = {
 
 @pytest.mark.parametrize(("named", "axes"), NAMED.items())
 def test_mix_is_the_named_method(named: str, axes: str) -> None:
-    runs = Training(named), Training(f"mix:{axes}")
+    runs = HatTraining(named), HatTraining(f"mix:{axes}")
     for run in runs:
         run.begin()
     assert runs[0].run(LAST + 1) == runs[1].run(LAST + 1)
@@ -66,9 +66,9 @@ def test_axes_that_contradict_each_other(axes: str, said: str) -> None:
 @pytest.mark.parametrize("axes", ["score=sensitivity", "start=random,amount=none", "start=gradient,amount=none"])
 def test_what_trains_is_refused_for_a_trained_network(axes: str) -> None:
     with pytest.raises(BadOption, match="are for training"):
-        Training(f"mix:{axes}").pruner.refresh(1.0)
+        HatTraining(f"mix:{axes}").pruner.refresh(1.0)
 
 
 def test_a_rise_from_above_its_target() -> None:
     with pytest.raises(BadOption, match=r"initial=0.7 is above --target 0.6"):
-        Training("gmp:initial=0.7")
+        HatTraining("gmp:initial=0.7")
