@@ -9,6 +9,7 @@ from starfire_cli import options
 from starfire_cli.errors import BadOption
 from starfire_cli.options import out_of_range
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Method
+from starfire_cli.pruning.codebook import Codebook, parse
 from starfire_cli.pruning.schedule import parse_era
 from starfire_cli.values import LARGEST
 from starfire_cli.workflows.train.recipes import recipe_for
@@ -24,6 +25,7 @@ class Pruning:
     target: float
     method_spec: str
     fc_spec: str
+    codebook: Codebook | None = None
 
 
 def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainRequest:
@@ -32,6 +34,8 @@ def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainR
     An era or learning-rate drops that come from the recipe keep their place when `epochs` is overridden: they are
     scaled. Raises BadOption for values out of range.
     """
+    if request.values is not None and (request.method, request.target) == (TrainRequest.method, TrainRequest.target):
+        request = dataclasses.replace(request, method="dense")  # shared values are of weights that stay
     name, recipe = recipe_for(request.recipe, data_name, data_size)
     method = request.method.partition(":")[0]
     epochs = recipe.epochs if request.epochs is None else request.epochs
@@ -107,12 +111,21 @@ def pruning_of(request: TrainRequest) -> Pruning:
     fc = "dense" if spec == "dense" and request.fc == TrainRequest.fc else request.fc
     linear = LINEAR_METHODS.build(fc)
     target = 0.0 if spec == fc == "dense" else request.target
+    codebook = None if request.values is None else parse("--values", request.values)
+    if codebook is not None and target:
+        raise BadOption(
+            f"--values {request.values} is for weights that stay, and --method {spec} --fc {fc} prunes to {target:g}; "
+            "prune first, then train --init PRUNED --method dense with it"
+        )
+    if codebook is not None and request.compact_state:
+        raise BadOption(f"--compact-state does not go with --values {request.values}, which keeps less state already")
     return Pruning(
         conv=conv,
         linear=linear,
         target=target,
         method_spec=CONV_METHODS.spec(conv),
         fc_spec=LINEAR_METHODS.spec(linear),
+        codebook=codebook,
     )
 
 

@@ -65,8 +65,7 @@ def update(session: Session, images: Tensor, labels: Tensor, look: Callable[[Ten
     session.fixed.gather()
     if request.clip_grad is not None:
         precision.scaler.unscale_(optimizer)
-        compact = session.fixed.compact
-        clip_grad_norm_(session.network.net.parameters() if compact is None else compact.parameters, request.clip_grad)
+        clip_grad_norm_(session.fixed.parameters or session.network.net.parameters(), request.clip_grad)
     precision.scaler.step(optimizer)
     precision.scaler.update()
     optimizer.zero_grad(set_to_none=True)

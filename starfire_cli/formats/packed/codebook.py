@@ -1,0 +1,93 @@
+"""Encodes live values by a codebook: the few different words among them, and the number of each value's word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starfire_cli.damage import Damaged
+from starfire_cli.formats.packed.dtypes import Dtype
+from starfire_cli.formats.packed.information import counts_bits
+from starfire_cli.formats.packed.small import Bytes
+from starfire_cli.formats.packed.streams import Bits, StreamReader, StreamWriter
+from starfire_cli.formats.packed.values import Words
+
+LARGEST = 256
+_CHUNK = 1 << 16  # words looked at together: a layer that has no codebook shows it in the first of them
+
+
+class CodebookWords(NamedTuple):
+    """The different words of a layer's values in ascending order, (A,), and the number of each value's, (n,)."""
+
+    words: Words
+    index: Bytes
+
+    def bound_bits(self, dtype: Dtype) -> float:
+        """The entropy of the numbers, and the words as they are."""
+        return counts_bits(self.index) + len(self.words) * dtype.bits
+
+
+def find(words: Words, dtype: Dtype, alive: Bits | None = None) -> CodebookWords | None:
+    """The codebook of a layer's values, of those in `alive` if given.
+
+    None where there are more than 256 different words or no values, or a codebook is not defined: for words of one
+    byte, which are numbers of an alphabet already, and for complex numbers.
+    """
+    if dtype.bytes == 1 or dtype.words > 1:
+        return None
+    found: Words = words[:0]
+    index = []
+    for live in _live_parts(words, alive):
+        strange = live if not found.size else live[found[_place(found, live)] != live]
+        if strange.size:
+            more = np.union1d(found, strange)
+            if more.size > LARGEST:
+                return None
+            renumbered = np.searchsorted(more, found).astype(np.uint8)
+            index = [renumbered[numbers] for numbers in index]
+            found = more
+        index.append(_place(found, live).astype(np.uint8))
+    return CodebookWords(found, np.concatenate(index)) if found.size else None
+
+
+def encode(codebook: CodebookWords, out: StreamWriter) -> None:
+    """Write the words, and the number of each value's word."""
+    out.blob(codebook.words.tobytes())
+    out.small(codebook.index, len(codebook.words))
+
+
+class CodebookValues:
+    """The live values of a layer that has a codebook, read in pieces as `values.Values`.
+
+    Args:
+        count: how many there are.
+        size: of the codebook, from 1 to 256.
+        dtype: what they are.
+        data: where they are read from. Raises Damaged.
+    """
+
+    def __init__(self, count: int, size: int, dtype: Dtype, data: StreamReader) -> None:
+        self._words: Words = np.frombuffer(data.blob(size * dtype.bytes), dtype.word)
+        self._index = data.small(count, size)
+        if count and int(self._index.max()) >= size:
+            raise Damaged(f"a value is not among the {size} of its codebook")
+
+    def words(self, start: int, stop: int) -> Words:
+        """Values `start` to `stop`, as words."""
+        return self._words.take(self._index[start:stop], mode="wrap")  # quicker than clip; all are in range
+
+
+def _place(found: Words, words: Words) -> NDArray[np.intp]:
+    """Where each word stands in `found`, ascending, if it is there."""
+    return np.minimum(np.searchsorted(found, words), len(found) - 1)
+
+
+def _live_parts(words: Words, alive: Bits | None) -> Iterator[Words]:
+    for start in range(0, words.size, _CHUNK):
+        part = words[start : start + _CHUNK]
+        live = part if alive is None else part[alive[start : start + _CHUNK]]
+        if live.size:
+            yield live

@@ -1,0 +1,143 @@
+"""Trained codebooks (`--values codebook`): the optimizer sees the shared values of each layer in place of its weights.
+
+The gradient of a shared value is the sum over the weights that have it (Han et al., 2015, arXiv 1510.00149, section
+3.3). Which value a weight has is decided once, by k-means; dead weights have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from starfire_cli.damage import Damaged
+from starfire_cli.pruning.codebook import Codebook, share
+from starfire_cli.text import counted
+from starfire_cli.workflows.train.compact_state import in_memory_order
+
+
+class SharedValues:
+    """An optimizer of shared values; the weights of a layer are copies of them.
+
+    Args:
+        optimizer: over the weights, without state as yet; changed in place.
+        weights: those that share, by key.
+        masks: of some of them; they must not change any more.
+        codebook: how many values a layer has.
+        saved: `state_dict` of a run that goes on; None for k-means.
+
+    Raises Damaged where `saved` does not fit the weights.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weights: Mapping[str, nn.Parameter],
+        masks: Mapping[str, Tensor],
+        codebook: Codebook,
+        saved: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._layers: dict[str, _Layer] = {}
+        for key, weight in weights.items():
+            live = masks[key].cpu() if key in masks else torch.ones(weight.shape, dtype=torch.bool)
+            if saved is None:
+                values, index = share(weight.detach().cpu(), live, codebook, key)
+            else:
+                values, index = _as_saved(weight.detach().cpu(), live, saved[key], key)
+            if len(values):
+                self._layers[key] = _Layer.of(weight, live, values, index)
+        vectors = {layer.weight: layer.values for layer in self._layers.values()}
+        for group in optimizer.param_groups:
+            group["params"] = [vectors.get(p, p) for p in group["params"]]
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.scatter()
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Before the step: each shared value gets the sum of its weights' gradients, which are let go."""
+        for layer in self._layers.values():
+            gradient = layer.weight.grad
+            layer.values.grad = None if gradient is None else layer.sums(gradient)
+            layer.weight.grad = None
+
+    @torch.no_grad()
+    def scatter(self) -> None:
+        """After the step: each weight becomes a copy of its shared value; dead ones are +0.0."""
+        for layer in self._layers.values():
+            layer.write(layer.weight, layer.values)
+
+    @torch.no_grad()
+    def tie(self, average: Mapping[str, Tensor]) -> None:
+        """Weights of a moving average that share a value become the same to the bit, which rounding may have undone."""
+        for key, layer in self._layers.items():
+            layer.write(average[key], in_memory_order(average[key], layer.weight)[layer.first])
+
+    def describe(self) -> str:
+        """How many values there are, as a line for the user."""
+        counts = [len(layer.values) for layer in self._layers.values()]
+        weights = sum(layer.weight.numel() for layer in self._layers.values())
+        return (
+            f"the {weights:,} weights of {counted(len(counts), 'layer')} have {sum(counts):,} values from now on, "
+            f"at most {max(counts, default=0)} a layer, and zeros where they are dead; these are what is trained"
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The number of each live weight's value, by layer: uint8, in C order."""
+        return {key: layer.numbers() for key, layer in self._layers.items()}
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A weight; its A shared values; the number of each entry's value in the order of memory, int32, A for dead ones;
+    and where each value's first entry is, (A,).
+    """
+
+    weight: nn.Parameter
+    values: nn.Parameter
+    index: Tensor
+    first: Tensor
+
+    @classmethod
+    def of(cls, weight: nn.Parameter, live: Tensor, values: Tensor, index: Tensor) -> _Layer:
+        numbers = torch.where(live, index.int(), len(values)).to(weight.device)
+        flat = in_memory_order(numbers, weight).clone()
+        places = torch.arange(len(flat), device=flat.device)
+        first = places.new_zeros(len(values) + 1).scatter_reduce_(0, flat.long(), places, "amin", include_self=False)
+        return cls(weight, nn.Parameter(values.to(weight.device)), flat, first[:-1])
+
+    def sums(self, gradient: Tensor) -> Tensor:
+        """The gradients of the values, (A,). A million numbers are added in float64 where there is one."""
+        exact = torch.float32 if gradient.device.type == "mps" else torch.float64
+        found = torch.zeros(len(self.values) + 1, dtype=exact, device=gradient.device)
+        found.index_add_(0, self.index, in_memory_order(gradient, self.weight).to(exact))
+        return found[:-1].to(gradient.dtype)
+
+    def write(self, weight: Tensor, values: Tensor) -> None:
+        """Writes values, (A,), to all entries of a tensor that lies like the weight."""
+        table = torch.cat([values.detach(), values.new_zeros(1)])
+        entries = in_memory_order(weight, self.weight)
+        assert entries.data_ptr() == weight.data_ptr(), "a weight with gaps in memory"
+        torch.index_select(table, 0, self.index, out=entries)
+
+    def numbers(self) -> Tensor:
+        """The number of each live entry's value, uint8, in C order."""
+        whole = torch.empty_like(self.weight, dtype=torch.int32)
+        in_memory_order(whole, self.weight).copy_(self.index)
+        return whole[whole < len(self.values)].to(torch.uint8)
+
+
+def _as_saved(weight: Tensor, live: Tensor, numbers: Tensor, key: str) -> tuple[Tensor, Tensor]:
+    """(values, number of each weight's) of a weight that had them when it was saved. Raises Damaged."""
+    if numbers.dtype is not torch.uint8 or numbers.shape != (int(live.sum()),):
+        raise Damaged(f"the numbers of the shared values of {key} are not those of its live weights")
+    index = torch.zeros(weight.shape, dtype=torch.uint8)
+    index[live] = numbers
+    if not len(numbers):
+        return weight.new_empty(0), index
+    values = weight.new_zeros(int(numbers.max()) + 1)
+    values[numbers.long()] = weight[live]
+    if not torch.equal(values[numbers.long()], weight[live]):
+        raise Damaged(f"weights of {key} that share a value differ")
+    return values, index
