@@ -15,6 +15,8 @@ from starfire_cli.values import LARGEST
 from starfire_cli.workflows.train.recipes import recipe_for
 from starfire_cli.workflows.train.request import TrainRequest
 
+_OF_SHARED = 0.01  # of a recipe's learning rate: the gradient of a shared value is the sum over its weights
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
@@ -54,6 +56,8 @@ def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainR
     }
     if request.recipe is None and recipe.data != data_name:
         taken.pop("image_size", None)  # a recipe that only stands in: the data know their own size best
+    if request.values is not None and "lr" in taken and (request.optimizer or recipe.optimizer) == "sgd":
+        taken["lr"] = recipe.lr * _OF_SHARED
     warmup = min(recipe.warmup, epochs / 4) if request.warmup is None else request.warmup
     filled = dataclasses.replace(
         request, epochs=epochs, era=era, lr_schedule=schedule, lr_drops=drops, warmup=warmup, recipe=name, **taken
