@@ -102,7 +102,7 @@ def _show_rounding(console: Console, result: Compressed) -> None:
     cost, accuracy = result.rounding, result.accuracy
     if cost is not None:
         console.print(
-            f"{cost.count:,} values {_became(cost.values)}: off by {cost.max_error:.3g} at most, "
+            f"{cost.count:,} values {_rounded_to(cost.values)}: off by {cost.max_error:.3g} at most, "
             f"{cost.mean_error:.3g} on average; "
             f"{f'{cost.zeroed:,} live weights became zero' if cost.zeroed else 'none became zero'}",
             markup=False,
@@ -127,8 +127,8 @@ def _show_written(console: Console, result: Written) -> None:
     console.print(printable(str(result.output)), markup=False)
 
 
-def _became(values: str) -> str:
-    return f"rounded to {values}" if ":" not in values and values != "codebook" else f"shared by {values}"
+def _rounded_to(values: str) -> str:
+    return f"replaced by shared ones ({values})" if values.startswith("codebook") else f"rounded to {values}"
 
 
 def _encoding(t: TensorSize) -> str:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from starfire_cli.errors import Mismatch
 from starfire_cli.pruning import Pruner
 from starfire_cli.pruning.codebook import Codebook
-from starfire_cli.pruning.ties import parameters_of
 from starfire_cli.workflows.train.compact_state import CompactState
 from starfire_cli.workflows.train.shared_values import SharedValues
 
@@ -89,11 +88,6 @@ class FixedMasks:
         """After it (see `CompactState.scatter`, `SharedValues.scatter`)."""
         if self._stand_in is not None:
             self._stand_in.scatter()
-
-    def tie(self, average: nn.Module | None) -> None:
-        """After the network of averaged weights has followed (see `SharedValues.tie`)."""
-        if self.values is not None and average is not None:
-            self.values.tie(parameters_of(average))
 
     @property
     def parameters(self) -> list[nn.Parameter] | None:

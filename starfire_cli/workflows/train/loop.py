@@ -93,7 +93,6 @@ def _one_epoch(session: Session, signals: Signals) -> Iterator[Record]:
             session.agreement.counts()
         if ema is not None:
             ema.update_parameters(model)
-            session.fixed.tie(session.optimisation.averaged)
         if position.step == pruner.era.last_step and session.pruning.target:
             session.agreement.masks()
             session.fixed.hold()  # from now on no mask may change

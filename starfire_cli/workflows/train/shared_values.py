@@ -64,23 +64,16 @@ class SharedValues:
 
     @torch.no_grad()
     def scatter(self) -> None:
-        """After the step: each weight becomes a copy of its shared value; dead ones are +0.0."""
+        """After the step: each live weight becomes a copy of its shared value; dead ones stay as they are, +0.0."""
         for layer in self._layers.values():
-            layer.write(layer.weight, layer.values)
-
-    @torch.no_grad()
-    def tie(self, average: Mapping[str, Tensor]) -> None:
-        """Weights of a moving average that share a value become the same to the bit, which rounding may have undone."""
-        for key, layer in self._layers.items():
-            layer.write(average[key], in_memory_order(average[key], layer.weight)[layer.first])
+            layer.write()
 
     def describe(self) -> str:
         """How many values there are, as a line for the user."""
         counts = [len(layer.values) for layer in self._layers.values()]
-        weights = sum(layer.weight.numel() for layer in self._layers.values())
         return (
-            f"the {weights:,} weights of {counted(len(counts), 'layer')} have {sum(counts):,} values from now on, "
-            f"at most {max(counts, default=0)} a layer, and zeros where they are dead; these are what is trained"
+            f"the live weights of {counted(len(counts), 'layer')} share {sum(counts):,} values from now on, at most "
+            f"{max(counts, default=0)} a layer; these are trained in their place"
         )
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -90,42 +83,50 @@ class SharedValues:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A weight; its A shared values; the number of each entry's value in the order of memory, int32, A for dead ones;
-    and where each value's first entry is, (A,).
+    """A weight, its A shared values, where its live entries lie in memory (None: all are alive), int64, (live,), and
+    the number of each one's value, int32, (live,).
     """
 
     weight: nn.Parameter
     values: nn.Parameter
+    places: Tensor | None
     index: Tensor
-    first: Tensor
 
     @classmethod
     def of(cls, weight: nn.Parameter, live: Tensor, values: Tensor, index: Tensor) -> _Layer:
-        numbers = torch.where(live, index.int(), len(values)).to(weight.device)
-        flat = in_memory_order(numbers, weight).clone()
-        places = torch.arange(len(flat), device=flat.device)
-        first = places.new_zeros(len(values) + 1).scatter_reduce_(0, flat.long(), places, "amin", include_self=False)
-        return cls(weight, nn.Parameter(values.to(weight.device)), flat, first[:-1])
+        numbers = in_memory_order(index.int().to(weight.device), weight)
+        vector = nn.Parameter(values.to(weight.device))
+        if live.all():
+            return cls(weight, vector, None, numbers.clone())
+        places = in_memory_order(live.to(weight.device), weight).nonzero().squeeze(1)
+        return cls(weight, vector, places, numbers[places])
 
     def sums(self, gradient: Tensor) -> Tensor:
         """The gradients of the values, (A,). A million numbers are added in float64 where there is one."""
         exact = torch.float32 if gradient.device.type == "mps" else torch.float64
-        found = torch.zeros(len(self.values) + 1, dtype=exact, device=gradient.device)
-        found.index_add_(0, self.index, in_memory_order(gradient, self.weight).to(exact))
-        return found[:-1].to(gradient.dtype)
+        entries = in_memory_order(gradient, self.weight)
+        live = entries if self.places is None else entries.index_select(0, self.places)
+        found = torch.zeros(len(self.values), dtype=exact, device=gradient.device)
+        return found.index_add_(0, self.index, live.to(exact)).to(gradient.dtype)
 
-    def write(self, weight: Tensor, values: Tensor) -> None:
-        """Writes values, (A,), to all entries of a tensor that lies like the weight."""
-        table = torch.cat([values.detach(), values.new_zeros(1)])
-        entries = in_memory_order(weight, self.weight)
-        assert entries.data_ptr() == weight.data_ptr(), "a weight with gaps in memory"
-        torch.index_select(table, 0, self.index, out=entries)
+    def write(self) -> None:
+        """Writes its value to each live entry of the weight."""
+        entries = in_memory_order(self.weight, self.weight)
+        assert entries.data_ptr() == self.weight.data_ptr(), "a weight with gaps in memory"
+        if self.places is None:
+            torch.index_select(self.values.detach(), 0, self.index, out=entries)
+        else:
+            entries.index_copy_(0, self.places, self.values.detach().index_select(0, self.index))
 
     def numbers(self) -> Tensor:
         """The number of each live entry's value, uint8, in C order."""
-        whole = torch.empty_like(self.weight, dtype=torch.int32)
-        in_memory_order(whole, self.weight).copy_(self.index)
-        return whole[whole < len(self.values)].to(torch.uint8)
+        whole = torch.full_like(self.weight, -1, dtype=torch.int32)
+        entries = in_memory_order(whole, self.weight)
+        if self.places is None:
+            entries.copy_(self.index)
+        else:
+            entries.index_copy_(0, self.places, self.index)
+        return whole[whole >= 0].to(torch.uint8)
 
 
 def _as_saved(weight: Tensor, live: Tensor, numbers: Tensor, key: str) -> tuple[Tensor, Tensor]:
