@@ -115,12 +115,12 @@ def built(cls: type[T], options: str, what: str, name: str) -> T:
         raise BadOption(f"{what}: {error}") from None
 
 
-def spec_options(member: Any) -> str:
-    """The text from which `built` makes `member` again: the options that differ from their defaults."""
+def spec_options(member: Any, *always: str) -> str:
+    """The text from which `built` makes `member` again: options that differ from their defaults, and those `always`."""
     return ",".join(
         f"{f.name}={_show(getattr(member, f.name))}"
         for f in dataclasses.fields(member)
-        if f.init and getattr(member, f.name) != f.default
+        if f.init and (f.name in always or getattr(member, f.name) != f.default)
     )
 
 

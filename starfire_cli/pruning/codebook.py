@@ -65,8 +65,7 @@ class Codebook:
     @property
     def spec(self) -> str:
         """The text that `parse` makes the same codebook of."""
-        options = spec_options(self)
-        return f"{NAME}:{options}" if options else NAME
+        return f"{NAME}:{spec_options(self, 'bits')}"
 
 
 def parse(flag: str, text: str) -> Codebook:

@@ -141,7 +141,11 @@ def read_codebook(v: int, size: int, dtype: str, data: Bytes) -> list[int]:
     width = SIZES[dtype]
     table = data.blob(size * width)
     words = [int.from_bytes(table[at : at + width], "little") for at in range(0, len(table), width)]
-    return [words[number] for number in data.small(v, size)]
+    numbers = data.small(v, min(size, 16))
+    if size > 16:
+        late = iter(data.small(numbers.count(15), size - 15))
+        numbers = [15 + next(late) if number == 15 else number for number in numbers]
+    return [words[number] for number in numbers]
 
 
 def convert(words: list[int], stored: str, dtype: str) -> bytes:

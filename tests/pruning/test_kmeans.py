@@ -108,7 +108,7 @@ def test_a_convolution_and_a_linear_layer_may_have_other_sizes() -> None:
     codebook = parse("--values", "codebook:bits=3,conv-bits=6,fc_bits=2,init=density")
     sizes = [len(share(*weights(*shape), codebook, "w").values) for shape in ((30, 20, 3, 3), (40, 30))]
     assert sizes == [64, 4] and codebook.spec == "codebook:bits=3,conv_bits=6,fc_bits=2,init=density"
-    assert parse("--values", codebook.spec) == codebook and Codebook().spec == "codebook"
+    assert parse("--values", codebook.spec) == codebook and Codebook().spec == "codebook:bits=5"
 
 
 def test_what_is_drawn_depends_on_the_seed_and_the_layer() -> None:

@@ -16,6 +16,7 @@ from starfire_cli.formats.packed.streams import Bits, StreamReader, StreamWriter
 from starfire_cli.formats.packed.values import Words
 
 LARGEST = 256
+_ESCAPE = 15  # stands for itself and all larger numbers, where there are any
 _CHUNK = 1 << 16  # words looked at together: a layer that has no codebook shows it in the first of them
 
 
@@ -54,9 +55,19 @@ def find(words: Words, dtype: Dtype, alive: Bits | None = None) -> CodebookWords
 
 
 def encode(codebook: CodebookWords, out: StreamWriter) -> None:
-    """Write the words, and the number of each value's word."""
-    out.blob(codebook.words.tobytes())
-    out.small(codebook.index, len(codebook.words))
+    """Write the words, frequent ones first, and the number of each value's word.
+
+    Numbers share a byte by twos, which an entropy coder of bytes serves better; the few from 15 on follow apart.
+    """
+    size = len(codebook.words)
+    order = np.argsort(-np.bincount(codebook.index, minlength=size), kind="stable")
+    number = np.empty(size, np.uint8)
+    number[order] = np.arange(size)
+    index = number[codebook.index]
+    out.blob(codebook.words[order].tobytes())
+    out.small(np.minimum(index, _ESCAPE), min(size, _ESCAPE + 1))
+    if size > _ESCAPE + 1:
+        out.small(index[index >= _ESCAPE] - np.uint8(_ESCAPE), size - _ESCAPE)
 
 
 class CodebookValues:
@@ -71,7 +82,10 @@ class CodebookValues:
 
     def __init__(self, count: int, size: int, dtype: Dtype, data: StreamReader) -> None:
         self._words: Words = np.frombuffer(data.blob(size * dtype.bytes), dtype.word)
-        self._index = data.small(count, size)
+        self._index = data.small(count, min(size, _ESCAPE + 1))
+        if size > _ESCAPE + 1:
+            late = np.flatnonzero(self._index == _ESCAPE)
+            self._index[late] = np.minimum(data.small(late.size, size - _ESCAPE), 255 - _ESCAPE) + _ESCAPE
         if count and int(self._index.max()) >= size:
             raise Damaged(f"a value is not among the {size} of its codebook")
 
