@@ -83,7 +83,7 @@ class Shared(NamedTuple):
     """
 
     values: Tensor
-    index: Tensor
+    numbers: Tensor
 
 
 def share(tensor: Tensor, live: Tensor, codebook: Codebook, key: str) -> Shared:
@@ -97,9 +97,9 @@ def share(tensor: Tensor, live: Tensor, codebook: Codebook, key: str) -> Shared:
     """
     # Every 16-bit float is one of 32 bits.
     exact: NDArray[Any] = (tensor if tensor.dtype.itemsize > 2 else tensor.float()).detach()[live].numpy()
-    index = torch.zeros(tensor.shape, dtype=torch.uint8)
+    numbers = torch.zeros(tensor.shape, dtype=torch.uint8)
     if not exact.size:
-        return Shared(tensor.new_empty(0), index)
+        return Shared(tensor.new_empty(0), numbers)
     ordered = np.sort(exact)
     count = codebook.size(tensor)
     first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
@@ -111,8 +111,8 @@ def share(tensor: Tensor, live: Tensor, codebook: Codebook, key: str) -> Shared:
         found = kmeans(values, begin) if codebook.rate is None else entropy_kmeans(values, begin, codebook.rate)
         centroids, begins = found
         last = ordered[begins[1:] - 1]
-    index[live] = torch.from_numpy(np.searchsorted(last, exact).astype(np.uint8))
-    return Shared(torch.from_numpy(centroids).to(tensor.dtype), index)
+    numbers[live] = torch.from_numpy(np.searchsorted(last, exact).astype(np.uint8))
+    return Shared(torch.from_numpy(centroids).to(tensor.dtype), numbers)
 
 
 def _first_centroids(values: Floats, count: int, codebook: Codebook, key: str) -> Floats:

@@ -8,18 +8,23 @@ take no more bits on average than allowed.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starfire_cli.pruning.kmeans import ITERATIONS, Clusters, Floats, kmeans, means
+from starfire_cli.pruning.kmeans import ITERATIONS, Clusters, Floats, kmeans, linear, means
 
 _HALVINGS = 14  # of the interval in which the price's logarithm lies
 _STEP = 8.0  # from one price that is tried to the next, until one is high enough
+_STEPS = 30
 
 
 def entropy_kmeans(values: Floats, centroids: Floats, rate: float) -> Clusters:
     """Clusters whose numbers have an entropy of at most `rate` bits, and as little squared error as was found.
+
+    Never more of it than k-means has with the largest power of two of centroids that meets the rate.
 
     Args:
         values: ascending, finite, (n,), at least one.
@@ -29,10 +34,21 @@ def entropy_kmeans(values: Floats, centroids: Floats, rate: float) -> Clusters:
     found = kmeans(values, centroids)
     if entropy(found) <= rate:
         return found
+    fewer = kmeans(values, linear(values, 1 << int(rate)))
+    return min((fewer, *_cheapest(values, centroids, rate)), key=lambda clusters: _error(values, clusters))
+
+
+def _cheapest(values: Floats, centroids: Floats, rate: float) -> Iterator[Clusters]:
+    """The clusters at the lowest price that meets the rate; none where no price does, as with equal shares."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     low = max(float(np.var(values)) * 1e-6, 1e-300)
-    while entropy(found := _priced(values, sums, centroids, low * _STEP)) > rate:
+    for _ in range(_STEPS):
+        found = _priced(values, sums, centroids, low * _STEP)
+        if entropy(found) <= rate:
+            break
         low *= _STEP
+    else:
+        return
     high = low * _STEP
     for _ in range(_HALVINGS):
         middle = math.sqrt(low * high)
@@ -41,13 +57,19 @@ def entropy_kmeans(values: Floats, centroids: Floats, rate: float) -> Clusters:
             low = middle
         else:
             found, high = tried, middle
-    return found
+    yield found
 
 
 def entropy(clusters: Clusters) -> float:
     """Bits that the number of a value's cluster takes on average."""
     counts = np.diff(clusters.begins)
     return float((counts * np.log2(counts.sum() / counts)).sum() / counts.sum())
+
+
+def _error(values: Floats, clusters: Clusters) -> float:
+    """The sum of squared distances."""
+    runs = zip(clusters.centroids, pairwise(clusters.begins), strict=True)
+    return sum(float(np.square(values[start:stop] - centroid).sum()) for centroid, (start, stop) in runs)
 
 
 def _priced(values: Floats, sums: Floats, centroids: Floats, price: float) -> Clusters:

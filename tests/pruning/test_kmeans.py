@@ -80,15 +80,17 @@ def test_each_live_weight_gets_its_nearest_value_and_dead_ones_none(dtype: torch
     tensor, live = weights(20, 10, 3, 3)
     tensor = tensor.to(dtype)
     shared = share(tensor, live, Codebook(bits=3, init=init), "w")
-    assert shared.values.dtype is dtype and shared.index.shape == tensor.shape and not shared.index[~live].any()
-    assert len(shared.values) == 8 == int(shared.index.max()) + 1
+    assert shared.values.dtype is dtype and shared.numbers.shape == tensor.shape and not shared.numbers[~live].any()
+    assert len(shared.values) == 8 == int(shared.numbers.max()) + 1
     exact = tensor.double()[live]
     distance = (exact[:, None] - shared.values.double()).abs()
-    own = distance.gather(1, shared.index[live].long()[:, None])[:, 0]
+    own = distance.gather(1, shared.numbers[live].long()[:, None])[:, 0]
     slack = 0 if dtype.itemsize > 4 else float(shared.values.double().abs().max()) * torch.finfo(dtype).eps
     assert bool((own <= distance.min(1).values + 2 * slack).all())
     for number, value in enumerate(shared.values.double().tolist()):
-        assert value == pytest.approx(float(exact[shared.index[live] == number].mean()), rel=torch.finfo(dtype).eps * 2)
+        assert value == pytest.approx(
+            float(exact[shared.numbers[live] == number].mean()), rel=torch.finfo(dtype).eps * 2
+        )
 
 
 def test_few_values_are_kept_as_they_are_and_none_or_one_is_no_trouble() -> None:
@@ -96,12 +98,12 @@ def test_few_values_are_kept_as_they_are_and_none_or_one_is_no_trouble() -> None
     live = torch.tensor([True, True, True, False, True])
     tensor = torch.tensor([0.1, -3e38, 0.1, 0.0, 3e38])
     shared = share(tensor, live, codebook, "w")
-    assert shared.values.tolist() == [tensor[1], tensor[0], tensor[4]] and shared.index.tolist() == [1, 0, 1, 0, 2]
+    assert shared.values.tolist() == [tensor[1], tensor[0], tensor[4]] and shared.numbers.tolist() == [1, 0, 1, 0, 2]
     alone = share(tensor, live & (tensor < 0), codebook, "w")
-    assert alone.values.tolist() == [tensor[1]] and not alone.index.any()
+    assert alone.values.tolist() == [tensor[1]] and not alone.numbers.any()
     none = share(tensor, live & False, codebook, "w")
-    assert not len(none.values) and none.index.shape == tensor.shape
-    assert share(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.bool), codebook, "w").index.shape == (0, 3)
+    assert not len(none.values) and none.numbers.shape == tensor.shape
+    assert share(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.bool), codebook, "w").numbers.shape == (0, 3)
 
 
 def test_a_convolution_and_a_linear_layer_may_have_other_sizes() -> None:
@@ -174,9 +176,17 @@ def test_a_rate_is_met_with_less_error_than_fewer_values_of_kmeans(rate: float) 
     )
 
 
+@pytest.mark.parametrize("values", [np.arange(64.0), np.repeat([-2.0, -1, 1, 2], 5), np.arange(64) * 1e-200])
+@pytest.mark.parametrize("rate", [0.5, 1, 2.5])
+def test_equal_shares_have_no_price(values: np.ndarray, rate: float) -> None:
+    found = entropy_kmeans(values, linear(values, 32)[::16] if len(values) < 64 else linear(values, 32), rate)
+    shares = np.diff(found.begins) / len(values)
+    assert -float((shares * np.log2(shares)).sum()) <= rate + 1e-12 and len(shares) >= 2 ** int(rate) // 2
+
+
 def test_a_rate_is_kept_by_tensors() -> None:
     tensor, live = weights(40, 40, seed=3)
-    numbers = share(tensor, live, Codebook(rate=1.5), "w").index[live]
+    numbers = share(tensor, live, Codebook(rate=1.5), "w").numbers[live]
     shares = torch.bincount(numbers) / len(numbers)
     assert 1.3 < float(-(shares * shares.log2()).sum()) <= 1.5 + 1e-6
     with pytest.raises(BadOption, match="rate=0 is out of range: bits a weight, above 0 and up to 8"):

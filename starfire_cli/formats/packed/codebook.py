@@ -24,11 +24,11 @@ class CodebookWords(NamedTuple):
     """The different words of a layer's values in ascending order, (A,), and the number of each value's, (n,)."""
 
     words: Words
-    index: Bytes
+    numbers: Bytes
 
     def bound_bits(self, dtype: Dtype) -> float:
         """The entropy of the numbers, and the words as they are."""
-        return counts_bits(self.index) + len(self.words) * dtype.bits
+        return counts_bits(self.numbers) + len(self.words) * dtype.bits
 
 
 def find(words: Words, dtype: Dtype, alive: Bits | None = None) -> CodebookWords | None:
@@ -40,7 +40,7 @@ def find(words: Words, dtype: Dtype, alive: Bits | None = None) -> CodebookWords
     if dtype.bytes == 1 or dtype.words > 1:
         return None
     found: Words = words[:0]
-    index = []
+    numbers: list[Bytes] = []
     for live in _live_parts(words, alive):
         strange = live if not found.size else live[found[_place(found, live)] != live]
         if strange.size:
@@ -48,10 +48,10 @@ def find(words: Words, dtype: Dtype, alive: Bits | None = None) -> CodebookWords
             if more.size > LARGEST:
                 return None
             renumbered = np.searchsorted(more, found).astype(np.uint8)
-            index = [renumbered[numbers] for numbers in index]
+            numbers = [renumbered[part] for part in numbers]
             found = more
-        index.append(_place(found, live).astype(np.uint8))
-    return CodebookWords(found, np.concatenate(index)) if found.size else None
+        numbers.append(_place(found, live).astype(np.uint8))
+    return CodebookWords(found, np.concatenate(numbers)) if found.size else None
 
 
 def encode(codebook: CodebookWords, out: StreamWriter) -> None:
@@ -60,14 +60,14 @@ def encode(codebook: CodebookWords, out: StreamWriter) -> None:
     Numbers share a byte by twos, which an entropy coder of bytes serves better; the few from 15 on follow apart.
     """
     size = len(codebook.words)
-    order = np.argsort(-np.bincount(codebook.index, minlength=size), kind="stable")
-    number = np.empty(size, np.uint8)
-    number[order] = np.arange(size)
-    index = number[codebook.index]
+    order = np.argsort(-np.bincount(codebook.numbers, minlength=size), kind="stable")
+    rank = np.empty(size, np.uint8)
+    rank[order] = np.arange(size)
+    numbers = rank[codebook.numbers]
     out.blob(codebook.words[order].tobytes())
-    out.small(np.minimum(index, _ESCAPE), min(size, _ESCAPE + 1))
+    out.small(np.minimum(numbers, _ESCAPE), min(size, _ESCAPE + 1))
     if size > _ESCAPE + 1:
-        out.small(index[index >= _ESCAPE] - np.uint8(_ESCAPE), size - _ESCAPE)
+        out.small(numbers[numbers >= _ESCAPE] - np.uint8(_ESCAPE), size - _ESCAPE)
 
 
 class CodebookValues:
@@ -82,16 +82,16 @@ class CodebookValues:
 
     def __init__(self, count: int, size: int, dtype: Dtype, data: StreamReader) -> None:
         self._words: Words = np.frombuffer(data.blob(size * dtype.bytes), dtype.word)
-        self._index = data.small(count, min(size, _ESCAPE + 1))
+        self._numbers = data.small(count, min(size, _ESCAPE + 1))
         if size > _ESCAPE + 1:
-            late = np.flatnonzero(self._index == _ESCAPE)
-            self._index[late] = np.minimum(data.small(late.size, size - _ESCAPE), 255 - _ESCAPE) + _ESCAPE
-        if count and int(self._index.max()) >= size:
+            late = np.flatnonzero(self._numbers == _ESCAPE)
+            self._numbers[late] = np.minimum(data.small(late.size, size - _ESCAPE), 255 - _ESCAPE) + _ESCAPE
+        if count and int(self._numbers.max()) >= size:
             raise Damaged(f"a value is not among the {size} of its codebook")
 
     def words(self, start: int, stop: int) -> Words:
         """Values `start` to `stop`, as words."""
-        return self._words.take(self._index[start:stop], mode="wrap")  # quicker than clip; all are in range
+        return self._words.take(self._numbers[start:stop], mode="wrap")  # quicker than clip; all are in range
 
 
 def _place(found: Words, words: Words) -> NDArray[np.intp]:

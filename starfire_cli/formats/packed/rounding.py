@@ -103,7 +103,7 @@ def share_state(
         shared = share(tensor, live, codebook, key)
         rounded = tensor
         if len(shared.values):
-            rounded = shared.values[shared.index.int()]
+            rounded = shared.values[shared.numbers.int()]
             rounded = torch.where(live & (rounded != tensor), rounded, tensor)  # an equal -0.0 stays one
         result[key] = rounded
         errors.add(tensor, rounded, masks.get(key))

@@ -155,7 +155,7 @@ def test_a_codebook_is_found_whatever_the_order_and_the_pieces(numbers: list[int
         assert found is None
     else:
         assert found is not None and found.words.tolist() == sorted(set(live.tolist()))
-        assert np.array_equal(found.words[found.index], live)
+        assert np.array_equal(found.words[found.numbers], live)
 
 
 @pytest.fixture(scope="module")
