@@ -25,7 +25,6 @@ from starfire_cli.workflows.train.shared_values import SharedValues
 from tests.helpers.together import run
 from tests.tiny import plain
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 SPEC = "codebook:bits=3"
 
 
@@ -137,22 +136,17 @@ def test_a_run_ends_with_few_values_the_masks_it_got_and_a_smaller_loss(tmp_path
     assert "values" not in (before.meta.request or {})
 
 
-@pytest.mark.parametrize(("ranks", "more"), [(1, {"ema": 0.9}), (2, {"optimizer": "adam"})], ids=["ema", "ranks"])
-def test_stopping_and_resuming_changes_no_bit(tmp_path: Path, pruned: Path, ranks: int, more: dict[str, Any]) -> None:
-    more = {"init": pruned, "values": SPEC, "lr": 1e-3} | more
-    run(tmp_path / "whole", ranks, **more)
-    run(tmp_path / "parts", ranks, **more, max_steps=8)
-    run(tmp_path / "parts", ranks, resume=Path("auto"))
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_stopping_and_resuming_changes_no_bit(tmp_path: Path, pruned: Path, optimizer: str) -> None:
+    more: dict[str, Any] = {"init": pruned, "values": SPEC, "lr": 1e-3, "ema": 0.9, "optimizer": optimizer}
+    run(tmp_path / "whole", **more)
+    run(tmp_path / "parts", **more, max_steps=8)
+    run(tmp_path / "parts", resume=Path("auto"))
     whole, parts = last(tmp_path / "whole"), last(tmp_path / "parts")
     assert whole.training is not None and parts.training is not None
     assert all(torch.equal(value, parts.state[key]) for key, value in whole.state.items()) and few(parts)
     for key, numbers in whole.training["shared_values"].items():
         assert torch.equal(numbers, parts.training["shared_values"][key])
-    if ranks == 2:
-        run(tmp_path / "alone", **more)
-        alone = last(tmp_path / "alone")
-        for key, value in alone.state.items():
-            torch.testing.assert_close(value, whole.state[key], rtol=2e-4, atol=2e-6)
 
 
 def test_a_resumed_run_whose_weights_do_not_share_is_damaged(tmp_path: Path, pruned: Path) -> None:
