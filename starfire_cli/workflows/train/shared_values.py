@@ -42,12 +42,13 @@ class SharedValues:
         self._layers: dict[str, _Layer] = {}
         for key, weight in weights.items():
             live = masks[key].cpu() if key in masks else torch.ones(weight.shape, dtype=torch.bool)
+            if not live.any():
+                continue
             if saved is None:
                 values, index = share(weight.detach().cpu(), live, codebook, key)
             else:
                 values, index = _as_saved(weight.detach().cpu(), live, saved[key], key)
-            if len(values):
-                self._layers[key] = _Layer.of(weight, live, values, index)
+            self._layers[key] = _Layer.of(weight, live, values, index)
         vectors = {layer.weight: layer.values for layer in self._layers.values()}
         for group in optimizer.param_groups:
             group["params"] = [vectors.get(p, p) for p in group["params"]]
@@ -135,8 +136,6 @@ def _as_saved(weight: Tensor, live: Tensor, numbers: Tensor, key: str) -> tuple[
         raise Damaged(f"the numbers of the shared values of {key} are not those of its live weights")
     index = torch.zeros(weight.shape, dtype=torch.uint8)
     index[live] = numbers
-    if not len(numbers):
-        return weight.new_empty(0), index
     values = weight.new_zeros(int(numbers.max()) + 1)
     values[numbers.long()] = weight[live]
     if not torch.equal(values[numbers.long()], weight[live]):

@@ -79,13 +79,18 @@ def test_it_is_the_gradient_descent_of_tied_parameters(optimizer: str, channels_
 def test_what_is_saved_gives_the_same_and_what_does_not_fit_is_refused() -> None:
     torch.manual_seed(0)
     net = plain(10).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    weights = {"conv2.weight": net.conv2.weight, "fc.weight": net.fc.weight}
-    masks = {"fc.weight": torch.rand(net.fc.weight.shape) < 0.3}
-    net.fc.weight.data.masked_fill_(~masks["fc.weight"], 0)
+    weights = {"conv2.weight": net.conv2.weight, "point.weight": net.point.weight, "fc.weight": net.fc.weight}
+    masks = {"fc.weight": torch.rand(net.fc.weight.shape) < 0.3, "point.weight": net.point.weight > 9}  # none is
+    for key, mask in masks.items():
+        weights[key].data.masked_fill_(~mask, 0)
     new = lambda saved=None: SharedValues(torch.optim.SGD(net.parameters(), lr=1), weights, masks, Codebook(), saved)  # noqa: E731
     first = new()
     before, saved = {key: w.detach().clone() for key, w in weights.items()}, first.state_dict()
-    assert saved["fc.weight"].dtype is torch.uint8 and len(saved["fc.weight"]) == int(masks["fc.weight"].sum())
+    assert (
+        saved.keys() == {"conv2.weight", "fc.weight"}
+        and saved["fc.weight"].dtype is torch.uint8
+        and len(saved["fc.weight"]) == int(masks["fc.weight"].sum())
+    )
     again = new(saved)
     assert all(torch.equal(w, before[key]) for key, w in weights.items())
     assert all(torch.equal(a, b) for a, b in zip(saved.values(), again.state_dict().values(), strict=True))
