@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starfire_cli.errors import BadOption
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, METHODS
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, METHODS, TRAINING_METHODS
 from starfire_cli.pruning.methods.intra import Intra
 from starfire_cli.registry import Family, parse_number, parse_value
 
@@ -119,7 +119,7 @@ def test_a_part_of_a_family_is_what_its_files_register_for(tmp_path: Path, monke
     (folder / "plain.py").write_text('@THINGS.register("plain")\nclass Plain: ...\n')
     (folder / "wet.py").write_text('@THINGS.register("wet", "rain")\nclass Wet: ...\n')
     (folder / "any_day.py").write_text('@THINGS.register(\n    "any-day", "rain", "sun"\n)\nclass AnyDay: ...\n')
-    rain, sun = family.taking("rain"), family.taking("sun", "thing for sunny days")
+    rain, sun = family.taking("rain"), family.taking("sun", noun="thing for sunny days")
     assert (family.names(), rain.names(), sun.names()) == (["any-day", "plain", "wet"], ["any-day", "wet"], ["any-day"])
     with pytest.raises(BadOption, match="unknown thing for sunny days 'wet'; there are: any-day"):
         sun.build("wet")
@@ -133,7 +133,7 @@ def test_a_part_of_a_family_is_what_its_files_register_for(tmp_path: Path, monke
 
 
 def test_both_options_pick_from_one_family() -> None:
-    assert METHODS.names() == sorted({*CONV_METHODS.names(), *LINEAR_METHODS.names()})
+    assert METHODS.names() == sorted({*TRAINING_METHODS.names(), *LINEAR_METHODS.names()})
     assert CONV_METHODS.member("dense") is LINEAR_METHODS.member("dense") is METHODS.member("dense")
     with pytest.raises(
         BadOption, match=r"^unknown pruning method for linear layers 'window'; there are: .*block, .*fine"

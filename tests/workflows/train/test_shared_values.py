@@ -172,6 +172,7 @@ def test_a_resumed_run_whose_weights_do_not_share_is_damaged(tmp_path: Path, pru
             "--values codebook:bits=3 is for weights that stay, and --method ck --fc fine prunes to 0.6",
         ),
         ({"target": 0.5}, "--method window --fc fine prunes to 0.5; prune first, then train --init PRUNED"),
+        ({"method": "set", "target": 0.8}, "--method set prunes; prune first, then train --init PRUNED"),
         ({"method": "dense", "fc": "block"}, "--method dense --fc block prunes to 0.6"),
         ({"compact_state": True}, "--compact-state does not go with --values codebook:bits=3"),
         ({"values": "codebook:bits=9"}, "bits=9 is out of range: 1 to 8"),

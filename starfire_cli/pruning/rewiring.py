@@ -1,0 +1,317 @@
+"""Masks of methods that see the whole network: evaluates their stages, and writes what goes and what comes back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.pruning.axes import Axes, Change, Rewire, Stage
+from starfire_cli.pruning.kernels.torch import count_alive, is_finite, write_dead
+from starfire_cli.pruning.layer_units import LayerUnits, by_layer
+from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.masked_weights import MaskedWeights
+from starfire_cli.pruning.moment import Moment
+from starfire_cli.pruning.schedule import Era
+
+_EVERY = 100  # steps, as most of these methods have it
+_AT_LEAST = 20  # evaluations in a short era
+_DECAY = 0.9  # of the average of dense gradients, for methods that regrow by it
+
+
+class Rewiring:
+    """Evaluates the masks of one method.
+
+    Args:
+        model: whose weights these are.
+        tensors: all weights that have masks.
+        keys: which of them the method prunes.
+        axes: the method's.
+        target: the final sparsity.
+        era: when masks change.
+        seed: of random draws.
+
+    Raises BadOption where the era has no room for an evaluation.
+    """
+
+    uses_kernels = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tensors: MaskedWeights,
+        keys: Collection[str],
+        *,
+        axes: Axes,
+        target: float,
+        era: Era,
+        seed: int,
+    ) -> None:
+        length = era.last_step - era.first_step
+        self._refuse_impossible(tensors, keys, axes, target)
+        every = axes.every if axes.every is not None else max(1, min(_EVERY, length // _AT_LEAST))
+        if axes.stages and length and every > length:
+            raise BadOption(
+                f"masks every {every} steps leave no evaluation in an era of {length} steps; at most every={length}"
+            )
+        self.era = replace(era, ramp=axes.ramp, mask_every=every)
+        self.axes, self.monotone = axes, axes.monotone
+        self._tensors, self._target, self._seed = tensors, target, seed
+        self._pruned = [layer for layer in tensors.layers if layer.key in keys]
+        self._memory: dict[str, Any] = {}
+        self._gradients: dict[str, Tensor] = {}
+        self._reads = frozenset[str]().union(*(stage.reads for stage in axes.stages))
+        self._signs: dict[str, Tensor] = {}
+        # The optimizer's own average is zero where weights are dead, so this is another one, of all gradients.
+        self._averages: dict[str, Tensor] | None = {} if "momentum" in self._reads else None
+        self._changed = False
+        self._penalty = axes.penalty.bind(model, tensors) if axes.penalty is not None else None
+
+    @staticmethod
+    def _refuse_impossible(tensors: MaskedWeights, keys: Collection[str], axes: Axes, target: float) -> None:
+        """Raises BadOption where the target is more than all units but one of each layer."""
+        layers = [layer for layer in tensors.layers if layer.key in keys]
+        each = [LayerUnits(x, axes.unit, tensors.weights[x.key].detach(), tensors.masks[x.key]) for x in layers]
+        most = sum((units.count - 1) * units.size for units in each) / max(1, sum(layer.weights for layer in layers))
+        if axes.targeted and layers and target > most:
+            raise BadOption(
+                f"--target {target:g} is more than this method's units can give: with one of each layer left it is "
+                f"{math.floor(most * 1000) / 1000:g}"
+            )
+        if axes.rise is not None and axes.rise.initial > target:
+            raise BadOption(f"initial={axes.rise.initial:g} is above --target {target:g}, which it rises to")
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether masks may change at this step."""
+        if not self.axes.stages:
+            return False
+        if step == self.era.last_step and not any(stage.monotone for stage in self.axes.stages):
+            # Nothing has to be reached, and a swap before its time would be one more.
+            return step > self.era.first_step and (step - self.era.first_step) % self.era.mask_every == 0
+        return self.era.evaluates_at(step)
+
+    def plain(self, step: int) -> bool:
+        """Whether nothing but masking the gradients happens between backward and the optimizer's step."""
+        if self._penalty is not None or (self._averages is not None and step <= self.era.last_step):
+            return False
+        return not self.evaluates_at(step) or not (self.axes.replaces_step or self._reads)
+
+    @property
+    def adds_gradients(self) -> bool:
+        """Whether a penalty is added to the gradients."""
+        return self._penalty is not None
+
+    def before_step(self, step: int) -> bool:
+        """Between backward and the optimizer's step number `step`. Returns whether the step is to be made."""
+        if self.plain(step):
+            return True
+        if self._penalty is not None:
+            self._penalty.add_gradients(self._moment(step))
+        if self._averages is not None:
+            self._average_gradients()
+        if not self.evaluates_at(step):
+            return True
+        if "gradient" in self._reads:
+            self._keep_gradients()
+        if "signs" in self._reads:
+            self._signs = {key: weight.detach().sign() for key, weight in self._tensors.weights.items()}
+        if self.axes.replaces_step:
+            self.evaluate(step)
+        return not self.axes.replaces_step
+
+    def after_step(self, step: int) -> bool:
+        """After the optimizer's step. Returns whether any mask changed in it."""
+        if self._penalty is not None:
+            self._penalty.after_step(self._moment(step))
+        if self.axes.replaces_step:
+            changed, self._changed = self._changed, False
+            return changed
+        return self.evaluates_at(step) and self.evaluate(step)
+
+    def refresh(self, progress: float) -> bool:
+        """Evaluate all masks as at the era's end, for networks that are trained already."""
+        assert progress == 1.0, "a method that sees the whole network is evaluated at steps"
+        if self.axes.start is not None or self._reads or not self.monotone:
+            raise BadOption(
+                "methods that begin sparse, read gradients or revive weights are for training; a trained network is "
+                "pruned by those that do none of that, such as gmp"
+            )
+        return self.evaluate(self.era.last_step)
+
+    def release(self) -> None:
+        """Let go of what is only needed while masks are evaluated."""
+        self._gradients, self._signs = {}, {}
+        if self._averages:
+            self._averages = {}
+
+    def forget(self, keys: Sequence[str] | None = None) -> None:
+        """Masks were replaced from outside; every evaluation begins from what they are."""
+
+    def threshold(self, step: int) -> float:
+        """The sparsity that is due after so many steps."""
+        rise = self.axes.rise
+        if rise is None:
+            return self._target
+        return rise.sparsity(self._moment(step))
+
+    def _keep_gradients(self) -> None:
+        """Remember the gradients for the evaluation after the optimizer's step, before those of the dead are masked."""
+        keep = (lambda g: g) if self.axes.replaces_step else torch.clone  # which looks at them at once
+        self._gradients = {key: keep(gradient) for key, gradient in self._every_gradient().items()}
+
+    def _every_gradient(self) -> dict[str, Tensor]:
+        """The gradients by layer; zeros where a weight has none, as it took no part in the loss."""
+        weights = self._tensors.weights
+        return {key: torch.zeros_like(w) if w.grad is None else w.grad for key, w in weights.items()}
+
+    def _average_gradients(self) -> None:
+        assert self._averages is not None
+        gradients = self._every_gradient()
+        if not _finite(gradients):
+            return  # a step that overflowed in half precision
+        for key, gradient in gradients.items():
+            if key not in self._averages:
+                self._averages[key] = torch.zeros_like(gradient)
+        torch._foreach_mul_(list(self._averages.values()), _DECAY)
+        torch._foreach_add_([self._averages[key] for key in gradients], list(gradients.values()))
+
+    def begin(self, gradients: Callable[[], None] | None) -> None:
+        """Make the masks that training starts from.
+
+        Args:
+            gradients: fills all weights' gradients from a batch of training images, where that is asked for.
+        """
+        start = self.axes.start
+        if start is None:
+            return
+        if "gradient" in start.reads:
+            assert gradients is not None, "the method looks at gradients before the first step"
+            gradients()
+            self._keep_gradients()
+            if not _finite(self._gradients):
+                raise StarfireError(
+                    "gradients of the first batch hold NaN or inf; the weights cannot be ranked by them"
+                )
+        self._apply(start, self._moment(0))
+        self._gradients = {}
+
+    def evaluate(self, step: int) -> bool:
+        """Bring all masks to what they are after this step. Returns whether any changed.
+
+        Raises StarfireError where weights are not finite; where gradients are not, stages that read them are left out.
+        """
+        # Where a step overflowed in half precision the optimizer leaves it out, and so do stages that read gradients.
+        usable = _finite(self._gradients)
+        changed = False
+        for stage in self.axes.stages:
+            if usable or "gradient" not in stage.reads:
+                changed |= self._apply(stage, self._moment(step))
+        self._gradients = {}
+        self._tensors.mask_gradients(self._tensors.touched)  # where the loop still has some
+        self._changed = changed
+        return changed
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the method remembers: plain numbers, and averages of gradients by layer."""
+        state = {"memory": dict(self._memory), "averages": dict(self._averages or {})}
+        return state if self._penalty is None else {**state, "penalty": self._penalty.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what a checkpoint remembered."""
+        self._memory.clear()
+        self._memory.update(state["memory"])
+        if self._penalty is not None:
+            self._penalty.load_state_dict(state["penalty"])
+        for key, average in state["averages"].items():
+            if self._averages is not None and key in self._tensors.weights:
+                self._averages[key] = torch.empty_like(self._tensors.weights[key]).copy_(average)
+
+    def plan(self) -> list[tuple[Layer, int, str]]:
+        """(layer, weights left at the era's end as far as that can be told, rule in words); nothing is changed."""
+        layers = self._layers()
+        moment = replace(self._moment(self.era.last_step), memory={})
+        left = {key: units.alive for key, units in layers.items()}
+        start = self.axes.start
+        if (
+            start is not None and "gradient" in start.reads
+        ):  # which weights is not known yet, nor how many by a global rule
+            share = "uniform" if start.allocation == "global" else start.allocation
+            start = replace(start, score="random", allocation=share)
+        rise = self.axes.rise
+        for stage in (start, Rewire(removal=rise) if rise is not None else None):
+            for key, change in (stage.apply(layers, moment) if stage is not None else {}).items():
+                left[key] = layers[key].spread(change.alive_U) & left[key]
+            layers = self._layers(left)
+        unit = "weights" if not self.axes.unit.axes else "units"
+        rows = []
+        for layer in self._tensors.layers:
+            units, alive = layers.get(layer.key), left.get(layer.key, self._tensors.masks[layer.key])
+            rule = "nothing new" if units is None else f"{units.count - units.live:,}/{units.count:,} {unit}"
+            rows.append((layer, int(alive.sum()), rule))
+        return rows
+
+    def _moment(self, step: int) -> Moment:
+        return Moment(step=step, era=self.era, target=self._target, seed=self._seed, memory=self._memory)
+
+    def _layers(self, masks: Mapping[str, Tensor] | None = None) -> dict[str, LayerUnits]:
+        tensors, layers = self._tensors, {}
+        for layer in self._pruned:
+            key = layer.key
+            layers[key] = LayerUnits(
+                layer,
+                self.axes.unit,
+                tensors.weights[key].detach(),
+                (masks or tensors.masks)[key],
+                gradient=self._gradients.get(key),
+                momentum=(self._averages or {}).get(key),
+                signs=self._signs.get(key),
+            )
+        return layers
+
+    @torch.no_grad()
+    def _apply(self, stage: Stage, moment: Moment) -> bool:
+        layers = self._layers()
+        changes = stage.apply(layers, moment)
+        changed = {key: layers[key] for key, change in changes.items() if _differs(layers[key], change)}
+        self._tensors.touched.update(dict.fromkeys(changed))
+        for key, dead in by_layer(changed, lambda key, units: self._write(units, changes[key])).items():
+            self._tensors.counts.set(key, dead)
+        return bool(changed)
+
+    def _write(self, units: LayerUnits, change: Change) -> int:
+        """Bring one layer's mask, weights, state and average to what a change says. Returns its dead weights."""
+        was_U, alive_U, key = units.alive_U, change.alive_U, units.layer.key
+        mask = units.spread(alive_U)
+        if units.unit.axes:  # of a unit that lives on, single weights may be dead
+            mask = mask & (units.alive | ~units.spread(was_U))
+        kept = mask & ~units.spread(~was_U if change.reset_U is None else change.reset_U)
+        write_dead(_like(kept, units.alive), (units.weight, *self._tensors.kept(key)))
+        if change.values is not None:
+            self._tensors.weights[key].data.add_(torch.where(kept, 0, change.values) * mask)
+        self._tensors.masks[key].copy_(mask)
+        return units.layer.weights - int(count_alive(mask))
+
+
+def _finite(gradients: Mapping[str, Tensor]) -> bool:
+    """Whether none holds NaN or inf."""
+    sums = [gradient.sum() for gradient in gradients.values()]
+    if not sums or bool(torch.stack(sums).isfinite().all()):
+        return True
+    return all(map(is_finite, gradients.values()))  # sums may overflow by themselves
+
+
+def _differs(units: LayerUnits, change: Change) -> bool:
+    """Whether anything would be written."""
+    if not torch.equal(change.alive_U, units.alive_U):
+        return True
+    return change.reset_U is not None and bool((change.reset_U & change.alive_U).any())
+
+
+def _like(mask: Tensor, other: Tensor) -> Tensor:
+    """A mask with another's strides, so that what is multiplied with it is gone through in the order of memory."""
+    return mask if mask.stride() == other.stride() else torch.empty_like(other).copy_(mask)
