@@ -152,7 +152,7 @@ def test_masks_that_differ_name_rank_and_layer(tmp_path: Path) -> None:
                 if what == "mask":  # as many, but others
                     mask[tuple(dead)] = True
                 else:
-                    self._counts.set("conv2.weight", self.zeros["conv2.weight"] + 1)
+                    self._tensors.counts.set("conv2.weight", self.zeros["conv2.weight"] + 1)
             return changed
 
         Pruner.after_step = wrong  # type: ignore[method-assign]
