@@ -15,7 +15,7 @@ from starfire_cli.pruning import METHODS, Pruner, layers_of_model
 from starfire_cli.pruning.schedule import Era
 from tests.helpers.network_rules import RULES, Rule, Setting, View
 
-STEPS, FIRST, LAST, EVERY, SEED, GRAIN = 26, 2, 23, 4, 5, 64
+STEPS, FIRST, LAST, EVERY, SEED, GRAIN = 21, 2, 19, 4, 5, 64
 
 # The method, its options, the target.
 RUNS: list[tuple[str, dict[str, Any], str]] = [
