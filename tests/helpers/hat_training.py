@@ -30,6 +30,8 @@ def make_sgd(parameters: Iterator[nn.Parameter]) -> optim.Optimizer:
 class HatTraining:
     """Steps with gradients out of a hat, the same ones in every memory format, so that masks can be compared."""
 
+    pruner: Pruner
+
     def __init__(
         self,
         spec: str,
