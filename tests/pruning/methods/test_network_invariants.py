@@ -132,6 +132,15 @@ def test_a_run_that_is_resumed_goes_on_to_the_bit(spec: str) -> None:
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_plan_changes_nothing(spec: str) -> None:
+    run = HatTraining(spec)
+    before = {key: weight.detach().clone() for key, weight in run.weights.items()}
+    assert [layer.key for layer, _, _ in run.pruner.plan()] == run.keys
+    assert all(mask.all() for mask in run.pruner.masks.values())
+    assert all(torch.equal(weight, before[key]) for key, weight in run.weights.items())
+
+
 @pytest.mark.parametrize("spec", MEMBERS)
 def test_chance_is_the_seeds(spec: str) -> None:
     """Two pruners of one seed draw alike; those of another do not, where there is something to draw."""
