@@ -296,3 +296,19 @@ def test_layers_without_a_gradient_take_part() -> None:
     assert not run.pruner.after_backward()
     assert run.pruner.after_step(run.step)
     check_dead(run)
+
+
+@pytest.mark.parametrize(("below", "factor"), [(56, 0.5), (55, 1.0), (45, 1.0), (44, 2.0)])
+def test_the_threshold_of_dsr_has_a_band(below: int, factor: float) -> None:
+    """Of 100 weights 50 should move: it stays with 45 to 55."""
+    model = nn.Linear(10, 10, bias=False)
+    model.weight.data = (torch.randperm(100).reshape(10, 10) + 1) / 100
+    layers, _ = layers_of_model(model)
+    threshold = (below + 0.5) / 100
+    method = METHODS.build(f"dsr:moves=50,threshold={threshold},every=1")
+    era = Era(first_step=0, last_step=5)
+    pruner = Pruner(model, layers, conv=method, linear=method, target=0.0, era=era, kernels="torch")
+    pruner.begin()
+    pruner.after_step(1)
+    assert pruner.state_dict()["method"]["memory"]["threshold"] == pytest.approx(threshold * factor)
+    assert int((model.weight == 0).sum()) == below  # all of them back, from zero
