@@ -155,8 +155,9 @@ class Rewiring:
     def threshold(self, step: int) -> float:
         """The sparsity that is due after so many steps."""
         rise = self.axes.rise
-        if rise is None:  # thresholds say nothing of a sparsity before they are used
-            return self._target * (1.0 if self.axes.start is not None else self.era.progress(step))
+        if rise is None:
+            due = self._target if self.axes.targeted else 0.0
+            return due if self.axes.start is not None else due * self.era.progress(step)
         return rise.sparsity(self._moment(step))
 
     def _keep_gradients(self) -> None:
