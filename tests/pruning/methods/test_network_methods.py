@@ -165,6 +165,8 @@ class Follower:
             with torch.no_grad():
                 if not self.exact:
                     quantise(list(self.weights.values()))
+                for weight in self.weights.values() if self.exact else ():
+                    weight[step % len(weight), 0] = 0.0  # which counts as a change of sign
             views, momenta = self.views(before, gradients), self.momenta()
         changed = self.pruner.after_step(step)
         was = {key: list(alive) for key, alive in self.alive.items()}
