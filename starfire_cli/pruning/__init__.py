@@ -8,15 +8,17 @@ group), an R x S window; a linear weight is (O, I), O output neurons. See docs/m
 from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.layers import Layer, layers_of_model, layers_of_state, select
 from starfire_cli.pruning.masks import Masks
-from starfire_cli.pruning.methods import CONV_METHODS, LINEAR_METHODS, METHODS, Method
+from starfire_cli.pruning.methods import CHANNEL_METHODS, CONV_METHODS, LINEAR_METHODS, METHODS, ChannelMethod, Method
 from starfire_cli.pruning.pruner import Pruner
 from starfire_cli.pruning.units import Budget, Cut, apply_cuts
 
 __all__ = [
+    "CHANNEL_METHODS",
     "CONV_METHODS",
     "LINEAR_METHODS",
     "METHODS",
     "Budget",
+    "ChannelMethod",
     "Cut",
     "Goal",
     "Layer",

@@ -3,13 +3,16 @@
 A method says in its registration which layers it takes, "conv", "linear" or both, and in whole numbers what must be
 gone of each; `units.apply_cuts`, or the kernels, find which weights these are. While a layer's budget stays the same
 its mask does too, since nothing that died comes back: that is what makes a mask after every step cost almost nothing.
+
+Those registered for "channels" remove channels from a network that is trained already, and may look at images.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from starfire_cli.pruning.budget import Goal
+from starfire_cli.pruning.channels.selection.edited import EditedNetwork
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.units import Budget
 from starfire_cli.registry import Family
@@ -27,6 +30,32 @@ class Method(Protocol):
         ...
 
 
-METHODS: Family[Method] = Family("pruning method", "starfire_cli.pruning.methods")
-CONV_METHODS = METHODS.taking("conv")
-LINEAR_METHODS = METHODS.taking("linear", "pruning method for linear layers")
+class ChannelMethod(Protocol):
+    """A compression method: chooses the channels of a trained network that go, and mends what is left."""
+
+    @property
+    def takes_target(self) -> bool:
+        """Whether it is told the share of channels to remove; else the network tells how many go."""
+        ...
+
+    @property
+    def looks_at_images(self) -> bool:
+        """Whether the network has to have images."""
+        ...
+
+    def prune(self, network: EditedNetwork, target: float) -> None:
+        """Remove channels, in place.
+
+        Args:
+            network: with images, if it looks at these.
+            target: the share of the channels of the layers concerned, in [0, 1); 0 if it takes none.
+
+        Raises BadOption where that leaves a layer without channels, or there are too few images.
+        """
+        ...
+
+
+METHODS: Family[Any] = Family("pruning method", "starfire_cli.pruning.methods")
+CONV_METHODS: Family[Method] = METHODS.taking("conv")
+LINEAR_METHODS: Family[Method] = METHODS.taking("linear", "pruning method for linear layers")
+CHANNEL_METHODS: Family[ChannelMethod] = METHODS.taking("channels")

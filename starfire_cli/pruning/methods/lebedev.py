@@ -1,0 +1,26 @@
+"""Group-wise brain damage: prunes columns of the im2col matrix (Lebedev and Lempitsky, 2016, arXiv 1506.02515).
+
+A column is one place (c, r, s) of the windows of all filters: without it the matrix product of the convolution has one
+inner dimension less. The paper calls them groups; columns of the smallest norm go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starfire_cli.pruning.budget import Goal, pruned
+from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.methods import METHODS
+from starfire_cli.pruning.units import Budget, Cut
+
+
+@METHODS.register("lebedev", "conv")
+@dataclass(frozen=True, kw_only=True)
+class Lebedev:
+    """Prunes the columns of the layer with the smallest Euclidean norm; depthwise layers stay dense."""
+
+    def budget(self, layer: Layer, goal: Goal) -> Budget | None:
+        if layer.depthwise:
+            return None
+        columns = layer.weights // (layer.shape[0] // layer.groups)
+        return (Cut("K", "", pruned(columns, goal.threshold), reduce="norm"),)
