@@ -8,7 +8,17 @@ group), an R x S window; a linear weight is (O, I), O output neurons. See docs/m
 from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.layers import Layer, layers_of_model, layers_of_state, select
 from starfire_cli.pruning.masks import Masks
-from starfire_cli.pruning.methods import CHANNEL_METHODS, CONV_METHODS, LINEAR_METHODS, METHODS, ChannelMethod, Method
+from starfire_cli.pruning.methods import (
+    CHANNEL_METHODS,
+    CONV_METHODS,
+    LINEAR_METHODS,
+    METHODS,
+    ONESHOT_METHODS,
+    TRAINING_METHODS,
+    ChannelMethod,
+    Method,
+    NetworkMethod,
+)
 from starfire_cli.pruning.pruner import Pruner
 from starfire_cli.pruning.units import Budget, Cut, apply_cuts
 
@@ -17,6 +27,8 @@ __all__ = [
     "CONV_METHODS",
     "LINEAR_METHODS",
     "METHODS",
+    "ONESHOT_METHODS",
+    "TRAINING_METHODS",
     "Budget",
     "ChannelMethod",
     "Cut",
@@ -24,6 +36,7 @@ __all__ = [
     "Layer",
     "Masks",
     "Method",
+    "NetworkMethod",
     "Pruner",
     "apply_cuts",
     "layers_of_model",

@@ -1,16 +1,18 @@
-"""The family of pruning methods, one a file, and the interface of a member.
+"""The family of pruning methods, one a file, and the interfaces of a member.
 
-A method says in its registration which layers it takes, "conv", "linear" or both, and in whole numbers what must be
-gone of each; `units.apply_cuts`, or the kernels, find which weights these are. While a layer's budget stays the same
-its mask does too, since nothing that died comes back: that is what makes a mask after every step cost almost nothing.
-
-Those registered for "channels" remove channels from a network that is trained already, and may look at images.
+A method says in its registration what it is for. "conv" and "linear": layers of that kind, one by one; it gives in
+whole numbers what must be gone of each, and `units.apply_cuts`, or the kernels, find which weights these are. While a
+layer's budget stays the same its mask does too, since nothing that died comes back: that is what makes a mask after
+every step cost almost nothing. "network": convolutions and linear layers together, as a point on the axes of `axes.py`;
+"oneshot" beside it: a trained network can be pruned with it at once.
+"channels": compression methods, which remove channels from a network that is trained already, and may look at images.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from starfire_cli.pruning.axes import Axes
 from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.channels.selection.edited import EditedNetwork
 from starfire_cli.pruning.layers import Layer
@@ -27,6 +29,15 @@ class Method(Protocol):
         The layer's kind, shape and groups decide, not its name. Whatever the progress, the cuts are the same ones in
         the same order, and only their counts differ.
         """
+        ...
+
+
+@runtime_checkable
+class NetworkMethod(Protocol):
+    """A pruning method that sees all layers at once."""
+
+    def axes(self) -> Axes:
+        """The method as a point on the axes. Raises BadOption where its options do not go together."""
         ...
 
 
@@ -57,5 +68,7 @@ class ChannelMethod(Protocol):
 
 METHODS: Family[Any] = Family("pruning method", "starfire_cli.pruning.methods")
 CONV_METHODS: Family[Method] = METHODS.taking("conv")
-LINEAR_METHODS: Family[Method] = METHODS.taking("linear", "pruning method for linear layers")
+LINEAR_METHODS: Family[Method] = METHODS.taking("linear", noun="pruning method for linear layers")
+TRAINING_METHODS: Family[Method | NetworkMethod] = METHODS.taking("conv", "network")
+ONESHOT_METHODS: Family[Method | NetworkMethod] = METHODS.taking("conv", "oneshot")
 CHANNEL_METHODS: Family[ChannelMethod] = METHODS.taking("channels")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from starfire_cli.errors import BadOption
 from starfire_cli.options import check, option, part
-from starfire_cli.registry import Family
 from starfire_cli.values import Channels, parse_list, parse_number
 from starfire_cli.workflows.options import (
     BATCH_SIZE,
+    CHANNEL_METHODS,
     CHECKPOINT,
     DATA,
     DATA_PANEL,
@@ -20,8 +20,8 @@ from starfire_cli.workflows.options import (
     KEEP_DENSE,
     MAX_NONZERO,
     MEAN,
-    METHOD,
     MODEL,
+    ONESHOT_METHOD,
     ONLY,
     OUT,
     PRUNING_PANEL,
@@ -30,9 +30,6 @@ from starfire_cli.workflows.options import (
     WEIGHTS,
     WORKERS,
 )
-
-# Read from the folder: importing the family itself would import torch.
-_CHANNEL_METHODS = Family[object]("pruning method", "starfire_cli.pruning.methods").taking("channels")
 
 
 def _parse_sweep(flag: str, text: str) -> tuple[float, ...]:
@@ -72,10 +69,7 @@ class PruneRequest:
     """One call of `starfire prune-mask`: a `target` to write a checkpoint, or a `sweep` to measure some."""
 
     checkpoint: Path | None = CHECKPOINT.default(None)
-    method: str = replace(
-        METHOD,
-        help=f"{METHOD.help} Channels of a trained network are removed by {', '.join(_CHANNEL_METHODS.names())}.",
-    ).default("window")
+    method: str = ONESHOT_METHOD.default("window")
     target: float | None = option(
         None,
         "The share of weights, or channels, to prune, 0 to below 1; writes a checkpoint.",
@@ -137,7 +131,7 @@ class PruneRequest:
     @property
     def by_channels(self) -> bool:
         """Whether the method removes channels of a trained network."""
-        return self.method.partition(":")[0].strip() in _CHANNEL_METHODS.names()
+        return self.method.partition(":")[0].strip() in CHANNEL_METHODS
 
     @property
     def wants_data(self) -> bool:
