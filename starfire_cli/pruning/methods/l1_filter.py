@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -41,6 +42,8 @@ class L1Filter:
         skip: convolutions that stay whole, counted from 1 in the network's order: 16/20/38/54.
         preset: both of a network of the paper: resnet56-a, resnet56-b, resnet110-a, resnet110-b or vgg16.
     """
+
+    free_outputs_only: ClassVar[bool] = True  # in training, too
 
     stages: str = ""
     skip: str = ""

@@ -33,6 +33,12 @@ def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainR
     An era or learning-rate drops that come from the recipe keep their place when `epochs` is overridden: they are
     scaled. Raises BadOption for values out of range.
     """
+    compression = request.method.partition(":")[0]
+    if compression in CHANNEL_METHODS.names() and compression not in TRAINING_METHODS.names():
+        raise BadOption(
+            f"--method {compression} compresses a network that is trained: starfire prune-mask CHECKPOINT --method "
+            f"{compression}"
+        )
     name, recipe = recipe_for(request.recipe, data_name, data_size)
     method = request.method.partition(":")[0]
     epochs = recipe.epochs if request.epochs is None else request.epochs
@@ -115,8 +121,6 @@ def pruning_of(request: TrainRequest, methods: Family[Method | NetworkMethod] = 
     name = spec.partition(":")[0]
     if name in TRAINING_METHODS.names() and name not in methods.names():
         raise BadOption(f"--method {name} trains; a trained network is pruned with: {', '.join(methods.names())}")
-    if name in CHANNEL_METHODS.names() and name not in methods.names():
-        raise BadOption(f"--method {name} compresses a trained network: starfire prune-mask CHECKPOINT --method {name}")
     conv = methods.build(spec)
     if isinstance(conv, NetworkMethod):
         return _of_network(conv, request)

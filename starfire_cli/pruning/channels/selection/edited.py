@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
@@ -66,6 +67,10 @@ class EditedNetwork:
         self.channels = find_channels(self.traced, self.found)
         self.sites, self.left = find_sites(self.traced, self.channels, layers)
         self.removed: dict[str, int] = {}
+        self._owners_of: dict[int, list[str]] = defaultdict(list)
+        for name, numbers in self.channels.owners.items():
+            for number in set(numbers.tolist()):
+                self._owners_of[number].append(name)
         if batches:  # float32 is what it was trained in, and many times as fast as float64 on a GPU
             self.model.to(self.device, torch.float32)
         self.original = copy.deepcopy(self.model) if batches else None
@@ -112,10 +117,10 @@ class EditedNetwork:
                 pads with zeros takes it as if its maps had no border, or not at all if it has nothing to put it in.
         """
         self._silence(numbers, shift=not fold)
-        for name, owned in self.channels.owners.items():
-            gone = torch.isin(owned, numbers)
+        for name in self._owning(numbers):
+            gone = torch.isin(self.channels.owners[name], numbers)
             module = self.model.get_submodule(name)
-            if bool(gone.any()) and not isinstance(module, _BatchNorm):
+            if not isinstance(module, _BatchNorm):
                 self.mask(name, gone.reshape(-1, *[1] * (self.weight(name).ndim - 1)))
                 if isinstance(module, nn.Conv2d):
                     self.removed[name] = self.removed.get(name, 0) + int(gone.sum())
@@ -149,11 +154,16 @@ class EditedNetwork:
         """Whether a layer has a bias, or a BatchNorm behind it, to take constants."""
         return constant_taker(self.traced, node) != "new bias"
 
+    def _owning(self, numbers: Tensor) -> list[str]:
+        """The layers whose outputs have one of the channel numbers."""
+        found = {name: None for number in numbers.tolist() for name in self._owners_of[number]}
+        return list(found)
+
     @torch.no_grad()
     def _silence(self, numbers: Tensor, *, shift: bool) -> None:
         """Set BatchNorm's scale of channels to 0, with `shift` also what it adds, and the biases of their layers."""
-        for name, owned in self.channels.owners.items():
-            module = self.model.get_submodule(name)
+        for name in self._owning(numbers):
+            module, owned = self.model.get_submodule(name), self.channels.owners[name]
             norm = isinstance(module, _BatchNorm)
             for tensor in (module.weight, module.bias if shift else None) if norm else (module.bias,):
                 if isinstance(tensor, Tensor):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, fx, nn
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.budget import pruned
-from starfire_cli.pruning.channels.coupling import Channels
-from starfire_cli.pruning.channels.graph import Traced
+from starfire_cli.pruning.channels.constants import find_constants
+from starfire_cli.pruning.channels.coupling import Channels, find_channels
+from starfire_cli.pruning.channels.graph import Traced, fitting_image, trace
 
 ADDED = "its outputs are added to others"
 
@@ -52,14 +54,31 @@ def find_sites(traced: Traced, channels: Channels, layers: Collection[str]) -> t
     """The sites among `layers` in the order of the graph, and (layer, reason) of the other convolutions of `layers`."""
     sites, left = [], []
     order = [str(n.target) for n in traced.root.graph.nodes if traced.role(n) == "conv"]
+    writing = Counter(n for numbers in writers(traced, channels).values() for n in numbers.tolist())
+    reading = _inputs_by_number(channels)
     for name in (name for name in dict.fromkeys(order) if name in layers):
-        found = _site(traced, channels, name)
+        found = _site(traced, channels, name, writing, reading)
         if isinstance(found, Site):
             sites.append(found)
         else:
             left.append((name, found))
     unseen = [x for x in layers if x not in order and isinstance(traced.root.get_submodule(x), nn.Conv2d)]
     return sites, [*left, *((x, "it is not followed") for x in unseen)]
+
+
+def fixed_convolutions(net: nn.Module, image: tuple[int, int, int]) -> dict[str, str]:
+    """The convolutions that are no sites, and the reason of each.
+
+    Args:
+        net: any network.
+        image: (channels, height, width) that it takes.
+
+    Raises StarfireError where it cannot be traced.
+    """
+    traced = trace(net)
+    found = find_constants(traced, {}, fitting_image(traced, torch.zeros(1, *image)))
+    layers = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]
+    return dict(find_sites(traced, find_channels(traced, found), layers)[1])
 
 
 def writers(traced: Traced, channels: Channels) -> dict[str, Tensor]:
@@ -86,8 +105,31 @@ def kept_counts(sites: Sequence[Site], target: float) -> list[int]:
     return kept
 
 
-def _site(traced: Traced, channels: Channels, name: str) -> Site | str:
-    """The site, or the reason why there is none."""
+def _inputs_by_number(channels: Channels) -> dict[int, dict[int, list[int]]]:
+    """Channel number -> place of a reader in `channels.readers` -> its inputs that carry it."""
+    found: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for place, reader in enumerate(channels.readers):
+        for i, number in enumerate(reader.reads_I.tolist()):
+            found[number][place].append(i)
+    return found
+
+
+def _site(
+    traced: Traced,
+    channels: Channels,
+    name: str,
+    writing: Mapping[int, int],
+    reading: Mapping[int, Mapping[int, list[int]]],
+) -> Site | str:
+    """The site, or the reason why there is none.
+
+    Args:
+        traced: the network.
+        channels: its channels.
+        name: of the convolution.
+        writing: channel number -> how many outputs of layers it has.
+        reading: of `_inputs_by_number`.
+    """
     module = traced.root.get_submodule(name)
     assert isinstance(module, nn.Conv2d)
     if name not in channels.owners:
@@ -95,23 +137,19 @@ def _site(traced: Traced, channels: Channels, name: str) -> Site | str:
     numbers = channels.owners[name]
     if module.groups == module.in_channels > 1:
         return "a depthwise convolution goes along with the layer that it filters"
-    others = [x for other, x in writers(traced, channels).items() if other != name]
-    shared = bool(others) and bool(torch.isin(numbers, torch.cat(others)).any())
-    if shared or len(set(numbers.tolist())) < len(numbers):
+    if any(writing[n] > 1 for n in numbers.tolist()):
         return ADDED
     if pinned := [channels.pinned[n] for n in numbers.tolist() if n in channels.pinned]:
         # Which of many grouped convolutions it meets would only make the list of reasons long.
         grouped = pinned[0].endswith("a grouped convolution")
         return "it meets a grouped convolution" if grouped else f"a channel of it {pinned[0]}"
     readers = []
-    for reader in channels.readers:
-        inputs = [(reader.reads_I == n).nonzero().flatten() for n in numbers]
-        counts = {len(places) for places in inputs}
-        if counts == {0}:
-            continue
-        if len(counts) > 1:
+    for place in sorted({place for n in numbers.tolist() for place in reading.get(n, ())}):
+        reader = channels.readers[place]
+        inputs = [reading.get(n, {}).get(place, []) for n in numbers.tolist()]
+        if len({len(carrying) for carrying in inputs}) > 1:
             return f"{reader.name} reads some of its channels only"
-        inputs_CP = torch.stack(inputs)
+        inputs_CP = torch.tensor(inputs)
         alone = inputs_CP.numel() == len(reader.reads_I)
         readers.append(Reader(name=reader.name, node=reader.node, inputs_CP=inputs_CP, alone=alone))
     return Site(layer=name, numbers=numbers, readers=tuple(readers)) if readers else "nothing reads it"
