@@ -157,7 +157,7 @@ def test_what_a_branch_should_give_makes_up_for_its_shortcut() -> None:
 
     before, after = seen(net), seen(now)
     norm = net.blocks[1].bn2
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    scale = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
     lost = (before["shortcut"] - after["shortcut"]) / scale.view(-1, 1, 1)
     expected = (before["y"] + lost).flatten(2).mT.flatten(0, 1)
     assert float(lost.abs().max()) > 0.1
