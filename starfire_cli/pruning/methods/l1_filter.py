@@ -80,7 +80,7 @@ class L1Filter:
 
     def _plan(self, network: EditedNetwork, target: float) -> Iterator[tuple[Site, int]]:
         convs = [name for name, module in network.model.named_modules() if isinstance(module, nn.Conv2d)]
-        sites = [site for site in network.sites if convs.index(site.layer) + 1 not in self._skipped()]
+        sites = [site for site in network.open_sites() if convs.index(site.layer) + 1 not in self._skipped()]
         if not self._rates():
             yield from zip(sites, kept_counts(sites, target), strict=True)
             return

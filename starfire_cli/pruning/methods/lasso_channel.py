@@ -18,7 +18,7 @@ from starfire_cli.errors import BadOption
 from starfire_cli.pruning.channels.selection.edited import EditedNetwork
 from starfire_cli.pruning.channels.selection.lasso import choose_kept, moments
 from starfire_cli.pruning.channels.selection.least_squares import fit
-from starfire_cli.pruning.channels.selection.reading import Reading, read
+from starfire_cli.pruning.channels.selection.reading import Reading, check_samples, read
 from starfire_cli.pruning.channels.selection.sampling import generator
 from starfire_cli.pruning.channels.selection.sites import kept_counts
 from starfire_cli.pruning.methods import METHODS
@@ -50,31 +50,18 @@ class LassoChannel:
         return True
 
     def prune(self, network: EditedNetwork, target: float) -> None:
-        counts = kept_counts(network.sites, target)
-        self._check_images(network, counts)
-        for site, keep in zip(network.sites, counts, strict=True):
-            if keep == len(site.numbers):
-                continue
+        counts = kept_counts(network.open_sites(), target)
+        plan = [(s, k) for s, k in zip(network.sites, counts, strict=True) if k < len(s.numbers)]
+        for site, keep in plan:
+            for reader in site.readers:
+                taps = reader.inputs_CP.shape[1] * network.weight(reader.name)[0, 0].numel()
+                check_samples(network, site, reader, places=self.places, needed=keep * taps + 1)
+        for site, keep in plan:
             readings = read(network, site, places=self.places, wanted=True)
             kept, _ = choose_kept(*moments(part for reading in readings for part in _rows(reading, network.seed)), keep)
             network.remove(site, kept)
             for reading in readings:
                 _refit(network, reading, kept)
-
-    def _check_images(self, network: EditedNetwork, counts: Sequence[int]) -> None:
-        """Raises BadOption where a least squares fit has more unknowns than samples."""
-        images = sum(map(len, network.batches))
-        for site, keep in zip(network.sites, counts, strict=True):
-            for reader in site.readers:
-                taps = reader.inputs_CP.shape[1] * network.weight(reader.name)[0, 0].numel()
-                each = min(self.places, network.places(reader.node))
-                unknowns = keep * taps + 1
-                if keep < len(site.numbers) and images * each < unknowns:
-                    raise BadOption(
-                        f"--calibrate {images} gives {images * each} samples of {reader.name}, and its least squares "
-                        f"has {unknowns} unknowns; at least --calibrate {-(-unknowns // each)}, or exempt "
-                        f"{site.layer} with --keep-dense"
-                    )
 
 
 def _rows(reading: Reading, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -55,7 +55,7 @@ class PFA:
         return True
 
     def prune(self, network: EditedNetwork, target: float) -> None:
-        images, sites = sum(map(len, network.batches)), network.sites
+        images, sites = sum(map(len, network.batches)), network.open_sites()
         widest = max(sites, key=lambda site: len(site.numbers))
         if images < len(widest.numbers):
             raise BadOption(

@@ -13,7 +13,7 @@ import torch
 
 from starfire_cli.errors import BadOption, unknown
 from starfire_cli.pruning.channels.selection.edited import EditedNetwork
-from starfire_cli.pruning.channels.selection.reading import Reading, read
+from starfire_cli.pruning.channels.selection.reading import Reading, check_samples, read
 from starfire_cli.pruning.channels.selection.sampling import generator
 from starfire_cli.pruning.channels.selection.sites import kept_counts
 from starfire_cli.pruning.channels.selection.thinet import grow_kept, grow_removed, scales
@@ -51,7 +51,10 @@ class ThiNet:
         return True
 
     def prune(self, network: EditedNetwork, target: float) -> None:
-        counts = kept_counts(network.sites, target)
+        counts = kept_counts(network.open_sites(), target)
+        for site, keep in zip(network.sites, counts, strict=True):
+            for reader in site.readers:
+                check_samples(network, site, reader, places=self.places, needed=keep)
         for site, keep in zip(network.sites, counts, strict=True):
             readings = read(network, site, places=self.places)
             parts = [_contributions(reading, network.seed) for reading in readings]

@@ -60,7 +60,7 @@ def channel_method(request: PruneRequest) -> ChannelMethod | None:
     if not method.takes_target:
         given = "--sweep" if request.sweep is not None else f"--target {request.target:g}" if request.target else ""
         if given:
-            raise BadOption(f"{given}: --method {spec} finds out by itself how many channels go, and takes no target")
+            raise BadOption(f"{given}: --method {spec} finds out by itself how many channels go; leave it out")
     if method.looks_at_images and request.calibrate is None:
         raise BadOption(
             f"--method {spec} looks at images: --calibrate N says at how many training images, such as --calibrate 512"
@@ -97,27 +97,25 @@ def remove_channels(
     """
     convolutions = [layer.name for layer in layers if layer.kind != "linear"]
     batches = trial.calibration_batches(calibrate) if trial is not None and calibrate is not None else []
-    network = EditedNetwork(
-        net,
-        masks,
-        layers=convolutions,
-        image=image,
-        batches=batches,
-        device=trial.device if trial is not None else None,
-        seed=seed,
-    )
-    if not network.sites and not network.channels.owners:
-        raise StarfireError(f"--method {pruning.method_spec}: no convolution of the network can be followed")
+    device = trial.device if trial is not None else None
+    try:
+        network = EditedNetwork(net, masks, layers=convolutions, image=image, batches=batches, device=device, seed=seed)
+    except StarfireError as error:
+        raise StarfireError(f"--method {pruning.method_spec} follows the network: {error}") from None
     seen = trial.normalised_images() if trial is not None else torch.rand(8, *image)
     before = _outputs(net, seen)
     pruning.method.prune(network, pruning.target or 0.0)
     network.write_to(net)
-    channels = sum(len(network.weight(name)) for name in network.removed)
-    did = [
+    layers_touched = [name for name, count in network.removed.items() if count]
+    channels = sum(len(network.weight(name)) for name in layers_touched)
+    what = (
         f"removed {sum(network.removed.values()):,} of {channels:,} channels of "
-        f"{counted(len(network.removed), 'convolution')}; outputs change by {_change(before, _outputs(net, seen)):.1e} "
-        f"of the largest on {'real' if trial is not None else 'random'} images"
-    ]
+        f"{counted(len(layers_touched), 'convolution')}"
+        if layers_touched
+        else "no whole channel was removed"
+    )
+    kind = "real" if trial is not None else "random"
+    did = [f"{what}; outputs change by {_change(before, _outputs(net, seen)):.1e} of the largest on {kind} images"]
     if batches:
         did.insert(0, f"looked at {sum(map(len, batches)):,} training images")
     linear = [(layer.name, "only channels of convolutions are removed") for layer in layers if layer.kind == "linear"]

@@ -41,7 +41,7 @@ def test_l1_filter_keeps_the_filters_with_the_largest_sums(target: float) -> Non
     net = tiny_resnet()
     network = pruned("l1-filter", net, target)
     for name in ("blocks.0.conv1", "blocks.1.conv1", "last"):
-        weight = net.get_submodule(name).weight
+        weight = net.get_submodule(name).weight.detach()
         sums = [float(w.double().abs().sum()) for w in weight]
         order = sorted(range(len(sums)), key=lambda k: (sums[k], k))
         kept = order[len(sums) - int(len(sums) * (1 - target)) :]
@@ -95,10 +95,12 @@ def test_slimming_is_one_threshold_over_all_scales() -> None:
     network = pruned("slimming:constants=zero", net, 0.5)
     # conv, the second convolutions of both blocks and so the stem's BatchNorm are one sum: a channel of it counts by
     # the largest scale, and goes from all of them.
-    trunk = torch.stack([net.bn.weight, net.blocks[0].bn2.weight, net.blocks[1].bn2.weight]).abs().amax(0).tolist()
+    trunk = (
+        torch.stack([n.weight.detach() for n in (net.bn, net.blocks[0].bn2, net.blocks[1].bn2)]).abs().amax(0).tolist()
+    )
     scores = [(g, f"trunk {c}") for c, g in enumerate(trunk)]
     for b in range(2):
-        scores += [(abs(float(g)), f"{b} {c}") for c, g in enumerate(net.blocks[b].bn1.weight)]
+        scores += [(abs(float(g)), f"{b} {c}") for c, g in enumerate(net.blocks[b].bn1.weight.tolist())]
     gone = {name for _, name in sorted(scores)[:12]}
     found = {f"trunk {c}" for c in _dead(network, "conv")}
     found |= {f"{b} {c}" for b in range(2) for c in _dead(network, f"blocks.{b}.conv1")}
@@ -143,8 +145,17 @@ def test_slimming_leaves_every_layer_its_strongest_channel() -> None:
     assert sum(len(_dead(network, n)) for n in ("conv", "blocks.0.conv1", "blocks.1.conv1")) == 12
     with pytest.raises(BadOption, match=r"at most --target 0.875 leaves one everywhere"):
         pruned("slimming", net, 0.95)
-    with pytest.raises(StarfireError, match="there is no BatchNorm whose channels can go"):
+    with pytest.raises(BadOption, match="no channel that can go has one"):
         pruned("slimming", nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), 0.5)
+
+
+@pytest.mark.parametrize("spec", ["l1-filter", "l1-filter:preset=vgg16", "thinet", "lasso-channel", "pfa"])
+def test_a_network_of_which_nothing_can_go(spec: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(
+        BadOption, match="no convolution has channels that can go one by one; 0: a channel of it is an ou"
+    ):
+        pruned(spec, net, 0.5, batches=(images(8),))
 
 
 @torch.no_grad()
@@ -242,13 +253,19 @@ def test_pfa_removes_what_repeats_or_never_varies() -> None:
             "lasso-channel",
             0.5,
             3,
-            "--calibrate 3 gives 30 samples of blocks.0.conv2, and its least squares has 37 unkn",
+            "--calibrate 3 gives 30 samples of blocks.0.conv2, and 37 unknowns are fitted to them; at least",
         ),
         (
             "lasso-channel",
             0.5,
             20,
-            "20 samples of fc, and its least squares has 25 unknowns; at least --calibrate 25, or",
+            "--calibrate 20 gives 20 samples of fc, and 25 unknowns are fitted to them; at least --calibrate 25, or",
+        ),
+        (
+            "thinet",
+            0.5,
+            5,
+            "--calibrate 5 gives 5 samples of fc, and 6 unknowns are fitted to them; at least --calibrate 6, or exem",
         ),
         ("thinet", 0.9, 4, "--target 0.9 leaves no channel of blocks.0.conv1"),
         ("lasso-channel", 0.9, 4, "--target 0.9 leaves no channel of blocks.0.conv1"),

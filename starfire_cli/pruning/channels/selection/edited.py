@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from starfire_cli.errors import BadOption
 from starfire_cli.pruning.channels.constants import find_constants, keeps_constants
 from starfire_cli.pruning.channels.coupling import find_channels
 from starfire_cli.pruning.channels.graph import fitting_image, trace
@@ -74,6 +75,13 @@ class EditedNetwork:
         if batches:  # float32 is what it was trained in, and many times as fast as float64 on a GPU
             self.model.to(self.device, torch.float32)
         self.original = copy.deepcopy(self.model) if batches else None
+
+    def open_sites(self) -> list[Site]:
+        """The sites. Raises BadOption with a reason where there is none."""
+        if not self.sites:
+            why = f"; {self.left[0][0]}: {self.left[0][1]}" if self.left else ""
+            raise BadOption(f"no convolution has channels that can go one by one{why}")
+        return self.sites
 
     def weight(self, layer: str) -> Tensor:
         """The weight of a layer as it is now."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.errors import BadOption
 from starfire_cli.pruning.budget import pruned
 from starfire_cli.pruning.channels.selection.edited import EditedNetwork
 from starfire_cli.pruning.channels.selection.sites import ADDED
@@ -17,11 +17,11 @@ def choose_gone(network: EditedNetwork, target: float) -> Tensor:
 
     A channel that would leave a layer empty is passed over.
 
-    Raises StarfireError where no BatchNorm scales a channel that can go, BadOption where `target` leaves too few.
+    Raises BadOption where no BatchNorm scales a channel that can go, or `target` would leave a layer empty.
     """
     scores = _scores(network)
     if not scores:
-        raise StarfireError("there is no BatchNorm whose channels can go, and slimming ranks channels by its scales")
+        raise BadOption("channels are ranked by the scales of BatchNorm, and no channel that can go has one")
     wanted = pruned(len(scores), target)
     owners = list(network.channels.owners.values())
     layers_of: dict[int, list[int]] = {}

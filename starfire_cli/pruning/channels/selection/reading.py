@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from starfire_cli.errors import BadOption
 from starfire_cli.pruning.channels.graph import Traced
 from starfire_cli.pruning.channels.selection.edited import EditedNetwork
 from starfire_cli.pruning.channels.selection.sampling import (
@@ -112,6 +113,24 @@ def read(network: EditedNetwork, site: Site, *, places: int, wanted: bool = Fals
         )
         for reader in site.readers
     ]
+
+
+def check_samples(network: EditedNetwork, site: Site, reader: Reader, *, places: int, needed: int) -> None:
+    """Raises BadOption where a fit has more unknowns than there are samples of a reader.
+
+    Args:
+        network: with images.
+        site: whose channels it reads.
+        reader: the layer.
+        places: at most so many of an image.
+        needed: the number of unknowns.
+    """
+    images, each = sum(map(len, network.batches)), min(places, network.places(reader.node))
+    if images * each < needed:
+        raise BadOption(
+            f"--calibrate {images} gives {images * each} samples of {reader.name}, and {needed} unknowns are fitted to "
+            f"them; at least --calibrate {-(-needed // each)}, or exempt {site.layer} with --keep-dense"
+        )
 
 
 def responses(network: EditedNetwork, sites: Sequence[Site], pool: str) -> list[Tensor]:
