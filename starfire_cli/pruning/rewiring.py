@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.axes import Axes, Change, Rewire, Stage
-from starfire_cli.pruning.kernels.torch import write_dead
-from starfire_cli.pruning.layer_units import LayerUnits
+from starfire_cli.pruning.kernels.torch import count_alive, write_dead
+from starfire_cli.pruning.layer_units import LayerUnits, by_layer
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masked_weights import MaskedWeights
 from starfire_cli.pruning.moment import Moment
@@ -27,6 +28,7 @@ class Rewiring:
     """Evaluates the masks of one method.
 
     Args:
+        model: whose weights these are.
         tensors: all weights that have masks.
         keys: which of them the method prunes.
         axes: the method's.
@@ -40,22 +42,47 @@ class Rewiring:
     uses_kernels = False
 
     def __init__(
-        self, tensors: MaskedWeights, keys: Collection[str], axes: Axes, target: float, era: Era, seed: int
+        self,
+        model: nn.Module,
+        tensors: MaskedWeights,
+        keys: Collection[str],
+        *,
+        axes: Axes,
+        target: float,
+        era: Era,
+        seed: int,
     ) -> None:
         length = era.last_step - era.first_step
+        self._refuse_impossible(tensors, keys, axes, target)
         every = axes.every if axes.every is not None else max(1, min(_EVERY, length // _AT_LEAST))
         if axes.stages and length and every > length:
-            raise BadOption(f"every={every} leaves no evaluation in an era of {length} steps; at most every={length}")
+            raise BadOption(
+                f"masks every {every} steps leave no evaluation in an era of {length} steps; at most every={length}"
+            )
         self.era = replace(era, ramp=axes.ramp, mask_every=every)
         self.axes, self.monotone = axes, axes.monotone
         self._tensors, self._target, self._seed = tensors, target, seed
         self._pruned = [layer for layer in tensors.layers if layer.key in keys]
         self._memory: dict[str, Any] = {}
         self._gradients: dict[str, Tensor] = {}
-        self._needs_gradient = any(stage.needs_gradient for stage in axes.stages)
+        self._reads = frozenset[str]().union(*(stage.reads for stage in axes.stages))
+        self._signs: dict[str, Tensor] = {}
         # The optimizer's own average is zero where weights are dead, so this is another one, of all gradients.
-        self._averages: dict[str, Tensor] | None = {} if any(stage.needs_momentum for stage in axes.stages) else None
+        self._averages: dict[str, Tensor] | None = {} if "momentum" in self._reads else None
         self._changed = False
+        self._penalty = axes.penalty.bind(model, tensors) if axes.penalty is not None else None
+
+    @staticmethod
+    def _refuse_impossible(tensors: MaskedWeights, keys: Collection[str], axes: Axes, target: float) -> None:
+        """Raises BadOption where the target is more than all units but one of each layer."""
+        layers = [layer for layer in tensors.layers if layer.key in keys]
+        each = [LayerUnits(x, axes.unit, tensors.weights[x.key].detach(), tensors.masks[x.key]) for x in layers]
+        most = sum((units.count - 1) * units.size for units in each) / max(1, sum(layer.weights for layer in layers))
+        if axes.targeted and layers and target > most:
+            raise BadOption(
+                f"--target {target:g} is more than this method's units can give: with one of each layer left it is "
+                f"{math.floor(most * 1000) / 1000:g}"
+            )
 
     def evaluates_at(self, step: int) -> bool:
         """Whether masks may change at this step."""
@@ -67,25 +94,37 @@ class Rewiring:
 
     def plain(self, step: int) -> bool:
         """Whether nothing but masking the gradients happens between backward and the optimizer's step."""
-        if self._averages is not None and step <= self.era.last_step:
+        if self._penalty is not None or (self._averages is not None and step <= self.era.last_step):
             return False
-        return not self.evaluates_at(step) or not (self.axes.replaces_step or self._needs_gradient)
+        return not self.evaluates_at(step) or not (self.axes.replaces_step or self._reads)
+
+    @property
+    def adds_gradients(self) -> bool:
+        """Whether a penalty is added to the gradients."""
+        return self._penalty is not None
 
     def before_step(self, step: int) -> bool:
         """Between backward and the optimizer's step number `step`. Returns whether the step is to be made."""
         if self.plain(step):
             return True
+        if self._penalty is not None:
+            self._penalty.add_gradients(self._moment(step))
         if self._averages is not None:
             self._average_gradients()
         if not self.evaluates_at(step):
             return True
-        self._keep_gradients()
+        if "gradient" in self._reads:
+            self._keep_gradients()
+        if "signs" in self._reads:
+            self._signs = {key: weight.detach().sign() for key, weight in self._tensors.weights.items()}
         if self.axes.replaces_step:
             self.evaluate(step)
         return not self.axes.replaces_step
 
     def after_step(self, step: int) -> bool:
         """After the optimizer's step. Returns whether any mask changed in it."""
+        if self._penalty is not None:
+            self._penalty.after_step(self._moment(step))
         if self.axes.replaces_step:
             changed, self._changed = self._changed, False
             return changed
@@ -98,7 +137,7 @@ class Rewiring:
 
     def release(self) -> None:
         """Let go of what is only needed while masks are evaluated."""
-        self._gradients = {}
+        self._gradients, self._signs = {}, {}
         if self._averages:
             self._averages = {}
 
@@ -114,12 +153,13 @@ class Rewiring:
 
     def _keep_gradients(self) -> None:
         """Remember the gradients for the evaluation after the optimizer's step, before those of the dead are masked."""
-        self._gradients = {k: w.grad.clone() for k, w in self._tensors.weights.items() if w.grad is not None}
+        keep = (lambda g: g) if self.axes.replaces_step else torch.clone  # which looks at them at once
+        self._gradients = {k: keep(w.grad) for k, w in self._tensors.weights.items() if w.grad is not None}
 
     def _average_gradients(self) -> None:
         assert self._averages is not None
         gradients = {k: w.grad for k, w in self._tensors.weights.items() if w.grad is not None}
-        if not all(bool(g.sum().isfinite()) for g in gradients.values()):
+        if not _finite(gradients):
             return  # a step that overflowed in half precision
         for key, gradient in gradients.items():
             if key not in self._averages:
@@ -136,7 +176,7 @@ class Rewiring:
         start = self.axes.start
         if start is None:
             return
-        if start.needs_gradient:
+        if "gradient" in start.reads:
             assert gradients is not None, "the method looks at gradients before the first step"
             gradients()
             self._keep_gradients()
@@ -147,24 +187,28 @@ class Rewiring:
 
         Raises StarfireError where weights are not finite; an evaluation whose gradients are not is left out.
         """
-        if not all(bool(g.sum().isfinite()) for g in self._gradients.values()):
+        if not _finite(self._gradients):
             self._gradients = {}  # a step that overflowed in half precision, which the optimizer leaves out as well
             return False
         changed = False
         for stage in self.axes.stages:
             changed |= self._apply(stage, self._moment(step))
         self._gradients = {}
+        self._tensors.mask_gradients(self._tensors.touched)  # where the loop still has some
         self._changed = changed
         return changed
 
     def state_dict(self) -> dict[str, Any]:
         """What the method remembers: plain numbers, and averages of gradients by layer."""
-        return {"memory": dict(self._memory), "averages": dict(self._averages or {})}
+        state = {"memory": dict(self._memory), "averages": dict(self._averages or {})}
+        return state if self._penalty is None else {**state, "penalty": self._penalty.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with what a checkpoint remembered."""
         self._memory.clear()
         self._memory.update(state["memory"])
+        if self._penalty is not None:
+            self._penalty.load_state_dict(state["penalty"])
         for key, average in state["averages"].items():
             if self._averages is not None and key in self._tensors.weights:
                 self._averages[key] = torch.empty_like(self._tensors.weights[key]).copy_(average)
@@ -175,7 +219,9 @@ class Rewiring:
         moment = replace(self._moment(self.era.last_step), memory={})
         left = {key: units.alive for key, units in layers.items()}
         start = self.axes.start
-        if start is not None and start.needs_gradient:  # which weights is not known yet, nor how many by a global rule
+        if (
+            start is not None and "gradient" in start.reads
+        ):  # which weights is not known yet, nor how many by a global rule
             share = "uniform" if start.allocation == "global" else start.allocation
             start = replace(start, score="random", allocation=share)
         rise = self.axes.rise
@@ -205,28 +251,47 @@ class Rewiring:
                 (masks or tensors.masks)[key],
                 gradient=self._gradients.get(key),
                 momentum=(self._averages or {}).get(key),
+                signs=self._signs.get(key),
             )
         return layers
 
     @torch.no_grad()
     def _apply(self, stage: Stage, moment: Moment) -> bool:
         layers = self._layers()
-        changed = [self._write(layers[key], change) for key, change in stage.apply(layers, moment).items()]
-        return any(changed)
+        changes = stage.apply(layers, moment)
+        changed = {key: layers[key] for key, change in changes.items() if _differs(layers[key], change)}
+        self._tensors.touched.update(dict.fromkeys(changed))
+        for key, dead in by_layer(changed, lambda key, units: self._write(units, changes[key])).items():
+            self._tensors.counts.set(key, dead)
+        return bool(changed)
 
-    def _write(self, units: LayerUnits, change: Change) -> bool:
-        """Bring one layer's mask, weights, state and average to what a change says."""
-        was, alive_U = units.alive_U, change.alive_U
-        reset_U = ~was if change.reset_U is None else change.reset_U
-        if bool((alive_U == was).all()) and not bool((reset_U & alive_U).any()):
-            return False
-        key, grown_U = units.layer.key, alive_U & ~was
-        mask = (units.spread(alive_U & was) & units.alive) | units.spread(grown_U)
-        self._tensors.touched[key] = None
-        write_dead(mask & ~units.spread(reset_U), self._tensors.tensors(key))
+    def _write(self, units: LayerUnits, change: Change) -> int:
+        """Bring one layer's mask, weights, state and average to what a change says. Returns its dead weights."""
+        was_U, alive_U, key = units.alive_U, change.alive_U, units.layer.key
+        mask = units.spread(alive_U)
+        if units.unit.axes:  # of a unit that lives on, single weights may be dead
+            mask = mask & (units.alive | ~units.spread(was_U))
+        kept = mask & ~units.spread(~was_U if change.reset_U is None else change.reset_U)
+        write_dead(_like(kept, units.alive), (units.weight, *self._tensors.kept(key)))
         if change.values is not None:
-            new = units.spread(alive_U & reset_U)
-            self._tensors.weights[key].data.copy_(torch.where(new, change.values, self._tensors.weights[key]))
+            self._tensors.weights[key].data.add_(torch.where(kept, 0, change.values) * mask)
         self._tensors.masks[key].copy_(mask)
-        self._tensors.counts.set(key, units.layer.weights - int(torch.count_nonzero(mask)))
+        return units.layer.weights - int(count_alive(mask))
+
+
+def _finite(gradients: Mapping[str, Tensor]) -> bool:
+    """Whether none holds NaN or inf."""
+    sums = [gradient.sum() for gradient in gradients.values()]
+    return not sums or bool(torch.stack(sums).isfinite().all())
+
+
+def _differs(units: LayerUnits, change: Change) -> bool:
+    """Whether anything would be written."""
+    if not torch.equal(change.alive_U, units.alive_U):
         return True
+    return change.reset_U is not None and bool((change.reset_U & change.alive_U).any())
+
+
+def _like(mask: Tensor, other: Tensor) -> Tensor:
+    """A mask with another's strides, so that what is multiplied with it is gone through in the order of memory."""
+    return mask if mask.stride() == other.stride() else torch.empty_like(other).copy_(mask)
