@@ -1,8 +1,4 @@
-"""Group-wise brain damage: prunes columns of the im2col matrix (Lebedev and Lempitsky, 2016, arXiv 1506.02515).
-
-A column is one place (c, r, s) of the windows of all filters: without it the matrix product of the convolution has one
-inner dimension less. The paper calls them groups; columns of the smallest norm go.
-"""
+"""Group-wise brain damage: columns of the im2col matrix (Lebedev and Lempitsky, 2016, arXiv 1506.02515)."""
 
 from __future__ import annotations
 
@@ -17,7 +13,11 @@ from starfire_cli.pruning.units import Budget, Cut
 @METHODS.register("lebedev", "conv")
 @dataclass(frozen=True, kw_only=True)
 class Lebedev:
-    """Prunes the columns of the layer with the smallest Euclidean norm; depthwise layers stay dense."""
+    """Prunes the columns of the layer with the smallest Euclidean norm; depthwise layers stay dense.
+
+    A column is one place (c, r, s) in the windows of all filters: without it the matrix product of the convolution has
+    one inner dimension less.
+    """
 
     def budget(self, layer: Layer, goal: Goal) -> Budget | None:
         if layer.depthwise:

@@ -1,9 +1,4 @@
-"""Granularities of pruning: weights, rows of windows, kernels or filters of a whole layer (Mao et al., 2017).
-
-arXiv 1705.08922. One rule for four grains: the units of the layer with the smallest sum of |w| go. The paper prunes
-and retrains in turns, with densities of each layer from a sensitivity scan; its finding is that at equal accuracy
-single weights can be sparsest, then rows, kernels, filters.
-"""
+"""Granularities of pruning: weights, rows, kernels or filters of a layer (Mao et al., 2017, arXiv 1705.08922)."""
 
 from __future__ import annotations
 
@@ -22,6 +17,10 @@ GRAINS = {"weight": "", "row": "S", "kernel": "RS", "filter": "CRS"}
 @dataclass(frozen=True, kw_only=True)
 class Mao:
     """Prunes the units of the layer with the smallest sum of |w|; depthwise layers stay dense.
+
+    The paper prunes and retrains in turns, each layer to a density from a sensitivity scan.
+
+    Published: at equal accuracy single weights can be sparsest, then rows, kernels, filters.
 
     Args:
         grain: "weight", "row" (of a window), "kernel" or "filter".

@@ -1,10 +1,4 @@
-"""Network slimming: channels with the smallest scale of BatchNorm go, all layers competing (Liu et al., 2017).
-
-arXiv 1708.06519. The network was trained with a penalty on the scales (1e-4 |gamma| for VGG, 1e-5 for ResNet-164).
-CIFAR-10 of the public code: VGG-19 93.77 % before, 93.78 after at 0.7; ResNet-164 94.75, 95.05 at 0.4, 93.81 at 0.6.
-The code keeps what is larger than the value at index int(n t) of all n scales, which is one channel more gone than
-here where n t is whole.
-"""
+"""Network slimming: channels by the scale of their BatchNorm, all layers competing (Liu et al., 2017, arXiv 1708.06519)."""
 
 from __future__ import annotations
 
@@ -23,7 +17,11 @@ CONSTANTS = ("fold", "zero")
 class Slimming:
     """Removes the channels with the smallest |gamma| of the network; every layer keeps its strongest.
 
-    Channels that are added up go together, and count by the largest |gamma| among them.
+    Channels that are added up go together, and count by the largest |gamma| among them. The network should have been
+    trained with a penalty on the scales. The public code keeps what is larger than the value at index int(n t) of all
+    n scales: where n t is whole, one channel more goes than here.
+
+    Published: CIFAR-10, VGG-19 93.77 before, 93.78 at 0.7; ResNet-164 94.75, 95.05 at 0.4, 93.81 at 0.6.
 
     Args:
         constants: "fold": a channel's scale becomes 0, and what its shift then gives at every pixel goes into the

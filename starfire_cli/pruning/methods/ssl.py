@@ -1,9 +1,4 @@
-"""Structured sparsity learning: groups of weights that training has driven to zero go (Wen et al., 2016).
-
-arXiv 1608.03665. The network was trained with a group lasso on these groups; its public code calls a weight zero below
-1e-4. There is no target: what the penalty left tells how much goes. CIFAR-10 of the paper: ResNet-20 91.25 % before,
-92.60 % with two layers less.
-"""
+"""Structured sparsity learning: groups of weights that training drove to zero (Wen et al., 2016, arXiv 1608.03665)."""
 
 from __future__ import annotations
 
@@ -26,7 +21,10 @@ class SSL:
     """Removes groups whose weights are all smaller than a threshold.
 
     A dead filter or channel is cut out by --shrink where that is exact; what a dead filter still gives through its
-    BatchNorm is kept. A layer goes whole ("depth") only where a shortcut leads past it.
+    BatchNorm is kept. A layer goes whole ("depth") only where a shortcut leads past it. There is no target: what the
+    penalty of the training left says how much goes. The threshold is that of the public code.
+
+    Published: CIFAR-10, ResNet-20 91.25 before, 92.60 with two layers less.
 
     Args:
         units: "filter", "channel" (of the input), "shape" (one place of all windows), "depth" (a layer), or several
