@@ -1,4 +1,4 @@
-"""Network slimming: channels by the scale of their BatchNorm, all layers competing (Liu et al., 2017, arXiv 1708.06519)."""
+"""Network slimming: channels by their BatchNorm's scale, all layers competing (Liu et al., 2017, arXiv 1708.06519)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONSTANTS = ("fold", "zero")
 
 @METHODS.register("slimming", "channels")
 @dataclass(frozen=True, kw_only=True)
-class Slimming:
+class NetworkSlimming:
     """Removes the channels with the smallest |gamma| of the network; every layer keeps its strongest.
 
     Channels that are added up go together, and count by the largest |gamma| among them. The network should have been

@@ -17,7 +17,7 @@ UNITS = {"filter": (2, 3, 4), "channel": (1, 3, 4), "shape": (1,), "depth": ()} 
 
 @METHODS.register("ssl", "channels")
 @dataclass(frozen=True, kw_only=True)
-class SSL:
+class StructuredSparsityLearning:
     """Removes groups whose weights are all smaller than a threshold.
 
     A dead filter or channel is cut out by --shrink where that is exact; what a dead filter still gives through its
