@@ -47,10 +47,10 @@ def outputs(path: Path) -> torch.Tensor:
     ("method", "options"),
     [
         ("l1-filter", ("--target", 0.5)),
-        ("slimming", ("--target", 0.5)),
-        ("thinet", ("--target", 0.5, "--calibrate", 32, *DIGITS)),
+        pytest.param("slimming", ("--target", 0.5), marks=pytest.mark.slow),
         ("lasso-channel", ("--target", 0.5, "--calibrate", 32, *DIGITS)),
-        ("pfa", ("--calibrate", 32, *DIGITS)),
+        pytest.param("thinet", ("--target", 0.5, "--calibrate", 32, *DIGITS), marks=pytest.mark.slow),
+        pytest.param("pfa", ("--calibrate", 32, *DIGITS), marks=pytest.mark.slow),
     ],
 )
 def test_a_smaller_network_that_is_the_masked_one(
@@ -125,8 +125,10 @@ def test_sweeps(capsys: Capture, checkpoint: Path) -> None:
     )
     assert [(p["target"], p["layer"]) for p in found["points"]] == [(0.0, None), (0.5, None)]
     assert found["points"][1]["sparsity"] > 0.3
-    found = json.loads(run(capsys, "prune-mask", *common, "--method", "l1-filter", "--sweep", "0.5", "--per-layer"))
-    assert [p["layer"] for p in found["points"]] == [None, "blocks.0.conv1", "blocks.1.conv1", "last"]
+    found = json.loads(
+        run(capsys, "prune-mask", *common, "--method", "l1-filter", "--sweep", "0.5", "--per-layer", "--only", "*.0.*")
+    )
+    assert [p["layer"] for p in found["points"]] == [None, "blocks.0.conv1"]
 
 
 @pytest.mark.parametrize(
