@@ -95,6 +95,9 @@ def remove_channels(
 
     Raises BadOption, StarfireError where the method cannot do this.
     """
+    for key, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise StarfireError(f"{key} holds NaN or inf; channels cannot be told by it")
     convolutions = [layer.name for layer in layers if layer.kind != "linear"]
     batches = trial.calibration_batches(calibrate) if trial is not None and calibrate is not None else []
     device = trial.device if trial is not None else None

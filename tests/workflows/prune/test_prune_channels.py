@@ -178,6 +178,16 @@ def test_a_network_that_cannot_be_traced(tmp_path: Path, capsys: Capture, checkp
     )
 
 
+@pytest.mark.parametrize("key", ["blocks.0.conv1.weight", "blocks.1.bn1.running_var"])
+def test_a_network_that_is_not_finite(tmp_path: Path, capsys: Capture, key: str) -> None:
+    state = tiny_resnet().state_dict()
+    state[key].view(-1)[3] = float("nan")
+    torch.save(state, tmp_path / "a.pt")
+    arguments = ("--model", SPEC, "--method", "l1-filter", "--target", 0.5, "-o", tmp_path / "b.pt")
+    assert f"{key} holds NaN or inf" in fails(capsys, tmp_path / "a.pt", *arguments, code=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
 def test_train_names_the_command_that_compresses(capsys: Capture) -> None:
     assert main(["train", "--method", "thinet"]) == 2
     assert "starfire prune-mask CHECKPOINT --method thinet" in capsys.readouterr().err
