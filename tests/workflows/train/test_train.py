@@ -44,7 +44,7 @@ def test_sparsity_only_grows_and_dead_weights_stay_exact_zeros(tmp_path, monkeyp
         nonlocal checked
         changed = after_step(self, step)
         for key, mask in self.masks.items():
-            weight = self._weights[key]
+            weight = self.weights[key]
             assert not weight.detach()[~mask].count_nonzero()
             assert not (~mask < dead_before.get(key, torch.zeros_like(mask))).any(), "a dead weight came back"
             dead_before[key] = ~mask
@@ -99,6 +99,7 @@ def test_a_run_folder_holds_what_it_should(tmp_path, capsys):
     assert set(rows[0]) == {
         *("epoch", "step", "threshold", "sparsity_prunable", "sparsity_total", "train_loss", "train_top1"),
         *("val_loss", "val_top1", "val_top5", "lr", "images_per_second", "seconds", "mask_seconds"),
+        *("macs", "train_macs"),
     }
     raw = torch.load(run.last, weights_only=True)
     assert {
