@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starfire_cli import options
 from starfire_cli.errors import BadOption
 from starfire_cli.options import out_of_range
-from starfire_cli.pruning import LINEAR_METHODS, METHODS, TRAINING_METHODS, Method, NetworkMethod
+from starfire_cli.pruning import CHANNEL_METHODS, LINEAR_METHODS, METHODS, TRAINING_METHODS, Method, NetworkMethod
 from starfire_cli.pruning.codebook import Codebook, parse
 from starfire_cli.pruning.schedule import parse_era
 from starfire_cli.registry import Family
@@ -37,6 +37,12 @@ def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainR
     An era or learning-rate drops that come from the recipe keep their place when `epochs` is overridden: they are
     scaled. Raises BadOption for values out of range.
     """
+    compression = request.method.partition(":")[0]
+    if compression in CHANNEL_METHODS.names() and compression not in TRAINING_METHODS.names():
+        raise BadOption(
+            f"--method {compression} compresses a network that is trained: starfire prune-mask CHECKPOINT --method "
+            f"{compression}"
+        )
     if request.values is not None and (request.method, request.target) == (TrainRequest.method, TrainRequest.target):
         request = dataclasses.replace(request, method="dense")  # shared values are of weights that stay
     name, recipe = recipe_for(request.recipe, data_name, data_size)
