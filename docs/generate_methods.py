@@ -227,7 +227,7 @@ def section(name: str) -> str:
     rows = _options(options)
     if rows:
         lines += ["", "| option | default | meaning |", "|---|---|---|"]
-        defaults = {f.name: f.default for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        defaults = {f.name: f.default for f in dataclasses.fields(cls)}
         lines += [f"| `{key}` | {_default(defaults[key])} | {meaning} |" for key, meaning in rows]
     return "\n".join(lines) + "\n"
 
