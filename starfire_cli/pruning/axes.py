@@ -15,6 +15,7 @@ from starfire_cli.pruning.masked_weights import MaskedWeights
 from starfire_cli.pruning.moment import Moment
 from starfire_cli.pruning.regrowth import Regrowth
 from starfire_cli.pruning.removal import Removal, Rise, share_out
+from starfire_cli.pruning.rounds import Rounds
 from starfire_cli.pruning.scores import READS, score
 
 
@@ -187,6 +188,7 @@ class Axes:
         dense_last: whether the last linear layer does.
         targeted: whether the sparsity that comes out is the target.
         penalty: a term of the loss; None: none.
+        rounds: masks are evaluated between rounds of training, not at steps; None: there is one round.
     """
 
     unit: Unit = field(default_factory=Unit)
@@ -200,11 +202,12 @@ class Axes:
     dense_last: bool = False
     targeted: bool = True
     penalty: Penalty | None = None
+    rounds: Rounds | None = None
 
     @property
     def monotone(self) -> bool:
         """Whether "once zero, always zero" holds."""
-        return all(stage.monotone for stage in self.stages)
+        return all(stage.monotone for stage in self.stages) and (self.rounds is None or self.rounds.monotone)
 
     def chosen(self, layers: Sequence[Layer]) -> list[Layer]:
         """Those of some layers that the method prunes."""

@@ -174,6 +174,18 @@ class Pruner:
             return False
         return self._tensors.device.type != "cpu" or self.zeros != before
 
+    @torch.no_grad()
+    def prune_between_rounds(self, step: int) -> None:
+        """Evaluate the masks of a method of rounds as they are due from `step` on, the first of a round.
+
+        Raises StarfireError where weights are not finite.
+        """
+        assert isinstance(self._masks, Rewiring) and self._masks.axes.rounds is not None
+        started = perf_counter()
+        self._step = step - 1
+        self._masks.evaluate(step)
+        self.seconds += perf_counter() - started
+
     def evaluates_at(self, step: int) -> bool:
         """Whether masks may change at this step."""
         return self._masks.evaluates_at(step) if isinstance(self._masks, Rewiring) else self.era.evaluates_at(step)

@@ -86,7 +86,7 @@ class Rewiring:
 
     def evaluates_at(self, step: int) -> bool:
         """Whether masks may change at this step."""
-        if not self.axes.stages:
+        if not self.axes.stages or self.axes.rounds is not None:
             return False
         if step == self.era.last_step and self.axes.rise is None:
             return step > self.era.first_step and (step - self.era.first_step) % self.era.mask_every == 0

@@ -76,6 +76,7 @@ class Started:
     steps_per_epoch: int
     resumed: bool
     notes: tuple[str, ...]
+    rounds: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,7 @@ class EpochRecord:
     mask_seconds: float
     best: bool
     robust_top1: float | None = None
+    round: int | None = None  # of training, where a method has several, from 1; epochs count on over all
     gradient_bytes: int | None = None  # that each of several processes sent in a step, on average
     memory_bytes: int | None = None  # of a CUDA device, the most that tensors have taken so far
 
