@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from starfire_cli.pruning.schedule import Era
+
+_RARE = 0.25  # the share of candidates below which they are listed rather than met by chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +55,22 @@ class Moment:
 
     def choose(self, key: str, among_N: Tensor, count: int, what: str = "") -> Tensor:
         """`count` of the candidates at random, each set of them equally likely: bool, (N,)."""
-        chosen = torch.zeros_like(among_N)
         if count <= 0:
-            return chosen
-        places = among_N.nonzero().flatten()
-        picks = self.generator(key, what).choice(len(places), size=count, replace=False, shuffle=False)
-        chosen[places[torch.from_numpy(picks).to(places.device)]] = True
+            return torch.zeros_like(among_N)
+        chosen = _chosen(self.generator(key, what), among_N.cpu().numpy(), count)
+        return torch.from_numpy(chosen).to(among_N.device)
+
+
+def _chosen(draws: np.random.Generator, among_N: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
+    """`count` different candidates: bool, (N,)."""
+    candidates, chosen = int(np.count_nonzero(among_N)), np.zeros(len(among_N), np.bool_)
+    if candidates < _RARE * len(among_N) or count > candidates // 2:
+        places = np.flatnonzero(among_N)
+        chosen[places[draws.choice(candidates, size=count, replace=False, shuffle=False)]] = True
         return chosen
+    missing = count
+    while missing:  # most places are candidates and few of them wanted: any are drawn, and those count that are some
+        places = draws.integers(len(among_N), size=missing)
+        chosen[places[among_N[places]]] = True
+        missing = count - int(np.count_nonzero(chosen))
+    return chosen
