@@ -141,7 +141,9 @@ def test_a_line_ends_with_its_round(seeds: int) -> None:
     rows = [{"epoch": float(e), "step": 5.0 * e, "round": float(-(-e // 2)), "val_top1": 0.1 * e} for e in range(1, 6)]
     runs = [RunHistory(path=Path(f"{seed}"), rows=tuple(rows[: 5 - seed])) for seed in range(seeds)]
     assert [rounds_of(run) for run in runs] == [[2, 4], [2]][:seeds]
-    for curve, count in zip(curves(Group("a", "lottery", tuple(runs)), "val_top1", "step"), (5, 4), strict=False):
+    for curve, count in zip(
+        curves(Group(label="a", method="lottery", runs=tuple(runs)), "val_top1", "step"), (5, 4), strict=False
+    ):
         gaps = [x for x, y in zip(curve.x, curve.y, strict=True) if y != y]
         assert gaps == pytest.approx([10, 20][: count - 3])
         assert [y for y in curve.y if y == y] == pytest.approx([0.1 * e for e in range(1, count + 1)])
