@@ -40,7 +40,7 @@ class Stage(Protocol):
     Attributes:
         monotone: whether nothing that is dead ever comes back.
         reads: what is read beside weights and masks: "gradient" of all weights, "momentum" (their running average),
-            "signs" (which the weights had before the optimizer's step).
+            "signs" (which the weights had before the optimizer's step), "batchnorm" (the one that follows a layer).
     """
 
     @property
@@ -178,7 +178,7 @@ class Axes:
 
     Args:
         unit: what lives and dies as one.
-        start: which weights live at first; None: all.
+        start: the stage that makes the masks before the first step; None: all weights live.
         stages: what happens at each evaluation, one after the other.
         every: optimizer steps between evaluations; None: 100, or a twentieth of the era where that is less.
         ramp: how the sparsity rises in the era (see `schedule.py`).
@@ -192,7 +192,7 @@ class Axes:
     """
 
     unit: Unit = field(default_factory=Unit)
-    start: Start | None = None
+    start: Stage | None = None
     stages: tuple[Stage, ...] = ()
     every: int | None = None
     ramp: str = "linear"

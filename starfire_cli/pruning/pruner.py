@@ -105,6 +105,11 @@ class Pruner:
         """From now on, clear this optimizer's state and this moving average where weights die."""
         self._tensors.attach(optimizer, ema)
 
+    def use_average(self, average: Callable[[list[Tensor]], list[Tensor]]) -> None:
+        """From now on, take means over all ranks with this, of what each of them has for itself."""
+        if isinstance(self._masks, Rewiring):
+            self._masks.use_average(average)
+
     def begin(self, gradients: Callable[[], None] | None = None) -> None:
         """Before the first step of a new run: make the masks of a method that is sparse from the start.
 

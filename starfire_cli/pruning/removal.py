@@ -45,12 +45,14 @@ class Rise:
         score: see `scores.py`.
         initial: the sparsity that the rise begins at.
         reach: the part of the target that is due at a moment; by default the era's.
+        pauses: whether nothing goes at a moment, whatever is due.
     """
 
     allocation: str = "uniform"
     score: str = "magnitude"
     initial: float = 0.0
     reach: Callable[[Moment], float] = lambda moment: moment.progress
+    pauses: Callable[[Moment], bool] = lambda moment: False
 
     @property
     def reads(self) -> frozenset[str]:
@@ -58,6 +60,8 @@ class Rise:
         return READS.get(self.score, frozenset())
 
     def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
+        if self.pauses(moment):
+            return {}
         sparsity = self.initial + (moment.target - self.initial) * self.reach(moment)
         if self.allocation == "global":
             scores = by_layer(layers, lambda key, units: score(self.score, units))

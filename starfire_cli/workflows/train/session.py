@@ -238,6 +238,7 @@ def join_ranks(session: Session) -> Session:
         session.agreement.steps(position.epoch, position.batch, session.data.train.steps, session.data.val.steps)
         if not session.resumed:
             ranks.take_first(model.buffers())
+        session.pruner.use_average(ranks.average)
         replica = Replica(model, device)
         session.fixed.share(replica.sending)
         module = replica.module
