@@ -41,7 +41,7 @@ class Seed:
             alive[first] = alive[first] & ~rests_H[:, None]
             alive[second] = alive[second] & ~rests_H[None]
         changes = {}
-        for key, dead in share_out("uniform", layers, self.sparsity(moment)).items():
+        for key, dead in share_out("uniform", layers, self.sparsity(moment), final=moment.target).items():
             alive_U = alive[key].reshape(-1)
             due = min(dead, alive_U.numel() - 1) - int(torch.count_nonzero(~alive_U))
             changes[key] = Change(alive_U=alive_U & ~moment.choose(key, alive_U, due, "seed"))
@@ -76,7 +76,7 @@ class Growth:
             values[first] += born.first
             values[second] += born.second
         changes = {}
-        for key, dead in share_out("uniform", layers, self.sparsity(moment)).items():
+        for key, dead in share_out("uniform", layers, self.sparsity(moment), final=moment.target).items():
             units = layers[key]
             assert units.momentum is not None
             born_U = values[key].reshape(-1) != 0
