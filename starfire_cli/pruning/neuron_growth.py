@@ -150,7 +150,7 @@ class NeuronGrowth:
                     bridging_MN = g.T @ x
                     self._step[key] = self._step[key] + bridging_MN if key in self._step else bridging_MN
 
-                output.register_hook(add)
+                output.register_hook(add)  # type: ignore[no-untyped-call]
 
         self._handles += [first.register_forward_pre_hook(before), second.register_forward_hook(after)]
 
@@ -208,5 +208,6 @@ def _mean_size(units: LayerUnits) -> float:
 
 def _scaled(values: NDArray[np.float64], mean: float) -> NDArray[np.float64]:
     """Multiplied so that the mean size of what is not zero is `mean`."""
-    size = np.abs(values)
-    return values * (mean * np.count_nonzero(size) / max(size.sum(), 1e-300))
+    size: NDArray[np.float64] = np.abs(values)
+    scaled: NDArray[np.float64] = values * (mean * np.count_nonzero(size) / max(size.sum(), 1e-300))
+    return scaled
