@@ -225,6 +225,14 @@ def test_a_resumed_run_keeps_its_rounds_and_needs_what_it_rewinds_to(tmp_path: P
     run, _ = trained(tmp_path / "run", max_steps=12)
     with pytest.raises(BadOption, match="--epochs 3: the rounds of --method lottery:rounds=2 have 2 epochs each"):
         resumed(run, epochs=3)
-    run.rewind.rename(tmp_path / "away.pt")
+    own = run.rewind.read_bytes()
+    run.rewind.write_bytes(own[: len(own) // 2])
+    with pytest.raises(StarfireError, match=r"rewind\.pt"):
+        resumed(run)
+    other, _ = trained(tmp_path / "other", model="tests.tiny:plain", max_steps=1)
+    run.rewind.write_bytes(other.rewind.read_bytes())
+    with pytest.raises(StarfireError, match=r"rewind\.pt is of another network than the checkpoint beside it"):
+        resumed(run)
+    run.rewind.unlink()
     with pytest.raises(StarfireError, match=r"rewind\.pt, the weights that each round is set back to, is not there"):
         resumed(run)
