@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning import TRAINING_METHODS, NetworkMethod
+from starfire_cli.pruning.methods.lottery import Lottery
 from starfire_cli.pruning.rounds import Rounds
 from starfire_cli.pruning.schedule import Era
 from starfire_cli.workflows.train.request import TrainRequest
@@ -48,6 +49,11 @@ class Tickets:
         """Whether weights are set back."""
         return self.rounds.rewind == "weights"
 
+    @property
+    def trained_epochs(self) -> int:
+        """The epochs of all rounds, also those of which only the end is trained."""
+        return self.trainings * self.epochs - (self.trainings - 1) * (self.first // self.steps_per_epoch)
+
     def is_over(self, epoch: int) -> bool:
         """Whether, after so many epochs of the run, another round is due to begin."""
         return self.round < self.trainings and epoch >= self.round * self.epochs
@@ -76,6 +82,14 @@ def tickets_of(request: TrainRequest, pruning: Pruning, steps_per_epoch: int) ->
         steps_per_epoch=steps_per_epoch,
         first=rounds.rewind_step(steps, steps_per_epoch),
     )
+
+
+def rewind_in_epochs(spec: str, steps_per_epoch: int) -> str:
+    """A method's spec for epochs of another length: the place that its rounds go back to is said in epochs."""
+    method = TRAINING_METHODS.build(spec)
+    if not isinstance(method, Lottery) or method.rewind_at.endswith("ep"):
+        return spec
+    return TRAINING_METHODS.spec(replace(method, rewind_at=f"{int(method.rewind_at) / steps_per_epoch!r}ep"))
 
 
 def refuse_other_rounds(own: TrainRequest, epochs: int | None) -> None:

@@ -121,6 +121,7 @@ def test_epochs_count_on_and_best_is_of_the_last_round(tmp_path: Path) -> None:
     assert [r.sparsity_prunable for r in epochs] == pytest.approx([0, 0, 0.2, 0.5], abs=1e-3)
     assert [r.threshold for r in epochs] == pytest.approx([0, 0, 0.2, 0.5])
     assert epochs[1].lr == epochs[2].lr == epochs[3].lr, "the schedule is the first round's"
+    assert isinstance(records[-1], Finished) and records[-1].epochs == 4
     best = checkpoint(run.best)
     assert best.meta.metrics.epoch == 6 and run.read_metrics()[-1]["round"] == 3
     assert {path.name for path in run.path.glob("*.pt")} == {
