@@ -45,7 +45,7 @@ def try_request(request: TrainRequest, given: frozenset[str]) -> MethodTrial:
 
 
 def training_cost(request: TrainRequest, given: frozenset[str], trial: MethodTrial) -> float:
-    """Training FLOPs, of all rounds, over those of the dense network in as many `--epochs`, from a pilot run that goes through the whole schedule.
+    """Training FLOPs over those of the dense network in as many `--epochs`, from a pilot run through all rounds.
 
     The pilot has the request's epochs and, unless these come to more than 2000, its steps, with two images in each and
     a learning rate of 0: masks change as they will in the run, as far as they do not depend on what is learned.
