@@ -18,7 +18,7 @@ PAGE = Path(__file__).with_name("methods.md")
 sys.path.insert(0, str(PAGE.parents[1]))
 
 from starfire_cli.pruning import METHODS, Goal, Layer, NetworkMethod  # noqa: E402 - the checkout, whatever is installed
-from starfire_cli.pruning.axes import Axes, Rewire, Start  # noqa: E402
+from starfire_cli.pruning.axes import Axes, Rewire, SparseStart  # noqa: E402
 from starfire_cli.pruning.neuron_growth import NeuronGrowth  # noqa: E402
 from starfire_cli.pruning.regrowth import Grow  # noqa: E402
 from starfire_cli.pruning.removal import Adaptive, Below, Rise, Swap  # noqa: E402
@@ -120,14 +120,14 @@ def _rivals(axes: Axes) -> str:
     rise = axes.rise
     if rise is not None:
         return {"global": "network", "uniform": "layer"}.get(rise.allocation, f"layer ({rise.allocation.upper()})")
-    if isinstance(axes.start, Start):
+    if isinstance(axes.start, SparseStart):
         by_shape = {"global": "network", "uniform": "layer"}
         return by_shape.get(axes.start.allocation, f"layer ({axes.start.allocation.upper()})")
     return "each by itself" if axes.penalty is not None else "layer"
 
 
 def _amount(axes: Axes) -> str:
-    whole = isinstance(axes.start, Start) and axes.start.sparsity is None
+    whole = isinstance(axes.start, SparseStart) and axes.start.sparsity is None
     parts = [] if axes.start is None else ["sparse from the start" if whole else "partly sparse"]
     for stage in axes.stages:
         removal = getattr(stage, "removal", None)
@@ -168,7 +168,7 @@ def _penalty(axes: Axes) -> str:
 def _budget(axes: Axes) -> str:
     if not axes.targeted:
         return "none"
-    return "throughout" if isinstance(axes.start, Start) and axes.start.sparsity is None else "after the era"
+    return "throughout" if isinstance(axes.start, SparseStart) and axes.start.sparsity is None else "after the era"
 
 
 # The paper's Table 4: (focus, requires regularisation, pruning era, strict budget, granularity).

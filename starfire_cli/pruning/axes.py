@@ -116,7 +116,7 @@ class Penalty(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class SparseStart:
     """Sparse from the first step on.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from starfire_cli.errors import BadOption, StarfireError
-from starfire_cli.pruning.axes import Axes, Change, Rewire, Stage, Start
+from starfire_cli.pruning.axes import Axes, Change, Rewire, SparseStart, Stage
 from starfire_cli.pruning.channels.sequences import batchnorms_after
 from starfire_cli.pruning.kernels.torch import count_alive, is_finite, write_dead
 from starfire_cli.pruning.layer_units import LayerUnits, by_layer
@@ -174,7 +174,8 @@ class Rewiring:
         """The sparsity that is due after so many steps."""
         rise = self.axes.rise
         if rise is None:
-            return self._target
+            due = self._target if self.axes.targeted else 0.0
+            return due if self.axes.start is not None else due * self.era.progress(step)
         return rise.sparsity(self._moment(step))
 
     def _keep_gradients(self) -> None:
@@ -259,14 +260,16 @@ class Rewiring:
         left = {key: units.alive for key, units in layers.items()}
         start = self.axes.start
         if (
-            isinstance(start, Start) and "gradient" in start.reads
+            isinstance(start, SparseStart) and "gradient" in start.reads
         ):  # which weights is not known yet, nor how many by a global rule
             share = "uniform" if start.allocation == "global" else start.allocation
             start = replace(start, score="random", allocation=share)
         rise = self.axes.rise
+        if rise is not None and rise.reads:  # how many are known all the same, if not by a global rule
+            rise = replace(rise, score="magnitude")
         for stage in (start, Rewire(removal=rise) if rise is not None else None):
             changes = stage.apply(layers, moment) if stage is not None else {}
-            if stage is not None and stage is start and not isinstance(start, Start):
+            if stage is not None and stage is start and not isinstance(start, SparseStart):
                 continue  # a seed, which grows before the sparsity rises
             for key, change in changes.items():
                 left[key] = layers[key].spread(change.alive_U) & left[key]
