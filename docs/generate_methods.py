@@ -18,7 +18,8 @@ PAGE = Path(__file__).with_name("methods.md")
 sys.path.insert(0, str(PAGE.parents[1]))
 
 from starfire_cli.pruning import METHODS, Goal, Layer, NetworkMethod  # noqa: E402 - the checkout, whatever is installed
-from starfire_cli.pruning.axes import Axes, Rewire  # noqa: E402
+from starfire_cli.pruning.axes import Axes, Rewire, SparseStart  # noqa: E402
+from starfire_cli.pruning.neuron_growth import NeuronGrowth  # noqa: E402
 from starfire_cli.pruning.regrowth import Grow  # noqa: E402
 from starfire_cli.pruning.removal import Adaptive, Below, Rise, Swap  # noqa: E402
 
@@ -119,14 +120,15 @@ def _rivals(axes: Axes) -> str:
     rise = axes.rise
     if rise is not None:
         return {"global": "network", "uniform": "layer"}.get(rise.allocation, f"layer ({rise.allocation.upper()})")
-    if axes.start is not None:
+    if isinstance(axes.start, SparseStart):
         by_shape = {"global": "network", "uniform": "layer"}
         return by_shape.get(axes.start.allocation, f"layer ({axes.start.allocation.upper()})")
     return "each by itself" if axes.penalty is not None else "layer"
 
 
 def _amount(axes: Axes) -> str:
-    parts = [] if axes.start is None else ["sparse from the start" if axes.start.sparsity is None else "partly sparse"]
+    whole = isinstance(axes.start, SparseStart) and axes.start.sparsity is None
+    parts = [] if axes.start is None else ["sparse from the start" if whole else "partly sparse"]
     for stage in axes.stages:
         removal = getattr(stage, "removal", None)
         if isinstance(removal, Rise):
@@ -155,7 +157,7 @@ def _regrowth(axes: Axes) -> str:
 
 
 def _penalty(axes: Axes) -> str:
-    if axes.penalty is None:
+    if axes.penalty is None or isinstance(axes.penalty, NeuronGrowth):  # which listens, and adds nothing
         return "none"
     units = getattr(axes.penalty, "units", None)
     if units:
@@ -166,7 +168,7 @@ def _penalty(axes: Axes) -> str:
 def _budget(axes: Axes) -> str:
     if not axes.targeted:
         return "none"
-    return "throughout" if axes.start is not None and axes.start.sparsity is None else "after the era"
+    return "throughout" if isinstance(axes.start, SparseStart) and axes.start.sparsity is None else "after the era"
 
 
 # The paper's Table 4: (focus, requires regularisation, pruning era, strict budget, granularity).

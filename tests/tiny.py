@@ -51,6 +51,25 @@ def plain(num_classes: int) -> nn.Module:
     return Plain(num_classes)
 
 
+class Perceptron(nn.Module):
+    """Three linear layers in a row, behind a convolution that no BatchNorm follows."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, stride=4)
+        self.fc1 = nn.Linear(64, 20)
+        self.fc2 = nn.Linear(20, 16)
+        self.fc3 = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x)).flatten(1)
+        return self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(x)))))
+
+
+def perceptron(num_classes: int) -> nn.Module:
+    return Perceptron(num_classes)
+
+
 class Explodes(Net):
     """Its logits become inf after 20 calls in training."""
 

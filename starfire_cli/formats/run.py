@@ -1,4 +1,4 @@
-"""The layout of a run folder: runs/NAME/{config.json, metrics.jsonl, last.pt, best.pt}."""
+"""The layout of a run folder: runs/NAME/{config.json, metrics.jsonl, last.pt, best.pt}, and more of some methods."""
 
 from __future__ import annotations
 
@@ -28,11 +28,16 @@ class Run:
         self.last = path / "last.pt"
         self.best = path / "best.pt"
         self.eliminated = path / "eliminated.pt"
+        self.rewind = path / "rewind.pt"  # the weights that each round of lottery tickets is set back to
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All files that `train` writes, existing or not."""
-        return self.config_path, self.metrics_path, self.last, self.best, self.eliminated
+        return self.config_path, self.metrics_path, self.last, self.best, self.eliminated, self.rewind
+
+    def round_end(self, number: int) -> Path:
+        """The checkpoint at the end of a round of training, from 1."""
+        return self.path / f"round-{number:02}.pt"
 
     @classmethod
     def create(cls, root: Path, name: str | None, default: str) -> Run:
@@ -65,7 +70,7 @@ class Run:
         if not self.path.is_dir():
             return False
         try:
-            if any(path not in (self.config_path, self.metrics_path) for path in self._others()):
+            if any(path not in (self.config_path, self.metrics_path, self.rewind) for path in self._others()):
                 return False
             if self.metrics_path.exists() and self.metrics_path.stat().st_size:
                 return False
@@ -83,7 +88,7 @@ class Run:
 
     def _others(self) -> list[Path]:
         """Files in the folder besides the lock and temporary files of a killed process."""
-        ours = (self.config_path, self.metrics_path, self.last, self.best)
+        ours = (self.config_path, self.metrics_path, self.last, self.best, self.rewind)
         left = {path for file in ours for path in self.path.glob(f".{file.name}.*.tmp")}
         return [path for path in self.path.iterdir() if path not in left and path.name != run_lock.FILE]
 

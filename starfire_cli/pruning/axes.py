@@ -15,6 +15,7 @@ from starfire_cli.pruning.masked_weights import MaskedWeights
 from starfire_cli.pruning.moment import Moment
 from starfire_cli.pruning.regrowth import Regrowth
 from starfire_cli.pruning.removal import Removal, Rise, share_out, weakest
+from starfire_cli.pruning.rounds import Rounds
 from starfire_cli.pruning.scores import READS
 
 
@@ -39,7 +40,7 @@ class Stage(Protocol):
     Attributes:
         monotone: whether nothing that is dead ever comes back.
         reads: what is read beside weights and masks: "gradient" of all weights, "momentum" (their running average),
-            "signs" (which the weights had before the optimizer's step).
+            "signs" (which the weights had before the optimizer's step), "batchnorm" (the one that follows a layer).
     """
 
     @property
@@ -175,7 +176,7 @@ class Axes:
 
     Args:
         unit: what lives and dies as one.
-        start: which weights live at first; None: all.
+        start: the stage that makes the masks before the first step; None: all weights live.
         stages: what happens at each evaluation, one after the other.
         every: optimizer steps between evaluations; None: 100, or a twentieth of the era where that is less.
         ramp: how the sparsity rises in the era (see `schedule.py`).
@@ -185,10 +186,11 @@ class Axes:
         dense_last: whether the last linear layer does.
         targeted: whether the sparsity that comes out is the target.
         penalty: a term of the loss; None: none.
+        rounds: masks are evaluated between rounds of training, not at steps; None: there is one round.
     """
 
     unit: Unit = field(default_factory=Unit)
-    start: SparseStart | None = None
+    start: Stage | None = None
     stages: tuple[Stage, ...] = ()
     every: int | None = None
     ramp: str = "linear"
@@ -198,11 +200,12 @@ class Axes:
     dense_last: bool = False
     targeted: bool = True
     penalty: Penalty | None = None
+    rounds: Rounds | None = None
 
     @property
     def monotone(self) -> bool:
         """Whether "once zero, always zero" holds."""
-        return all(stage.monotone for stage in self.stages)
+        return all(stage.monotone for stage in self.stages) and (self.rounds is None or self.rounds.monotone)
 
     def chosen(self, layers: Sequence[Layer]) -> list[Layer]:
         """Those of some layers that the method prunes."""

@@ -50,6 +50,7 @@ class LayerUnits:
         gradient: of the loss by each weight, also by dead ones; None where nobody asked for it.
         momentum: its running average, also of dead weights.
         signs: of each weight as it was before the optimizer's step: 1, 0 or -1.
+        factor: gamma / sigma of the BatchNorm that follows, (K,); None where none does, or nobody asked for it.
     """
 
     def __init__(
@@ -62,10 +63,11 @@ class LayerUnits:
         gradient: Tensor | None = None,
         momentum: Tensor | None = None,
         signs: Tensor | None = None,
+        factor: Tensor | None = None,
     ) -> None:
         self.layer, self.unit = layer, unit
         self.weight, self.alive = weight, alive
-        self.gradient, self.momentum, self.signs = gradient, momentum, signs
+        self.gradient, self.momentum, self.signs, self.factor = gradient, momentum, signs, factor
         self._cut = Cut(unit.axes, "", 0, reduce=unit.reduce)
 
     @cached_property

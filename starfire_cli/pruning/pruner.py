@@ -105,6 +105,11 @@ class Pruner:
         """From now on, clear this optimizer's state and this moving average where weights die."""
         self._tensors.attach(optimizer, ema)
 
+    def use_average(self, average: Callable[[list[Tensor]], list[Tensor]]) -> None:
+        """From now on, take means over all ranks with this, of what each of them has for itself."""
+        if isinstance(self._masks, Rewiring):
+            self._masks.use_average(average)
+
     def begin(self, gradients: Callable[[], None] | None = None) -> None:
         """Before the first step of a new run: make the masks of a method that is sparse from the start.
 
@@ -173,6 +178,18 @@ class Pruner:
         if not self._masks.refresh(progress):
             return False
         return self._tensors.device.type != "cpu" or self.zeros != before
+
+    @torch.no_grad()
+    def prune_between_rounds(self, step: int) -> None:
+        """Evaluate the masks of a method of rounds as they are due from `step` on, the first of a round.
+
+        Raises StarfireError where weights are not finite.
+        """
+        assert isinstance(self._masks, Rewiring) and self._masks.axes.rounds is not None
+        started = perf_counter()
+        self._step = step - 1
+        self._masks.evaluate(step)
+        self.seconds += perf_counter() - started
 
     def evaluates_at(self, step: int) -> bool:
         """Whether masks may change at this step."""

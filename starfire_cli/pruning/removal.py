@@ -46,12 +46,14 @@ class Rise:
         score: see `scores.py`.
         initial: the sparsity that the rise begins at.
         reach: the part of the target that is due at a moment; by default the era's.
+        pauses: whether nothing goes at a moment, whatever is due.
     """
 
     allocation: str = "uniform"
     score: str = "magnitude"
     initial: float = 0.0
     reach: Callable[[Moment], float] = lambda moment: moment.progress
+    pauses: Callable[[Moment], bool] = lambda moment: False
 
     @property
     def reads(self) -> frozenset[str]:
@@ -59,6 +61,8 @@ class Rise:
         return READS.get(self.score, frozenset())
 
     def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
+        if self.pauses(moment):
+            return {}
         return weakest(self.allocation, self.score, layers, self.sparsity(moment), final=moment.target)
 
     def sparsity(self, moment: Moment) -> float:

@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from starfire_cli.errors import BadOption, StarfireError
-from starfire_cli.pruning.axes import Axes, Change, Rewire, Stage
+from starfire_cli.pruning.axes import Axes, Change, Rewire, SparseStart, Stage
+from starfire_cli.pruning.channels.sequences import batchnorms_after
 from starfire_cli.pruning.kernels.torch import count_alive, is_finite, write_dead
 from starfire_cli.pruning.layer_units import LayerUnits, by_layer
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masked_weights import MaskedWeights
 from starfire_cli.pruning.moment import Moment
+from starfire_cli.pruning.neuron_growth import NeuronGrowth
 from starfire_cli.pruning.schedule import Era
 
 _EVERY = 100  # steps, as most of these methods have it
@@ -70,7 +73,17 @@ class Rewiring:
         # The optimizer's own average is zero where weights are dead, so this is another one, of all gradients.
         self._averages: dict[str, Tensor] | None = {} if "momentum" in self._reads else None
         self._changed = False
+        after = batchnorms_after(model) if "batchnorm" in self._reads else {}
+        self._norms = {layer.key: model.get_submodule(after[layer.key]) for layer in self._pruned if layer.key in after}
+        self._factors: dict[str, Tensor] = {}
+        self._average: Callable[[list[Tensor]], list[Tensor]] = list
         self._penalty = axes.penalty.bind(model, tensors) if axes.penalty is not None else None
+
+    def use_average(self, average: Callable[[list[Tensor]], list[Tensor]]) -> None:
+        """From now on, take means over all ranks with this, of what each of them has for itself."""
+        self._average = average
+        if isinstance(self._penalty, NeuronGrowth):
+            self._penalty.use_average(average)
 
     @staticmethod
     def _refuse_impossible(tensors: MaskedWeights, keys: Collection[str], axes: Axes, target: float) -> None:
@@ -88,7 +101,7 @@ class Rewiring:
 
     def evaluates_at(self, step: int) -> bool:
         """Whether masks may change at this step."""
-        if not self.axes.stages:
+        if not self.axes.stages or self.axes.rounds is not None:
             return False
         if step == self.era.last_step and not any(stage.monotone for stage in self.axes.stages):
             # Nothing has to be reached, and a swap before its time would be one more.
@@ -213,6 +226,9 @@ class Rewiring:
         """
         # Where a step overflowed in half precision the optimizer leaves it out, and so do stages that read gradients.
         usable = _finite(self._gradients)
+        if self._norms:
+            factors = self._average([_factor(norm) for norm in self._norms.values()])
+            self._factors = dict(zip(self._norms, factors, strict=True))
         changed = False
         for stage in self.axes.stages:
             if usable or "gradient" not in stage.reads:
@@ -244,7 +260,7 @@ class Rewiring:
         left = {key: units.alive for key, units in layers.items()}
         start = self.axes.start
         if (
-            start is not None and "gradient" in start.reads
+            isinstance(start, SparseStart) and "gradient" in start.reads
         ):  # which weights is not known yet, nor how many by a global rule
             share = "uniform" if start.allocation == "global" else start.allocation
             start = replace(start, score="random", allocation=share)
@@ -252,7 +268,10 @@ class Rewiring:
         if rise is not None and rise.reads:  # how many are known all the same, if not by a global rule
             rise = replace(rise, score="magnitude")
         for stage in (start, Rewire(removal=rise) if rise is not None else None):
-            for key, change in (stage.apply(layers, moment) if stage is not None else {}).items():
+            changes = stage.apply(layers, moment) if stage is not None else {}
+            if stage is not None and stage is start and not isinstance(start, SparseStart):
+                continue  # a seed, which grows before the sparsity rises
+            for key, change in changes.items():
                 left[key] = layers[key].spread(change.alive_U) & left[key]
             layers = self._layers(left)
         unit = "weights" if not self.axes.unit.axes else "units"
@@ -278,6 +297,7 @@ class Rewiring:
                 gradient=self._gradients.get(key),
                 momentum=(self._averages or {}).get(key),
                 signs=self._signs.get(key),
+                factor=self._factors.get(key),
             )
         return layers
 
@@ -303,6 +323,13 @@ class Rewiring:
             self._tensors.weights[key].data.add_(torch.where(kept, 0, change.values) * mask)
         self._tensors.masks[key].copy_(mask)
         return units.layer.weights - int(count_alive(mask))
+
+
+def _factor(norm: nn.Module) -> Tensor:
+    """gamma / sigma of a BatchNorm, (K,)."""
+    assert isinstance(norm, _BatchNorm) and norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    return scale if norm.weight is None else norm.weight.detach() * scale
 
 
 def _finite(gradients: Mapping[str, Tensor]) -> bool:

@@ -36,17 +36,26 @@ def _standardised(units: LayerUnits) -> Tensor:
     return units.magnitudes() / max(units.deviation, 1e-30)
 
 
+def _effective(units: LayerUnits) -> Tensor:
+    """|w gamma / sigma| of the BatchNorm that follows; |w| where none does (Dai et al., 2019, arXiv 1711.02017)."""
+    if units.factor is None:
+        return units.magnitudes()
+    return units.scores(units.weight * units.factor.reshape(-1, *[1] * (units.weight.ndim - 1)))
+
+
 SCORES: dict[str, Callable[[LayerUnits], Tensor]] = {
     "magnitude": _magnitude,
     "gradient": _gradient,
     "sensitivity": _sensitivity,
     "momentum": _momentum,
     "standardised": _standardised,
+    "effective": _effective,
 }
 READS = {
     "gradient": frozenset({"gradient"}),
     "sensitivity": frozenset({"gradient"}),
     "momentum": frozenset({"momentum"}),
+    "effective": frozenset({"batchnorm"}),
 }
 """What a score reads beside the weights."""
 

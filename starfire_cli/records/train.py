@@ -76,6 +76,7 @@ class Started:
     steps_per_epoch: int
     resumed: bool
     notes: tuple[str, ...]
+    rounds: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,7 @@ class EpochRecord:
     macs: int | None = None  # of one image by live weights, at the end of the epoch
     train_macs: int | None = None  # of one pass over the epoch's images, by the weights that were live
     robust_top1: float | None = None
+    round: int | None = None  # of training, where a method has several, from 1; epochs count on over all
     gradient_bytes: int | None = None  # that each of several processes sent in a step, on average
     memory_bytes: int | None = None  # of a CUDA device, the most that tensors have taken so far
 

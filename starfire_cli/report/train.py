@@ -74,6 +74,7 @@ class _Screen:
         self._epochs = 0
         self._steps = 0
         self._per_epoch = 1
+        self._rounds = 1
 
     def plan(self, plan: TrainingPlan) -> None:
         self._plan = plan
@@ -81,6 +82,7 @@ class _Screen:
     def started(self, record: Started) -> None:
         self._shown_plan = True
         self._epochs, self._steps, self._per_epoch = record.epochs, record.steps, record.steps_per_epoch
+        self._rounds = record.rounds
         if self._quiet:
             return
         for note in record.notes:
@@ -142,8 +144,10 @@ class _Screen:
             f"lr {r.lr:.3g}",
             f"step {r.step}",
         ]
+        if r.round is not None:
+            fields.insert(1, f"round {r.round}/{self._rounds}")
         if r.robust_top1 is not None:
-            fields.insert(3, f"robust {r.robust_top1:.2%}")
+            fields.insert(-7, f"robust {r.robust_top1:.2%}")
         marker = "  best" if r.best else ""
         while len(fields) > 4 and len("  ".join(fields) + marker) > self._console.width:
             fields.pop()

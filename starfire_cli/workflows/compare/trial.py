@@ -13,6 +13,7 @@ from starfire_cli.workflows.train.describe import plan_of
 from starfire_cli.workflows.train.loop import train
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.resume import open_session
+from starfire_cli.workflows.train.rounds import rewind_in_epochs
 
 _STEPS = 2000  # of a pilot run
 _BATCH = 2  # images
@@ -23,7 +24,7 @@ class MethodTrial:
     """What a request comes to.
 
     Args:
-        epochs: that it trains.
+        epochs: that it trains, or that each of its rounds has.
         steps_per_epoch: of its optimizer.
         macs: multiply-accumulates of one image by the dense network.
     """
@@ -39,12 +40,12 @@ def try_request(request: TrainRequest, given: frozenset[str]) -> MethodTrial:
     session = open_session(own, given)
     plan = plan_of(session)
     return MethodTrial(
-        epochs=session.optimisation.epochs, steps_per_epoch=session.optimisation.steps_per_epoch, macs=plan.macs
+        epochs=session.optimisation.epochs_a_round, steps_per_epoch=session.optimisation.steps_per_epoch, macs=plan.macs
     )
 
 
 def training_cost(request: TrainRequest, given: frozenset[str], trial: MethodTrial) -> float:
-    """Training FLOPs over those of the dense network, from a pilot run that goes through the whole schedule.
+    """Training FLOPs over those of the dense network in as many `--epochs`, from a pilot run through all rounds.
 
     The pilot has the request's epochs and, unless these come to more than 2000, its steps, with two images in each and
     a learning rate of 0: masks change as they will in the run, as far as they do not depend on what is learned.
@@ -52,10 +53,11 @@ def training_cost(request: TrainRequest, given: frozenset[str], trial: MethodTri
     Raises BadOption, StarfireError.
     """
     steps = min(trial.steps_per_epoch, max(4, _STEPS // trial.epochs))
-    spent = images = 0
+    spent, images = 0, _BATCH * steps * trial.epochs
     with tempfile.TemporaryDirectory(prefix="starfire-pilot-") as folder:
         pilot = replace(
             request,
+            method=rewind_in_epochs(request.method, trial.steps_per_epoch),
             epochs=trial.epochs,
             batch_size=_BATCH,
             limit_train=_BATCH * steps,
@@ -82,5 +84,4 @@ def training_cost(request: TrainRequest, given: frozenset[str], trial: MethodTri
                 if record.train_macs is None:
                     raise StarfireError("this run does not count its multiply-accumulates")
                 spent += record.train_macs
-                images = _BATCH * record.step
     return spent / max(1, images * trial.macs)

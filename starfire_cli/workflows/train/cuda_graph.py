@@ -74,6 +74,10 @@ class StepGraph:
         self._graph.replay()
         return self._sums
 
+    def reset(self) -> None:
+        """Forget what was captured: the optimizer's state is another one."""
+        self._graph, self._warm = None, 0
+
     def _capture(self, images: Tensor, labels: Tensor) -> None:
         self._graph = None  # gives its memory back first
         self._images, self._labels = images.clone(memory_format=torch.preserve_format), labels.clone()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from starfire_cli import runtime
 from starfire_cli.formats.run import FORMAT
+from starfire_cli.pruning.budget import pruned
 from starfire_cli.records.train import TrainingPlan
 from starfire_cli.workflows.pruning import plan_layers
+from starfire_cli.workflows.train.rounds import Tickets
 from starfire_cli.workflows.train.session import Session
 
 # What a plan's settings leave out: shown elsewhere, or of no consequence for the result.
@@ -20,7 +23,9 @@ def plan_of(session: Session) -> TrainingPlan:
     """The run before it starts. Raises BadOption where a layer would lose everything."""
     era, rate, per_epoch = session.pruner.era, session.optimisation.rate, session.optimisation.steps_per_epoch
     timeline: list[tuple[float, str]] = [(session.optimisation.epochs, "training ends")]
-    if session.pruning.target:
+    if session.tickets is not None:
+        timeline += _rounds_in_words(session, session.tickets)
+    elif session.pruning.target:
         target, sparse = f"target {session.pruning.target:g}", session.pruner.starts_sparse
         timeline += [
             (era.first_step / per_epoch, "masks begin to change" if sparse else "pruning begins"),
@@ -42,6 +47,9 @@ def plan_of(session: Session) -> TrainingPlan:
         "channels_last": session.network.channels_last,
         "kernels": session.pruner.kernels,
     }
+    if session.tickets is not None:
+        del settings["era"]
+        settings["rounds"] = session.tickets.trainings
     return TrainingPlan(
         settings=tuple((k.replace("_", "-"), _in_words(v)) for k, v in settings.items() if v is not False and v != ()),
         notes=(*session.notes, *session.data.info.notes),
@@ -110,8 +118,27 @@ def lr_drops(session: Session) -> list[float]:
     optimisation = session.optimisation
     if optimisation.rate.schedule != "step":
         return []
-    drops = (drop for drop in optimisation.rate.drops if drop < optimisation.steps)
+    drops = [drop for drop in optimisation.rate.drops if drop < optimisation.rate.steps]
+    if session.tickets is not None:
+        tickets = session.tickets
+        begun = [(n * tickets.steps, tickets.begin_step(n + 1)) for n in range(tickets.trainings)]
+        drops = [start + drop for start, first in begun for drop in drops if start + drop > first]
     return [drop / optimisation.steps_per_epoch for drop in drops]
+
+
+def _rounds_in_words(session: Session, tickets: Tickets) -> Iterator[tuple[float, str]]:
+    """(epoch, what begins there) for each round, with the share of the weights that live in it."""
+    pruner, again = session.pruner, "weights set back" if tickets.rewinds_weights else "weights kept"
+    total = sum(layer.weights for layer in pruner.layers)
+    dead = sum(pruner.zeros.values())
+    for number in range(1, tickets.trainings + 1):
+        due = pruned(total, tickets.rounds.sparsity(number - 1, session.pruning.target)) if number > 1 else 0
+        live = (total - max(dead, due)) / max(1, total)
+        last = number == tickets.trainings
+        what = {"reinit": "initialised anew", "shuffle": "masks shuffled"}.get(tickets.rounds.control if last else "")
+        how = "" if number == 1 else f", {what or again}"
+        step = tickets.begin_step(number)
+        yield step / tickets.steps_per_epoch, f"round {number} of {tickets.trainings} begins, {live:.2%} live{how}"
 
 
 def _in_words(value: object) -> str:

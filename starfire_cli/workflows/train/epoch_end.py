@@ -65,6 +65,7 @@ def end_epoch(session: Session, signals: Signals) -> Iterator[EpochRecord | Stop
         train_macs=train_macs,
         robust_top1=accuracy.robust_top1,
         gradient_bytes=session.replica.sending.a_step() if session.replica is not None else None,
+        round=session.tickets.round if session.tickets is not None else None,
         memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
     at.begin_epoch()
@@ -77,7 +78,10 @@ def _write(session: Session, record: EpochRecord) -> None:
     run, first = session.run, session.ranks.first
     # The row first: a kill between the two leaves a row too many, which resuming drops, never a hole.
     before = run.append_metrics(row) if first else 0
+    tickets = session.tickets
     try:
+        if tickets is not None and session.position.epoch == tickets.round * tickets.epochs:
+            save(session, run.round_end(tickets.round), row)  # before `last`, from which a resumed run goes on
         save(session, run.last, row)
     except BaseException:
         if first:

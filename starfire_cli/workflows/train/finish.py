@@ -33,7 +33,7 @@ def finished(session: Session, run: Run) -> Finished:
         target=session.pruning.target,
         sparsity_prunable=best.sparsity_prunable,
         sparsity_total=best.sparsity_total,
-        epochs=session.optimisation.epochs,
+        epochs=session.optimisation.epochs if session.tickets is None else session.tickets.trained_epochs,
         seconds=seconds,
         images_per_second=sum(rates) / max(1, len(rates)),
         notes=notes,

@@ -27,6 +27,7 @@ from starfire_cli.workflows.train.session import Session
 from starfire_cli.workflows.train.signals import Signals
 from starfire_cli.workflows.train.step import begin_pruning, train_step, update
 from starfire_cli.workflows.train.stop import stopped
+from starfire_cli.workflows.train.tickets import begin_round, keep_weights
 
 _SHOW_EVERY = 0.1  # seconds between step records; each fetches two numbers from the device
 
@@ -72,12 +73,14 @@ def _trained(session: Session, folder: RunFolder) -> Iterator[Record]:
         steps=optimisation.steps,
         steps_per_epoch=optimisation.steps_per_epoch,
         resumed=session.resumed,
+        rounds=session.tickets.trainings if session.tickets is not None else 1,
         notes=(*session.notes, *folder.notes, *session.warmup_notices(), *session.data.info.notes),
     )
     with explaining_failures(session), Signals() as signals, session.ranks.explaining(lambda: last_good(run)):
         if position.step == 0:
             begin_pruning(session)
         while position.epoch < optimisation.epochs and not signals.stopped:
+            begin_round(session)
             yield from _one_epoch(session, signals)
     if not signals.stopped and session.ranks.first:
         yield finished(session, run)
@@ -88,13 +91,15 @@ def _one_epoch(session: Session, signals: Signals) -> Iterator[Record]:
     position, pruner, request = session.position, session.pruner, session.request
     model, ema = session.network.model.train(), session.optimisation.ema
     meter, shown = Meter(session), perf_counter()
-    for images, labels in session.data.train.batches(position.epoch, start=position.batch):
+    epoch = position.epoch % session.optimisation.epochs_a_round
+    for images, labels in session.data.train.batches(epoch, start=position.batch):
         note_live_macs(session)
         meter.add(train_step(session, images, labels, meter.check), len(labels))  # dead weights' gradients are masked
         position.step, position.batch = position.step + 1, position.batch + 1
         pruner.after_step(position.step)  # in the era, the threshold rises and masks shrink; what is dead is zero
         if pruner.evaluates_at(position.step):
             session.agreement.counts()
+        keep_weights(session)
         if ema is not None:
             ema.update_parameters(model)
         if position.step == pruner.era.last_step and session.pruning.target:

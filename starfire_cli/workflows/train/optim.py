@@ -23,11 +23,12 @@ class LearningRate:
     Args:
         peak: the rate after warm-up.
         schedule: "step" (a tenth after each of `drops`), "cosine" (to `floor` at the last step) or "constant".
-        steps: optimizer steps in all.
+        steps: optimizer steps in all, or of one round.
         warmup: steps over which the rate rises linearly from a tenth of the peak.
         drops: the steps after which it falls.
         factor: what it is multiplied with at a drop.
         floor: where cosine ends, as a fraction of the peak.
+        repeats: whether all begins again after the last of `steps`.
     """
 
     peak: float
@@ -37,6 +38,7 @@ class LearningRate:
     drops: tuple[int, ...] = ()
     factor: float = 0.1
     floor: float = 0.0
+    repeats: bool = False
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -44,6 +46,8 @@ class LearningRate:
 
     def at(self, step: int) -> float:
         """The rate for the step that follows `step` finished ones."""
+        if self.repeats:
+            step %= self.steps
         if step < self.warmup:
             return self.peak * (0.1 + 0.9 * (step + 1) / self.warmup)
         if self.schedule == "step":

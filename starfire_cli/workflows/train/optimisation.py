@@ -22,6 +22,7 @@ class Optimisation:
     optimizer: over all weights that train.
     rate: the learning rate by step.
     epochs: in all.
+    epochs_a_round: after which learning rate and data begin again.
     steps_per_epoch: optimizer steps, equal on all ranks.
     ema: the moving average of the weights, if `--ema` asked for one.
     """
@@ -29,6 +30,7 @@ class Optimisation:
     optimizer: torch.optim.Optimizer
     rate: LearningRate
     epochs: int
+    epochs_a_round: int
     steps_per_epoch: int
     ema: AveragedModel | None
 
@@ -61,8 +63,10 @@ class Precision:
     exact: torch.dtype
 
 
-def build_optimisation(request: TrainRequest, network: TrainingNetwork, steps_per_epoch: int) -> Optimisation:
-    """The optimizer, its rate and the average of the filled request. Raises BadOption."""
+def build_optimisation(
+    request: TrainRequest, network: TrainingNetwork, steps_per_epoch: int, trainings: int = 1
+) -> Optimisation:
+    """The optimizer, its rate and the average of the filled request, for so many trainings. Raises BadOption."""
     assert request.optimizer is not None and request.lr is not None and request.weight_decay is not None
     assert request.momentum is not None and request.lr_schedule is not None and request.warmup is not None
     assert request.epochs is not None
@@ -84,12 +88,20 @@ def build_optimisation(request: TrainRequest, network: TrainingNetwork, steps_pe
         drops=tuple(round(d * steps_per_epoch) for d in request.lr_drops or ()),
         factor=request.lr_drop_factor,
         floor=request.min_lr / request.lr if request.lr else 0.0,
+        repeats=trainings > 1,
     )
     ema: AveragedModel | None = None
     if request.ema is not None:
         average = get_ema_multi_avg_fn(request.ema)  # type: ignore[no-untyped-call]
         ema = AveragedModel(network.model, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
-    return Optimisation(optimizer=optimizer, rate=rate, epochs=request.epochs, steps_per_epoch=steps_per_epoch, ema=ema)
+    return Optimisation(
+        optimizer=optimizer,
+        rate=rate,
+        epochs=request.epochs * trainings,
+        epochs_a_round=request.epochs,
+        steps_per_epoch=steps_per_epoch,
+        ema=ema,
+    )
 
 
 def build_precision(request: TrainRequest, device: torch.device) -> Precision:

@@ -19,9 +19,11 @@ from starfire_cli.formats.run import Run, runs_in
 from starfire_cli.networks.model_spec import runs_code, untrusted_text
 from starfire_cli.workflows.train.alike import check_requests, check_sessions
 from starfire_cli.workflows.train.request import TrainRequest
+from starfire_cli.workflows.train.rounds import refuse_other_rounds
 from starfire_cli.workflows.train.run_folder import RunFolder
 from starfire_cli.workflows.train.session import Session, build_session, join_ranks
 from starfire_cli.workflows.train.settings import resolve_batch_size
+from starfire_cli.workflows.train.tickets import restore_round
 from starfire_cli.workflows.train.training_data import Decoding
 
 # What a resumed run may change; everything else is the run's own. More epochs are the paper's "extra 10 epochs".
@@ -85,6 +87,8 @@ def _opened(
                 f"--{field.replace('_', '-')} {getattr(request, field)} contradicts the run being resumed, which has "
                 f"{getattr(own, field)}; leave it out, or start a new run from these weights with --init {path}"
             )
+    if "epochs" in given:
+        refuse_other_rounds(own, request.epochs)
     taken = {field: getattr(request, field) for field in (given & CHANGEABLE) | OF_THE_CALL}
     run = Run(path.parent)
     if run.config_path.exists() and "name" not in given:
@@ -129,6 +133,8 @@ def restore_training_state(session: Session, checkpoint: Checkpoint) -> None:
             optimisation.averaged.load_state_dict(checkpoint.state)
             optimisation.ema.n_averaged.fill_(training["ema"]["updates"])
         _restore_rank_state(session, training)
+        number = training["tickets"]["round"] if session.tickets is not None else 1
+    restore_round(session, number, path.parent)
     fixed.check()
     if position.step > optimisation.steps:
         raise BadOption(f"--epochs {optimisation.epochs} is less than what is trained already: {position.epoch} epochs")

@@ -41,6 +41,8 @@ def save(session: Session, path: Path, metrics: dict[str, Any]) -> None:
         "position": dataclasses.asdict(position),
         "pruner": session.pruner.state_dict(),
     }
+    if session.tickets is not None:
+        training["tickets"] = {"round": session.tickets.round}
     if own is not None:
         training["ranks"] = own
     if session.fixed.values is not None:
@@ -62,6 +64,16 @@ def save_last(session: Session) -> None:
     at = session.position
     metrics = {"epoch": at.epoch, "step": at.step, "sparsity_prunable": prunable, "sparsity_total": total}
     save(session, session.run.last, metrics)
+
+
+def save_weights(session: Session, path: Path) -> dict[str, Tensor]:
+    """Write the network that is trained, without what training goes on from, and return its state. All ranks come."""
+    state, at = _agreed_state(session.network.net, session.ranks), session.position
+    if session.ranks.first:
+        with session.ranks.undisturbed():
+            meta = meta_of(session, {"epoch": at.epoch, "step": at.step})
+            files.save(path, state=state, masks=session.pruner.masks, meta=meta)
+    return state
 
 
 def _agreed_state(net: nn.Module, ranks: Ranks) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from starfire_cli.workflows.train.network import TrainingNetwork, open_network
 from starfire_cli.workflows.train.optimisation import Optimisation, Precision, build_optimisation, build_precision
 from starfire_cli.workflows.train.position import Position
 from starfire_cli.workflows.train.request import TrainRequest
+from starfire_cli.workflows.train.rounds import Tickets, tickets_of
 from starfire_cli.workflows.train.settings import Pruning, era_steps, fill, pruning_of
 from starfire_cli.workflows.train.start import leave_fixed
 from starfire_cli.workflows.train.training_data import Decoding, data_note, open_training_data, recognise_data
@@ -58,6 +59,7 @@ class Session:
         agreement: compares the ranks' masks.
         replica: the exchange of gradients, with several ranks.
         graph: the captured step of `--cuda-graphs`.
+        tickets: the rounds of a method that has several; changes with each.
         folder: of the run; None before it is made.
         resumed: whether a checkpoint's training goes on.
         notes: lines for the user.
@@ -78,6 +80,7 @@ class Session:
     agreement: Agreement
     replica: Replica | None = None
     graph: StepGraph | None = None
+    tickets: Tickets | None = None
     folder: Run | None = None
     resumed: bool
     notes: tuple[str, ...]
@@ -178,13 +181,14 @@ def build_session(
     network = open_network(request, data, device, ranks, channels_last=channels_last, resume=resume, initial=initial)
     if getattr(pruning.conv, "free_outputs_only", False):
         leave_fixed(network.start, network.net, data.info.image_size)
+    tickets = tickets_of(request, pruning, data.train.steps)
     pruner = Pruner(
         network.net,
         network.start.layers,
         conv=pruning.conv,
         linear=pruning.linear,
         target=pruning.target,
-        era=_era(request, pruning, data.train.steps, resume),
+        era=tickets.era if tickets is not None else _era(request, pruning, data.train.steps, resume),
         masks=network.start.masks,
         kernels=request.kernels,
         seed=request.seed,
@@ -195,7 +199,8 @@ def build_session(
             "weights; start from a dense checkpoint, or go on with a method that revives none, such as gmp"
         )
     made = adversary(request.adversarial, request.seed) if request.adversarial else None
-    optimisation = build_optimisation(request, network, data.train.steps)
+    trainings = tickets.trainings if tickets is not None else 1
+    optimisation = build_optimisation(request, network, data.train.steps, trainings)
     precision = build_precision(request, device)
     if request.cuda_graphs:
         refuse(request, device, ranks.count)
@@ -224,9 +229,10 @@ def build_session(
         position=position,
         fixed=fixed,
         agreement=Agreement(ranks, pruner),
+        tickets=tickets,
         folder=folder,
         resumed=resume is not None,
-        notes=(*notes, *network.start.notes),
+        notes=(*notes, *network.start.notes, *((tickets.describe(),) if tickets is not None else ())),
     )
 
 
@@ -242,6 +248,7 @@ def join_ranks(session: Session) -> Session:
         session.agreement.steps(position.epoch, position.batch, session.data.train.steps, session.data.val.steps)
         if not session.resumed:
             ranks.take_first(model.buffers())
+        session.pruner.use_average(ranks.average)
         replica = Replica(model, device)
         session.fixed.share(replica.sending)
         module = replica.module

@@ -113,6 +113,10 @@ def era_of(request: TrainRequest, recipe: Recipe, epochs: int) -> str:
     Raises BadOption where one is given, and the method has none.
     """
     method = TRAINING_METHODS.build(request.method)
+    if isinstance(method, NetworkMethod) and method.axes().rounds is not None:
+        if request.era is not None:
+            raise BadOption(f"--era {request.era}: --method {request.method} prunes between rounds of --epochs each")
+        return "0:0"
     if isinstance(method, NetworkMethod) and not method.axes().stages:
         if request.era is not None:
             raise BadOption(

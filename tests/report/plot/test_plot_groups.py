@@ -6,8 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from starfire_cli.records.plot import Material, RunHistory
-from starfire_cli.report.plot.groups import disambiguate, group_runs, pretty_title, row_names, with_experiment_titles
+from starfire_cli.report.plot.figures._time import curves, rounds_of
+from starfire_cli.report.plot.groups import (
+    Group,
+    disambiguate,
+    group_runs,
+    pretty_title,
+    row_names,
+    with_experiment_titles,
+)
 from starfire_cli.workflows.plot.run_files import read_curves, read_run
 from tests.helpers.plot_runs import config_of, network, rows_of, write_attack, write_run
 
@@ -123,3 +133,17 @@ def test_networks_and_attacks_come_in_the_order_of_the_experiments(tmp_path: Pat
     named = with_experiment_titles(material, group_runs(runs))
     assert [n.title for n in named.networks] == ["Dense", "Window 60 %", "CK 60 %", "ck 0.6"]
     assert [c.title for c in named.curves] == ["Dense", "Window 60 %", "CK 60 %", "ck 0.6"]
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_line_ends_with_its_round(seeds: int) -> None:
+    """Two epochs a round; the run of one epoch more is alone."""
+    rows = [{"epoch": float(e), "step": 5.0 * e, "round": float(-(-e // 2)), "val_top1": 0.1 * e} for e in range(1, 6)]
+    runs = [RunHistory(path=Path(f"{seed}"), rows=tuple(rows[: 5 - seed])) for seed in range(seeds)]
+    assert [rounds_of(run) for run in runs] == [[2, 4], [2]][:seeds]
+    for curve, count in zip(
+        curves(Group(label="a", method="lottery", runs=tuple(runs)), "val_top1", "step"), (5, 4), strict=False
+    ):
+        gaps = [x for x, y in zip(curve.x, curve.y, strict=True) if y != y]
+        assert gaps == pytest.approx([10, 20][: count - 3])
+        assert [y for y in curve.y if y == y] == pytest.approx([0.1 * e for e in range(1, count + 1)])

@@ -208,3 +208,13 @@ def test_what_differs_is_named() -> None:
             check_same(old, old | change, Path("x"))
     with pytest.raises(BadOption, match="--methods dense,ck,a contradicts"):
         check_same(old, old | {"methods": ["dense", "ck", "a"]}, Path("x"), growing=("seeds",))
+
+
+@pytest.mark.parametrize(("at", "cost"), [("0", 1 + 0.5), ("5", 1 + 0.25), ("1ep", 1 + 0.25)])
+def test_lottery_tickets_cost_all_their_rounds(at: str, cost: float) -> None:
+    """A dense round of two epochs, and one at half of each layer, which with late rewinding begins in its second."""
+    method = f"lottery:rounds=1,pool=layer,rewind_at={at}"
+    request = TrainRequest(**TINY, method=method, target=0.5, epochs=2, batch_size=64)  # type: ignore[arg-type]
+    trial = try_request(request, frozenset({"model"}))
+    assert trial.epochs == 2
+    assert training_cost(request, frozenset({"model"}), trial) == pytest.approx(cost, abs=1e-3)

@@ -20,7 +20,10 @@ from tests.helpers.together import run
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 TINY: dict[str, Any] = {"limit_val": 50, "limit_train": 320, "target": 0.8, "epochs": 3, "model": "tests.tiny:net"}
-SPECS = [*METHODS.taking("network").names(), "gmp:pool=global", "dsr:unit=kernel", "granet:initial=0.5"]
+STEPS = [
+    name for name in METHODS.taking("network").names() if METHODS.build(name).axes().rounds is None
+]  # see test_tickets
+SPECS = [*STEPS, "gmp:pool=global", "dsr:unit=kernel", "granet:initial=0.5"]
 
 
 def last(out: Path) -> Checkpoint:
@@ -89,3 +92,17 @@ def test_a_pruned_checkpoint_is_not_started_from_where_weights_would_come_back(t
 def test_linear_layers_stay_dense_where_asked(tmp_path: Path) -> None:
     run(tmp_path, **TINY, method="rigl", fc="dense", max_steps=1)
     assert set(last(tmp_path).masks or {}) == {"conv1.weight", "conv2.weight", "point.weight"}
+
+
+def test_neurons_that_wake_are_the_same_after_a_resume_and_on_all_ranks(tmp_path: Path) -> None:
+    """Bridging gradients are remembered, and the ranks' added up."""
+    more = {**TINY, "model": "tests.tiny:perceptron", "method": "nest:every=2", "era": "0:3", "batch_size": 64}
+    run(tmp_path / "whole", **more)
+    run(tmp_path / "parts", **more, max_steps=5)
+    run(tmp_path / "parts", model="tests.tiny:perceptron", resume=Path("auto"))
+    assert run(tmp_path / "company", 2, **more)[0].endswith("Finished"), "no rank had another mask"
+    whole, parts, company = (last(tmp_path / name) for name in ("whole", "parts", "company"))
+    assert digest(whole.masks or {}) == digest(parts.masks or {})
+    assert all(torch.equal(value, parts.state[key]) for key, value in whole.state.items())
+    dead = [{key: int((~mask).sum()) for key, mask in (c.masks or {}).items()} for c in (whole, company)]
+    assert dead[0] == dead[1]

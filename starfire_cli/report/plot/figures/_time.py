@@ -46,7 +46,7 @@ def curves(group: Group, key: str, axis: str) -> list[Curve]:
     made = []
     if together:
         values = [{row["epoch"]: row[key] for row in run.rows if key in row} for run in together]
-        epochs = sorted({row["epoch"] for run in together for row in run.rows})
+        epochs = sorted({row["epoch"] for run in together for row in run.rows} | set(_breaks(together[0])))
         known = [[of_run[epoch] for of_run in values if epoch in of_run] for epoch in epochs]
         made.append(
             Curve(
@@ -59,8 +59,8 @@ def curves(group: Group, key: str, axis: str) -> list[Curve]:
             )
         )
     for run in alone:
-        y = run.column(key)
-        x = [_x(run, row["epoch"], axis) for row in run.rows]
+        at = {row["epoch"]: row.get(key, math.nan) for row in run.rows} | dict.fromkeys(_breaks(run), math.nan)
+        x, y = [_x(run, epoch, axis) for epoch in sorted(at)], [at[epoch] for epoch in sorted(at)]
         made.append(Curve(x=x, y=y, low=y, high=y, runs=1, stopped=not run.finished))
     return made
 
@@ -117,6 +117,11 @@ def mark_time(
         if strips:
             _strips(axes, shown, len(eras))
             entries.append((Patch(facecolor=style.GRID), "pruning eras" if len(shown) > 1 else "all pruning eras"))
+    begins = sorted({_x(run, epoch, axis) for run in runs for epoch in rounds_of(run)})
+    if 0 < len(begins) <= MANY:
+        for begin in begins:
+            axes.axvline(begin, color=style.GRID, linewidth=0.9, zorder=1)
+        entries.append((Line2D([], [], color=style.GRID, linewidth=0.9), "a new round begins"))
     falls = sorted({_x(run, drop, axis) for run in runs for drop in run.lr_drops})
     if drops and 0 < len(falls) <= _DROPS:
         for fall in falls:
@@ -149,6 +154,17 @@ def name_groups(groups: Sequence[Group], many: bool) -> tuple[list[tuple[Line2D,
         name = pretty_method(method) if method != "?" else "Unknown"
         entries.append((handle, f"{name} ({count} experiment{'s' if count > 1 else ''})"))
     return entries, note.replace("; bands: lowest to highest", "")
+
+
+def rounds_of(run: RunHistory) -> list[float]:
+    """The epochs after which a new round of training begins, where a run has several."""
+    pairs = zip(run.rows, run.rows[1:], strict=False)
+    return [a["epoch"] for a, b in pairs if "round" in a and a["round"] != b.get("round")]
+
+
+def _breaks(run: RunHistory) -> list[float]:
+    """Places without a value, where a line must not go on."""
+    return [epoch + 1e-6 for epoch in rounds_of(run)]
 
 
 def _handle(group: Group) -> Line2D:
