@@ -66,7 +66,7 @@ def plan_removal(nets: Sequence[nn.Module], masks: Mapping[str, Tensor], *, exam
 
     Raises:
         Mismatch: a dead weight is not zero.
-        StarfireError: a mask has no weight, torch.fx cannot trace the network, or, which would be a bug, outputs differ.
+        StarfireError: a mask has no weight, the network cannot be traced, or, which would be a bug, outputs differ.
     """
     traces, found, channels = [], [], []
     for net in nets:
