@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -37,12 +38,12 @@ class Family(Generic[T]):
         self.noun = noun
         self.package = package
         self._members: dict[str, type[T]] = {}
-        self._use: str | None = None
+        self._taking: frozenset[str] = frozenset()
 
-    def taking(self, use: str, noun: str | None = None) -> Family[T]:
-        """The members that are registered for `use`, as a family; `noun` is what one is called in messages."""
+    def taking(self, *uses: str, noun: str | None = None) -> Family[T]:
+        """The members that are registered for one of the `uses`; `noun` is what one is called in messages."""
         part: Family[T] = Family(noun or self.noun, self.package)
-        part._members, part._use = self._members, use
+        part._members, part._taking = self._members, frozenset(uses)
         return part
 
     def names(self) -> list[str]:
@@ -50,8 +51,8 @@ class Family(Generic[T]):
         folder = Path(__file__).parent.joinpath(*self.package.split(".")[1:])
         found = pkgutil.iter_modules([str(folder)])
         stems = [m.name for m in found if not m.ispkg and not m.name.startswith("_")]
-        if self._use is not None:
-            stems = [stem for stem in stems if self._use in _uses(folder / f"{stem}.py")]
+        if self._taking:
+            stems = [stem for stem in stems if self._taking & _uses(folder / f"{stem}.py")]
         return sorted(stem.replace("_", "-") for stem in stems)
 
     def register(self, name: str, *uses: str) -> Callable[[type[T]], type[T]]:
@@ -109,10 +110,8 @@ class Family(Generic[T]):
 @cache
 def _uses(path: Path) -> frozenset[str]:
     """The uses that a member's file registers it for, read from its source."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "register":
-            return frozenset(str(a.value) for a in node.args[1:] if isinstance(a, ast.Constant))
-    return frozenset()
+    found = re.search(r"^@\w+\.register\(([^)]*)\)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return frozenset(ast.literal_eval(f"({found[1].strip()},)")[1:]) if found else frozenset()
 
 
 def parse_value(text: str, kind: Any, what: str) -> Any:

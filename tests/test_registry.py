@@ -119,7 +119,7 @@ def test_a_part_of_a_family_is_what_its_files_register_for(tmp_path: Path, monke
     (folder / "plain.py").write_text('@THINGS.register("plain")\nclass Plain: ...\n')
     (folder / "wet.py").write_text('@THINGS.register("wet", "rain")\nclass Wet: ...\n')
     (folder / "any_day.py").write_text('@THINGS.register(\n    "any-day", "rain", "sun"\n)\nclass AnyDay: ...\n')
-    rain, sun = family.taking("rain"), family.taking("sun", "thing for sunny days")
+    rain, sun = family.taking("rain"), family.taking("sun", noun="thing for sunny days")
     assert (family.names(), rain.names(), sun.names()) == (["any-day", "plain", "wet"], ["any-day", "wet"], ["any-day"])
     with pytest.raises(BadOption, match="unknown thing for sunny days 'wet'; there are: any-day"):
         sun.build("wet")

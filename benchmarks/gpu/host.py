@@ -22,6 +22,7 @@ from _common import Results
 from masks import ERA, in_training
 
 from starfire_cli.pruning import Pruner
+from starfire_cli.pruning.era_masks import EraMasks
 from starfire_cli.pruning.kernels.gpu import gradient_masking
 from starfire_cli.pruning.kernels.triton import TritonKernels, TritonLayers
 
@@ -39,7 +40,9 @@ def microseconds(method: str, first: int) -> float:
     """A step of the pruner from step `first` on, with Triton's masks, nothing launched."""
     optimizer, pruner = in_training("torch", method, "resnet50", torch.device("cpu"))
     gradients = [(weight, weight.grad) for group in optimizer.param_groups for weight in group["params"]]
-    pruner._kernels = TritonKernels()
+    masks = pruner._masks
+    assert isinstance(masks, EraMasks)
+    masks._kernels = pruner._kernels = pruner._tensors._kernels = TritonKernels()
     step, taken = first, []
     zeros = PropertyMock(return_value={})
     standing = patch.multiple(TritonLayers, _launch=lambda *_: None, _captured=lambda *_: Nothing())
@@ -48,8 +51,8 @@ def microseconds(method: str, first: int) -> float:
     with standing, eager, quiet, patch.object(Pruner, "zeros", zeros):
         optimizer.zero_grad()
         pruner.after_step(ERA // 4)
-        assert pruner._standing is not None
-        pruner._standing[1]._graphs = True  # type: ignore[attr-defined]
+        assert masks._prepared is not None
+        masks._prepared[1]._graphs = True  # type: ignore[attr-defined]
         for _ in range(1 + TURNS):
             spent = 0.0
             for _ in range(100):

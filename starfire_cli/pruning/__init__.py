@@ -8,7 +8,15 @@ group), an R x S window; a linear weight is (O, I), O output neurons. See docs/m
 from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.layers import Layer, layers_of_model, layers_of_state, select
 from starfire_cli.pruning.masks import Masks
-from starfire_cli.pruning.methods import CONV_METHODS, LINEAR_METHODS, METHODS, Method
+from starfire_cli.pruning.methods import (
+    CONV_METHODS,
+    LINEAR_METHODS,
+    METHODS,
+    ONESHOT_METHODS,
+    TRAINING_METHODS,
+    Method,
+    NetworkMethod,
+)
 from starfire_cli.pruning.pruner import Pruner
 from starfire_cli.pruning.units import Budget, Cut, apply_cuts
 
@@ -16,12 +24,15 @@ __all__ = [
     "CONV_METHODS",
     "LINEAR_METHODS",
     "METHODS",
+    "ONESHOT_METHODS",
+    "TRAINING_METHODS",
     "Budget",
     "Cut",
     "Goal",
     "Layer",
     "Masks",
     "Method",
+    "NetworkMethod",
     "Pruner",
     "apply_cuts",
     "layers_of_model",

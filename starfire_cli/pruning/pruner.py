@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from starfire_cli.errors import Mismatch, StarfireError
-from starfire_cli.pruning._counts import Counts
-from starfire_cli.pruning._tensor_addresses import TensorAddresses, state_of
 from starfire_cli.pruning.budget import Goal
-from starfire_cli.pruning.kernels import MaskJob, PreparedLayers, choose
-from starfire_cli.pruning.kernels.torch import TorchKernels, write_dead
+from starfire_cli.pruning.era_masks import EraMasks
+from starfire_cli.pruning.kernels import choose
 from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.masked_weights import MaskedWeights
 from starfire_cli.pruning.masks import Masks, digest
-from starfire_cli.pruning.methods import Method
+from starfire_cli.pruning.methods import Method, NetworkMethod
+from starfire_cli.pruning.rewiring import Rewiring
 from starfire_cli.pruning.schedule import Era
 from starfire_cli.pruning.ties import parameters_of
-from starfire_cli.pruning.units import Budget, apply_cuts
+from starfire_cli.pruning.units import Budget
 
 # With a gradient of zero and a state of zero these leave a weight of zero where it is, so that masking gradients and
 # clearing state when a weight dies is all that has to be done. Any other optimizer is enforced after every step.
@@ -38,20 +38,21 @@ ELEMENTWISE = (
 
 
 class Pruner:
-    """Keeps the masks of one model. Once zero, always zero: a mask only ever shrinks.
+    """Keeps the masks of one model. Where the method is `monotone`, zero once is zero always: masks only ever shrink.
 
     Args:
         model: whose parameters are pruned, in place.
         layers: which of them (see `layers_of_model`, `select`).
-        conv: the method for convolutions.
-        linear: the method for linear layers.
+        conv: the method for convolutions; a `NetworkMethod` takes linear layers as well.
+        linear: the method for linear layers; with a `NetworkMethod` that one, or one that leaves them alone.
         target: the final sparsity threshold, in [0, 1).
-        era: when.
+        era: when; a `NetworkMethod` has a ramp and a clock of its own.
         masks: what is dead already (a checkpoint's); the weights under it are zeroed.
         kernels: who computes masks: "auto", "torch", "numba", "triton" or "triton:graphs=false"; all give the same, to
             the bit.
+        seed: of what a method draws at random.
 
-    Raises BadOption where the kernels do not run on the model's device.
+    Raises BadOption where the kernels do not run on the model's device, or the era is too short for the method.
     """
 
     def __init__(
@@ -59,71 +60,94 @@ class Pruner:
         model: nn.Module,
         layers: Sequence[Layer],
         *,
-        conv: Method,
-        linear: Method,
+        conv: Method | NetworkMethod,
+        linear: Method | NetworkMethod,
         target: float,
         era: Era,
         masks: Mapping[str, Tensor] | None = None,
         kernels: str = "auto",
+        seed: int = 0,
     ) -> None:
         self.target = target
-        self.era = era
         self.conv = conv
         self.linear = linear
         parameters = parameters_of(model)
         # A layer that the method leaves alone has no mask, unless it came with one.
-        final = {layer.key: self._budget(layer, Goal(target=target)) for layer in layers}
-        self.layers = [layer for layer in layers if final[layer.key] is not None or (masks and layer.key in masks)]
+        pruned = self._pruned(layers)
+        self.layers = [layer for layer in layers if layer.key in pruned or (masks and layer.key in masks)]
         self.left_alone = [layer for layer in layers if layer not in self.layers]
         self.seconds = 0.0
-        self._weights = {layer.key: parameters[layer.key] for layer in self.layers}
-        # Layers of one shape have one budget; they go by the shape's number.
-        shapes = {layer.key: replace(layer, name="", key="") for layer in self.layers}
-        self._shapes = list(dict.fromkeys(shapes.values()))
-        self._shape_of = {key: self._shapes.index(shape) for key, shape in shapes.items()}
-        self._alike = [[key for key in shapes if shapes[key] == shape] for shape in self._shapes]
-        device = next((w.device for w in self._weights.values()), torch.device("cpu"))
+        weights = {layer.key: parameters[layer.key] for layer in self.layers}
+        device = next((w.device for w in weights.values()), torch.device("cpu"))
         self.kernels, self._kernels = choose(kernels, device, sum(layer.weights for layer in self.layers))
-        # Layers whose pattern the kernels know, and those that plain torch prunes one by one.
-        due = {layer.key: (layer, budget) for layer in self.layers if (budget := final[layer.key]) is not None}
-        self._taken = {key: layer for key, (layer, budget) in due.items() if self._kernels.takes(layer, budget)}
-        self._others = [layer for key, (layer, _) in due.items() if key not in self._taken]
-        # Masks have their weight's strides, so that no elementwise pass has to jump about in memory.
-        self.masks: Masks = {k: torch.ones_like(w, dtype=torch.bool) for k, w in self._weights.items()}
-        self._touched: dict[str, None] = {}  # layers that may have lost something, in the order of their first time
-        self._budgets: dict[int, Budget] = {}  # of each shape, what it last was
-        self._counts = Counts(self._weights)
-        self._prepared: tuple[TensorAddresses, PreparedLayers] | None = None
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._shadow: dict[str, Tensor] = {}
+        self._tensors = MaskedWeights(self.layers, weights, self._kernels)
+        self._step = 0
+        self._masks: EraMasks | Rewiring
+        if isinstance(conv, NetworkMethod):
+            self._masks = Rewiring(self._tensors, pruned, conv.axes(), target, era, seed)
+            self.era = self._masks.era
+        else:
+            self._masks, self.era = EraMasks(self._tensors, self._budget, target, self._kernels), era
         if masks:
             self.load(masks)
 
+    @property
+    def masks(self) -> Masks:
+        """The masks by state-dict key: bool, True = alive."""
+        return self._tensors.masks
+
+    @property
+    def monotone(self) -> bool:
+        """Whether what is dead stays dead."""
+        return self._masks.monotone
+
     def attach(self, optimizer: torch.optim.Optimizer, ema: nn.Module | None = None) -> None:
         """From now on, clear this optimizer's state and this moving average where weights die."""
-        self._optimizer = optimizer
-        shadow = parameters_of(ema) if ema is not None else {}
-        assert ema is None or shadow.keys() >= self.masks.keys(), "the moving average's keys are not the model's"
-        self._shadow = {key: shadow[key] for key in self.masks if key in shadow}
-        self._prepared = None
-        self._enforce(self._touched)
+        self._tensors.attach(optimizer, ema)
+
+    def begin(self, gradients: Callable[[], None] | None = None) -> None:
+        """Before the first step of a new run: make the masks of a method that is sparse from the start.
+
+        Args:
+            gradients: called where the method scores weights by their gradients (`needs_batch`); fills them from a
+                batch of training images.
+        """
+        if isinstance(self._masks, Rewiring):
+            self._masks.begin(gradients)
+
+    @property
+    def needs_batch(self) -> bool:
+        """Whether `begin` asks for gradients."""
+        start = self._masks.axes.start if isinstance(self._masks, Rewiring) else None
+        return start is not None and start.needs_gradient
 
     @torch.no_grad()
-    def after_backward(self) -> None:
-        """Mask the gradients of dead weights: before clipping, weight decay, momentum and averages see them."""
+    def after_backward(self) -> bool:
+        """Mask the gradients of dead weights: before clipping, weight decay, momentum and averages see them.
+
+        Returns whether the optimizer's step is to be made; methods that evaluate masks in its place leave it out.
+        """
         started = perf_counter()
-        self._mask_gradients(self._touched)
+        steps = True
+        if isinstance(self._masks, Rewiring):
+            steps = self._masks.before_step(self._step + 1)
+        self._tensors.mask_gradients(self._tensors.touched)
         self.seconds += perf_counter() - started
+        return steps
 
     @torch.no_grad()
     def after_step(self, step: int) -> bool:
-        """After optimizer step number `step` (from 1): evaluate the masks if the era says so. True if any changed."""
+        """After optimizer step number `step` (from 1): evaluate the masks if they are due. True if any changed."""
         started = perf_counter()
-        if self._optimizer is not None and type(self._optimizer) not in ELEMENTWISE:
-            self._enforce(self._touched)
-        changed = self.era.evaluates_at(step) and self.refresh(self.era.progress(step))
+        self._step = step
+        if self._tensors.optimizer is not None and type(self._tensors.optimizer) not in ELEMENTWISE:
+            self._tensors.enforce(self._tensors.touched)
+        if isinstance(self._masks, Rewiring):
+            changed = self._masks.after_step(step)
+        else:
+            changed = self.era.evaluates_at(step) and self.refresh(self.era.progress(step))
         if step >= self.era.last_step:
-            self._prepared = None  # and what it holds on to
+            self._masks.release()
         self.seconds += perf_counter() - started
         return changed
 
@@ -131,27 +155,23 @@ class Pruner:
     def refresh(self, progress: float) -> bool:
         """Evaluate every layer's mask at `progress` of the target.
 
-        A layer whose budget is what it was last time is passed over: what died stays dead and counts first, so its
-        mask would come out the same. Returns whether any mask changed; on a GPU, which is not waited for, whether any
-        may have.
+        Returns whether any mask changed; on a GPU, which is not waited for, whether any may have.
 
         Raises StarfireError naming a layer whose weights are not finite; on a GPU when the counts are next asked for.
         """
-        due = self._due(Goal(target=self.target, progress=progress))
-        if not due:
+        before = dict(self._tensors.counts.known)
+        if not self._masks.refresh(progress):
             return False
-        if not due.keys().isdisjoint(self._taken):
-            counts = self._prepared_layers().prune(list(map(due.get, self._taken)))
-            self._counts.expect(((place, key) for place, key in enumerate(self._taken) if key in due), counts)
-        if others := [self._job(layer, due[layer.key]) for layer in self._others if layer.key in due]:
-            counts = TorchKernels().prune(others)
-            self._counts.expect(((place, job.layer.key) for place, job in enumerate(others)), counts)
-        # Gradients come and go, so that they are in no job; training has let go of them by now, other loops have not.
-        self._mask_gradients(due)
-        if next(iter(self._weights.values())).device.type != "cpu":
-            return True
-        before = dict(self._counts.known)
-        return self.zeros != before
+        return self._tensors.device.type != "cpu" or self.zeros != before
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether masks may change at this step."""
+        return self._masks.evaluates_at(step) if isinstance(self._masks, Rewiring) else self.era.evaluates_at(step)
+
+    @property
+    def plain_step(self) -> bool:
+        """Whether the step under way is like most: no gradient of a dead weight is read, and it is not left out."""
+        return not isinstance(self._masks, Rewiring) or self._masks.plain(self._step + 1)
 
     @property
     def zeros(self) -> dict[str, int]:
@@ -159,51 +179,50 @@ class Pruner:
 
         Raises StarfireError naming the first layer that held NaN or inf when its mask was due.
         """
-        bad = self._counts.fetch()
-        for key in bad:
-            self._budgets.pop(self._shape_of[key], None)
+        bad = self._tensors.counts.fetch()
         if bad:
+            self._masks.forget(bad)
             raise StarfireError(f"{bad[0]} holds NaN or inf; its smallest weights cannot be told")
-        return self._counts.known
+        return self._tensors.counts.known
 
     def counts(self) -> Tensor:
         """`zeros` as a tensor, int64, (layers,), on the weights' device, which is not waited for."""
-        device = next((w.device for w in self._weights.values()), torch.device("cpu"))
-        return self._counts.tensor(device)
+        return self._tensors.counts.tensor(self._tensors.device)
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
         """The parameters that are pruned, by key."""
-        return dict(self._weights)
+        return dict(self._tensors.weights)
 
     @property
     def warmup_notice(self) -> str | None:
         """A line for the user about a first evaluation of masks that takes seconds; None if it does not."""
-        return self._kernels.warmup_notice() if self._taken else None
+        return self._kernels.warmup_notice() if self._masks.uses_kernels else None
 
     @property
     def masked_layer_count(self) -> int:
         """Of how many layers `after_backward` masks the gradients; it only grows."""
-        return len(self._touched)
+        return len(self._tensors.touched)
 
     def threshold(self, step: int) -> float:
         """The sparsity threshold t after `step` steps."""
+        if isinstance(self._masks, Rewiring):
+            return self._masks.threshold(step)
         return self.target * self.era.progress(step)
 
     def load(self, masks: Mapping[str, Tensor]) -> None:
         """Take over masks; a layer without one is alive. Weights, state and averages under them are zeroed."""
-        for layer in self.layers:
-            if layer.key not in masks:
-                continue
-            mask = masks[layer.key]
-            if tuple(mask.shape) != layer.shape:
-                raise StarfireError(f"the mask of {layer.key} has shape {tuple(mask.shape)}, its weight {layer.shape}")
-            self.masks[layer.key].copy_(mask)
-            self._counts.set(layer.key, layer.weights - int(mask.sum()))
-        self._budgets.clear()
-        dead = [key for key, count in self._counts.known.items() if count]
-        self._touched.update(dict.fromkeys(dead))
-        self._enforce(dead)
+        self._tensors.load(masks)
+        self._masks.forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the method remembers beside the masks, in plain values."""
+        return {"step": self._step, "method": self._masks.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._step = int(state["step"])
+        self._masks.load_state_dict(state["method"])
 
     def digest(self) -> str:
         """SHA-256 of the masks (see `masks.digest`)."""
@@ -217,68 +236,24 @@ class Pruner:
     def verify(self) -> None:
         """Raises Mismatch naming the layer if a dead weight is not zero."""
         zeros = self.zeros
-        for key, weight in self._weights.items():
+        for key, weight in self._tensors.weights.items():
             alive_again = int((weight.ne(0) & ~self.masks[key]).sum()) if zeros[key] else 0
             if alive_again:
                 raise Mismatch(f"{key}: {alive_again} pruned weights are not zero")
 
-    def plan(self) -> list[tuple[Layer, int]]:
-        """(layer, weights left at the era's end) as the weights stand now; nothing is changed."""
-        goal = Goal(target=self.target)
-        left = []
-        for layer in self.layers:
-            budget = self._budget(layer, goal)
-            weight, alive = self._weights[layer.key].detach(), self.masks[layer.key]
-            if budget is not None:
-                alive = apply_cuts(weight, alive, budget, layer.groups)
-            left.append((layer, int(alive.sum())))
-        return left
+    def plan(self) -> list[tuple[Layer, int, Budget | str | None]]:
+        """(layer, weights left at the era's end, its cuts or rule) as the weights stand now; nothing is changed."""
+        return list(self._masks.plan())
 
-    def _due(self, goal: Goal) -> dict[str, Budget]:
-        """The layers whose budgets are not what they were, by key."""
-        due: dict[str, Budget] = {}
-        for number, shape in enumerate(self._shapes):
-            budget = self._budget(shape, goal)
-            if budget is not None and budget != self._budgets.get(number):
-                self._budgets[number] = budget
-                due.update(dict.fromkeys(self._alike[number], budget))
-        return due
+    def _pruned(self, layers: Sequence[Layer]) -> set[str]:
+        """The keys of the layers that the methods prune."""
+        if isinstance(self.conv, NetworkMethod):
+            kinds = ("window", "pointwise", "linear") if self.linear == self.conv else ("window", "pointwise")
+            return {layer.key for layer in self.conv.axes().chosen([x for x in layers if x.kind in kinds])}
+        goal = Goal(target=self.target)
+        return {layer.key for layer in layers if self._budget(layer, goal) is not None}
 
     def _budget(self, layer: Layer, goal: Goal) -> Budget | None:
-        return self.linear.budget(layer, goal) if layer.kind == "linear" else self.conv.budget(layer, goal)
-
-    def _mask_gradients(self, keys: Iterable[str]) -> None:
-        """Mask the gradients that these layers have."""
-        pairs = [(g, self.masks[key]) for key in keys if (g := self._weights[key].grad) is not None]
-        if pairs:
-            self._kernels.mask_gradients([g for g, _ in pairs], [mask for _, mask in pairs])
-
-    def _prepared_layers(self) -> PreparedLayers:
-        """All layers that the kernels take; anew where a tensor was replaced since."""
-        if self._prepared is None or not self._prepared[0].unchanged(self._optimizer):
-            jobs = [self._job(layer, self._budgets[self._shape_of[key]]) for key, layer in self._taken.items()]
-            weights = [self._weights[key] for key in self._taken]
-            addresses = TensorAddresses(weights, self._optimizer, list(self._shadow.values()))
-            self._prepared = addresses, self._kernels.prepare(jobs)
-        return self._prepared[1]
-
-    def _job(self, layer: Layer, budget: Budget) -> MaskJob:
-        weight, mask = self._weights[layer.key], self.masks[layer.key]
-        self._touched[layer.key] = None
-        others = tuple(self._kept(weight, layer.key))
-        return MaskJob(layer=layer, weight=weight.detach(), alive=mask, budget=budget, others=others)
-
-    @torch.no_grad()
-    def _enforce(self, keys: Iterable[str]) -> None:
-        """Write zeros where these layers are dead: weights, gradients, moving average, optimizer state."""
-        for key in keys:
-            weight = self._weights[key]
-            gradient = () if weight.grad is None else (weight.grad,)
-            write_dead(self.masks[key], (weight, *self._kept(weight, key), *gradient))
-
-    def _kept(self, weight: nn.Parameter, key: str) -> list[Tensor]:
-        """The tensors that are zero where the weight is dead and kept from step to step: optimizer state, moving
-        average.
-        """
-        shadow = self._shadow.get(key)
-        return [*state_of(weight, self._optimizer).values(), *(() if shadow is None else (shadow,))]
+        method = self.linear if layer.kind == "linear" else self.conv
+        assert not isinstance(method, NetworkMethod)
+        return method.budget(layer, goal)

@@ -45,9 +45,9 @@ def prune_smallest(score_LN: Tensor, alive_LN: Tensor, count: int) -> Tensor:
         len(key) == 1 and on_cpu and alive_LN.is_contiguous()
     ):  # only what is alive: equals by the thousand slow the search down
         candidates = score_LN[alive_LN]
-        cutoff = _kth_smallest(candidates[None], count - (n - len(candidates)))
+        cutoff = kth_smallest(candidates[None], count - (n - len(candidates)))
     else:
-        cutoff = _kth_smallest(key, count)
+        cutoff = kth_smallest(key, count)
     gone = key <= cutoff
     # Where the cutoff is shared by several, `gone` holds too many: of those, only the first by index go.
     if bool((gone.sum(-1) != count).any()):
@@ -97,7 +97,7 @@ def prune_smallest_planes(score_NKC: Tensor, alive_NKC: Tensor, count: int) -> T
     return left_NKC
 
 
-def _kth_smallest(key_LN: Tensor, k: int) -> Tensor:
+def kth_smallest(key_LN: Tensor, k: int) -> Tensor:
     """The k-th smallest (from 1) of each row, (L, 1)."""
     if key_LN.device.type == "cpu" and key_LN.dtype in (torch.float32, torch.float64):
         import numpy as np  # its vectorised sorts are several times faster than torch's kthvalue on a CPU

@@ -95,10 +95,22 @@ def _cut(magnitude: Tensor, alive: Tensor, cut: Cut, groups: int) -> Tensor:
         kept = kept | guard
     if kept.numel() == alive.numel():  # single weights
         return kept.reshape(alive.shape)
-    left = _view(alive, groups, cut.tile) & kept
-    K, C, *window = (*alive.shape, 1, 1)[:4]
-    whole = left.reshape(groups, left.shape[1] * cut.tile, left.shape[3] * cut.tile, *window)
-    return whole[:, : K // groups, :C].reshape(alive.shape)
+    return _as_weights(_view(alive, groups, cut.tile) & kept, cut, alive.shape, groups)
+
+
+def spread_units(units_U: Tensor, cut: Cut, shape: Sequence[int], groups: int = 1) -> Tensor:
+    """Units, in the order of the weight's axes, as weights: of the shape of a weight, each with its unit's value."""
+    sizes = _sizes(shape, groups, cut.tile)
+    spans = _roles(cut)[0]
+    units = units_U.reshape([1 if dim in spans else size for dim, size in enumerate(sizes)])
+    return _as_weights(units.expand(sizes), cut, shape, groups)
+
+
+def _as_weights(x: Tensor, cut: Cut, shape: Sequence[int], groups: int) -> Tensor:
+    """The inverse of `_view`."""
+    K, C, *window = (*shape, 1, 1)[:4]
+    whole = x.reshape(groups, x.shape[1] * cut.tile, x.shape[3] * cut.tile, *window)
+    return whole[:, : K // groups, :C].reshape(tuple(shape))
 
 
 def _rank(magnitude: Tensor, alive: Tensor, cut: Cut, groups: int) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -13,7 +13,8 @@ OUTPUT_PANEL = "Output"
 
 # Read from the folders: importing the families themselves would import torch.
 _METHODS = Family[object]("pruning method", "starfire_cli.pruning.methods")
-_CONV, _LINEAR = (", ".join(_METHODS.taking(kind).names()) for kind in ("conv", "linear"))
+_TRAINING, _ONESHOT = (", ".join(_METHODS.taking("conv", use).names()) for use in ("network", "oneshot"))
+_LINEAR = ", ".join(_METHODS.taking("linear").names())
 
 CHECKPOINT = Option(
     argument=True,
@@ -61,12 +62,18 @@ SKIP_CORRUPT = Option(panel=DATA_PANEL, help="Leave out images that cannot be re
 METHOD = Option(
     metavar="SPEC",
     panel=PRUNING_PANEL,
-    help=f"How convolutions are pruned: {_CONV}; with options as in intra:share=0.4.",
+    help=f"How it is pruned: {_TRAINING}; with options as in intra:share=0.4.",
+)
+ONESHOT_METHOD = Option(
+    metavar="SPEC",
+    panel=PRUNING_PANEL,
+    help=f"How it is pruned: {_ONESHOT}; with options as in intra:share=0.4.",
 )
 FC = Option(
     metavar="SPEC",
     panel=PRUNING_PANEL,
-    help=f"How linear layers are pruned: {_LINEAR}; with options as in block:n=2.",
+    help=f"How linear layers are pruned: {_LINEAR}; with options as in block:n=2. Where --method takes the whole "
+    "network, that or dense.",
 )
 MAX_NONZERO = Option(
     metavar="N",

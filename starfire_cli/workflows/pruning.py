@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from starfire_cli.errors import BadOption
-from starfire_cli.pruning import Budget, Cut, Goal, Layer, Pruner
+from starfire_cli.pruning import Budget, Cut, Goal, Layer, NetworkMethod, Pruner
 from starfire_cli.records.train import PlanLayer
 from starfire_cli.workflows.train.settings import Pruning
 
 
 def plan_layers(pruner: Pruner, pruning: Pruning, macs: Mapping[str, int]) -> tuple[PlanLayer, ...]:
     """The rows of the plan. Raises BadOption, with what would work, where a layer would lose everything."""
-    goal = Goal(target=pruning.target)
     rows = []
-    for layer, left in pruner.plan():
-        method = pruning.linear if layer.kind == "linear" else pruning.conv
+    for layer, left, rule in pruner.plan():
         rows.append(
             PlanLayer(
                 name=layer.name,
                 kind="depthwise" if layer.depthwise else layer.kind,
                 shape=layer.shape,
-                rule=rule_in_words(layer, method.budget(layer, goal)),
+                rule=rule if isinstance(rule, str) else rule_in_words(layer, rule),
                 weights=layer.weights,
                 left=left,
                 macs=macs.get(layer.name, 0),
@@ -72,6 +70,8 @@ def _too_sparse(layers: Sequence[Layer], pruning: Pruning, emptied: list[str]) -
 def _empties(layers: Sequence[Layer], pruning: Pruning, target: float) -> bool:
     for layer in layers:
         method = pruning.linear if layer.kind == "linear" else pruning.conv
+        if isinstance(method, NetworkMethod):
+            continue  # it leaves every layer something
         cuts = method.budget(layer, Goal(target=target)) or ()
         if any(cut.count >= cut.competitors(layer.shape, layer.groups) and not cut.keep for cut in cuts):
             return True

@@ -40,7 +40,7 @@ def test_passing_over_unchanged_budgets_changes_nothing(conv: str, fc: str, ramp
         trail = []
         for batch in batches(STEPS):
             if forgetful:
-                training.pruner._budgets.clear()
+                training.pruner._masks.forget()
             training.run([batch])
             trail.append(training.pruner.digest())
         runs.append((trail, [w.detach().clone() for w in training.model.parameters()]))
@@ -179,7 +179,7 @@ def test_plan_says_what_refresh_does_and_touches_nothing() -> None:
     model = network()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     pruner = make_pruner(model, "intra", "two-tier", 0.7)
-    plan = {layer.key: layer.weights - left for layer, left in pruner.plan()}
+    plan = {layer.key: layer.weights - left for layer, left, _ in pruner.plan()}
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not any(pruner.zeros.values())
     pruner.refresh(1.0)

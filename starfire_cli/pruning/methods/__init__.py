@@ -1,14 +1,17 @@
-"""The family of pruning methods, one a file, and the interface of a member.
+"""The family of pruning methods, one a file, and the interfaces of a member.
 
-A method says in its registration which layers it takes, "conv", "linear" or both, and in whole numbers what must be
-gone of each; `units.apply_cuts`, or the kernels, find which weights these are. While a layer's budget stays the same
-its mask does too, since nothing that died comes back: that is what makes a mask after every step cost almost nothing.
+A method says in its registration what it is for. "conv" and "linear": layers of that kind, one by one; it gives in
+whole numbers what must be gone of each, and `units.apply_cuts`, or the kernels, find which weights these are. While a
+layer's budget stays the same its mask does too, since nothing that died comes back: that is what makes a mask after
+every step cost almost nothing. "network": convolutions and linear layers together, as a point on the axes of `axes.py`;
+"oneshot" beside it: a trained network can be pruned with it at once.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from starfire_cli.pruning.axes import Axes
 from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.units import Budget
@@ -27,6 +30,17 @@ class Method(Protocol):
         ...
 
 
-METHODS: Family[Method] = Family("pruning method", "starfire_cli.pruning.methods")
+@runtime_checkable
+class NetworkMethod(Protocol):
+    """A pruning method that sees all layers at once."""
+
+    def axes(self) -> Axes:
+        """The method as a point on the axes. Raises BadOption where its options do not go together."""
+        ...
+
+
+METHODS: Family[Method | NetworkMethod] = Family("pruning method", "starfire_cli.pruning.methods")
 CONV_METHODS = METHODS.taking("conv")
-LINEAR_METHODS = METHODS.taking("linear", "pruning method for linear layers")
+LINEAR_METHODS = METHODS.taking("linear", noun="pruning method for linear layers")
+TRAINING_METHODS = METHODS.taking("conv", "network")
+ONESHOT_METHODS = METHODS.taking("conv", "oneshot")

@@ -16,7 +16,7 @@ from starfire_cli.networks.dead_weights import DeadWeights, find_dead_weights
 from starfire_cli.networks.prunable import Prunable, prunable
 from starfire_cli.networks.restore import rebuild_model
 from starfire_cli.networks.skeleton import BuiltModel
-from starfire_cli.pruning import Layer, Masks, select
+from starfire_cli.pruning import ONESHOT_METHODS, Layer, Masks, select
 from starfire_cli.text import some
 from starfire_cli.workflows.prune.oneshot import recalibrate
 from starfire_cli.workflows.prune.request import PruneRequest
@@ -45,7 +45,8 @@ class PruneJob:
     def pruning(self, target: float) -> Pruning:
         """The methods at one target. Raises BadOption."""
         r = self.request
-        return pruning_of(TrainRequest(method=r.method, fc=r.fc, target=target, max_nonzero=r.max_nonzero))
+        request = TrainRequest(method=r.method, fc=r.fc, target=target, max_nonzero=r.max_nonzero)
+        return pruning_of(request, ONESHOT_METHODS)
 
     def network(self, state: dict[str, Tensor]) -> BuiltModel:
         """The network with `state` in it. Raises BadOption where nothing says which network it is."""

@@ -13,7 +13,7 @@ from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.networks.dead_weights import DeadWeights
 from starfire_cli.networks.lone_images import needs_two, without_lone
 from starfire_cli.networks.prunable import maybe_grouped
-from starfire_cli.pruning import Layer, Masks, Pruner
+from starfire_cli.pruning import Layer, Masks, NetworkMethod, Pruner
 from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.schedule import Era
 from starfire_cli.pruning.ties import replace_tied
@@ -78,6 +78,8 @@ def refuse_ambiguous(layers: Sequence[Layer], pruning: Pruning) -> None:
     """Raises BadOption if whole kernels of a possibly depthwise convolution would be pruned."""
     doubtful = []
     for layer in maybe_grouped(layers):
+        if isinstance(pruning.conv, NetworkMethod):
+            continue  # single weights compete, whatever the groups are
         budget = pruning.conv.budget(layer, Goal(target=pruning.target))
         if layer.shape[1] == 1 and any(cut.unit and cut.count for cut in budget or ()):
             doubtful.append(layer.name)

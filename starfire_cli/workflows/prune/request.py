@@ -19,8 +19,8 @@ from starfire_cli.workflows.options import (
     KEEP_DENSE,
     MAX_NONZERO,
     MEAN,
-    METHOD,
     MODEL,
+    ONESHOT_METHOD,
     ONLY,
     OUT,
     PRUNING_PANEL,
@@ -68,7 +68,7 @@ class PruneRequest:
     """One call of `starfire prune-mask`: a `target` to write a checkpoint, or a `sweep` to measure some."""
 
     checkpoint: Path | None = CHECKPOINT.default(None)
-    method: str = METHOD.default("window")
+    method: str = ONESHOT_METHOD.default("window")
     target: float | None = option(
         None,
         "The share of weights to prune, 0 to below 1; writes a checkpoint.",

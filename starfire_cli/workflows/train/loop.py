@@ -24,7 +24,7 @@ from starfire_cli.workflows.train.run_folder import RunFolder
 from starfire_cli.workflows.train.save import save_last
 from starfire_cli.workflows.train.session import Session
 from starfire_cli.workflows.train.signals import Signals
-from starfire_cli.workflows.train.step import train_step, update
+from starfire_cli.workflows.train.step import begin_pruning, train_step, update
 from starfire_cli.workflows.train.stop import stopped
 
 _SHOW_EVERY = 0.1  # seconds between step records; each fetches two numbers from the device
@@ -74,6 +74,8 @@ def _trained(session: Session, folder: RunFolder) -> Iterator[Record]:
         notes=(*session.notes, *folder.notes, *session.warmup_notices(), *session.data.info.notes),
     )
     with explaining_failures(session), Signals() as signals, session.ranks.explaining(lambda: last_good(run)):
+        if position.step == 0:
+            begin_pruning(session)
         while position.epoch < optimisation.epochs and not signals.stopped:
             yield from _one_epoch(session, signals)
     if not signals.stopped and session.ranks.first:
@@ -89,7 +91,7 @@ def _one_epoch(session: Session, signals: Signals) -> Iterator[Record]:
         meter.add(train_step(session, images, labels, meter.check), len(labels))  # dead weights' gradients are masked
         position.step, position.batch = position.step + 1, position.batch + 1
         pruner.after_step(position.step)  # in the era, the threshold rises and masks shrink; what is dead is zero
-        if pruner.era.evaluates_at(position.step):
+        if pruner.evaluates_at(position.step):
             session.agreement.counts()
         if ema is not None:
             ema.update_parameters(model)

@@ -119,6 +119,8 @@ def restore_training_state(session: Session, checkpoint: Checkpoint) -> None:
         optimisation.optimizer.load_state_dict(training["optimizer"])
         session.precision.scaler.load_state_dict(training["scaler"])
         fixed.hold(training["era"]["digests"])
+        if "pruner" in training:  # runs of earlier versions had methods that remember nothing
+            session.pruner.load_state_dict(training["pruner"])
         torch.set_rng_state(training["rng"]["cpu"])
         if network.device.type == "cuda" and len(training["rng"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(training["rng"]["cuda"])

@@ -39,6 +39,7 @@ def save(session: Session, path: Path, metrics: dict[str, Any]) -> None:
         "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if cuda else []},
         "sampler": {"epoch": position.epoch, "batch": position.batch, "seed": session.request.seed},
         "position": dataclasses.asdict(position),
+        "pruner": session.pruner.state_dict(),
     }
     if own is not None:
         training["ranks"] = own

@@ -184,6 +184,7 @@ def build_session(
         era=_era(request, pruning, data.train.steps, resume),
         masks=network.start.masks,
         kernels=request.kernels,
+        seed=request.seed,
     )
     made = adversary(request.adversarial, request.seed) if request.adversarial else None
     optimisation = build_optimisation(request, network, data.train.steps)

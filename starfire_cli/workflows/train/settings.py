@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from starfire_cli import options
 from starfire_cli.errors import BadOption
 from starfire_cli.options import out_of_range
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Method
+from starfire_cli.pruning import LINEAR_METHODS, METHODS, TRAINING_METHODS, Method, NetworkMethod
 from starfire_cli.pruning.schedule import parse_era
+from starfire_cli.registry import Family
 from starfire_cli.values import LARGEST
-from starfire_cli.workflows.train.recipes import recipe_for
+from starfire_cli.workflows.train.recipes import Recipe, recipe_for
 from starfire_cli.workflows.train.request import TrainRequest
 
 
@@ -19,8 +20,8 @@ from starfire_cli.workflows.train.request import TrainRequest
 class Pruning:
     """The resolved pruning half of a request."""
 
-    conv: Method
-    linear: Method
+    conv: Method | NetworkMethod
+    linear: Method | NetworkMethod
     target: float
     method_spec: str
     fc_spec: str
@@ -36,8 +37,7 @@ def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainR
     method = request.method.partition(":")[0]
     epochs = recipe.epochs if request.epochs is None else request.epochs
     scale = epochs / recipe.epochs
-    recipe_era = recipe.eras.get(method, recipe.eras[""]).split(":")
-    era = ":".join(f"{float(x) * scale:g}" for x in recipe_era) if request.era is None else request.era
+    era = default_era(request.method, recipe, epochs) if request.era is None else request.era
     schedule = request.lr_schedule or ("step" if request.lr_drops else recipe.schedule)
     drops = tuple(d * scale for d in recipe.lr_drops) if request.lr_drops is None else request.lr_drops
     taken = {
@@ -93,8 +93,18 @@ def check(request: TrainRequest) -> None:
             raise BadOption(f"--lr-drops {drop:g}: a drop comes after an epoch, such as 30,60")
 
 
-def pruning_of(request: TrainRequest) -> Pruning:
-    """The methods behind `--method`, `--fc`, `--max-nonzero`. Raises BadOption."""
+def default_era(spec: str, recipe: Recipe, epochs: int) -> str:
+    """The era of a method in a training of so many epochs: its own share of them, or the recipe's, scaled."""
+    method = TRAINING_METHODS.build(spec)
+    span = method.axes().span if isinstance(method, NetworkMethod) else None
+    if span is not None:
+        return f"{span[0] * epochs:g}:{span[1] * epochs:g}"
+    first, last = recipe.eras.get(spec.partition(":")[0], recipe.eras[""]).split(":")
+    return ":".join(f"{float(x) * epochs / recipe.epochs:g}" for x in (first, last))
+
+
+def pruning_of(request: TrainRequest, methods: Family[Method | NetworkMethod] = TRAINING_METHODS) -> Pruning:
+    """The methods behind `--method`, `--fc`, `--max-nonzero`; the former is one of `methods`. Raises BadOption."""
     spec = request.method
     if request.max_nonzero is not None:
         if spec.partition(":")[0] not in ("window", "intra", "inter"):
@@ -102,7 +112,12 @@ def pruning_of(request: TrainRequest) -> Pruning:
         if "max_nonzero" in spec:
             raise BadOption(f"--max-nonzero {request.max_nonzero} and --method {spec} both set the cap; give one")
         spec += f"{',' if ':' in spec else ':'}max_nonzero={request.max_nonzero}"
-    conv = CONV_METHODS.build(spec)
+    name = spec.partition(":")[0]
+    if name in TRAINING_METHODS.names() and name not in methods.names():
+        raise BadOption(f"--method {name} trains; a trained network is pruned with: {', '.join(methods.names())}")
+    conv = methods.build(spec)
+    if isinstance(conv, NetworkMethod):
+        return _of_network(conv, request)
     # `--method dense` is the baseline: unless asked otherwise its linear layers stay dense as well.
     fc = "dense" if spec == "dense" and request.fc == TrainRequest.fc else request.fc
     linear = LINEAR_METHODS.build(fc)
@@ -111,9 +126,21 @@ def pruning_of(request: TrainRequest) -> Pruning:
         conv=conv,
         linear=linear,
         target=target,
-        method_spec=CONV_METHODS.spec(conv),
-        fc_spec=LINEAR_METHODS.spec(linear),
+        method_spec=METHODS.spec(conv),
+        fc_spec=METHODS.spec(linear),
     )
+
+
+def _of_network(method: NetworkMethod, request: TrainRequest) -> Pruning:
+    """A method that takes linear layers as well; `--fc dense` leaves them alone."""
+    spec = METHODS.spec(method)
+    if request.ramp != TrainRequest.ramp or request.mask_every != TrainRequest.mask_every:
+        option = f"--ramp {request.ramp}" if request.ramp != TrainRequest.ramp else f"--mask-every {request.mask_every}"
+        raise BadOption(f"{option} is for methods that prune layer by layer; {spec} has options of its own for that")
+    if request.fc not in (TrainRequest.fc, "dense", request.method, spec):
+        raise BadOption(f"--fc {request.fc}: --method {spec} prunes linear layers too; --fc dense leaves them alone")
+    linear = LINEAR_METHODS.build("dense") if request.fc == "dense" else method
+    return Pruning(conv=method, linear=linear, target=request.target, method_spec=spec, fc_spec=METHODS.spec(linear))
 
 
 def era_steps(request: TrainRequest, steps_per_epoch: int) -> tuple[int, int]:

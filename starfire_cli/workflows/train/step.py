@@ -26,7 +26,7 @@ def train_step(session: Session, images: Tensor, labels: Tensor, look: Callable[
     Returns the summed loss and the hits, (2,).
     """
     rate = session.optimisation.rate.at(session.position.step)
-    if session.graph is not None:
+    if session.graph is not None and session.pruner.plain_step:
         look()
         return session.graph.update(images, labels, rate)
     set_rate(session.optimisation.optimizer, rate)
@@ -41,7 +41,34 @@ def update(session: Session, images: Tensor, labels: Tensor, look: Callable[[Ten
     Nothing here waits for a GPU, and steps differ in nothing but tensors, so it may be captured (`cuda_graph.py`).
     `look` sees the sums before any weight changes.
     """
-    request, optimizer, precision = session.request, session.optimisation.optimizer, session.precision
+    sums = _backward(session, images, labels, session.precision.scaler.scale)
+    look(sums)
+    if session.pruner.after_backward():  # some methods evaluate masks in place of a step
+        _optimize(session)
+    session.optimisation.optimizer.zero_grad(set_to_none=True)
+    return sums
+
+
+def begin_pruning(session: Session) -> None:
+    """Before the first step: make the masks of a method that is sparse from the start (SNIP: by the first batch)."""
+    session.pruner.begin(lambda: _first_gradients(session))
+    session.optimisation.optimizer.zero_grad(set_to_none=True)
+
+
+def _first_gradients(session: Session) -> None:
+    """The gradients of the first batch; nothing else of the run is changed by it."""
+    device, model = session.network.device, session.network.model.train()
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        images, labels = next(iter(session.data.train.batches(0)))
+        _backward(session, images, labels, lambda loss: loss)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(kept[name])
+
+
+def _backward(session: Session, images: Tensor, labels: Tensor, scaled: Callable[[Tensor], Tensor]) -> Tensor:
+    """Forward and backward over a batch, in its parts. Returns the summed loss and the hits, (2,)."""
+    request, precision = session.request, session.precision
     whole = session.whole_batch(len(labels))
     sums = torch.zeros(2, dtype=precision.exact, device=labels.device)
     for part in parts(images, labels, request.accumulate, pairs=session.network.pairs):
@@ -55,22 +82,24 @@ def update(session: Session, images: Tensor, labels: Tensor, look: Callable[[Ten
             loss = cross_entropy(logits, part.labels, label_smoothing=smoothing, reduction="sum") / whole
             hits = (logits.detach().argmax(1) == part.labels).sum()
             sums += torch.stack([(loss.detach() * whole).to(sums.dtype), hits.to(sums.dtype)])
-            precision.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaled(loss).backward()  # type: ignore[no-untyped-call]
     if session.replica is not None and not len(labels):
         with precision.autocast():
             loss = session.replica.nothing(images)
-        precision.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-    look(sums)
-    session.pruner.after_backward()
-    session.fixed.gather()
-    if request.clip_grad is not None:
-        precision.scaler.unscale_(optimizer)
-        compact = session.fixed.compact
-        clip_grad_norm_(session.network.net.parameters() if compact is None else compact.parameters, request.clip_grad)
-    precision.scaler.step(optimizer)
-    precision.scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+        scaled(loss).backward()  # type: ignore[no-untyped-call]
     return sums
+
+
+def _optimize(session: Session) -> None:
+    optimizer, scaler = session.optimisation.optimizer, session.precision.scaler
+    session.fixed.gather()
+    if session.request.clip_grad is not None:
+        scaler.unscale_(optimizer)
+        compact = session.fixed.compact
+        live = session.network.net.parameters() if compact is None else compact.parameters
+        clip_grad_norm_(live, session.request.clip_grad)
+    scaler.step(optimizer)
+    scaler.update()
 
 
 def _attacked(session: Session, part: MicroBatch, whole: int) -> Tensor:

@@ -56,7 +56,7 @@ def test_true_sparsities_of_table_5(resnet50: nn.Module, column: int, spec: str,
     layers, _ = layers_of_model(resnet50)
     conv, linear = CONV_METHODS.build(spec), LINEAR_METHODS.build("fine")
     pruner = Pruner(resnet50, layers, conv=conv, linear=linear, target=target, era=Era(first_step=0, last_step=1))
-    left = sum(left for _, left in pruner.plan())
+    left = sum(left for _, left, _ in pruner.plan())
     kept, total = kept_by_hand(resnet50, spec, Fraction(str(target)))
     assert (left, sum(layer.weights for layer in layers)) == (kept, total)
     expected, printed = TABLE_5[target][column]

@@ -1,0 +1,134 @@
+"""Allocations: how a network's sparsity is shared out among its layers.
+
+Every allocation ends in whole numbers, dead units by layer, and leaves each layer at least one live unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from starfire_cli.pruning.budget import pruned
+from starfire_cli.pruning.layer_units import LayerUnits
+from starfire_cli.pruning.layers import Layer
+
+ALLOCATIONS = ("uniform", "erk", "er", "global")
+
+
+def uniform(units: Mapping[str, int], sparsity: float) -> dict[str, int]:
+    """The same sparsity in every layer: ceil(n * sparsity) dead units."""
+    return {key: min(pruned(n, sparsity), n - 1) for key, n in units.items()}
+
+
+def erdos_renyi(layers: Sequence[Layer], units: Mapping[str, int], sparsity: float, *, kernel: bool) -> dict[str, int]:
+    """Erdos-Renyi(-Kernel): wide layers are sparser; just as many dead units in all as the sparsity asks for.
+
+    A layer's density is in proportion to the sum of its dimensions over their product; what would be over 1 is dense,
+    and the rest is solved again (Mocanu et al., 2018, arXiv 1707.04780; Evci et al., 2020, arXiv 1911.11134).
+
+    Args:
+        layers: whose shapes count.
+        units: how many each layer has.
+        sparsity: of all units together.
+        kernel: whether the window's sides count as dimensions (ERK), or only inputs and outputs (ER).
+    """
+    densities = erdos_renyi_densities(layers, units, sparsity, kernel=kernel)
+    exact = {key: (1 - densities[key]) * n for key, n in units.items()}
+    total = pruned(sum(units.values()), sparsity)
+    return _rounded(exact, {key: n - 1 if densities[key] < 1 else 0 for key, n in units.items()}, total)
+
+
+def erdos_renyi_densities(
+    layers: Sequence[Layer], units: Mapping[str, int], sparsity: float, *, kernel: bool
+) -> dict[str, float]:
+    """Each layer's density under Erdos-Renyi(-Kernel), before it is made a whole number of units."""
+    shapes = {layer.key: layer.shape if kernel else layer.shape[:2] for layer in layers}
+    raw = {key: sum(shape) / math.prod(shape) for key, shape in shapes.items()}
+    dense: set[str] = set()
+    while True:
+        rest = [key for key in units if key not in dense]
+        wanted = (1 - sparsity) * sum(units.values()) - sum(units[key] for key in dense)
+        weight = sum(raw[key] * units[key] for key in rest)
+        scale = wanted / weight if weight else 0.0
+        over = {key for key in rest if scale * raw[key] > 1}
+        if not over:
+            return {key: 1.0 if key in dense else scale * raw[key] for key in units}
+        # As published: of those over 1 the ones with the highest raw density become dense, then all is solved again.
+        highest = max(raw[key] for key in over)
+        dense |= {key for key in over if raw[key] == highest}
+
+
+def globally(layers: Mapping[str, LayerUnits], scores: Mapping[str, Tensor], count: int) -> dict[str, int]:
+    """One competition of all live units: how many of each layer are among the `count` that go.
+
+    The smallest scores go, of equals those of the earlier layer; the strongest live unit of each layer stays.
+
+    Args:
+        layers: whose units compete.
+        scores: >= 0, (U,), by layer.
+        count: how many live units go in all; fewer go where each layer is down to one.
+    """
+    candidates = {}
+    for key, units in layers.items():
+        values = scores[key][units.alive_U]
+        candidates[key] = _but_one(values)
+    total = sum(map(len, candidates.values()))
+    if count <= 0:
+        return dict.fromkeys(candidates, 0)
+    if count >= total:
+        return {key: len(values) for key, values in candidates.items()}
+    cutoff = kth_of_all(list(candidates.values()), count)
+    below = {key: int((values < cutoff).sum()) for key, values in candidates.items()}
+    room = count - sum(below.values())
+    for key, values in candidates.items():
+        tied = min(room, int((values == cutoff).sum()))
+        below[key] += tied
+        room -= tied
+    return below
+
+
+def kth_of_all(values: Sequence[Tensor], k: int) -> Tensor:
+    """The k-th smallest (from 1) of all values >= 0 of some vectors, found by two passes of counting.
+
+    The bits of a float that is not negative are in the order of the numbers: the first pass counts their upper half,
+    the second the lower half of those that share the upper one. No device is asked for more than the two histograms.
+    """
+    wide = any(v.dtype == torch.float64 for v in values)
+    if wide:  # units of many weights, of which there are few
+        return torch.cat([v.double() for v in values]).sort().values[k - 1]
+    bits = [v.float().contiguous().view(torch.int32) for v in values]
+    upper = sum(torch.bincount(b >> 16, minlength=1 << 15) for b in bits)
+    assert isinstance(upper, Tensor)
+    passed = upper.cumsum(0)
+    bin_ = int((passed < k).sum())
+    before = int(passed[bin_ - 1]) if bin_ else 0
+    lower = sum(torch.bincount(b[b >> 16 == bin_] & 0xFFFF, minlength=1 << 16) for b in bits)
+    assert isinstance(lower, Tensor)
+    found = bin_ << 16 | int((lower.cumsum(0) < k - before).sum())
+    return torch.tensor(found, dtype=torch.int32, device=bits[0].device).view(torch.float32)
+
+
+def _but_one(values: Tensor) -> Tensor:
+    """All but the last of the largest."""
+    if len(values) < 2:
+        return values[:0]
+    last = len(values) - 1 - int(values.flip(0).argmax())
+    return torch.cat([values[:last], values[last + 1 :]])
+
+
+def _rounded(exact: Mapping[str, float], most: Mapping[str, int], total: int) -> dict[str, int]:
+    """Whole numbers near `exact` that add up to `total`, as far as `most` lets them: the largest remainders first."""
+    counts = {key: min(most[key], math.floor(x + 1e-9)) for key, x in exact.items()}
+    order = sorted(exact, key=lambda key: -(exact[key] - math.floor(exact[key] + 1e-9)))
+    missing = total - sum(counts.values())
+    while missing > 0:
+        able = [key for key in order if counts[key] < most[key]]
+        if not able:
+            break
+        for key in able[:missing]:
+            counts[key] += 1
+        missing = total - sum(counts.values())
+    return counts

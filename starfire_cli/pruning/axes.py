@@ -1,0 +1,184 @@
+"""The axes that make a sparse training method: what is pruned, how it is shared out, when, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from starfire_cli.pruning.layer_units import LayerUnits, Unit, smallest
+from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.moment import Moment
+from starfire_cli.pruning.regrowth import Regrowth
+from starfire_cli.pruning.removal import Removal, Rise, share_out
+from starfire_cli.pruning.scores import NEEDS_GRADIENT, score
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Change:
+    """The outcome of one stage for one layer.
+
+    Args:
+        alive_U: the units that live from now on.
+        reset_U: those of them whose weights and state begin at zero; None: those that were dead.
+        values: weights of the layer's shape, written where units have come back; None: zeros.
+    """
+
+    alive_U: Tensor
+    reset_U: Tensor | None = None
+    values: Tensor | None = None
+
+
+class Stage(Protocol):
+    """One pass over all layers at an evaluation.
+
+    Attributes:
+        monotone: whether nothing that is dead ever comes back.
+        needs_gradient: whether the gradients of dead weights, or of all weights, are read.
+        needs_momentum: whether the optimizer's average of them is.
+    """
+
+    @property
+    def monotone(self) -> bool: ...
+
+    @property
+    def needs_gradient(self) -> bool: ...
+
+    @property
+    def needs_momentum(self) -> bool: ...
+
+    def apply(self, layers: Mapping[str, LayerUnits], moment: Moment) -> dict[str, Change]:
+        """What changes, by layer; layers that stay as they are may be missing."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewire:
+    """Some units go, and others may come back in their place.
+
+    Args:
+        removal: which go.
+        regrowth: which come back; None: none.
+    """
+
+    removal: Removal
+    regrowth: Regrowth | None = None
+
+    @property
+    def monotone(self) -> bool:
+        return self.regrowth is None
+
+    @property
+    def needs_gradient(self) -> bool:
+        by_gradient = getattr(self.removal, "score", "") in NEEDS_GRADIENT
+        return by_gradient or (self.regrowth is not None and self.regrowth.needs_gradient)
+
+    @property
+    def needs_momentum(self) -> bool:
+        return "momentum" in (getattr(self.removal, "score", ""), getattr(self.regrowth, "by", ""))
+
+    def apply(self, layers: Mapping[str, LayerUnits], moment: Moment) -> dict[str, Change]:
+        gone = self.removal.choose(layers, moment)
+        back = self.regrowth.choose(layers, gone, moment) if self.regrowth is not None else {}
+        keeps = self.regrowth is not None and self.regrowth.keeps_value
+        changes = {}
+        for key, units in layers.items():
+            none_U = torch.zeros_like(units.alive_U)
+            gone_U, back_U = gone.get(key, none_U), back.get(key, none_U)
+            reset_U = ~units.alive_U if keeps else ~units.alive_U | gone_U
+            changes[key] = Change(alive_U=(units.alive_U & ~gone_U) | back_U, reset_U=reset_U)
+        return changes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Sparse from the first step on.
+
+    Args:
+        allocation: "uniform", "erk", "er" or "global" (with a score only).
+        score: the highest live on (see `scores.py`); "random": any do.
+        sparsity: at the start; None: the target.
+    """
+
+    allocation: str = "erk"
+    score: str = "random"
+    sparsity: float | None = None
+
+    @property
+    def monotone(self) -> bool:
+        return True
+
+    @property
+    def needs_gradient(self) -> bool:
+        return self.score in NEEDS_GRADIENT
+
+    @property
+    def needs_momentum(self) -> bool:
+        return False
+
+    def apply(self, layers: Mapping[str, LayerUnits], moment: Moment) -> dict[str, Change]:
+        sparsity = moment.target if self.sparsity is None else self.sparsity
+        if self.allocation == "global":
+            rise = Rise(allocation="global", score=self.score, reach=lambda at: sparsity / at.target)
+            return Rewire(removal=rise).apply(layers, moment)
+        changes = {}
+        for key, dead in share_out(self.allocation, layers, sparsity).items():
+            units = layers[key]
+            due = min(dead - (units.count - units.live), units.live - 1)
+            if due <= 0:
+                continue
+            if self.score == "random":
+                gone_U = moment.choose(key, units.alive_U, due, "start")
+            else:
+                gone_U = smallest(score(self.score, units), units.alive_U, due)
+            changes[key] = Change(alive_U=units.alive_U & ~gone_U)
+        return changes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """A sparse training method as a point on its axes.
+
+    Args:
+        unit: what lives and dies as one.
+        start: which weights live at first; None: all.
+        stages: what happens at each evaluation, one after the other.
+        every: optimizer steps between evaluations; None: 100, or a twentieth of the era where that is less.
+        ramp: how the sparsity rises in the era (see `schedule.py`).
+        replaces_step: whether an evaluation takes the place of the optimizer's step, as in RigL.
+        span: the era by default, as shares of the training; None: the recipe's.
+        dense_first: whether the first convolution stays as it is.
+        dense_last: whether the last linear layer does.
+        targeted: whether the sparsity that comes out is the target.
+    """
+
+    unit: Unit = field(default_factory=Unit)
+    start: Start | None = None
+    stages: tuple[Stage, ...] = ()
+    every: int | None = None
+    ramp: str = "linear"
+    replaces_step: bool = False
+    span: tuple[float, float] | None = None
+    dense_first: bool = False
+    dense_last: bool = False
+    targeted: bool = True
+
+    @property
+    def monotone(self) -> bool:
+        """Whether "once zero, always zero" holds."""
+        return all(stage.monotone for stage in self.stages)
+
+    def chosen(self, layers: Sequence[Layer]) -> list[Layer]:
+        """Those of some layers that the method prunes."""
+        first = next((x for x in layers if x.kind != "linear"), None) if self.dense_first else None
+        last = next((x for x in reversed(layers) if x.kind == "linear"), None) if self.dense_last else None
+        return [layer for layer in layers if layer is not first and layer is not last]
+
+    @property
+    def rise(self) -> Rise | None:
+        """The stage in which the sparsity rises to the target, if there is one."""
+        removals = (getattr(stage, "removal", None) for stage in self.stages)
+        return next((removal for removal in removals if isinstance(removal, Rise)), None)

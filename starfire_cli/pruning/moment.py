@@ -1,0 +1,61 @@
+"""The moment of an evaluation, as methods see it, and the random draws that belong to it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from starfire_cli.pruning.schedule import Era
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """Args:
+    step: the optimizer step that is under way, from 1; 0 before training.
+    era: when masks change.
+    target: the final sparsity.
+    seed: of the run.
+    memory: what the method remembers from one evaluation to the next, as plain numbers; kept in checkpoints.
+    """
+
+    step: int
+    era: Era
+    target: float
+    seed: int
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def progress(self) -> float:
+        """The share of the target that is due."""
+        return self.era.progress(self.step)
+
+    @property
+    def passed(self) -> float:
+        """The share of the era that is over, in [0, 1]."""
+        length = max(1, self.era.last_step - self.era.first_step)
+        return min(1.0, max(0.0, (self.step - self.era.first_step) / length))
+
+    def cosine(self, start: float, end: float = 0.0) -> float:
+        """From `start` to `end` over the era, along half a cosine."""
+        return end + (start - end) * (1 + math.cos(math.pi * self.passed)) / 2
+
+    def generator(self, key: str, what: str = "") -> np.random.Generator:
+        """Random numbers that depend on seed, layer and step alone, so that ranks and resumed runs draw alike."""
+        text = f"{self.seed}\0{key}\0{self.step}\0{what}".encode()
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.sha256(text).digest()[:16], "little")))
+
+    def choose(self, key: str, among_N: Tensor, count: int, what: str = "") -> Tensor:
+        """`count` of the candidates at random, each set of them equally likely: bool, (N,)."""
+        chosen = torch.zeros_like(among_N)
+        if count <= 0:
+            return chosen
+        places = among_N.nonzero().flatten()
+        picks = self.generator(key, what).choice(len(places), size=count, replace=False, shuffle=False)
+        chosen[places[torch.from_numpy(picks).to(places.device)]] = True
+        return chosen

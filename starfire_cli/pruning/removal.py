@@ -1,0 +1,164 @@
+"""Rules for which live units go at an evaluation: a count that rises, a share that is swapped, a threshold.
+
+Each is told every layer's units and gives the units that go, (U,) bool, by layer; it never takes the last of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from starfire_cli.pruning.allocation import erdos_renyi, globally, uniform
+from starfire_cli.pruning.budget import pruned
+from starfire_cli.pruning.layer_units import LayerUnits, smallest
+from starfire_cli.pruning.moment import Moment
+from starfire_cli.pruning.scores import score
+
+Units = Mapping[str, LayerUnits]
+
+
+class Removal(Protocol):
+    """Chooses the units that go."""
+
+    def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
+        """By layer the units that go, bool, (U,); a layer may be missing."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rise:
+    """The sparsity rises to the target, and the units of the lowest score go.
+
+    Args:
+        allocation: "uniform", "erk", "er" or "global".
+        score: see `scores.py`.
+        initial: the sparsity that the rise begins at.
+        reach: the part of the target that is due at a moment; by default the era's.
+    """
+
+    allocation: str = "uniform"
+    score: str = "magnitude"
+    initial: float = 0.0
+    reach: Callable[[Moment], float] = lambda moment: moment.progress
+
+    def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
+        sparsity = self.initial + (moment.target - self.initial) * self.reach(moment)
+        if self.allocation == "global":
+            scores = {key: score(self.score, units) for key, units in layers.items()}
+            total = sum(units.count for units in layers.values())
+            due = pruned(total, sparsity) - (total - sum(units.live for units in layers.values()))
+            counts = globally(layers, scores, due)
+            return {key: smallest(scores[key], layers[key].alive_U, n) for key, n in counts.items() if n}
+        goes = {}
+        for key, dead in share_out(self.allocation, layers, sparsity).items():
+            units = layers[key]
+            due = dead - (units.count - units.live)
+            if due > 0:
+                goes[key] = smallest(score(self.score, units), units.alive_U, min(due, units.live - 1))
+        return goes
+
+
+def share_out(allocation: str, layers: Units, sparsity: float) -> dict[str, int]:
+    """Dead units by layer under an allocation that looks at shapes alone."""
+    counts = {key: units.count for key, units in layers.items()}
+    if allocation == "uniform":
+        return uniform(counts, sparsity)
+    shapes = [units.layer for units in layers.values()]
+    return erdos_renyi(shapes, counts, sparsity, kernel=allocation == "erk")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swap:
+    """A fraction of each layer's live units goes, to be regrown elsewhere: those of the lowest score.
+
+    Args:
+        fraction: of the live units, at the era's beginning.
+        anneal: "cosine" (to `end` at the era's end) or "constant".
+        end: what a cosine ends at.
+        by_sign: the fraction is taken of the positive weights nearest zero and of the negative ones, each by itself.
+        score: see `scores.py`.
+    """
+
+    fraction: float = 0.3
+    anneal: str = "cosine"
+    end: float = 0.0
+    by_sign: bool = False
+    score: str = "magnitude"
+
+    def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
+        fraction = moment.cosine(self.fraction, self.end) if self.anneal == "cosine" else self.fraction
+        return {key: self._of(units, fraction) for key, units in layers.items()}
+
+    def _of(self, units: LayerUnits, fraction: float) -> Tensor:
+        ranks_U = score(self.score, units)
+        if not self.by_sign:
+            return smallest(ranks_U, units.alive_U, swapped(units.live, fraction))
+        positive_U = units.alive_U & (units.weight > 0).reshape(-1)
+        negative_U = units.alive_U & ~positive_U
+        sides = (positive_U, negative_U)
+        return torch.stack([smallest(ranks_U, s, swapped(int(s.sum()), fraction)) for s in sides]).any(0)
+
+
+def swapped(live: int, fraction: float) -> int:
+    """How many of the live units a fraction is: rounded down, and never all."""
+    return max(0, min(int(live * fraction + 1e-9), live - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Below:
+    """All live units whose score lies under a threshold go, but for the strongest of each layer.
+
+    Args:
+        threshold: of a layer at a moment.
+        score: see `scores.py`.
+    """
+
+    threshold: Callable[[LayerUnits, Moment], float]
+    score: str = "magnitude"
+
+    def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
+        goes = {}
+        for key, units in layers.items():
+            ranks_U = score(self.score, units)
+            goes[key] = _not_all(units, ranks_U, (ranks_U < self.threshold(units, moment)) & units.alive_U)
+        return goes
+
+
+def _not_all(units: LayerUnits, ranks_U: Tensor, goes_U: Tensor) -> Tensor:
+    count = int(torch.count_nonzero(goes_U))
+    return smallest(ranks_U, units.alive_U, count - 1) if count and count == units.live else goes_U
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive:
+    """One threshold for all layers, halved or doubled so that about as many units go each time as wanted.
+
+    Dynamic sparse reparameterization (Mostafa and Wang, 2019, arXiv 1902.05967). The threshold is remembered as
+    "threshold".
+
+    Args:
+        wanted: units that should go at each evaluation, in all layers together; a share of the live ones if below 1.
+        initial: the first threshold.
+        tolerance: how far off the number may be, as a share of it, without the threshold's changing.
+    """
+
+    wanted: float
+    initial: float = 1e-3
+    tolerance: float = 0.1
+
+    def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
+        limit = float(moment.memory.get("threshold", self.initial))
+        goes = Below(threshold=lambda units, at: limit).choose(layers, moment)
+        gone = sum(int(torch.count_nonzero(chosen)) for chosen in goes.values())
+        live = sum(units.live for units in layers.values())
+        wanted = self.wanted if self.wanted >= 1 else self.wanted * live
+        if gone > (1 + self.tolerance) * wanted:
+            limit /= 2
+        elif gone < (1 - self.tolerance) * wanted:
+            limit *= 2
+        moment.memory["threshold"] = limit
+        return goes

@@ -1,0 +1,232 @@
+"""Masks of methods that see the whole network: evaluates their stages, and writes what goes and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from starfire_cli.errors import BadOption
+from starfire_cli.pruning.axes import Axes, Change, Rewire, Stage
+from starfire_cli.pruning.kernels.torch import write_dead
+from starfire_cli.pruning.layer_units import LayerUnits
+from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.masked_weights import MaskedWeights
+from starfire_cli.pruning.moment import Moment
+from starfire_cli.pruning.schedule import Era
+
+_EVERY = 100  # steps, as most of these methods have it
+_AT_LEAST = 20  # evaluations in a short era
+_DECAY = 0.9  # of the average of dense gradients, for methods that regrow by it
+
+
+class Rewiring:
+    """Evaluates the masks of one method.
+
+    Args:
+        tensors: all weights that have masks.
+        keys: which of them the method prunes.
+        axes: the method's.
+        target: the final sparsity.
+        era: when masks change.
+        seed: of random draws.
+
+    Raises BadOption where the era has no room for an evaluation.
+    """
+
+    uses_kernels = False
+
+    def __init__(
+        self, tensors: MaskedWeights, keys: Collection[str], axes: Axes, target: float, era: Era, seed: int
+    ) -> None:
+        length = era.last_step - era.first_step
+        every = axes.every if axes.every is not None else max(1, min(_EVERY, length // _AT_LEAST))
+        if axes.stages and length and every > length:
+            raise BadOption(f"every={every} leaves no evaluation in an era of {length} steps; at most every={length}")
+        self.era = replace(era, ramp=axes.ramp, mask_every=every)
+        self.axes, self.monotone = axes, axes.monotone
+        self._tensors, self._target, self._seed = tensors, target, seed
+        self._pruned = [layer for layer in tensors.layers if layer.key in keys]
+        self._memory: dict[str, Any] = {}
+        self._gradients: dict[str, Tensor] = {}
+        self._needs_gradient = any(stage.needs_gradient for stage in axes.stages)
+        # The optimizer's own average is zero where weights are dead, so this is another one, of all gradients.
+        self._averages: dict[str, Tensor] | None = {} if any(stage.needs_momentum for stage in axes.stages) else None
+        self._changed = False
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether masks may change at this step."""
+        if not self.axes.stages:
+            return False
+        if step == self.era.last_step and self.axes.rise is None:
+            return step > self.era.first_step and (step - self.era.first_step) % self.era.mask_every == 0
+        return self.era.evaluates_at(step)
+
+    def plain(self, step: int) -> bool:
+        """Whether nothing but masking the gradients happens between backward and the optimizer's step."""
+        if self._averages is not None and step <= self.era.last_step:
+            return False
+        return not self.evaluates_at(step) or not (self.axes.replaces_step or self._needs_gradient)
+
+    def before_step(self, step: int) -> bool:
+        """Between backward and the optimizer's step number `step`. Returns whether the step is to be made."""
+        if self.plain(step):
+            return True
+        if self._averages is not None:
+            self._average_gradients()
+        if not self.evaluates_at(step):
+            return True
+        self._keep_gradients()
+        if self.axes.replaces_step:
+            self.evaluate(step)
+        return not self.axes.replaces_step
+
+    def after_step(self, step: int) -> bool:
+        """After the optimizer's step. Returns whether any mask changed in it."""
+        if self.axes.replaces_step:
+            changed, self._changed = self._changed, False
+            return changed
+        return self.evaluates_at(step) and self.evaluate(step)
+
+    def refresh(self, progress: float) -> bool:
+        """Evaluate all masks as at the era's end, for networks that are trained already."""
+        assert progress == 1.0, "a method that sees the whole network is evaluated at steps"
+        return self.evaluate(self.era.last_step)
+
+    def release(self) -> None:
+        """Let go of what is only needed while masks are evaluated."""
+        self._gradients = {}
+        if self._averages:
+            self._averages = {}
+
+    def forget(self, keys: Sequence[str] | None = None) -> None:
+        """Masks were replaced from outside; every evaluation begins from what they are."""
+
+    def threshold(self, step: int) -> float:
+        """The sparsity that is due after so many steps."""
+        rise = self.axes.rise
+        if rise is None:
+            return self._target
+        return rise.initial + (self._target - rise.initial) * rise.reach(self._moment(step))
+
+    def _keep_gradients(self) -> None:
+        """Remember the gradients for the evaluation after the optimizer's step, before those of the dead are masked."""
+        self._gradients = {k: w.grad.clone() for k, w in self._tensors.weights.items() if w.grad is not None}
+
+    def _average_gradients(self) -> None:
+        assert self._averages is not None
+        gradients = {k: w.grad for k, w in self._tensors.weights.items() if w.grad is not None}
+        if not all(bool(g.sum().isfinite()) for g in gradients.values()):
+            return  # a step that overflowed in half precision
+        for key, gradient in gradients.items():
+            if key not in self._averages:
+                self._averages[key] = torch.zeros_like(gradient)
+        torch._foreach_mul_(list(self._averages.values()), _DECAY)
+        torch._foreach_add_([self._averages[key] for key in gradients], list(gradients.values()))
+
+    def begin(self, gradients: Callable[[], None] | None) -> None:
+        """Make the masks that training starts from.
+
+        Args:
+            gradients: fills all weights' gradients from a batch of training images, where that is asked for.
+        """
+        start = self.axes.start
+        if start is None:
+            return
+        if start.needs_gradient:
+            assert gradients is not None, "the method looks at gradients before the first step"
+            gradients()
+            self._keep_gradients()
+        self._apply(start, self._moment(0))
+
+    def evaluate(self, step: int) -> bool:
+        """Bring all masks to what they are after this step. Returns whether any changed.
+
+        Raises StarfireError where weights are not finite; an evaluation whose gradients are not is left out.
+        """
+        if not all(bool(g.sum().isfinite()) for g in self._gradients.values()):
+            self._gradients = {}  # a step that overflowed in half precision, which the optimizer leaves out as well
+            return False
+        changed = False
+        for stage in self.axes.stages:
+            changed |= self._apply(stage, self._moment(step))
+        self._gradients = {}
+        self._changed = changed
+        return changed
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the method remembers: plain numbers, and averages of gradients by layer."""
+        return {"memory": dict(self._memory), "averages": dict(self._averages or {})}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what a checkpoint remembered."""
+        self._memory.clear()
+        self._memory.update(state["memory"])
+        for key, average in state["averages"].items():
+            if self._averages is not None and key in self._tensors.weights:
+                self._averages[key] = torch.empty_like(self._tensors.weights[key]).copy_(average)
+
+    def plan(self) -> list[tuple[Layer, int, str]]:
+        """(layer, weights left at the era's end as far as that can be told, rule in words); nothing is changed."""
+        layers = self._layers()
+        moment = replace(self._moment(self.era.last_step), memory={})
+        left = {key: units.alive for key, units in layers.items()}
+        start = self.axes.start
+        if start is not None and start.needs_gradient:  # which weights is not known yet, nor how many by a global rule
+            share = "uniform" if start.allocation == "global" else start.allocation
+            start = replace(start, score="random", allocation=share)
+        rise = self.axes.rise
+        for stage in (start, Rewire(removal=rise) if rise is not None else None):
+            for key, change in (stage.apply(layers, moment) if stage is not None else {}).items():
+                left[key] = layers[key].spread(change.alive_U) & left[key]
+            layers = self._layers(left)
+        unit = "weights" if not self.axes.unit.axes else "units"
+        rows = []
+        for layer in self._tensors.layers:
+            units, alive = layers.get(layer.key), left.get(layer.key, self._tensors.masks[layer.key])
+            rule = "nothing new" if units is None else f"{units.count - units.live:,}/{units.count:,} {unit}"
+            rows.append((layer, int(alive.sum()), rule))
+        return rows
+
+    def _moment(self, step: int) -> Moment:
+        return Moment(step=step, era=self.era, target=self._target, seed=self._seed, memory=self._memory)
+
+    def _layers(self, masks: Mapping[str, Tensor] | None = None) -> dict[str, LayerUnits]:
+        tensors, layers = self._tensors, {}
+        for layer in self._pruned:
+            key = layer.key
+            layers[key] = LayerUnits(
+                layer,
+                self.axes.unit,
+                tensors.weights[key].detach(),
+                (masks or tensors.masks)[key],
+                gradient=self._gradients.get(key),
+                momentum=(self._averages or {}).get(key),
+            )
+        return layers
+
+    @torch.no_grad()
+    def _apply(self, stage: Stage, moment: Moment) -> bool:
+        layers = self._layers()
+        changed = [self._write(layers[key], change) for key, change in stage.apply(layers, moment).items()]
+        return any(changed)
+
+    def _write(self, units: LayerUnits, change: Change) -> bool:
+        """Bring one layer's mask, weights, state and average to what a change says."""
+        was, alive_U = units.alive_U, change.alive_U
+        reset_U = ~was if change.reset_U is None else change.reset_U
+        if bool((alive_U == was).all()) and not bool((reset_U & alive_U).any()):
+            return False
+        key, grown_U = units.layer.key, alive_U & ~was
+        mask = (units.spread(alive_U & was) & units.alive) | units.spread(grown_U)
+        self._tensors.touched[key] = None
+        write_dead(mask & ~units.spread(reset_U), self._tensors.tensors(key))
+        if change.values is not None:
+            new = units.spread(alive_U & reset_U)
+            self._tensors.weights[key].data.copy_(torch.where(new, change.values, self._tensors.weights[key]))
+        self._tensors.masks[key].copy_(mask)
+        self._tensors.counts.set(key, units.layer.weights - int(torch.count_nonzero(mask)))
+        return True
