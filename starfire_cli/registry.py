@@ -111,7 +111,7 @@ class Family(Generic[T]):
 def _uses(path: Path) -> frozenset[str]:
     """The uses that a member's file registers it for, read from its source."""
     found = re.search(r"^@\w+\.register\(([^)]*)\)", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return frozenset(ast.literal_eval(f"({found[1].strip()},)")[1:]) if found else frozenset()
+    return frozenset(ast.literal_eval(f"({found[1].strip().rstrip(',')},)")[1:]) if found else frozenset()
 
 
 def parse_value(text: str, kind: Any, what: str) -> Any:

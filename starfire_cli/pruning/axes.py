@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from starfire_cli.pruning.layer_units import LayerUnits, Unit, smallest
 from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.masked_weights import MaskedWeights
 from starfire_cli.pruning.moment import Moment
 from starfire_cli.pruning.regrowth import Regrowth
 from starfire_cli.pruning.removal import Removal, Rise, share_out
-from starfire_cli.pruning.scores import NEEDS_GRADIENT, score
+from starfire_cli.pruning.scores import READS, score
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,18 +38,15 @@ class Stage(Protocol):
 
     Attributes:
         monotone: whether nothing that is dead ever comes back.
-        needs_gradient: whether the gradients of dead weights, or of all weights, are read.
-        needs_momentum: whether the optimizer's average of them is.
+        reads: what is read beside weights and masks: "gradient" of all weights, "momentum" (their running average),
+            "signs" (which the weights had before the optimizer's step).
     """
 
     @property
     def monotone(self) -> bool: ...
 
     @property
-    def needs_gradient(self) -> bool: ...
-
-    @property
-    def needs_momentum(self) -> bool: ...
+    def reads(self) -> frozenset[str]: ...
 
     def apply(self, layers: Mapping[str, LayerUnits], moment: Moment) -> dict[str, Change]:
         """What changes, by layer; layers that stay as they are may be missing."""
@@ -72,13 +70,8 @@ class Rewire:
         return self.regrowth is None
 
     @property
-    def needs_gradient(self) -> bool:
-        by_gradient = getattr(self.removal, "score", "") in NEEDS_GRADIENT
-        return by_gradient or (self.regrowth is not None and self.regrowth.needs_gradient)
-
-    @property
-    def needs_momentum(self) -> bool:
-        return "momentum" in (getattr(self.removal, "score", ""), getattr(self.regrowth, "by", ""))
+    def reads(self) -> frozenset[str]:
+        return self.removal.reads | (self.regrowth.reads if self.regrowth is not None else frozenset())
 
     def apply(self, layers: Mapping[str, LayerUnits], moment: Moment) -> dict[str, Change]:
         gone = self.removal.choose(layers, moment)
@@ -93,6 +86,34 @@ class Rewire:
         return changes
 
 
+class BoundPenalty(Protocol):
+    """A penalty on one model's weights."""
+
+    def add_gradients(self, moment: Moment) -> None:
+        """Add the penalty's gradient to the weights' gradients, which are unscaled and those of all ranks."""
+        ...
+
+    def after_step(self, moment: Moment) -> None:
+        """After the optimizer's step: proximal steps, noise."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, in plain values and tensors."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        ...
+
+
+class Penalty(Protocol):
+    """A term of the loss, in closed form."""
+
+    def bind(self, model: nn.Module, tensors: MaskedWeights) -> BoundPenalty:
+        """The penalty on the weights of a model."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Start:
     """Sparse from the first step on.
@@ -101,23 +122,21 @@ class Start:
         allocation: "uniform", "erk", "er" or "global" (with a score only).
         score: the highest live on (see `scores.py`); "random": any do.
         sparsity: at the start; None: the target.
+        fan_in: each output has as many live weights as the others, or one more; those at random.
     """
 
     allocation: str = "erk"
     score: str = "random"
     sparsity: float | None = None
+    fan_in: bool = False
 
     @property
     def monotone(self) -> bool:
         return True
 
     @property
-    def needs_gradient(self) -> bool:
-        return self.score in NEEDS_GRADIENT
-
-    @property
-    def needs_momentum(self) -> bool:
-        return False
+    def reads(self) -> frozenset[str]:
+        return READS.get(self.score, frozenset())
 
     def apply(self, layers: Mapping[str, LayerUnits], moment: Moment) -> dict[str, Change]:
         sparsity = moment.target if self.sparsity is None else self.sparsity
@@ -130,12 +149,26 @@ class Start:
             due = min(dead - (units.count - units.live), units.live - 1)
             if due <= 0:
                 continue
-            if self.score == "random":
+            if self.fan_in:
+                gone_U = _even_fan_in(units, due, key, moment)
+            elif self.score == "random":
                 gone_U = moment.choose(key, units.alive_U, due, "start")
             else:
                 gone_U = smallest(score(self.score, units), units.alive_U, due)
             changes[key] = Change(alive_U=units.alive_U & ~gone_U)
         return changes
+
+
+def _even_fan_in(units: LayerUnits, due: int, key: str, moment: Moment) -> Tensor:
+    """`due` random live weights, so that all outputs keep as many, but for one."""
+    outputs = len(units.weight)
+    live, more = divmod(units.live - due, outputs)
+    rows = units.alive_U.reshape(outputs, -1)
+    goes = []
+    for k, alive in enumerate(rows):
+        keep = moment.choose(key, alive, min(int(alive.sum()), live + (k < more)), f"start {k}")
+        goes.append(alive & ~keep)
+    return torch.stack(goes).reshape(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +186,7 @@ class Axes:
         dense_first: whether the first convolution stays as it is.
         dense_last: whether the last linear layer does.
         targeted: whether the sparsity that comes out is the target.
+        penalty: a term of the loss; None: none.
     """
 
     unit: Unit = field(default_factory=Unit)
@@ -165,6 +199,7 @@ class Axes:
     dense_first: bool = False
     dense_last: bool = False
     targeted: bool = True
+    penalty: Penalty | None = None
 
     @property
     def monotone(self) -> bool:

@@ -15,6 +15,7 @@ from starfire_cli.pruning.smallest import kth_smallest
 from starfire_cli.pruning.units import Cut, rank_units, spread_units
 
 Reduce = Literal["max", "sum", "mean", "norm"]
+REDUCTIONS: dict[str, Reduce] = {"max": "max", "sum": "sum", "mean": "mean", "norm": "norm"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class LayerUnits:
         alive: bool, likewise; a unit lives if any of its weights does.
         gradient: of the loss by each weight, also by dead ones; None where nobody asked for it.
         momentum: its running average, also of dead weights.
+        signs: of each weight as it was before the optimizer's step: 1, 0 or -1.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class LayerUnits:
         *,
         gradient: Tensor | None = None,
         momentum: Tensor | None = None,
+        signs: Tensor | None = None,
     ) -> None:
         self.layer, self.unit = layer, unit
-        self.weight, self.alive, self.gradient, self.momentum = weight, alive, gradient, momentum
+        self.weight, self.alive = weight, alive
+        self.gradient, self.momentum, self.signs = gradient, momentum, signs
         self._cut = Cut(unit.axes, "", 0, reduce=unit.reduce)
 
     @cached_property
@@ -67,6 +71,11 @@ class LayerUnits:
     def count(self) -> int:
         """The number of units."""
         return self.alive_U.numel()
+
+    @property
+    def size(self) -> int:
+        """Weights of a unit."""
+        return self.layer.weights // self.count
 
     @cached_property
     def live(self) -> int:
@@ -85,6 +94,11 @@ class LayerUnits:
             return flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
         every = torch.ones_like(tensor, dtype=torch.bool)
         return rank_units(tensor, every, self._cut, self.layer.groups)[0].reshape(-1)
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the live weights."""
+        return float(self.weight[self.alive].double().std(correction=0))
 
     def magnitudes(self) -> Tensor:
         """The units' scores from |w|, (U,)."""

@@ -84,7 +84,7 @@ class Pruner:
         self._step = 0
         self._masks: EraMasks | Rewiring
         if isinstance(conv, NetworkMethod):
-            self._masks = Rewiring(self._tensors, pruned, conv.axes(), target, era, seed)
+            self._masks = Rewiring(model, self._tensors, pruned, axes=conv.axes(), target=target, era=era, seed=seed)
             self.era = self._masks.era
         else:
             self._masks, self.era = EraMasks(self._tensors, self._budget, target, self._kernels), era
@@ -119,7 +119,12 @@ class Pruner:
     def needs_batch(self) -> bool:
         """Whether `begin` asks for gradients."""
         start = self._masks.axes.start if isinstance(self._masks, Rewiring) else None
-        return start is not None and start.needs_gradient
+        return start is not None and "gradient" in start.reads
+
+    @property
+    def adds_gradients(self) -> bool:
+        """Whether `after_backward` adds a penalty to the gradients, which must be unscaled then."""
+        return isinstance(self._masks, Rewiring) and self._masks.adds_gradients
 
     @torch.no_grad()
     def after_backward(self) -> bool:

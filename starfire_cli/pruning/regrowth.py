@@ -11,7 +11,9 @@ from torch import Tensor
 
 from starfire_cli.pruning.layer_units import LayerUnits, largest
 from starfire_cli.pruning.moment import Moment
-from starfire_cli.pruning.scores import NEEDS_GRADIENT, score
+from starfire_cli.pruning.scores import READS, score
+
+SHARINGS = ("layer", "live", "momentum")
 
 
 class Regrowth(Protocol):
@@ -19,14 +21,14 @@ class Regrowth(Protocol):
 
     Attributes:
         keeps_value: whether a unit that goes and comes back in one evaluation keeps its weights; else it starts at 0.
-        needs_gradient: whether the gradients of dead weights are read.
+        reads: what is read beside weights and masks (see `Stage`).
     """
 
     @property
     def keeps_value(self) -> bool: ...
 
     @property
-    def needs_gradient(self) -> bool: ...
+    def reads(self) -> frozenset[str]: ...
 
     def choose(self, layers: Mapping[str, LayerUnits], gone: Mapping[str, Tensor], moment: Moment) -> dict[str, Tensor]:
         """By layer the units that come back, bool, (U,), of those that are dead once `gone` went."""
@@ -52,9 +54,9 @@ class Grow:
     keeps_value: bool = False
 
     @property
-    def needs_gradient(self) -> bool:
-        """Whether the gradients of dead weights are read."""
-        return self.by in NEEDS_GRADIENT
+    def reads(self) -> frozenset[str]:
+        """What is read beside weights and masks."""
+        return READS.get(self.by, frozenset()) | (frozenset({"momentum"}) if self.shared == "momentum" else frozenset())
 
     def choose(self, layers: Mapping[str, LayerUnits], gone: Mapping[str, Tensor], moment: Moment) -> dict[str, Tensor]:
         none = {key: torch.zeros_like(units.alive_U) for key, units in layers.items()}
@@ -64,7 +66,13 @@ class Grow:
         counts = lost
         if self.shared != "layer":
             places = {key: int(torch.count_nonzero(x)) for key, x in open_.items()}
-            counts = share_out_growth(self._weights(layers, lost), places, sum(lost.values()), moment)
+            weights = self._weights(layers, lost)
+            for size in {
+                units.size for units in layers.values()
+            }:  # so that the live weights stay as many, not only units
+                group = [key for key, units in layers.items() if units.size == size]
+                total = sum(lost[key] for key in group)
+                counts |= share_out_growth({k: weights[k] for k in group}, {k: places[k] for k in group}, total, moment)
         return {key: self._of(layers[key], key, open_[key], n, moment) for key, n in counts.items() if n}
 
     def _weights(self, layers: Mapping[str, LayerUnits], lost: Mapping[str, int]) -> dict[str, float]:

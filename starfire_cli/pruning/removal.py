@@ -16,13 +16,20 @@ from starfire_cli.pruning.allocation import erdos_renyi, globally, uniform
 from starfire_cli.pruning.budget import pruned
 from starfire_cli.pruning.layer_units import LayerUnits, smallest
 from starfire_cli.pruning.moment import Moment
-from starfire_cli.pruning.scores import score
+from starfire_cli.pruning.scores import READS, score
 
 Units = Mapping[str, LayerUnits]
 
 
 class Removal(Protocol):
-    """Chooses the units that go."""
+    """Chooses the units that go.
+
+    Attributes:
+        reads: what is read beside weights and masks (see `Stage`).
+    """
+
+    @property
+    def reads(self) -> frozenset[str]: ...
 
     def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
         """By layer the units that go, bool, (U,); a layer may be missing."""
@@ -44,6 +51,11 @@ class Rise:
     score: str = "magnitude"
     initial: float = 0.0
     reach: Callable[[Moment], float] = lambda moment: moment.progress
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What is read beside weights and masks."""
+        return READS.get(self.score, frozenset())
 
     def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
         sparsity = self.initial + (moment.target - self.initial) * self.reach(moment)
@@ -89,6 +101,11 @@ class Swap:
     by_sign: bool = False
     score: str = "magnitude"
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """What is read beside weights and masks."""
+        return READS.get(self.score, frozenset())
+
     def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
         fraction = moment.cosine(self.fraction, self.end) if self.anneal == "cosine" else self.fraction
         return {key: self._of(units, fraction) for key, units in layers.items()}
@@ -120,6 +137,11 @@ class Below:
     threshold: Callable[[LayerUnits, Moment], float]
     score: str = "magnitude"
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """What is read beside weights and masks."""
+        return READS.get(self.score, frozenset())
+
     def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
         goes = {}
         for key, units in layers.items():
@@ -149,6 +171,11 @@ class Adaptive:
     wanted: float
     initial: float = 1e-3
     tolerance: float = 0.1
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Nothing beside weights and masks."""
+        return frozenset()
 
     def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
         limit = float(moment.memory.get("threshold", self.initial))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.axes import Axes, Change, Rewire, Stage
@@ -27,6 +27,7 @@ class Rewiring:
     """Evaluates the masks of one method.
 
     Args:
+        model: whose weights these are.
         tensors: all weights that have masks.
         keys: which of them the method prunes.
         axes: the method's.
@@ -40,7 +41,15 @@ class Rewiring:
     uses_kernels = False
 
     def __init__(
-        self, tensors: MaskedWeights, keys: Collection[str], axes: Axes, target: float, era: Era, seed: int
+        self,
+        model: nn.Module,
+        tensors: MaskedWeights,
+        keys: Collection[str],
+        *,
+        axes: Axes,
+        target: float,
+        era: Era,
+        seed: int,
     ) -> None:
         length = era.last_step - era.first_step
         every = axes.every if axes.every is not None else max(1, min(_EVERY, length // _AT_LEAST))
@@ -52,10 +61,12 @@ class Rewiring:
         self._pruned = [layer for layer in tensors.layers if layer.key in keys]
         self._memory: dict[str, Any] = {}
         self._gradients: dict[str, Tensor] = {}
-        self._needs_gradient = any(stage.needs_gradient for stage in axes.stages)
+        self._reads = frozenset[str]().union(*(stage.reads for stage in axes.stages))
+        self._signs: dict[str, Tensor] = {}
         # The optimizer's own average is zero where weights are dead, so this is another one, of all gradients.
-        self._averages: dict[str, Tensor] | None = {} if any(stage.needs_momentum for stage in axes.stages) else None
+        self._averages: dict[str, Tensor] | None = {} if "momentum" in self._reads else None
         self._changed = False
+        self._penalty = axes.penalty.bind(model, tensors) if axes.penalty is not None else None
 
     def evaluates_at(self, step: int) -> bool:
         """Whether masks may change at this step."""
@@ -67,25 +78,37 @@ class Rewiring:
 
     def plain(self, step: int) -> bool:
         """Whether nothing but masking the gradients happens between backward and the optimizer's step."""
-        if self._averages is not None and step <= self.era.last_step:
+        if self._penalty is not None or (self._averages is not None and step <= self.era.last_step):
             return False
-        return not self.evaluates_at(step) or not (self.axes.replaces_step or self._needs_gradient)
+        return not self.evaluates_at(step) or not (self.axes.replaces_step or self._reads)
+
+    @property
+    def adds_gradients(self) -> bool:
+        """Whether a penalty is added to the gradients."""
+        return self._penalty is not None
 
     def before_step(self, step: int) -> bool:
         """Between backward and the optimizer's step number `step`. Returns whether the step is to be made."""
         if self.plain(step):
             return True
+        if self._penalty is not None:
+            self._penalty.add_gradients(self._moment(step))
         if self._averages is not None:
             self._average_gradients()
         if not self.evaluates_at(step):
             return True
-        self._keep_gradients()
+        if "gradient" in self._reads:
+            self._keep_gradients()
+        if "signs" in self._reads:
+            self._signs = {key: weight.detach().sign() for key, weight in self._tensors.weights.items()}
         if self.axes.replaces_step:
             self.evaluate(step)
         return not self.axes.replaces_step
 
     def after_step(self, step: int) -> bool:
         """After the optimizer's step. Returns whether any mask changed in it."""
+        if self._penalty is not None:
+            self._penalty.after_step(self._moment(step))
         if self.axes.replaces_step:
             changed, self._changed = self._changed, False
             return changed
@@ -98,7 +121,7 @@ class Rewiring:
 
     def release(self) -> None:
         """Let go of what is only needed while masks are evaluated."""
-        self._gradients = {}
+        self._gradients, self._signs = {}, {}
         if self._averages:
             self._averages = {}
 
@@ -136,7 +159,7 @@ class Rewiring:
         start = self.axes.start
         if start is None:
             return
-        if start.needs_gradient:
+        if "gradient" in start.reads:
             assert gradients is not None, "the method looks at gradients before the first step"
             gradients()
             self._keep_gradients()
@@ -159,12 +182,15 @@ class Rewiring:
 
     def state_dict(self) -> dict[str, Any]:
         """What the method remembers: plain numbers, and averages of gradients by layer."""
-        return {"memory": dict(self._memory), "averages": dict(self._averages or {})}
+        state = {"memory": dict(self._memory), "averages": dict(self._averages or {})}
+        return state if self._penalty is None else {**state, "penalty": self._penalty.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with what a checkpoint remembered."""
         self._memory.clear()
         self._memory.update(state["memory"])
+        if self._penalty is not None:
+            self._penalty.load_state_dict(state["penalty"])
         for key, average in state["averages"].items():
             if self._averages is not None and key in self._tensors.weights:
                 self._averages[key] = torch.empty_like(self._tensors.weights[key]).copy_(average)
@@ -175,7 +201,9 @@ class Rewiring:
         moment = replace(self._moment(self.era.last_step), memory={})
         left = {key: units.alive for key, units in layers.items()}
         start = self.axes.start
-        if start is not None and start.needs_gradient:  # which weights is not known yet, nor how many by a global rule
+        if (
+            start is not None and "gradient" in start.reads
+        ):  # which weights is not known yet, nor how many by a global rule
             share = "uniform" if start.allocation == "global" else start.allocation
             start = replace(start, score="random", allocation=share)
         rise = self.axes.rise
@@ -205,6 +233,7 @@ class Rewiring:
                 (masks or tensors.masks)[key],
                 gradient=self._gradients.get(key),
                 momentum=(self._averages or {}).get(key),
+                signs=self._signs.get(key),
             )
         return layers
 

@@ -31,13 +31,24 @@ def _momentum(units: LayerUnits) -> Tensor:
     return units.scores(units.momentum)
 
 
+def _standardised(units: LayerUnits) -> Tensor:
+    """|w| over the standard deviation of the layer's live weights (Han et al., 2015)."""
+    return units.magnitudes() / max(units.deviation, 1e-30)
+
+
 SCORES: dict[str, Callable[[LayerUnits], Tensor]] = {
     "magnitude": _magnitude,
     "gradient": _gradient,
     "sensitivity": _sensitivity,
     "momentum": _momentum,
+    "standardised": _standardised,
 }
-NEEDS_GRADIENT = frozenset({"gradient", "sensitivity"})
+READS = {
+    "gradient": frozenset({"gradient"}),
+    "sensitivity": frozenset({"gradient"}),
+    "momentum": frozenset({"momentum"}),
+}
+"""What a score reads beside the weights."""
 
 
 def check_score(name: str) -> None:

@@ -29,6 +29,12 @@ def check_positive(name: str, value: float) -> None:
         raise BadOption(f"{name}={value:g} is out of range; it is above 0")
 
 
+def check_not_negative(name: str, value: float) -> None:
+    """Raises BadOption unless `value` is 0 or more and finite."""
+    if not 0 <= value < float("inf"):
+        raise BadOption(f"{name}={value:g} is out of range; it is 0 or more")
+
+
 def check_choice(name: str, value: str, known: Collection[str]) -> None:
     """Raises BadOption that lists what there is."""
     if value not in known:

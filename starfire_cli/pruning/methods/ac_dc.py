@@ -23,8 +23,7 @@ class _Phases:
     removal: Rise
     phases: int
     monotone: bool = field(default=False, init=False)
-    needs_gradient: bool = field(default=False, init=False)
-    needs_momentum: bool = field(default=False, init=False)
+    reads: frozenset[str] = field(default=frozenset(), init=False)
 
     def apply(self, layers: Mapping[str, LayerUnits], moment: Moment) -> dict[str, Change]:
         number = min(self.phases, int(moment.passed * self.phases + 1e-9))  # 0 is dense; the last one begins at the end

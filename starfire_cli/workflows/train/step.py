@@ -43,6 +43,8 @@ def update(session: Session, images: Tensor, labels: Tensor, look: Callable[[Ten
     """
     sums = _backward(session, images, labels, session.precision.scaler.scale)
     look(sums)
+    if session.pruner.adds_gradients:
+        session.precision.scaler.unscale_(session.optimisation.optimizer)
     if session.pruner.after_backward():  # some methods evaluate masks in place of a step
         _optimize(session)
     session.optimisation.optimizer.zero_grad(set_to_none=True)
@@ -94,7 +96,8 @@ def _optimize(session: Session) -> None:
     optimizer, scaler = session.optimisation.optimizer, session.precision.scaler
     session.fixed.gather()
     if session.request.clip_grad is not None:
-        scaler.unscale_(optimizer)
+        if not session.pruner.adds_gradients:
+            scaler.unscale_(optimizer)
         compact = session.fixed.compact
         live = session.network.net.parameters() if compact is None else compact.parameters
         clip_grad_norm_(live, session.request.clip_grad)

@@ -1,0 +1,135 @@
+"""Structured RigL: constant fan-in with the ablation of neurons (Lasby et al., 2024, arXiv 2305.02299)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from starfire_cli.pruning.axes import Axes, Change, Start
+from starfire_cli.pruning.layer_units import LayerUnits, largest, smallest
+from starfire_cli.pruning.methods import METHODS
+from starfire_cli.pruning.methods._network import SHAPED, check_choice, check_every, check_fraction
+from starfire_cli.pruning.moment import Moment
+from starfire_cli.pruning.removal import swapped
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantFanIn:
+    """Swaps weights so that every live neuron of a layer has the same number of them, or one more or less.
+
+    Args:
+        fraction: of the live weights that are swapped at first; it falls to 0 along a cosine.
+        salient: a neuron with fewer salient weights than this share of its fan-in is ablated.
+
+    The last layer's neurons all stay. The number of live weights of a layer stays what it was.
+    """
+
+    fraction: float
+    salient: float
+    monotone: bool = field(default=False, init=False)
+    reads: frozenset[str] = field(default=frozenset({"gradient"}), init=False)
+
+    def apply(self, layers: Mapping[str, LayerUnits], moment: Moment) -> dict[str, Change]:
+        last = list(layers)[-1]
+        fraction = moment.cosine(self.fraction)
+        return {key: self._of(units, fraction, ablate=key != last) for key, units in layers.items()}
+
+    def _of(self, units: LayerUnits, fraction: float, *, ablate: bool) -> Change:
+        assert units.gradient is not None
+        neurons = len(units.weight)
+        weight_N, gradient_N = units.magnitudes(), units.scores(units.gradient)
+        drop = swapped(units.live, fraction)
+        kept_N = units.alive_U & ~smallest(weight_N, units.alive_U, drop)
+        wanted_N = kept_N | largest(gradient_N, ~kept_N, drop)
+        salient_K = wanted_N.reshape(neurons, -1).sum(1)
+        neuron_K = self._neurons(units, salient_K) if ablate else torch.ones_like(salient_K, dtype=torch.bool)
+        fan_in_K = _fan_in(units.live, neuron_K, kept_N.numel() // neurons)
+        rows = (x.reshape(neurons, -1).cpu().numpy() for x in (kept_N, weight_N, gradient_N, fan_in_K))
+        alive_KN = torch.from_numpy(_filled(*rows))
+        return Change(alive_U=alive_KN.reshape(-1).to(kept_N.device), reset_U=~units.alive_U)
+
+    def _neurons(self, units: LayerUnits, salient_K: Tensor) -> Tensor:
+        """The neurons that live on: those with enough salient weights, and as many as the live weights need."""
+        neurons = len(salient_K)
+        dense = units.count // neurons
+        living_K = units.alive_U.reshape(neurons, -1).any(1)
+        fan_in = round(units.live / max(1, int(living_K.sum())))
+        enough_K = salient_K >= max(1.0, self.salient * fan_in)
+        least = max(1, -(-units.live // dense))
+        if int(enough_K.sum()) >= least:
+            return enough_K
+        return largest(salient_K.double(), torch.ones_like(enough_K), least)
+
+
+def _fan_in(live: int, neuron_K: Tensor, dense: int) -> Tensor:
+    """The live weights of each neuron, (K,): all alike, but that the first ones take what does not divide."""
+    count = int(neuron_K.sum())
+    each, more = divmod(live, count)
+    place_K = neuron_K.cumsum(0)
+    fan_in_K = each + (place_K <= more).long()
+    return torch.where(neuron_K, fan_in_K.clamp_max(dense), 0)
+
+
+def _filled(
+    kept_KN: NDArray[np.bool_], weight_KN: NDArray[Any], gradient_KN: NDArray[Any], fan_in_K1: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Each row cut to its fan-in by |w|, or filled up to it by |dL/dw|; of equals the lower index."""
+    alive_KN = kept_KN.copy()
+    for k, over in enumerate((kept_KN.sum(1) - fan_in_K1[:, 0]).tolist()):
+        if over > 0:
+            alive_KN[k, _lowest(weight_KN[k], np.flatnonzero(kept_KN[k]), over)] = False
+        elif over < 0:
+            alive_KN[k, _lowest(-gradient_KN[k], np.flatnonzero(~kept_KN[k]), -over)] = True
+    return alive_KN
+
+
+def _lowest(score_N: NDArray[Any], among: NDArray[np.intp], count: int) -> NDArray[np.intp]:
+    """`count` of the places in `among` with the lowest scores, of equals the first."""
+    values = score_N[among]
+    cutoff = np.partition(values, count - 1)[count - 1]
+    below, tied = among[values < cutoff], among[values == cutoff]
+    return np.concatenate([below, tied[: count - len(below)]])
+
+
+@METHODS.register("srigl", "network")
+@dataclass(frozen=True, kw_only=True)
+class StructuredRigL:
+    """As RigL, but every live neuron or filter of a layer has the same fan-in, and neurons of little use are ablated.
+
+    A weight is salient if it is among those kept by |w| or regrown by |dL/dw| in the whole layer. Over-full neurons
+    lose their smallest |w| (the authors' code cuts them arbitrarily). Published: linear
+    layers at 90 % run 3.4 times as fast as dense ones on a CPU.
+
+    Args:
+        fraction: of the live weights that are swapped at first; it falls to 0 along a cosine.
+        salient: neurons with fewer salient weights than this share of the fan-in are ablated (gamma; 0.95 for ViT).
+        allocation: "erk", "er" or "uniform" (which leaves the first convolution dense).
+        every: steps between evaluations; default 100, or a twentieth of the era where that is less.
+    """
+
+    fraction: float = 0.3
+    salient: float = 0.3
+    allocation: str = "erk"
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fraction("fraction", self.fraction)
+        check_fraction("salient", self.salient)
+        check_choice("allocation", self.allocation, SHAPED)
+        check_every(self.every)
+
+    def axes(self) -> Axes:
+        return Axes(
+            start=Start(allocation=self.allocation, fan_in=True),
+            stages=(ConstantFanIn(fraction=self.fraction, salient=self.salient),),
+            every=self.every,
+            replaces_step=True,
+            span=(0.0, 0.75),
+            dense_first=self.allocation == "uniform",
+        )
