@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,22 @@ class BoundPenalty(Protocol):
         ...
 
 
+@runtime_checkable
+class SetByLoss(BoundPenalty, Protocol):
+    """A penalty whose strength may depend on the loss at the start.
+
+    Attributes:
+        needs_loss: whether it does.
+    """
+
+    @property
+    def needs_loss(self) -> bool: ...
+
+    def begin(self, loss: float) -> None:
+        """Before the first step of a new run: the mean loss of a batch, without the penalty."""
+        ...
+
+
 class Penalty(Protocol):
     """A term of the loss, in closed form."""
 
@@ -172,6 +188,28 @@ def _even_fan_in(units: LayerUnits, due: int, key: str, moment: Moment) -> Tenso
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shrinking:
+    """Channels are removed from the network while it trains, at the ends of epochs of the era.
+
+    Args:
+        threshold: a filter or input channel is dead if no weight of it is larger than this.
+        interval: epochs between removals; None: 10, or a fifth of the era where that is less.
+    """
+
+    threshold: float
+    interval: int | None = None
+
+    def due(self, epoch: int, first: float, last: float) -> bool:
+        """Whether channels are removed after so many epochs, in an era from `first` to `last` epochs: at every interval
+        of it and at the end of the epoch in which it ends.
+        """
+        interval = self.interval or max(1, min(10, int((last - first) / 5)))
+        if not first < epoch < last + 1:
+            return False
+        return epoch >= last or (epoch - int(first)) % interval == 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Axes:
     """A sparse training method as a point on its axes.
 
@@ -187,6 +225,7 @@ class Axes:
         dense_last: whether the last linear layer does.
         targeted: whether the sparsity that comes out is the target.
         penalty: a term of the loss; None: none.
+        shrinking: what is removed from the network while it trains; None: nothing.
     """
 
     unit: Unit = field(default_factory=Unit)
@@ -200,6 +239,7 @@ class Axes:
     dense_last: bool = False
     targeted: bool = True
     penalty: Penalty | None = None
+    shrinking: Shrinking | None = None
 
     @property
     def monotone(self) -> bool:

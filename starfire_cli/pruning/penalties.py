@@ -102,7 +102,7 @@ def _both_ways(weight_GKCRS: Tensor) -> tuple[Tensor, Tensor]:
     weight_KN = weight_GKCRS.permute(0, 1, *order).reshape(K, C * R * S)
     columns_N = weight_KN.new_zeros(C * R * S)
     filters = []
-    for block in weight_KN.split(max(1, _BLOCK // max(1, C * R * S))):
+    for block in torch.split(weight_KN, max(1, _BLOCK // max(1, C * R * S))):
         squares = block.square()
         columns_N += squares.sum(0)
         filters.append(squares.sum(1))
@@ -131,7 +131,7 @@ class Term:
     groups: int = 1
 
 
-class Penalty:
+class TermSum:
     """A strength times the sum of terms.
 
     Args:
@@ -172,4 +172,5 @@ def _spans(unit: str) -> list[int]:
 
 def _view(weight: Tensor, groups: int) -> Tensor:
     """The memory of (K, C, R, S) or (O, I) as `_DIMS`."""
-    return weight[(..., *[None] * (4 - weight.ndim))].unflatten(0, (groups, -1))
+    K, C, *window = (*weight.shape, 1, 1)[:4]
+    return weight.view(groups, K // groups, C, *window)

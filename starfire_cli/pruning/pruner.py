@@ -105,12 +105,12 @@ class Pruner:
         """From now on, clear this optimizer's state and this moving average where weights die."""
         self._tensors.attach(optimizer, ema)
 
-    def begin(self, gradients: Callable[[], None] | None = None) -> None:
+    def begin(self, gradients: Callable[[], float] | None = None) -> None:
         """Before the first step of a new run: make the masks of a method that is sparse from the start.
 
         Args:
-            gradients: called where the method scores weights by their gradients (`needs_batch`); fills them from a
-                batch of training images.
+            gradients: called where the method scores weights by their gradients (`needs_batch`) or weighs a penalty
+                against the loss; fills gradients from a batch of training images, and returns its mean loss.
         """
         if isinstance(self._masks, Rewiring):
             self._masks.begin(gradients)

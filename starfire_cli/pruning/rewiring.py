@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.errors import BadOption
-from starfire_cli.pruning.axes import Axes, Change, Rewire, Stage
+from starfire_cli.pruning.axes import Axes, Change, Rewire, SetByLoss, Stage
 from starfire_cli.pruning.kernels.torch import write_dead
 from starfire_cli.pruning.layer_units import LayerUnits
 from starfire_cli.pruning.layers import Layer
@@ -150,12 +150,16 @@ class Rewiring:
         torch._foreach_mul_(list(self._averages.values()), _DECAY)
         torch._foreach_add_([self._averages[key] for key in gradients], list(gradients.values()))
 
-    def begin(self, gradients: Callable[[], None] | None) -> None:
-        """Make the masks that training starts from.
+    def begin(self, gradients: Callable[[], float] | None) -> None:
+        """Make the masks that training starts from, and set a penalty's strength.
 
         Args:
-            gradients: fills all weights' gradients from a batch of training images, where that is asked for.
+            gradients: where it is asked for, fills all weights' gradients from a batch of training images and returns
+                its mean loss.
         """
+        if isinstance(self._penalty, SetByLoss) and self._penalty.needs_loss:
+            assert gradients is not None, "the penalty's strength is set by the loss before the first step"
+            self._penalty.begin(gradients())
         start = self.axes.start
         if start is None:
             return

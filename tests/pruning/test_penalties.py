@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from starfire_cli.pruning import penalties
-from starfire_cli.pruning.penalties import L1, GroupLasso, Penalty, Term, strength_for_ratio
+from starfire_cli.pruning.penalties import L1, GroupLasso, Term, TermSum, strength_for_ratio
 
 UNITS = ("CRS", "KRS", "K", "KCRS", "RS", "S", "C", "")
 
@@ -70,7 +70,7 @@ def test_group_lasso_is_what_autograd_says(
     rule = GroupLasso(units=tuple(units), eps=eps, weighted=weighted)
     start = torch.randn_like(weight)
     before, parameter.grad = parameter.grad, start.clone(memory_format=torch.preserve_format)
-    penalty = Penalty([Term(parameter, rule, groups)], strength)
+    penalty = TermSum([Term(parameter, rule, groups)], strength)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(penalties, "_BLOCK", block)
         total = float(penalty.total())
@@ -86,7 +86,7 @@ def test_l1_is_what_autograd_says(case: tuple[Tensor, int], strength: float) -> 
     (strength * parameter.abs().sum()).backward()  # type: ignore[no-untyped-call]
     assert parameter.grad is not None
     expected, parameter.grad = parameter.grad, torch.zeros_like(parameter)
-    penalty = Penalty([Term(parameter, L1())], strength)
+    penalty = TermSum([Term(parameter, L1())], strength)
     penalty.add_gradients()
     torch.testing.assert_close(parameter.grad, expected, rtol=1e-15, atol=0)
     assert float(penalty.total()) == pytest.approx(float(case[0].abs().sum()), rel=1e-14)
@@ -95,13 +95,13 @@ def test_l1_is_what_autograd_says(case: tuple[Tensor, int], strength: float) -> 
 def test_terms_add_up_and_a_parameter_without_a_gradient_is_left_alone() -> None:
     one, two, idle = (nn.Parameter(torch.tensor(x)) for x in ([3.0, -4.0], [[0.0, 5.0]], [1.0]))
     one.grad, two.grad = torch.ones(2), torch.zeros(1, 2)
-    penalty = Penalty([Term(one, L1()), Term(two, GroupLasso(("CRS",))), Term(idle, L1())])
+    penalty = TermSum([Term(one, L1()), Term(two, GroupLasso(("CRS",))), Term(idle, L1())])
     assert float(penalty.strength) == 0
     penalty.strength.fill_(0.5)
     penalty.add_gradients()
     assert one.grad.tolist() == [1.5, 0.5] and two.grad.tolist() == [[0.0, 0.5]] and idle.grad is None
     assert float(penalty.total()) == 7 + 5 + 1
-    assert float(Penalty([]).total()) == 0
+    assert float(TermSum([]).total()) == 0
 
 
 def test_the_strength_makes_the_penalty_its_share_of_the_loss() -> None:

@@ -24,7 +24,7 @@ from starfire_cli.pruning.ties import masks_everywhere, parameters_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Removal:
+class ChannelRemoval:
     """What can be removed of a network and of the others of its architecture.
 
     Args:
@@ -56,7 +56,7 @@ def settle_norms(net: nn.Module, masks: Mapping[str, Tensor], *, example: Tensor
 
 
 @torch.no_grad()
-def plan_removal(nets: Sequence[nn.Module], masks: Mapping[str, Tensor], *, example: Tensor) -> Removal:
+def plan_removal(nets: Sequence[nn.Module], masks: Mapping[str, Tensor], *, example: Tensor) -> ChannelRemoval:
     """Find the channels that can be removed from all the networks without a change of any one's outputs in eval mode.
 
     Args:
@@ -96,12 +96,12 @@ def plan_removal(nets: Sequence[nn.Module], masks: Mapping[str, Tensor], *, exam
             difference = max(difference, largest_difference(before, outputs_on_noise(traced.model, image)))
     if not difference <= ALLOWED:
         raise StarfireError(f"the smaller network's outputs differ by {difference:.1e} of the largest; nothing was cut")
-    return Removal(recipe=recipe, gains=gains, difference=difference)
+    return ChannelRemoval(recipe=recipe, gains=gains, difference=difference)
 
 
 @torch.no_grad()
 def remove(
-    nets: Sequence[nn.Module], removal: Removal, optimizer: torch.optim.Optimizer | None = None
+    nets: Sequence[nn.Module], removal: ChannelRemoval, optimizer: torch.optim.Optimizer | None = None
 ) -> dict[nn.Parameter, nn.Parameter]:
     """Cut the networks in place as planned, and the optimizer of the first along with it.
 

@@ -41,6 +41,8 @@ def save(session: Session, path: Path, metrics: dict[str, Any]) -> None:
         "position": dataclasses.asdict(position),
         "pruner": session.pruner.state_dict(),
     }
+    if session.network.removed.parameters:
+        training["removed"] = dataclasses.asdict(session.network.removed)
     if own is not None:
         training["ranks"] = own
     if session.fixed.compact is not None:

@@ -85,6 +85,13 @@ class Session:
         """The session with further lines for the user."""
         return dataclasses.replace(self, notes=(*self.notes, *notes))
 
+    def sharing(self, replica: Replica) -> Session:
+        """The session whose gradients are summed over all ranks."""
+        self.fixed.share(replica.sending)
+        module = replica.module
+        forward = torch.compile(module) if self.request.compile else module
+        return dataclasses.replace(self, replica=replica, forward=forward)
+
     @property
     def run(self) -> Run:
         """The run's folder, once it is made."""
@@ -110,10 +117,14 @@ class Session:
         return self.network.model if ema is None else ema.module
 
     def sparsity(self) -> tuple[float, float]:
-        """True sparsity over prunable weights and over all parameters, counted from the masks."""
+        """True sparsity over prunable weights and over all parameters, counted from the masks; what was removed in this
+        run counts as dead.
+        """
+        cut = self.network.removed
         dead = sum(self.pruner.zeros.values())
-        prunable = sum(layer.weights for layer in self.pruner.layers)
-        return dead / max(1, prunable), dead / sum(p.numel() for p in self.network.net.parameters())
+        prunable = sum(layer.weights for layer in self.pruner.layers) + cut.prunable
+        parameters = sum(p.numel() for p in self.network.net.parameters()) + cut.parameters
+        return (dead + cut.prunable) / max(1, prunable), (dead + cut.parameters) / parameters
 
     def warmup_notices(self) -> Iterator[str]:
         """What will be compiled on the way, as lines for the user."""
@@ -175,17 +186,7 @@ def build_session(
     data = open_training_data(request, device, ranks, channels_last=channels_last, known=known, decoding=decoding)
     notes = [data_note(request, data.info), *(defaults.describe(request, data.info) if defaults else ())]
     network = open_network(request, data, device, ranks, channels_last=channels_last, resume=resume, initial=initial)
-    pruner = Pruner(
-        network.net,
-        network.start.layers,
-        conv=pruning.conv,
-        linear=pruning.linear,
-        target=pruning.target,
-        era=_era(request, pruning, data.train.steps, resume),
-        masks=network.start.masks,
-        kernels=request.kernels,
-        seed=request.seed,
-    )
+    pruner = build_pruner(request, pruning, network, _era(request, pruning, data.train.steps, resume))
     made = adversary(request.adversarial, request.seed) if request.adversarial else None
     optimisation = build_optimisation(request, network, data.train.steps)
     precision = build_precision(request, device)
@@ -204,7 +205,7 @@ def build_session(
         optimisation=optimisation,
         precision=precision,
         adversary=made,
-        forward=_compiled(request, network, len(data.train)) if request.compile else network.model,
+        forward=build_forward(request, network, len(data.train)),
         pruner=pruner,
         position=position,
         fixed=fixed,
@@ -227,12 +228,7 @@ def join_ranks(session: Session) -> Session:
         session.agreement.steps(position.epoch, position.batch, session.data.train.steps, session.data.val.steps)
         if not session.resumed:
             ranks.take_first(model.buffers())
-        replica = Replica(model, device)
-        session.fixed.share(replica.sending)
-        module = replica.module
-        session = dataclasses.replace(
-            session, replica=replica, forward=torch.compile(module) if request.compile else module
-        )
+        session = session.sharing(Replica(model, device))
         batch = request.batch_size or 0
         each = f"{batch // ranks.count}{f' or {batch // ranks.count + 1}' if batch % ranks.count else ''}"
         session = session.noting(f"{ranks.count} processes: {batch} images a step in all, {each} each")
@@ -249,6 +245,26 @@ def _filled(request: TrainRequest, given: frozenset[str]) -> tuple[TrainRequest,
         defaults = fill_from(initial, request, given)
         request = defaults.request
     return fill(request, *recognise_data(request, defaults)), initial, defaults
+
+
+def build_pruner(request: TrainRequest, pruning: Pruning, network: TrainingNetwork, era: Era) -> Pruner:
+    """The pruner of a network with what is dead in it already. Raises BadOption."""
+    return Pruner(
+        network.net,
+        network.start.layers,
+        conv=pruning.conv,
+        linear=pruning.linear,
+        target=pruning.target,
+        era=era,
+        masks=network.start.masks,
+        kernels=request.kernels,
+        seed=request.seed,
+    )
+
+
+def build_forward(request: TrainRequest, network: TrainingNetwork, images: int) -> Callable[[Tensor], Tensor]:
+    """What a step calls where one process trains: the model, compiled if that was asked for."""
+    return _compiled(request, network, images) if request.compile else network.model
 
 
 def _era(request: TrainRequest, pruning: Pruning, steps_per_epoch: int, resume: Checkpoint | None) -> Era:
