@@ -114,6 +114,8 @@ class EpochRecord:
     robust_top1: float | None = None
     gradient_bytes: int | None = None  # that each of several processes sent in a step, on average
     memory_bytes: int | None = None  # of a CUDA device, the most that tensors have taken so far
+    parameters: int | None = None  # of the network, where it shrinks while it trains
+    macs: int | None = None  # multiply-accumulates of one image in it, likewise
 
 
 @dataclass(frozen=True, kw_only=True)

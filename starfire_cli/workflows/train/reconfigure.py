@@ -9,7 +9,7 @@ import torch
 from starfire_cli.distributed import batchnorm
 from starfire_cli.distributed.agreement import Agreement
 from starfire_cli.models import count_macs
-from starfire_cli.pruning import Layer, NetworkMethod, Pruner, layers_of_model
+from starfire_cli.pruning import Layer, Pruner, layers_of_model
 from starfire_cli.pruning.axes import Shrinking
 from starfire_cli.pruning.channels.live import align_state, plan_removal, remove, settle_norms
 from starfire_cli.pruning.channels.recipe import compose_recipes, shrink_masks
@@ -26,7 +26,7 @@ def remove_channels(session: Session) -> Session:
 
     Called twice it does nothing more: it goes on until no channel is dead.
     """
-    shrinking, at = _shrinking(session), session.position
+    shrinking, at = session.pruning.shrinking, session.position
     per_epoch, era = session.optimisation.steps_per_epoch, session.pruner.era
     if shrinking is None or not shrinking.due(at.epoch + 1, era.first_step / per_epoch, era.last_step / per_epoch):
         return session
@@ -42,11 +42,6 @@ def remove_channels(session: Session) -> Session:
         network = smaller
         pruner = _renewed(session, pruner, network)
     return session if network is session.network else _rebuilt(session, network, pruner)
-
-
-def _shrinking(session: Session) -> Shrinking | None:
-    method = session.pruning.conv
-    return method.axes().shrinking if isinstance(method, NetworkMethod) else None
 
 
 def _kill_channels(session: Session, network: TrainingNetwork, pruner: Pruner, shrinking: Shrinking) -> None:

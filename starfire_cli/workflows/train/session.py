@@ -30,7 +30,7 @@ from starfire_cli.workflows.train.network import TrainingNetwork, open_network
 from starfire_cli.workflows.train.optimisation import Optimisation, Precision, build_optimisation, build_precision
 from starfire_cli.workflows.train.position import Position
 from starfire_cli.workflows.train.request import TrainRequest
-from starfire_cli.workflows.train.settings import Pruning, era_steps, fill, pruning_of
+from starfire_cli.workflows.train.settings import Pruning, era_steps, fill, pruning_of, refuse_unshrinkable
 from starfire_cli.workflows.train.training_data import Decoding, data_note, open_training_data, recognise_data
 
 if TYPE_CHECKING:
@@ -116,6 +116,11 @@ class Session:
         ema = self.optimisation.ema
         return self.network.model if ema is None else ema.module
 
+    @property
+    def shrinks(self) -> bool:
+        """Whether channels are removed from the network while it trains."""
+        return self.pruning.shrinking is not None
+
     def sparsity(self) -> tuple[float, float]:
         """True sparsity over prunable weights and over all parameters, counted from the masks; what was removed in this
         run counts as dead.
@@ -186,6 +191,8 @@ def build_session(
     data = open_training_data(request, device, ranks, channels_last=channels_last, known=known, decoding=decoding)
     notes = [data_note(request, data.info), *(defaults.describe(request, data.info) if defaults else ())]
     network = open_network(request, data, device, ranks, channels_last=channels_last, resume=resume, initial=initial)
+    if pruning.shrinking is not None:
+        refuse_unshrinkable(request, network.net)
     pruner = build_pruner(request, pruning, network, _era(request, pruning, data.train.steps, resume))
     made = adversary(request.adversarial, request.seed) if request.adversarial else None
     optimisation = build_optimisation(request, network, data.train.steps)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from torch import nn
+
 from starfire_cli import options
-from starfire_cli.errors import BadOption
+from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.options import out_of_range
 from starfire_cli.pruning import LINEAR_METHODS, METHODS, TRAINING_METHODS, Method, NetworkMethod
+from starfire_cli.pruning.axes import Shrinking
+from starfire_cli.pruning.channels.graph import trace
 from starfire_cli.pruning.schedule import parse_era
 from starfire_cli.registry import Family
 from starfire_cli.values import LARGEST
@@ -25,6 +29,11 @@ class Pruning:
     target: float
     method_spec: str
     fc_spec: str
+
+    @property
+    def shrinking(self) -> Shrinking | None:
+        """What is removed from the network while it trains; None: nothing."""
+        return self.conv.axes().shrinking if isinstance(self.conv, NetworkMethod) else None
 
 
 def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainRequest:
@@ -141,6 +150,16 @@ def _of_network(method: NetworkMethod, request: TrainRequest) -> Pruning:
         raise BadOption(f"--fc {request.fc}: --method {spec} prunes linear layers too; --fc dense leaves them alone")
     linear = LINEAR_METHODS.build("dense") if request.fc == "dense" else method
     return Pruning(conv=method, linear=linear, target=request.target, method_spec=spec, fc_spec=METHODS.spec(linear))
+
+
+def refuse_unshrinkable(request: TrainRequest, net: nn.Module) -> None:
+    """Raises BadOption where channels cannot be removed while the network trains."""
+    if request.compact_state:
+        raise BadOption(f"--compact-state is for masks that are fixed, and --method {request.method} removes channels")
+    try:
+        trace(net)
+    except StarfireError as error:
+        raise BadOption(f"--method {request.method} removes channels while it trains, and {error}") from None
 
 
 def era_steps(request: TrainRequest, steps_per_epoch: int) -> tuple[int, int]:
