@@ -246,6 +246,11 @@ class Axes:
         """Whether "once zero, always zero" holds."""
         return all(stage.monotone for stage in self.stages)
 
+    @property
+    def has_era(self) -> bool:
+        """Whether anything happens after the first step."""
+        return bool(self.stages) or self.penalty is not None
+
     def chosen(self, layers: Sequence[Layer]) -> list[Layer]:
         """Those of some layers that the method prunes."""
         first = next((x for x in layers if x.kind != "linear"), None) if self.dense_first else None

@@ -116,6 +116,11 @@ class Pruner:
             self._masks.begin(gradients)
 
     @property
+    def starts_sparse(self) -> bool:
+        """Whether `begin` prunes."""
+        return isinstance(self._masks, Rewiring) and self._masks.axes.start is not None
+
+    @property
     def needs_batch(self) -> bool:
         """Whether `begin` asks for gradients."""
         start = self._masks.axes.start if isinstance(self._masks, Rewiring) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -52,9 +53,12 @@ class Rewiring:
         seed: int,
     ) -> None:
         length = era.last_step - era.first_step
+        self._refuse_impossible(tensors, keys, axes, target)
         every = axes.every if axes.every is not None else max(1, min(_EVERY, length // _AT_LEAST))
         if axes.stages and length and every > length:
-            raise BadOption(f"every={every} leaves no evaluation in an era of {length} steps; at most every={length}")
+            raise BadOption(
+                f"masks every {every} steps leave no evaluation in an era of {length} steps; at most every={length}"
+            )
         self.era = replace(era, ramp=axes.ramp, mask_every=every)
         self.axes, self.monotone = axes, axes.monotone
         self._tensors, self._target, self._seed = tensors, target, seed
@@ -67,6 +71,18 @@ class Rewiring:
         self._averages: dict[str, Tensor] | None = {} if "momentum" in self._reads else None
         self._changed = False
         self._penalty = axes.penalty.bind(model, tensors) if axes.penalty is not None else None
+
+    @staticmethod
+    def _refuse_impossible(tensors: MaskedWeights, keys: Collection[str], axes: Axes, target: float) -> None:
+        """Raises BadOption where the target is more than all units but one of each layer."""
+        layers = [layer for layer in tensors.layers if layer.key in keys]
+        each = [LayerUnits(x, axes.unit, tensors.weights[x.key].detach(), tensors.masks[x.key]) for x in layers]
+        most = sum((units.count - 1) * units.size for units in each) / max(1, sum(layer.weights for layer in layers))
+        if axes.targeted and layers and target > most:
+            raise BadOption(
+                f"--target {target:g} is more than this method's units can give: with one of each layer left it is "
+                f"{math.floor(most * 1000) / 1000:g}"
+            )
 
     def evaluates_at(self, step: int) -> bool:
         """Whether masks may change at this step."""

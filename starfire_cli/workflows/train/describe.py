@@ -21,9 +21,11 @@ def plan_of(session: Session) -> TrainingPlan:
     era, rate, per_epoch = session.pruner.era, session.optimisation.rate, session.optimisation.steps_per_epoch
     timeline: list[tuple[float, str]] = [(session.optimisation.epochs, "training ends")]
     if session.pruning.target:
+        target, sparse = f"target {session.pruning.target:g}", session.pruner.starts_sparse
         timeline += [
-            (era.first_step / per_epoch, "pruning begins"),
-            (era.last_step / per_epoch, f"target {session.pruning.target:g} reached, the mask is fixed"),
+            (era.first_step / per_epoch, "masks begin to change" if sparse else "pruning begins"),
+            (era.last_step / per_epoch, "the mask is fixed" if sparse else f"{target} reached, the mask is fixed"),
+            *([(0.0, "sparse from the first step on")] if sparse else ()),
         ]
     timeline += [(drop, f"learning rate falls to {rate.at(round(drop * per_epoch)):g}") for drop in lr_drops(session)]
     settings = {k: v for k, v in dataclasses.asdict(session.request).items() if k not in _UNTOLD and v is not None}

@@ -16,11 +16,11 @@ from starfire_cli.damage import DamagedFile
 from starfire_cli.data import Data
 from starfire_cli.distributed.agreement import Agreement
 from starfire_cli.distributed.ranks import Ranks
-from starfire_cli.errors import StarfireError
+from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint.file import load
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import Run, find_checkpoint
-from starfire_cli.pruning import Pruner
+from starfire_cli.pruning import NetworkMethod, Pruner
 from starfire_cli.pruning.schedule import Era
 from starfire_cli.workflows.init_defaults import Defaults, fill_from, known_data
 from starfire_cli.workflows.train.cuda_graph import StepGraph, refuse
@@ -194,6 +194,11 @@ def build_session(
     if pruning.shrinking is not None:
         refuse_unshrinkable(request, network.net)
     pruner = build_pruner(request, pruning, network, _era(request, pruning, data.train.steps, resume))
+    if resume is None and request.init is not None and not pruner.monotone and any(pruner.zeros.values()):
+        raise BadOption(
+            f"--init {request.init} has dead weights, which stay dead, and --method {pruning.method_spec} revives "
+            "weights; start from a dense checkpoint, or go on with a method that revives none, such as gmp"
+        )
     made = adversary(request.adversarial, request.seed) if request.adversarial else None
     optimisation = build_optimisation(request, network, data.train.steps)
     precision = build_precision(request, device)
@@ -280,6 +285,8 @@ def _era(request: TrainRequest, pruning: Pruning, steps_per_epoch: int, resume: 
         if steps is None:
             raise DamagedFile(f"{resume.path} is damaged: what it says of its era: era_steps is missing")
         first, last = steps
+    elif isinstance(pruning.conv, NetworkMethod) and not pruning.conv.axes().has_era:
+        first, last = 0, 1  # the mask is made before the first step
     elif pruning.target:
         first, last = era_steps(request, steps_per_epoch)
     else:

@@ -46,7 +46,7 @@ def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainR
     method = request.method.partition(":")[0]
     epochs = recipe.epochs if request.epochs is None else request.epochs
     scale = epochs / recipe.epochs
-    era = default_era(request.method, recipe, epochs) if request.era is None else request.era
+    era = era_of(request, recipe, epochs)
     schedule = request.lr_schedule or ("step" if request.lr_drops else recipe.schedule)
     drops = tuple(d * scale for d in recipe.lr_drops) if request.lr_drops is None else request.lr_drops
     taken = {
@@ -102,13 +102,24 @@ def check(request: TrainRequest) -> None:
             raise BadOption(f"--lr-drops {drop:g}: a drop comes after an epoch, such as 30,60")
 
 
-def default_era(spec: str, recipe: Recipe, epochs: int) -> str:
-    """The era of a method in a training of so many epochs: its own share of them, or the recipe's, scaled."""
-    method = TRAINING_METHODS.build(spec)
+def era_of(request: TrainRequest, recipe: Recipe, epochs: int) -> str:
+    """The era of a training of so many epochs: as given, the method's own share of them, or the recipe's, scaled.
+
+    Raises BadOption where one is given, and the method has none.
+    """
+    method = TRAINING_METHODS.build(request.method)
+    if isinstance(method, NetworkMethod) and not method.axes().has_era:
+        if request.era is not None:
+            raise BadOption(
+                f"--era {request.era}: --method {request.method} makes its mask before the first step, for good"
+            )
+        return "0:0"
+    if request.era is not None:
+        return request.era
     span = method.axes().span if isinstance(method, NetworkMethod) else None
     if span is not None:
         return f"{span[0] * epochs:g}:{span[1] * epochs:g}"
-    first, last = recipe.eras.get(spec.partition(":")[0], recipe.eras[""]).split(":")
+    first, last = recipe.eras.get(request.method.partition(":")[0], recipe.eras[""]).split(":")
     return ":".join(f"{float(x) * epochs / recipe.epochs:g}" for x in (first, last))
 
 
@@ -148,6 +159,9 @@ def _of_network(method: NetworkMethod, request: TrainRequest) -> Pruning:
         raise BadOption(f"{option} is for methods that prune layer by layer; {spec} has options of its own for that")
     if request.fc not in (TrainRequest.fc, "dense", request.method, spec):
         raise BadOption(f"--fc {request.fc}: --method {spec} prunes linear layers too; --fc dense leaves them alone")
+    axes = method.axes()
+    if request.compact_state and not axes.monotone:
+        raise BadOption(f"--compact-state keeps nothing of dead weights, and --method {spec} brings some back")
     linear = LINEAR_METHODS.build("dense") if request.fc == "dense" else method
     return Pruning(conv=method, linear=linear, target=request.target, method_spec=spec, fc_spec=METHODS.spec(linear))
 
