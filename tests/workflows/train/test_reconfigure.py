@@ -127,7 +127,7 @@ def test_its_checkpoints_serve_every_command(tmp_path: Path, capsys: pytest.Capt
     assert main(["inspect", checkpoint, *how]) == 0
     assert main(["attack", checkpoint, *how, "--attack", "fgsm", "--eps", "2/255", "--images", "20"]) == 0
     assert main(["compress", checkpoint, *how, "--out", str(tmp_path / "small.sfp")]) == 0
-    assert main(["plot", str(tmp_path), "--out", str(tmp_path / "plots")]) == 0
+    assert main(["plot", str(tmp_path), "--out", str(tmp_path / "plot.png")]) == 0
     tuned = run(tmp_path / "tuned", model=MODEL, init=Path(checkpoint), method="dense", fc="dense", epochs=1, era="0:1")
     assert tuned[0].endswith("Finished")
     assert width(last(tmp_path / "tuned")) == width(load(Path(checkpoint)))
