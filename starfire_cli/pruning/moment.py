@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from starfire_cli.pruning.schedule import Era
+
+_RARE = 0.25  # the share of candidates below which they are listed rather than met by chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,21 @@ class Moment:
         chosen = torch.zeros_like(among_N)
         if count <= 0:
             return chosen
-        places = among_N.nonzero().flatten()
-        picks = self.generator(key, what).choice(len(places), size=count, replace=False, shuffle=False)
-        chosen[places[torch.from_numpy(picks).to(places.device)]] = True
+        draws, among = self.generator(key, what), among_N.cpu().numpy()
+        picks = _picked(draws, among, count, int(np.count_nonzero(among)))
+        chosen[torch.from_numpy(picks).to(chosen.device)] = True
         return chosen
+
+
+def _picked(draws: np.random.Generator, among_N: NDArray[np.bool_], count: int, candidates: int) -> NDArray[np.intp]:
+    """`count` different candidates."""
+    if candidates < _RARE * len(among_N) or count > candidates // 2:
+        places = np.flatnonzero(among_N)
+        return places[draws.choice(candidates, size=count, replace=False, shuffle=False)]
+    # Most places are candidates and few of them wanted: draw any, and pass over what is none or was drawn before.
+    found = np.empty(0, np.intp)
+    while len(found) < count:
+        more = draws.integers(len(among_N), size=2 * (count - len(found)) + 16)
+        found = np.concatenate([found, more[among_N[more]]])
+        found = found[np.sort(np.unique(found, return_index=True)[1])]
+    return found[:count]

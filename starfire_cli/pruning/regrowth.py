@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from starfire_cli.pruning.layer_units import LayerUnits, largest
+from starfire_cli.pruning.layer_units import LayerUnits, by_layer, largest
 from starfire_cli.pruning.moment import Moment
 from starfire_cli.pruning.scores import READS, score
 
@@ -73,7 +73,8 @@ class Grow:
                 group = [key for key, units in layers.items() if units.size == size]
                 total = sum(lost[key] for key in group)
                 counts |= share_out_growth({k: weights[k] for k in group}, {k: places[k] for k in group}, total, moment)
-        return {key: self._of(layers[key], key, open_[key], n, moment) for key, n in counts.items() if n}
+        due = {key: layers[key] for key, n in counts.items() if n}
+        return by_layer(due, lambda key, units: self._of(units, key, open_[key], counts[key], moment))
 
     def _weights(self, layers: Mapping[str, LayerUnits], lost: Mapping[str, int]) -> dict[str, float]:
         """How much of what comes back each layer is due."""

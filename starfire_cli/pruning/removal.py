@@ -14,7 +14,7 @@ from torch import Tensor
 
 from starfire_cli.pruning.allocation import erdos_renyi, globally, uniform
 from starfire_cli.pruning.budget import pruned
-from starfire_cli.pruning.layer_units import LayerUnits, smallest
+from starfire_cli.pruning.layer_units import LayerUnits, by_layer, smallest
 from starfire_cli.pruning.moment import Moment
 from starfire_cli.pruning.scores import READS, score
 
@@ -60,18 +60,16 @@ class Rise:
     def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
         sparsity = self.initial + (moment.target - self.initial) * self.reach(moment)
         if self.allocation == "global":
-            scores = {key: score(self.score, units) for key, units in layers.items()}
+            scores = by_layer(layers, lambda key, units: score(self.score, units))
             total = sum(units.count for units in layers.values())
             due = pruned(total, sparsity) - (total - sum(units.live for units in layers.values()))
             counts = globally(layers, scores, due)
-            return {key: smallest(scores[key], layers[key].alive_U, n) for key, n in counts.items() if n}
-        goes = {}
-        for key, dead in share_out(self.allocation, layers, sparsity).items():
-            units = layers[key]
-            due = dead - (units.count - units.live)
-            if due > 0:
-                goes[key] = smallest(score(self.score, units), units.alive_U, min(due, units.live - 1))
-        return goes
+            due_layers = {key: layers[key] for key, n in counts.items() if n}
+            return by_layer(due_layers, lambda key, units: smallest(scores[key], units.alive_U, counts[key]))
+        dead = share_out(self.allocation, layers, sparsity)
+        most = {key: min(dead[key] - (units.count - units.live), units.live - 1) for key, units in layers.items()}
+        due_layers = {key: units for key, units in layers.items() if most[key] > 0}
+        return by_layer(due_layers, lambda key, units: smallest(score(self.score, units), units.alive_U, most[key]))
 
 
 def share_out(allocation: str, layers: Units, sparsity: float) -> dict[str, int]:
@@ -108,7 +106,7 @@ class Swap:
 
     def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
         fraction = moment.cosine(self.fraction, self.end) if self.anneal == "cosine" else self.fraction
-        return {key: self._of(units, fraction) for key, units in layers.items()}
+        return by_layer(layers, lambda key, units: self._of(units, fraction))
 
     def _of(self, units: LayerUnits, fraction: float) -> Tensor:
         ranks_U = score(self.score, units)
@@ -143,11 +141,12 @@ class Below:
         return READS.get(self.score, frozenset())
 
     def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
-        goes = {}
-        for key, units in layers.items():
-            ranks_U = score(self.score, units)
-            goes[key] = _not_all(units, ranks_U, (ranks_U < self.threshold(units, moment)) & units.alive_U)
-        return goes
+        limits = {key: self.threshold(units, moment) for key, units in layers.items()}
+        return by_layer(layers, lambda key, units: self._of(units, limits[key]))
+
+    def _of(self, units: LayerUnits, limit: float) -> Tensor:
+        ranks_U = score(self.score, units)
+        return _not_all(units, ranks_U, (ranks_U < limit) & units.alive_U)
 
 
 def _not_all(units: LayerUnits, ranks_U: Tensor, goes_U: Tensor) -> Tensor:

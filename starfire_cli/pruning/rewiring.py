@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.axes import Axes, Change, Rewire, SetByLoss, Stage
-from starfire_cli.pruning.kernels.torch import write_dead
-from starfire_cli.pruning.layer_units import LayerUnits
+from starfire_cli.pruning.kernels.torch import count_alive, write_dead
+from starfire_cli.pruning.layer_units import LayerUnits, by_layer
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masked_weights import MaskedWeights
 from starfire_cli.pruning.moment import Moment
@@ -153,12 +153,13 @@ class Rewiring:
 
     def _keep_gradients(self) -> None:
         """Remember the gradients for the evaluation after the optimizer's step, before those of the dead are masked."""
-        self._gradients = {k: w.grad.clone() for k, w in self._tensors.weights.items() if w.grad is not None}
+        keep = (lambda g: g) if self.axes.replaces_step else torch.clone  # which looks at them at once
+        self._gradients = {k: keep(w.grad) for k, w in self._tensors.weights.items() if w.grad is not None}
 
     def _average_gradients(self) -> None:
         assert self._averages is not None
         gradients = {k: w.grad for k, w in self._tensors.weights.items() if w.grad is not None}
-        if not all(bool(g.sum().isfinite()) for g in gradients.values()):
+        if not _finite(gradients):
             return  # a step that overflowed in half precision
         for key, gradient in gradients.items():
             if key not in self._averages:
@@ -190,13 +191,14 @@ class Rewiring:
 
         Raises StarfireError where weights are not finite; an evaluation whose gradients are not is left out.
         """
-        if not all(bool(g.sum().isfinite()) for g in self._gradients.values()):
+        if not _finite(self._gradients):
             self._gradients = {}  # a step that overflowed in half precision, which the optimizer leaves out as well
             return False
         changed = False
         for stage in self.axes.stages:
             changed |= self._apply(stage, self._moment(step))
         self._gradients = {}
+        self._tensors.mask_gradients(self._tensors.touched)  # where the loop still has some
         self._changed = changed
         return changed
 
@@ -260,22 +262,40 @@ class Rewiring:
     @torch.no_grad()
     def _apply(self, stage: Stage, moment: Moment) -> bool:
         layers = self._layers()
-        changed = [self._write(layers[key], change) for key, change in stage.apply(layers, moment).items()]
-        return any(changed)
+        changes = stage.apply(layers, moment)
+        changed = {key: layers[key] for key, change in changes.items() if _differs(layers[key], change)}
+        self._tensors.touched.update(dict.fromkeys(changed))
+        for key, dead in by_layer(changed, lambda key, units: self._write(units, changes[key])).items():
+            self._tensors.counts.set(key, dead)
+        return bool(changed)
 
-    def _write(self, units: LayerUnits, change: Change) -> bool:
-        """Bring one layer's mask, weights, state and average to what a change says."""
-        was, alive_U = units.alive_U, change.alive_U
-        reset_U = ~was if change.reset_U is None else change.reset_U
-        if bool((alive_U == was).all()) and not bool((reset_U & alive_U).any()):
-            return False
-        key, grown_U = units.layer.key, alive_U & ~was
-        mask = (units.spread(alive_U & was) & units.alive) | units.spread(grown_U)
-        self._tensors.touched[key] = None
-        write_dead(mask & ~units.spread(reset_U), self._tensors.tensors(key))
+    def _write(self, units: LayerUnits, change: Change) -> int:
+        """Bring one layer's mask, weights, state and average to what a change says. Returns its dead weights."""
+        was_U, alive_U, key = units.alive_U, change.alive_U, units.layer.key
+        mask = units.spread(alive_U)
+        if units.unit.axes:  # of a unit that lives on, single weights may be dead
+            mask = mask & (units.alive | ~units.spread(was_U))
+        kept = mask & ~units.spread(~was_U if change.reset_U is None else change.reset_U)
+        write_dead(_like(kept, units.alive), (units.weight, *self._tensors.kept(key)))
         if change.values is not None:
-            new = units.spread(alive_U & reset_U)
-            self._tensors.weights[key].data.copy_(torch.where(new, change.values, self._tensors.weights[key]))
+            self._tensors.weights[key].data.add_(torch.where(kept, 0, change.values) * mask)
         self._tensors.masks[key].copy_(mask)
-        self._tensors.counts.set(key, units.layer.weights - int(torch.count_nonzero(mask)))
+        return units.layer.weights - int(count_alive(mask))
+
+
+def _finite(gradients: Mapping[str, Tensor]) -> bool:
+    """Whether none holds NaN or inf."""
+    sums = [gradient.sum() for gradient in gradients.values()]
+    return not sums or bool(torch.stack(sums).isfinite().all())
+
+
+def _differs(units: LayerUnits, change: Change) -> bool:
+    """Whether anything would be written."""
+    if not torch.equal(change.alive_U, units.alive_U):
         return True
+    return change.reset_U is not None and bool((change.reset_U & change.alive_U).any())
+
+
+def _like(mask: Tensor, other: Tensor) -> Tensor:
+    """A mask with another's strides, so that what is multiplied with it is gone through in the order of memory."""
+    return mask if mask.stride() == other.stride() else torch.empty_like(other).copy_(mask)
