@@ -149,13 +149,13 @@ def zero_below(weight: Tensor, limit: float) -> None:
 
 def live_units(weight: Tensor, layer: Layer, units: Sequence[str], limit: float = 0.0) -> Tensor:
     """A mask of the weight's shape without the units of these kinds in which no weight is larger than `limit`, but for
-    the strongest of each kind, if it is not zero.
+    the strongest where there are several: a layer does not go as a whole unless it is one unit.
     """
     alive = torch.ones_like(weight, dtype=torch.bool)
     for unit in units:
         cut = Cut(unit, "", 0, reduce="max")
         score = rank_units(weight, torch.ones_like(alive), cut, layer.groups)[0]
-        live = (score > limit) | ((score == score.max()) & (score > 0))
+        live = score > limit if score.numel() == 1 else (score > limit) | (score == score.max())
         alive &= spread_units(live.reshape(-1), cut, layer.shape, layer.groups)
     return alive
 

@@ -165,6 +165,9 @@ def test_what_ssl_brought_to_zero_is_dead_from_the_eras_end_on(unit: str, axes: 
     model = Net(4).double()
     weight = model.get_submodule(layer).weight
     assert isinstance(weight, nn.Parameter)
+    weight.data[{"filter": [1, 4], "channel": (slice(None), 2), "shape": (slice(None), 0, slice(None), 1)}[unit]] *= (
+        0.01
+    )
     pruner = pruner_of(model, f"ssl:unit={unit},strength=0.3,zero=0.02", last=12)
     for step in trained(model, pruner, torch.optim.SGD(model.parameters(), 0.03, momentum=0.9), 16):
         if step <= 12:
@@ -185,11 +188,13 @@ def test_what_ssl_brought_to_zero_is_dead_from_the_eras_end_on(unit: str, axes: 
 def test_whole_layers_of_branches_may_go() -> None:
     torch.manual_seed(0)
     model = Residual(4).double()
-    pruner = pruner_of(model, "ssl:unit=depth,strength=3,zero=0.05", last=8)
-    list(trained(model, pruner, torch.optim.SGD(model.parameters(), 0.05), 9))
+    model.block1[3].weight.data *= 0.01
+    model.block1[4].weight.data.zero_()  # or BatchNorm would make its gradient a hundred times as large
+    pruner = pruner_of(model, "ssl:unit=depth,strength=0.5,zero=0.05", last=8)
+    list(trained(model, pruner, torch.optim.SGD(model.parameters(), 1e-3), 9))
     inside = {"block1.0.weight", "block1.3.weight", "block2.0.weight", "block2.3.weight"}
     gone = {key for key, mask in pruner.masks.items() if not mask.any()}
-    assert gone and gone <= inside
+    assert "block1.3.weight" in gone <= inside
     assert all(mask.all() for key, mask in pruner.masks.items() if key not in gone)
 
 
@@ -207,7 +212,7 @@ def test_lebedevs_quantile_grows_to_the_target_by_the_norms_of_columns() -> None
             assert float(norms[mask[0]].min()) > 0
             dead.append(columns - int(mask[0].sum()))
     assert dead == [math.ceil(columns * 0.6 * share / 3 - 1e-9) for share in (1, 2, 3)]
-    assert pruner.masks["fc.weight"].all()
+    assert "fc.weight" not in pruner.masks
 
 
 def test_the_proximal_step_is_that_of_the_authors() -> None:
@@ -266,7 +271,7 @@ def test_scales_that_are_no_parameters_train_as_if_they_were() -> None:
             z = z.sign() * (z.abs() - rate * strength).clamp_min(0)
             velocity = z - other.scales.data + momentum * velocity
             other.scales.data = (z + momentum * velocity).clamp_min(0)
-        smallest.append(float(other.scales.min()))
+        smallest.append(float(other.scales.detach().min()))
         x = next(batches(1, seed=9))[0]
         with torch.no_grad():
             torch.testing.assert_close(
