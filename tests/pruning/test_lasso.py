@@ -188,8 +188,8 @@ def test_what_ssl_brought_to_zero_is_dead_from_the_eras_end_on(unit: str, axes: 
 def test_whole_layers_of_branches_may_go() -> None:
     torch.manual_seed(0)
     model = Residual(4).double()
-    model.block1[3].weight.data *= 0.01
-    model.block1[4].weight.data.zero_()  # or BatchNorm would make its gradient a hundred times as large
+    model.get_parameter("block1.3.weight").data.mul_(0.01)
+    model.get_parameter("block1.4.weight").data.zero_()  # or BatchNorm would make its gradient a hundred times as large
     pruner = pruner_of(model, "ssl:unit=depth,strength=0.5,zero=0.05", last=8)
     list(trained(model, pruner, torch.optim.SGD(model.parameters(), 1e-3), 9))
     inside = {"block1.0.weight", "block1.3.weight", "block2.0.weight", "block2.3.weight"}
