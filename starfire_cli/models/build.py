@@ -13,7 +13,7 @@ from starfire_cli.errors import BadOption
 from starfire_cli.models import own, timm_zoo
 from starfire_cli.models.macs import probe
 
-NAMED = ("cifar_resnet", "resnet_v1", "torchvision_zoo")
+NAMED = ("cifar_resnet", "wide_resnet", "resnet_v1", "torchvision_zoo")
 
 
 def _families() -> Iterator[Any]:

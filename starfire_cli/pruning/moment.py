@@ -55,24 +55,22 @@ class Moment:
 
     def choose(self, key: str, among_N: Tensor, count: int, what: str = "") -> Tensor:
         """`count` of the candidates at random, each set of them equally likely: bool, (N,)."""
-        chosen = torch.zeros_like(among_N)
         if count <= 0:
-            return chosen
-        draws, among = self.generator(key, what), among_N.cpu().numpy()
-        picks = _picked(draws, among, count, int(np.count_nonzero(among)))
-        chosen[torch.from_numpy(picks).to(chosen.device)] = True
-        return chosen
+            return torch.zeros_like(among_N)
+        chosen = _chosen(self.generator(key, what), among_N.cpu().numpy(), count)
+        return torch.from_numpy(chosen).to(among_N.device)
 
 
-def _picked(draws: np.random.Generator, among_N: NDArray[np.bool_], count: int, candidates: int) -> NDArray[np.intp]:
-    """`count` different candidates."""
+def _chosen(draws: np.random.Generator, among_N: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
+    """`count` different candidates: bool, (N,)."""
+    candidates, chosen = int(np.count_nonzero(among_N)), np.zeros(len(among_N), np.bool_)
     if candidates < _RARE * len(among_N) or count > candidates // 2:
         places = np.flatnonzero(among_N)
-        return places[draws.choice(candidates, size=count, replace=False, shuffle=False)]
-    # Most places are candidates and few of them wanted: draw any, and pass over what is none or was drawn before.
-    found = np.empty(0, np.intp)
-    while len(found) < count:
-        more = draws.integers(len(among_N), size=2 * (count - len(found)) + 16)
-        found = np.concatenate([found, more[among_N[more]]])
-        found = found[np.sort(np.unique(found, return_index=True)[1])]
-    return found[:count]
+        chosen[places[draws.choice(candidates, size=count, replace=False, shuffle=False)]] = True
+        return chosen
+    missing = count
+    while missing:  # most places are candidates and few of them wanted: any are drawn, and those count that are some
+        places = draws.integers(len(among_N), size=missing)
+        chosen[places[among_N[places]]] = True
+        missing = count - int(np.count_nonzero(chosen))
+    return chosen

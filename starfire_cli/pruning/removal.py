@@ -114,8 +114,8 @@ class Swap:
             return smallest(ranks_U, units.alive_U, swapped(units.live, fraction))
         positive_U = units.alive_U & (units.weight > 0).reshape(-1)
         negative_U = units.alive_U & ~positive_U
-        sides = (positive_U, negative_U)
-        return torch.stack([smallest(ranks_U, s, swapped(int(s.sum()), fraction)) for s in sides]).any(0)
+        counts = (swapped(int(torch.count_nonzero(side_U)), fraction) for side_U in (positive_U, negative_U))
+        return smallest(ranks_U, positive_U, next(counts)) | smallest(ranks_U, negative_U, next(counts))
 
 
 def swapped(live: int, fraction: float) -> int:

@@ -31,6 +31,19 @@ def test_cifar_resnets_have_the_known_size_and_depth(name: str) -> None:
     assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()) == int(name.removeprefix("resnet"))
 
 
+@pytest.mark.parametrize(
+    ("name", "millions"), [("wrn40-4", 8.9), ("wrn16-8", 11.0), ("wrn28-10", 36.5), ("wrn28-2", 1.5)]
+)
+def test_wide_resnets_have_the_published_size_and_depth(name: str, millions: float) -> None:
+    """Zagoruyko and Komodakis (2016), table 4; WRN-28-2's is that of Oliver et al. (2018)."""
+    with torch.device("meta"):
+        model = build_model(name, num_classes=10)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == millions
+    depth = int(name.removeprefix("wrn").partition("-")[0])
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert sum(m.kernel_size == (3, 3) for m in layers if isinstance(m, nn.Conv2d)) == depth - 3  # 6n + 1 of 6n + 4
+
+
 def test_cifar_resnet_keys_are_those_of_the_published_port() -> None:
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     expected = {"conv1.weight", *(f"bn1.{n}" for n in norm), "linear.weight", "linear.bias"}

@@ -47,13 +47,19 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-KINDS = ["interpreted", pytest.param("compiled", marks=pytest.mark.slow), pytest.param("gpu", marks=NO_GPU)]
+KINDS = [
+    "interpreted",
+    pytest.param("interpreted-at-length", marks=pytest.mark.slow),
+    pytest.param("compiled", marks=pytest.mark.slow),
+    pytest.param("gpu", marks=NO_GPU),
+]
 
 
 @pytest.mark.skipif(not installed("triton"), reason="triton is not installed")
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_a_process_of_its_own(kind: str, request: pytest.FixtureRequest) -> None:
-    profile = request.config.getoption("--hypothesis-profile", None)
+    profile = request.config.getoption("--hypothesis-profile", None) or ("few" if kind == "interpreted" else None)
+    kind = kind.partition("-")[0]
     prefixes = f"{kind}_*" if kind == "compiled" else f"{kind}_* everywhere_*"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-o", f"python_functions={prefixes}"]
