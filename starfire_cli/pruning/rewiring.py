@@ -148,7 +148,7 @@ class Rewiring:
         """The sparsity that is due after so many steps."""
         rise = self.axes.rise
         if rise is None:
-            return self._target
+            return self._target if self.axes.targeted else 0.0
         return rise.initial + (self._target - rise.initial) * rise.reach(self._moment(step))
 
     def _keep_gradients(self) -> None:

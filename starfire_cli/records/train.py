@@ -115,7 +115,6 @@ class EpochRecord:
     gradient_bytes: int | None = None  # that each of several processes sent in a step, on average
     memory_bytes: int | None = None  # of a CUDA device, the most that tensors have taken so far
     parameters: int | None = None  # of the network, where it shrinks while it trains
-    macs: int | None = None  # multiply-accumulates of one image in it, likewise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +144,7 @@ class Finished:
     checkpoint: Path
     val_top1: float
     val_top5: float
-    target: float
+    target: float | None
     sparsity_prunable: float
     sparsity_total: float
     epochs: int

@@ -21,10 +21,11 @@ def plan_of(session: Session) -> TrainingPlan:
     era, rate, per_epoch = session.pruner.era, session.optimisation.rate, session.optimisation.steps_per_epoch
     timeline: list[tuple[float, str]] = [(session.optimisation.epochs, "training ends")]
     if session.pruning.target:
-        target, sparse = f"target {session.pruning.target:g}", session.pruner.starts_sparse
+        target = f"target {session.pruning.target:g} reached, " if session.pruning.targeted else ""
+        sparse = session.pruner.starts_sparse
         timeline += [
             (era.first_step / per_epoch, "masks begin to change" if sparse else "pruning begins"),
-            (era.last_step / per_epoch, "the mask is fixed" if sparse else f"{target} reached, the mask is fixed"),
+            (era.last_step / per_epoch, "the mask is fixed" if sparse else f"{target}the mask is fixed"),
             *([(0.0, "sparse from the first step on")] if sparse else ()),
         ]
     timeline += [(drop, f"learning rate falls to {rate.at(round(drop * per_epoch)):g}") for drop in lr_drops(session)]
@@ -68,7 +69,7 @@ def meta_of(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
         "pruning": {
             "method": session.pruning.method_spec,
             "fc": session.pruning.fc_spec,
-            "target": session.pruning.target,
+            "target": session.pruning.target if session.pruning.targeted else None,
             "era": [
                 era.first_step / session.optimisation.steps_per_epoch,
                 era.last_step / session.optimisation.steps_per_epoch,

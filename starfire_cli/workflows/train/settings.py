@@ -31,6 +31,11 @@ class Pruning:
     fc_spec: str
 
     @property
+    def targeted(self) -> bool:
+        """Whether the methods aim at the target; else the sparsity is what comes out."""
+        return not isinstance(self.conv, NetworkMethod) or self.conv.axes().targeted
+
+    @property
     def shrinking(self) -> Shrinking | None:
         """What is removed from the network while it trains; None: nothing."""
         return self.conv.axes().shrinking if isinstance(self.conv, NetworkMethod) else None

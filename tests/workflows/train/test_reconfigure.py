@@ -90,7 +90,6 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(
     rows = Run(folder).read_metrics()
     sizes = [row["parameters"] for row in rows]
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0] == 6300
-    assert [row["macs"] for row in rows] == sorted((row["macs"] for row in rows), reverse=True)
     sparsity = [row["sparsity_total"] for row in rows]
     assert sparsity == sorted(sparsity) and sparsity[-1] > 1 - sizes[-1] / 6300 - 1e-12
 
