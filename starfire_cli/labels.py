@@ -10,7 +10,7 @@ SHRUNK = "shrunk"
 def method_and_share(
     method: str, fc: str, target: float | None, *, sparsity: float, shrunk: bool = False
 ) -> tuple[str, float | None]:
-    """The method that labels a network, and the share of weights that goes with it: 0 for a dense one, None if none does.
+    """The method that labels a network, and the share of weights that goes with it: 0 for a dense one; None for none.
 
     A network that nothing was asked of is a dense baseline only if nothing of it is dead: one that was pruned before,
     and then fine-tuned with `--method dense`, is called pruned.

@@ -223,6 +223,7 @@ class Axes:
         span: the era by default, as shares of the training; None: the recipe's.
         dense_first: whether the first convolution stays as it is.
         dense_last: whether the last linear layer does.
+        dense_depthwise: whether depthwise convolutions do.
         targeted: whether the sparsity that comes out is the target.
         penalty: a term of the loss; None: none.
         shrinking: what is removed from the network while it trains; None: nothing.
@@ -237,6 +238,7 @@ class Axes:
     span: tuple[float, float] | None = None
     dense_first: bool = False
     dense_last: bool = False
+    dense_depthwise: bool = False
     targeted: bool = True
     penalty: Penalty | None = None
     shrinking: Shrinking | None = None
@@ -255,7 +257,11 @@ class Axes:
         """Those of some layers that the method prunes."""
         first = next((x for x in layers if x.kind != "linear"), None) if self.dense_first else None
         last = next((x for x in reversed(layers) if x.kind == "linear"), None) if self.dense_last else None
-        return [layer for layer in layers if layer is not first and layer is not last]
+        return [
+            layer
+            for layer in layers
+            if layer is not first and layer is not last and not (self.dense_depthwise and layer.depthwise)
+        ]
 
     @property
     def rise(self) -> Rise | None:

@@ -19,7 +19,7 @@ from starfire_cli.pruning.moment import Moment
 from starfire_cli.pruning.penalties import L1, GroupLasso, Term, TermSum, strength_for_ratio
 from starfire_cli.pruning.units import Cut, rank_units, spread_units
 
-FILTER, CHANNEL = "CRS", "KRS"
+FILTER, CHANNEL, COLUMN, LAYER = "CRS", "KRS", "K", "KCRS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +27,13 @@ class Lasso:
     """Group lasso on units of the pruned layers, or L1 on the scales of BatchNorm; it acts in the era.
 
     Args:
-        units: the axes that a group of each kind spans; none: the scales of BatchNorm.
+        units: the axes that a group of each kind spans; none: the scales of BatchNorm. Whole layers are those of
+            residual branches, which the network can do without.
         strength: what the sum is multiplied with; None: set on the first batch.
         ratio: then the penalty's share of loss and penalty together.
         eps: under the root of a group's norm.
         weighted: a group counts as often as the square root of its number of weights.
-        removable: only filters and input channels that could be removed (see `removable_units`).
-        in_branches: only layers of residual branches, of which the last may go.
+        removable: of filters and input channels only those that could be removed (see `removable_units`).
         zero_below: smaller weights are set to zero after each step; units of only zeros are dead from the era's end on.
     """
 
@@ -43,7 +43,6 @@ class Lasso:
     eps: float = 0.0
     weighted: bool = False
     removable: bool = False
-    in_branches: bool = False
     zero_below: float = 0.0
 
     def bind(self, model: nn.Module, tensors: MaskedWeights) -> BoundLasso:
@@ -66,14 +65,15 @@ class Lasso:
 
     def _units(self, model: nn.Module, tensors: MaskedWeights) -> dict[str, tuple[str, ...]]:
         """The kinds of groups in each layer, by key."""
-        found = {layer.key: self.units for layer in tensors.layers}
+        without: dict[str, set[str]] = {layer.key: set() for layer in tensors.layers}
         if self.removable:
-            kinds = removable_units(model, tensors.layers)
-            found = {key: tuple(unit for unit in units if unit in kinds[key]) for key, units in found.items()}
-        if self.in_branches:
+            for key, units in removable_units(model, tensors.layers).items():
+                without[key] |= {FILTER, CHANNEL} - set(units)
+        if LAYER in self.units:
             inside = {f"{name}.weight" for branch in branches_of(model) for name in branch.layers}
-            found = {key: units if key in inside else () for key, units in found.items()}
-        return found
+            for key in without.keys() - inside:
+                without[key].add(LAYER)
+        return {key: tuple(unit for unit in self.units if unit not in gone) for key, gone in without.items()}
 
 
 class BoundLasso:

@@ -168,7 +168,7 @@ def test_what_ssl_brought_to_zero_is_dead_from_the_eras_end_on(unit: str, axes: 
     weight.data[{"filter": [1, 4], "channel": (slice(None), 2), "shape": (slice(None), 0, slice(None), 1)}[unit]] *= (
         0.01
     )
-    pruner = pruner_of(model, f"ssl:unit={unit},strength=0.3,zero=0.02", last=12)
+    pruner = pruner_of(model, f"ssl:units={unit},strength=0.3,threshold=0.02", last=12)
     for step in trained(model, pruner, torch.optim.SGD(model.parameters(), 0.03, momentum=0.9), 16):
         if step <= 12:
             assert not ((weight != 0) & (weight.abs() < 0.02)).any()
@@ -190,7 +190,7 @@ def test_whole_layers_of_branches_may_go() -> None:
     model = Residual(4).double()
     model.get_parameter("block1.3.weight").data.mul_(0.01)
     model.get_parameter("block1.4.weight").data.zero_()  # or BatchNorm would make its gradient a hundred times as large
-    pruner = pruner_of(model, "ssl:unit=depth,strength=0.5,zero=0.05", last=8)
+    pruner = pruner_of(model, "ssl:units=depth,strength=0.5,threshold=0.05", last=8)
     list(trained(model, pruner, torch.optim.SGD(model.parameters(), 1e-3), 9))
     inside = {"block1.0.weight", "block1.3.weight", "block2.0.weight", "block2.3.weight"}
     gone = {key for key, mask in pruner.masks.items() if not mask.any()}
@@ -303,7 +303,7 @@ def test_residual_branches_are_found(name: str, count: int, first: tuple[str, tu
         assert all("downsample" not in layer for branch in branches for layer in branch.layers)
 
 
-@pytest.mark.parametrize("spec", ["slimming", "sss", "ssl:unit=depth"])
+@pytest.mark.parametrize("spec", ["slimming", "sss", "ssl:units=depth"])
 def test_a_network_with_nothing_to_penalise_is_refused(spec: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten())
     with pytest.raises(BadOption, match="the network has n"):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from starfire_cli.pruning.axes import Axes, Rewire
-from starfire_cli.pruning.lasso import Lasso
+from starfire_cli.pruning.lasso import COLUMN, Lasso
 from starfire_cli.pruning.layer_units import Unit
 from starfire_cli.pruning.methods import METHODS
 from starfire_cli.pruning.methods._network import check_every, check_not_negative, check_ramp
 from starfire_cli.pruning.removal import Rise
 
 
-@METHODS.register("lebedev", "network")
+@METHODS.register("lebedev", "network", "oneshot")
 @dataclass(frozen=True, kw_only=True)
 class GroupWiseBrainDamage:
     """Whole columns of each layer's im2col matrix go by their norm, under a group lasso on the columns that acts in the
@@ -39,10 +39,11 @@ class GroupWiseBrainDamage:
 
     def axes(self) -> Axes:
         return Axes(
-            unit=Unit(axes="K", reduce="norm"),
+            unit=Unit(axes=COLUMN, reduce="norm"),
             stages=(Rewire(removal=Rise()),),
-            penalty=Lasso(units=("K",), strength=self.strength),
+            penalty=Lasso(units=(COLUMN,), strength=self.strength),
             every=self.every,
             ramp=self.ramp,
             dense_last=True,
+            dense_depthwise=True,
         )

@@ -139,7 +139,7 @@ def test_its_checkpoints_serve_every_command(tmp_path: Path, capsys: pytest.Capt
         (["--method", "prunetrain:ratio=1"], "ratio=1 is out of range"),
         (["--method", "prunetrain", "--compact-state"], "--compact-state"),
         (["--method", "prunetrain", "--model", "tests.tiny:branching"], "cannot trace the model"),
-        (["--method", "ssl:unit=depth", "--model", "tests.tiny:plain"], "residual branches, and the network has none"),
+        (["--method", "ssl:units=depth", "--model", "tests.tiny:plain"], "residual branches, and the network has none"),
         (["--method", "slimming", "--model", "tests.tiny:plain"], "the network has no BatchNorm"),
     ],
 )
