@@ -60,7 +60,7 @@ def _names(members: Family[Any] | Sequence[str]) -> Sequence[str]:
 
 
 FAMILIES: dict[str, tuple[str, Family[Any] | Sequence[str]]] = {
-    "methods": ("method.md", METHODS),
+    "methods": ("methods.md", METHODS),
     "attacks": ("attack.md", ATTACKS),
     "data sets": ("data.md", SETS),
     "augmentations": ("data.md", AUGMENTATIONS),

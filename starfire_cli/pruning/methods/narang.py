@@ -40,7 +40,7 @@ class Narang:
 
     def axes(self) -> Axes:
         below = Below(threshold=self.threshold)
-        return Axes(stages=(Rewire(removal=below),), every=self.every, span=(0.0, 0.5), targeted=self.q is None)
+        return Axes(stages=(Rewire(removal=below),), every=self.every, span=(0.0, 0.5), targeted=False)
 
     def threshold(self, units: LayerUnits, moment: Moment) -> float:
         """The threshold of a layer after `moment.step` steps."""
