@@ -1,4 +1,4 @@
-"""The lasso as a method's penalty: which weights or scales it is on, how strongly, and what is dead when it ends."""
+"""The lasso as a method's penalty: on which weights or scales, how strong, and what is dead when it ends."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ FILTER, CHANNEL, COLUMN, LAYER = "CRS", "KRS", "K", "KCRS"
 
 @dataclass(frozen=True, kw_only=True)
 class Lasso:
-    """Group lasso on units of the pruned layers, or L1 on the scales of BatchNorm; it acts in the era.
+    """Group lasso on units of the pruned layers, in the era.
 
     Args:
-        units: the axes that a group of each kind spans; none: the scales of BatchNorm. Whole layers are those of
-            residual branches, which the network can do without.
+        units: the axes that a group of each kind spans. Whole layers are those of residual branches, which the network
+            can do without.
         strength: what the sum is multiplied with; None: set on the first batch.
         ratio: then the penalty's share of loss and penalty together.
         eps: under the root of a group's norm.
@@ -37,7 +37,7 @@ class Lasso:
         zero_below: smaller weights are set to zero after each step; units of only zeros are dead from the era's end on.
     """
 
-    units: tuple[str, ...] = ()
+    units: tuple[str, ...]
     strength: float | None = None
     ratio: float = 0.0
     eps: float = 0.0
@@ -47,21 +47,13 @@ class Lasso:
 
     def bind(self, model: nn.Module, tensors: MaskedWeights) -> BoundLasso:
         """The penalty on a model. Raises BadOption where there is nothing that it could be on."""
-        if not self.units:
-            norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-            terms = [Term(norm.weight, L1()) for norm in norms if norm.weight is not None]
-            found = []
-        else:
-            kinds = self._units(model, tensors)
-            found = [(layer, units) for layer in tensors.layers if (units := kinds[layer.key])]
-            terms = [Term(tensors.weights[x.key], self._rule(units), x.groups) for x, units in found]
-        if not terms:
-            what = "layer to penalise" if self.units else "BatchNorm, whose scales are what the penalty is on"
-            raise BadOption(f"the network has no {what}")
+        kinds = self._units(model, tensors)
+        found = [(layer, units) for layer in tensors.layers if (units := kinds[layer.key])]
+        if not found:
+            raise BadOption("the network has no layer to penalise")
+        rules = [GroupLasso(units, eps=self.eps, weighted=self.weighted) for _, units in found]
+        terms = [Term(tensors.weights[x.key], rule, x.groups) for (x, _), rule in zip(found, rules, strict=True)]
         return BoundLasso(self, TermSum(terms), found, tensors)
-
-    def _rule(self, units: tuple[str, ...]) -> GroupLasso:
-        return GroupLasso(units, eps=self.eps, weighted=self.weighted)
 
     def _units(self, model: nn.Module, tensors: MaskedWeights) -> dict[str, tuple[str, ...]]:
         """The kinds of groups in each layer, by key."""
@@ -74,6 +66,25 @@ class Lasso:
             for key in without.keys() - inside:
                 without[key].add(LAYER)
         return {key: tuple(unit for unit in self.units if unit not in gone) for key, gone in without.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleLasso:
+    """L1 on the scales of BatchNorm, in the era.
+
+    Args:
+        strength: what the sum of |gamma| is multiplied with.
+    """
+
+    strength: float
+
+    def bind(self, model: nn.Module, tensors: MaskedWeights) -> BoundLasso:
+        """The penalty on a model. Raises BadOption where it has no BatchNorm."""
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        terms = [Term(norm.weight, L1()) for norm in norms if norm.weight is not None]
+        if not terms:
+            raise BadOption("the network has no BatchNorm, whose scales are what the penalty is on")
+        return BoundLasso(Lasso(units=(), strength=self.strength), TermSum(terms), [], tensors)
 
 
 class BoundLasso:

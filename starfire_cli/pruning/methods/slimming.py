@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from starfire_cli.pruning.axes import Axes
-from starfire_cli.pruning.lasso import Lasso
+from starfire_cli.pruning.lasso import ScaleLasso
 from starfire_cli.pruning.methods import METHODS
 from starfire_cli.pruning.methods._network import check_not_negative
 
@@ -28,4 +28,4 @@ class NetworkSlimming:
         check_not_negative("strength", self.strength)
 
     def axes(self) -> Axes:
-        return Axes(penalty=Lasso(strength=self.strength), span=(0.0, 1.0), targeted=False)
+        return Axes(penalty=ScaleLasso(strength=self.strength), span=(0.0, 1.0), targeted=False)
