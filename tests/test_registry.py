@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starfire_cli.errors import BadOption
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, METHODS, TRAINING_METHODS
+from starfire_cli.pruning import CHANNEL_METHODS, CONV_METHODS, LINEAR_METHODS, METHODS, TRAINING_METHODS
 from starfire_cli.pruning.methods.intra import Intra
 from starfire_cli.registry import Family, parse_number, parse_value
 
@@ -133,7 +133,7 @@ def test_a_part_of_a_family_is_what_its_files_register_for(tmp_path: Path, monke
 
 
 def test_both_options_pick_from_one_family() -> None:
-    assert METHODS.names() == sorted({*TRAINING_METHODS.names(), *LINEAR_METHODS.names()})
+    assert METHODS.names() == sorted({*TRAINING_METHODS.names(), *LINEAR_METHODS.names(), *CHANNEL_METHODS.names()})
     assert CONV_METHODS.member("dense") is LINEAR_METHODS.member("dense") is METHODS.member("dense")
     with pytest.raises(
         BadOption, match=r"^unknown pruning method for linear layers 'window'; there are: .*block, .*fine"

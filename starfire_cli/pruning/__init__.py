@@ -9,11 +9,13 @@ from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.layers import Layer, layers_of_model, layers_of_state, select
 from starfire_cli.pruning.masks import Masks
 from starfire_cli.pruning.methods import (
+    CHANNEL_METHODS,
     CONV_METHODS,
     LINEAR_METHODS,
     METHODS,
     ONESHOT_METHODS,
     TRAINING_METHODS,
+    ChannelMethod,
     Method,
     NetworkMethod,
 )
@@ -21,12 +23,14 @@ from starfire_cli.pruning.pruner import Pruner
 from starfire_cli.pruning.units import Budget, Cut, apply_cuts
 
 __all__ = [
+    "CHANNEL_METHODS",
     "CONV_METHODS",
     "LINEAR_METHODS",
     "METHODS",
     "ONESHOT_METHODS",
     "TRAINING_METHODS",
     "Budget",
+    "ChannelMethod",
     "Cut",
     "Goal",
     "Layer",

@@ -14,6 +14,7 @@ OUTPUT_PANEL = "Output"
 # Read from the folders: importing the families themselves would import torch.
 _METHODS = Family[object]("pruning method", "starfire_cli.pruning.methods")
 _TRAINING, _ONESHOT = (", ".join(_METHODS.taking("conv", use).names()) for use in ("network", "oneshot"))
+CHANNEL_METHODS = tuple(_METHODS.taking("channels").names())
 _LINEAR = ", ".join(_METHODS.taking("linear").names())
 
 CHECKPOINT = Option(
@@ -67,7 +68,8 @@ METHOD = Option(
 ONESHOT_METHOD = Option(
     metavar="SPEC",
     panel=PRUNING_PANEL,
-    help=f"How it is pruned: {_ONESHOT}; with options as in intra:share=0.4.",
+    help=f"How it is pruned: {_ONESHOT}; by whole channels of a trained network: {', '.join(CHANNEL_METHODS)}; with "
+    "options as in intra:share=0.4.",
 )
 FC = Option(
     metavar="SPEC",

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from starfire_cli.pruning.channels.constants import Constants, keeps_constants, live_mask
 from starfire_cli.pruning.channels.coupling import Channels, ReadingLayer
@@ -96,16 +96,8 @@ class Removable:
             sums_OI = weight[:, gone_I].flatten(2).sum(2) if weight.ndim == 4 else weight[:, gone_I]
             gain_O = sums_OI @ self.found.reads[reader.node][gone_I].nan_to_num(nan=0.0)
             if bool(gain_O[~self.gone[reader.gives_O]].any()):
-                gains[reader.name] = self._taker(reader), gain_O
+                gains[reader.name] = constant_taker(self.traced, reader.node), gain_O
         return gains
-
-    def _taker(self, reader: ReadingLayer) -> str:
-        if self.traced.module(reader.node).bias is not None:
-            return "bias"
-        users = list(reader.node.users)
-        if len(users) == 1 and self.traced.role(users[0]) == "batchnorm" and self.traced.once(str(users[0].target)):
-            return str(users[0].target)
-        return "new bias"
 
     def recipe(self, gains: Gains) -> ShrinkRecipe:
         """The recipe of the removal: the indices that stay of each layer that changes."""
@@ -135,3 +127,13 @@ class Removable:
             return {}
         numbers = self.channels.owners[name][~live.any(1)]
         return dict(Counter(self.why.get(n, "nothing") for n in numbers[~self.gone[numbers]].tolist()))
+
+
+def constant_taker(traced: Traced, node: fx.Node) -> str:
+    """Whose tensor takes over a constant at a layer's outputs: "bias", the BatchNorm behind it, or "new bias"."""
+    if traced.module(node).bias is not None:
+        return "bias"
+    users = list(node.users)
+    if len(users) == 1 and traced.role(users[0]) == "batchnorm" and traced.once(str(users[0].target)):
+        return str(users[0].target)
+    return "new bias"

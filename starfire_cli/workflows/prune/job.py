@@ -16,8 +16,14 @@ from starfire_cli.networks.dead_weights import DeadWeights, find_dead_weights
 from starfire_cli.networks.prunable import Prunable, prunable
 from starfire_cli.networks.restore import rebuild_model
 from starfire_cli.networks.skeleton import BuiltModel
-from starfire_cli.pruning import ONESHOT_METHODS, Layer, Masks, select
+from starfire_cli.pruning import CHANNEL_METHODS, ONESHOT_METHODS, ChannelMethod, Layer, Masks, select
 from starfire_cli.text import some
+from starfire_cli.workflows.prune.channels import (
+    ChannelPruning,
+    ChannelsRemoved,
+    channel_method,
+    remove_channels,
+)
 from starfire_cli.workflows.prune.oneshot import recalibrate
 from starfire_cli.workflows.prune.request import PruneRequest
 from starfire_cli.workflows.prune.trial import Trial
@@ -33,6 +39,7 @@ class PruneJob:
         found: everything that could be pruned; `layers` is what the options leave of it.
         left_out: (layer, why it is not pruned).
         dead: what is dead already, in all layers that were found.
+        channels: the method, where it is one that removes channels.
     """
 
     request: PruneRequest
@@ -41,10 +48,14 @@ class PruneJob:
     layers: list[Layer]
     left_out: list[tuple[str, str]]
     dead: DeadWeights
+    channels: ChannelMethod | None = None
 
-    def pruning(self, target: float) -> Pruning:
+    def pruning(self, target: float | None) -> Pruning | ChannelPruning:
         """The methods at one target. Raises BadOption."""
         r = self.request
+        if self.channels is not None:
+            return ChannelPruning(method=self.channels, target=target, method_spec=CHANNEL_METHODS.spec(self.channels))
+        assert target is not None
         request = TrainRequest(method=r.method, fc=r.fc, target=target, max_nonzero=r.max_nonzero)
         return pruning_of(request, ONESHOT_METHODS)
 
@@ -59,6 +70,22 @@ class PruneJob:
             replace(self.checkpoint, state=state), self.found.network.spec, self.request.trial.image_size
         )
 
+    def remove_channels(
+        self, rebuilt: BuiltModel, pruning: ChannelPruning, layers: Sequence[Layer], trial: Trial | None
+    ) -> ChannelsRemoved:
+        """Remove channels of the network, in place. Raises BadOption, StarfireError."""
+        side = rebuilt.image_size if trial is None else trial.info.image_size
+        return remove_channels(
+            rebuilt.net,
+            {**(self.checkpoint.masks or {}), **self.dead.masks},
+            pruning,
+            layers,
+            image=(3, side, side),
+            calibrate=self.request.calibrate,
+            trial=trial,
+            seed=self.request.trial.seed,
+        )
+
     def recalibrated(self, net: nn.Module, trial: Trial) -> str:
         """Refresh BatchNorm as was asked, and say so."""
         assert self.request.recalibrate is not None
@@ -69,6 +96,7 @@ class PruneJob:
 def open_job(request: PruneRequest) -> PruneJob:
     """Open the checkpoint and choose its layers. Raises BadOption, StarfireError where that cannot be done."""
     request.check()
+    channels = channel_method(request)
     checkpoint = files.load(find_checkpoint(request.checkpoint), weights=request.weights)
     found = prunable(checkpoint, request.model, request.trial.image_size)
     checkpoint = found.checkpoint
@@ -82,7 +110,7 @@ def open_job(request: PruneRequest) -> PruneJob:
         )
     layers, exempt = select(found.layers, only=request.only, keep_dense=request.keep_dense)
     dead = find_dead_weights(found.checkpoint.state, found.checkpoint.masks, found.layers)
-    return PruneJob(request, found.checkpoint, found, layers, [*found.left_out, *exempt], dead)
+    return PruneJob(request, found.checkpoint, found, layers, [*found.left_out, *exempt], dead, channels)
 
 
 def sparsity_of(checkpoint: Checkpoint, layers: Sequence[Layer]) -> float:

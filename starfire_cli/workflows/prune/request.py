@@ -10,6 +10,7 @@ from starfire_cli.options import check, option, part
 from starfire_cli.values import Channels, parse_list, parse_number
 from starfire_cli.workflows.options import (
     BATCH_SIZE,
+    CHANNEL_METHODS,
     CHECKPOINT,
     DATA,
     DATA_PANEL,
@@ -71,7 +72,7 @@ class PruneRequest:
     method: str = ONESHOT_METHOD.default("window")
     target: float | None = option(
         None,
-        "The share of weights to prune, 0 to below 1; writes a checkpoint.",
+        "The share of weights, or channels, to prune, 0 to below 1; writes a checkpoint.",
         short="-t",
         metavar="T",
         panel=PRUNING_PANEL,
@@ -115,20 +116,34 @@ class PruneRequest:
         low=1,
         range="batches, at least 1",
     )
+    calibrate: int | None = option(
+        None,
+        "For methods that look at images: at N training images.",
+        metavar="N",
+        panel=DATA_PANEL,
+        low=1,
+        range="training images, at least 1",
+    )
     trial: TrialRequest = part(TrialRequest)
     out: Path | None = OUT.default(None)
     command: str = "starfire prune-mask"
 
     @property
+    def by_channels(self) -> bool:
+        """Whether the method removes channels of a trained network."""
+        return self.method.partition(":")[0].strip() in CHANNEL_METHODS
+
+    @property
     def wants_data(self) -> bool:
         """Whether images are needed."""
-        wanted = self.evaluate, self.trial.data is not None, self.recalibrate, self.sweep is not None
+        wanted = self.evaluate, self.trial.data is not None, self.recalibrate, self.calibrate, self.sweep is not None
         return any(wanted)
 
     @property
     def network_options(self) -> list[str]:
         """The options given that cannot be fulfilled without the network."""
         wishes = {
+            f"--method {self.method}": self.by_channels,
             "--sweep": self.sweep is not None,
             "--eliminate": self.eliminate,
             "--shrink": self.shrink,
@@ -141,13 +156,15 @@ class PruneRequest:
     def check(self) -> None:
         """Raises BadOption for options that cannot mean anything, alone or together."""
         check(self)
-        if (self.target is None) == (self.sweep is None):
+        if (self.target is None) == (self.sweep is None) and not self.by_channels:
             raise BadOption("give either --target T, to prune and write, or --sweep START:STOP:STEP, to measure only")
         for target in (self.target, *(self.sweep or ())):
             if target is not None and not 0 <= target < 1:
                 raise BadOption(f"{target:g} is no target; the share of weights to prune lies in 0 to below 1")
         if self.sweep is not None and (self.out or self.eliminate or self.shrink):
             raise BadOption("--sweep only measures; --out, --eliminate and --shrink go with --target")
+        if self.calibrate is not None and not self.by_channels:
+            raise BadOption(f"--calibrate {self.calibrate} is of no use: --method {self.method} looks at no images")
         if self.per_layer and self.sweep is None:
             raise BadOption("--per-layer belongs to --sweep START:STOP:STEP")
         if self.out is not None and self.out.suffix in (".safetensors", ".onnx"):

@@ -25,6 +25,7 @@ from starfire_cli.records.prune import Pruned, PruneProgress, SweepPoint
 from starfire_cli.text import counted
 from starfire_cli.workflows.init_defaults import fine_tuning
 from starfire_cli.workflows.inspect.run import inspect
+from starfire_cli.workflows.prune.channels import ChannelPruning
 from starfire_cli.workflows.prune.job import PruneJob, open_job, sparsity_of
 from starfire_cli.workflows.prune.oneshot import prune_once, refuse_ambiguous
 from starfire_cli.workflows.prune.request import PruneRequest
@@ -50,12 +51,13 @@ def prune_mask(request: PruneRequest) -> Iterator[PruneProgress | SweepPoint | P
 
 def _prune(job: PruneJob) -> Iterator[PruneProgress | Pruned]:
     request, checkpoint = job.request, job.checkpoint
-    assert request.target is not None
     pruning = job.pruning(request.target)
     out = _out_path(request, checkpoint.path, pruning)
-    if job.found.network is None:
-        refuse_ambiguous(job.layers, pruning)
-    state, masks, alone = prune_once(checkpoint, job.layers, pruning, job.dead)
+    state, masks, alone = checkpoint.state, dict[str, Tensor](), list[tuple[str, str]]()
+    if isinstance(pruning, Pruning):
+        if job.found.network is None:
+            refuse_ambiguous(job.layers, pruning)
+        state, masks, alone = prune_once(checkpoint, job.layers, pruning, job.dead)
     model, data = _model_and_data(job)
     did = _zeros_note(job)
     trial = before = after = shrunk = report = None
@@ -69,8 +71,13 @@ def _prune(job: PruneJob) -> Iterator[PruneProgress | Pruned]:
             yield from (PruneProgress(text=note) for note in trial.notes)
             before = trial.measure(job.network(checkpoint.state).net)
             yield PruneProgress(text=f"before: top-1 {before.top1:.2%} on {before.images:,} images of {before.data}")
-            if request.recalibrate:
-                did.append(job.recalibrated(net, trial))
+        if isinstance(pruning, ChannelPruning):
+            removed = job.remove_channels(rebuilt, pruning, job.layers, trial)
+            masks, alone = removed.masks, removed.left
+            did += removed.did
+        if request.recalibrate:
+            assert trial is not None
+            did.append(job.recalibrated(net, trial))
         if request.eliminate:
             report = eliminate(net.cpu(), masks, example=torch.zeros(1, 3, side, side))
             masks = report.masks
@@ -114,9 +121,10 @@ def _prune(job: PruneJob) -> Iterator[PruneProgress | Pruned]:
     )
 
 
-def _out_path(request: PruneRequest, source: Path, pruning: Pruning) -> Path:
+def _out_path(request: PruneRequest, source: Path, pruning: Pruning | ChannelPruning) -> Path:
     """The output path: as given, or a name beside the source with method and target."""
-    name = f"{source.name.partition('.')[0]}-{pruning.method_spec.partition(':')[0]}-{pruning.target:g}.pt"
+    share = "" if pruning.target is None else f"-{pruning.target:g}"
+    name = f"{source.name.partition('.')[0]}-{pruning.method_spec.partition(':')[0]}{share}.pt"
     out = request.out or source.with_name(name)
     if out.is_dir():
         out = out / name
@@ -135,7 +143,9 @@ def _model_and_data(job: PruneJob) -> tuple[dict[str, Any], dict[str, Any]]:
     return model, dict(old.data.values)
 
 
-def _meta(job: PruneJob, pruning: Pruning, model: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+def _meta(
+    job: PruneJob, pruning: Pruning | ChannelPruning, model: dict[str, Any], data: dict[str, Any]
+) -> dict[str, Any]:
     """What the new checkpoint says about itself."""
     return {
         "model": model,

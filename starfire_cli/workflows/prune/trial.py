@@ -75,6 +75,17 @@ class Trial:
         """Batches of the training images, augmented as in training: the same ones at each call."""
         return self._train.batches(0)
 
+    def calibration_batches(self, count: int) -> list[Tensor]:
+        """The first `count` training images, or all if there are fewer, as the network takes them, on the CPU."""
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        batches: list[Tensor] = []
+        for images, _ in self.training_batches():
+            batches.append((images[:count].cpu() - mean) / std)
+            count -= len(batches[-1])
+            if not count:
+                break
+        return [batch for batch in batches if len(batch)]
+
     @cached_property
     def _train(self) -> Split:
         options = DataOptions(

@@ -31,6 +31,7 @@ from starfire_cli.workflows.train.optimisation import Optimisation, Precision, b
 from starfire_cli.workflows.train.position import Position
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.settings import Pruning, era_steps, fill, pruning_of, refuse_unshrinkable
+from starfire_cli.workflows.train.start import leave_fixed
 from starfire_cli.workflows.train.training_data import Decoding, data_note, open_training_data, recognise_data
 
 if TYPE_CHECKING:
@@ -191,6 +192,8 @@ def build_session(
     data = open_training_data(request, device, ranks, channels_last=channels_last, known=known, decoding=decoding)
     notes = [data_note(request, data.info), *(defaults.describe(request, data.info) if defaults else ())]
     network = open_network(request, data, device, ranks, channels_last=channels_last, resume=resume, initial=initial)
+    if getattr(pruning.conv, "free_outputs_only", False):
+        leave_fixed(network.start, network.net, data.info.image_size)
     if pruning.shrinking is not None:
         refuse_unshrinkable(request, network.net)
     pruner = build_pruner(request, pruning, network, _era(request, pruning, data.train.steps, resume))

@@ -10,7 +10,7 @@ from torch import nn
 from starfire_cli import options
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.options import out_of_range
-from starfire_cli.pruning import LINEAR_METHODS, METHODS, TRAINING_METHODS, Method, NetworkMethod
+from starfire_cli.pruning import CHANNEL_METHODS, LINEAR_METHODS, METHODS, TRAINING_METHODS, Method, NetworkMethod
 from starfire_cli.pruning.axes import Shrinking
 from starfire_cli.pruning.channels.graph import trace
 from starfire_cli.pruning.schedule import parse_era
@@ -47,6 +47,12 @@ def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainR
     An era or learning-rate drops that come from the recipe keep their place when `epochs` is overridden: they are
     scaled. Raises BadOption for values out of range.
     """
+    compression = request.method.partition(":")[0]
+    if compression in CHANNEL_METHODS.names() and compression not in TRAINING_METHODS.names():
+        raise BadOption(
+            f"--method {compression} compresses a network that is trained: starfire prune-mask CHECKPOINT --method "
+            f"{compression}"
+        )
     name, recipe = recipe_for(request.recipe, data_name, data_size)
     method = request.method.partition(":")[0]
     epochs = recipe.epochs if request.epochs is None else request.epochs

@@ -12,6 +12,7 @@ from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.networks.dead_weights import DeadWeights, find_dead_weights, nonzero
 from starfire_cli.networks.fit import fit_weights, load_weights
 from starfire_cli.pruning import Layer, Masks, layers_of_model, select
+from starfire_cli.pruning.channels.selection.sites import fixed_convolutions
 from starfire_cli.pruning.ties import masks_once, parameters_of, ties_of, unify
 from starfire_cli.text import counted, some
 from starfire_cli.workflows.train.request import TrainRequest
@@ -70,6 +71,17 @@ def take_weights(
     # What came in dead stays dead, also in layers that this run's method does not touch.
     start.layers = [layer for layer in found if layer in layers or layer.key in start.masks]
     return start
+
+
+def leave_fixed(start: Start, net: nn.Module, image_size: int) -> None:
+    """Leave out convolutions whose outputs cannot go one by one, for methods that prune filters.
+
+    Raises StarfireError where the network cannot be traced.
+    """
+    fixed = fixed_convolutions(net, (3, image_size, image_size))
+    kept = start.masks or {}
+    start.left_out += [(layer.name, fixed[layer.name]) for layer in start.layers if layer.name in fixed]
+    start.layers = [layer for layer in start.layers if layer.name not in fixed or layer.key in kept]
 
 
 def _refuse_nonfinite(checkpoint: Checkpoint) -> None:

@@ -31,6 +31,9 @@ CONV_SPECS = [
     "intra:share=1",
     "inter:order=window-ck,split=0.3",
     "ck:depthwise=true",
+    "mao:grain=row",
+    "mao:grain=kernel",
+    "mao:grain=filter",
 ]
 LINEAR_SPECS = [*LINEAR_METHODS.names(), "block:n=1", "block:n=3", "two-tier:n=2,share=0.8"]
 
@@ -134,9 +137,8 @@ def test_the_layer_ends_at_its_target_and_not_a_unit_beyond(spec: str, layer: ob
     zeros = 1 - mask_of(spec, case, Goal(target=target)).float().mean().item()
     assert zeros >= target - 1e-6
     if "max_nonzero" not in spec or case.layer.shape[2:] != (3, 3):
-        kernel, weight = case.layer.groups / case.layer.shape[0], 1 / case.layer.window
-        by_kernels = spec.split(":")[0] == "ck" or weight == 1
-        assert zeros < target + (kernel if by_kernels else max(kernel, weight)) + 1e-6
+        cuts = CONV_METHODS.build(spec).budget(case.layer, Goal(target=target)) or ()
+        assert zeros < target + max(1 / cut.competitors(case.layer.shape, case.layer.groups) for cut in cuts) + 1e-6
 
 
 @pytest.mark.parametrize("spec", LINEAR_SPECS)
