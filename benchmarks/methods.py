@@ -69,15 +69,24 @@ class Contender:
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient.clone()
         self.pruner._step = step - 1
+        _wait(weights[0].device)
         started = time.perf_counter()
         steps = self.pruner.after_backward()
+        _wait(weights[0].device)
         taken = time.perf_counter() - started
         if steps:
             self.optimizer.step()
         self.optimizer.zero_grad()
+        _wait(weights[0].device)
         started = time.perf_counter()
         self.pruner.after_step(step)
+        _wait(weights[0].device)
         return taken + time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def main() -> None:

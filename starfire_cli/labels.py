@@ -24,8 +24,6 @@ def method_and_share(
     """
     if target and not method == fc == DENSE:
         return method, target
-    if target is None and method != DENSE:  # a method that finds out by itself how much goes
-        return method, None
     if sparsity:
         return PRUNED, max(round(sparsity, 4), 0.0001)
     return (SHRUNK, None) if shrunk else (DENSE, 0.0)

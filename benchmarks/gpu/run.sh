@@ -2,7 +2,7 @@
 # What is to be run where a GPU is at hand, in order of worth. Each step (but for the tests) is resumable, leaves out what
 # is done, and writes JSON. `tests` are skipped where there is no CUDA device.
 #
-#   benchmarks/gpu/run.sh correctness|tests|overhead|launches|masks|train|memory|tiny-imagenet|cifar10 [more options]
+#   benchmarks/gpu/run.sh correctness|tests|methods|overhead|launches|masks|train|memory|tiny-imagenet|cifar10 [more options]
 #   benchmarks/gpu/run.sh tests,correctness,overhead  # one after the other, whatever becomes of each
 #
 # On an H200 the first four take about a minute each, `masks` somewhat more, `train --rows large` more than two.
@@ -12,7 +12,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${DEVICE:=cuda}" "${OUT:=docs/results}" "${PYTHON:=python}" "${JOBS:=3}" "${LIMIT:=580}"
-steps="correctness, tests, overhead, launches, masks, train, memory, tiny-imagenet, cifar10"
+steps="correctness, tests, methods, overhead, launches, masks, train, memory, tiny-imagenet, cifar10"
 fail() { echo "$*" >&2; exit 2; }
 [ $# -gt 0 ] || fail "which step? there are $steps"
 step=$1; shift
@@ -39,7 +39,7 @@ sees_cuda() { "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_availa
 [[ ", $steps," == *", $step,"* ]] || fail "unknown step $step; there are $steps"
 [ "$DEVICE" != cuda ] || [ "$step" = tests ] || sees_cuda || fail "torch sees no CUDA device here; DEVICE=cpu TINY=1 tries a step on a CPU"
 case $step in
-    correctness | overhead | launches) run "benchmarks/gpu/$step.py" --device "$DEVICE" --out "$OUT/gpu-$step.json" "${tiny[@]}" "$@" ;;
+    correctness | overhead | launches | methods) run "benchmarks/gpu/$step.py" --device "$DEVICE" --out "$OUT/gpu-$step.json" "${tiny[@]}" "$@" ;;
     tests) run -m pytest -o addopts= -p no:cacheprovider tests/pruning/kernels/test_kernels_triton.py tests/workflows/train/test_cuda_graph.py -k gpu "$@" ;;
     masks) run benchmarks/masks.py --device "$DEVICE" --batch 64 --size 224 --out "$OUT/gpu-masks.json" "$@" ;;
     train) run benchmarks/train.py --device "$DEVICE" --rows tiny,cifar,large --steps 100 --turns 1 --workers 14 --out "$OUT/gpu-train.json" "$@" ;;

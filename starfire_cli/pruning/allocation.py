@@ -23,7 +23,15 @@ def uniform(units: Mapping[str, int], sparsity: float) -> dict[str, int]:
     return {key: min(pruned(n, sparsity), n - 1) for key, n in units.items()}
 
 
-def erdos_renyi(layers: Sequence[Layer], units: Mapping[str, int], sparsity: float, *, kernel: bool) -> dict[str, int]:
+def erdos_renyi(
+    layers: Sequence[Layer],
+    units: Mapping[str, int],
+    sparsity: float,
+    *,
+    kernel: bool,
+    dead: Mapping[str, int] | None = None,
+    most: Mapping[str, int] | None = None,
+) -> dict[str, int]:
     """Erdos-Renyi(-Kernel): wide layers are sparser; just as many dead units in all as the sparsity asks for.
 
     A layer's density is in proportion to the sum of its dimensions over their product; what would be over 1 is dense,
@@ -34,11 +42,15 @@ def erdos_renyi(layers: Sequence[Layer], units: Mapping[str, int], sparsity: flo
         units: how many each layer has.
         sparsity: of all units together.
         kernel: whether the window's sides count as dimensions (ERK), or only inputs and outputs (ER).
+        dead: how many of each layer are dead already, and stay so; by default none.
+        most: how many of each layer may be, as where the sparsity will rise; by default all but one.
     """
     densities = erdos_renyi_densities(layers, units, sparsity, kernel=kernel)
     exact = {key: (1 - densities[key]) * n for key, n in units.items()}
     total = pruned(sum(units.values()), sparsity)
-    return _rounded(exact, {key: n - 1 if densities[key] < 1 else 0 for key, n in units.items()}, total)
+    least = dead or dict.fromkeys(units, 0)
+    limit = most or {key: n - 1 if densities[key] < 1 else 0 for key, n in units.items()}
+    return _rounded(exact, least, {key: max(least[key], n) for key, n in limit.items()}, total)
 
 
 def erdos_renyi_densities(
@@ -73,14 +85,15 @@ def globally(layers: Mapping[str, LayerUnits], scores: Mapping[str, Tensor], cou
     """
     candidates = {}
     for key, units in layers.items():
-        values = scores[key][units.alive_U]
-        candidates[key] = _but_one(values)
+        candidates[key] = _but_one(scores[key][units.alive_U])
     total = sum(map(len, candidates.values()))
     if count <= 0:
         return dict.fromkeys(candidates, 0)
     if count >= total:
         return {key: len(values) for key, values in candidates.items()}
     cutoff = kth_of_all(list(candidates.values()), count)
+    # A cutoff of another layer's wider type would be rounded to this one's before it is compared.
+    candidates = {key: values.to(cutoff.dtype) for key, values in candidates.items()}
     below = {key: int((values < cutoff).sum()) for key, values in candidates.items()}
     room = count - sum(below.values())
     for key, values in candidates.items():
@@ -119,16 +132,22 @@ def _but_one(values: Tensor) -> Tensor:
     return torch.cat([values[:last], values[last + 1 :]])
 
 
-def _rounded(exact: Mapping[str, float], most: Mapping[str, int], total: int) -> dict[str, int]:
-    """Whole numbers near `exact` that add up to `total`, as far as `most` lets them: the largest remainders first."""
-    counts = {key: min(most[key], math.floor(x + 1e-9)) for key, x in exact.items()}
-    order = sorted(exact, key=lambda key: -(exact[key] - math.floor(exact[key] + 1e-9)))
-    missing = total - sum(counts.values())
-    while missing > 0:
-        able = [key for key in order if counts[key] < most[key]]
+def _rounded(
+    exact: Mapping[str, float], least: Mapping[str, int], most: Mapping[str, int], total: int
+) -> dict[str, int]:
+    """Whole numbers near `exact` that add up to `total`, as far as `least` and `most` let them.
+
+    All are rounded down; then those that lack the most get one more. Or, where some were rounded up before and cannot
+    go back, those that lack the least get one less.
+    """
+    counts = {key: max(least[key], min(most[key], math.floor(x + 1e-9))) for key, x in exact.items()}
+    while missing := total - sum(counts.values()):
+        sign = 1 if missing > 0 else -1
+        room = {key: most[key] - n if sign > 0 else n - least[key] for key, n in counts.items()}
+        able = sorted((key for key in exact if room[key]), key=lambda key: round(sign * (counts[key] - exact[key]), 9))
         if not able:
             break
-        for key in able[:missing]:
-            counts[key] += 1
-        missing = total - sum(counts.values())
+        each = max(1, abs(missing) // len(able))
+        for key in able[: abs(missing)]:
+            counts[key] += sign * min(each, room[key])
     return counts

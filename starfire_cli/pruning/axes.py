@@ -9,13 +9,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from starfire_cli.pruning.layer_units import LayerUnits, Unit, smallest
+from starfire_cli.pruning.layer_units import LayerUnits, Unit
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masked_weights import MaskedWeights
 from starfire_cli.pruning.moment import Moment
 from starfire_cli.pruning.regrowth import Regrowth
-from starfire_cli.pruning.removal import Removal, Rise, share_out
-from starfire_cli.pruning.scores import READS, score
+from starfire_cli.pruning.removal import Removal, Rise, share_out, weakest
+from starfire_cli.pruning.scores import READS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,7 +138,7 @@ class Start:
         allocation: "uniform", "erk", "er" or "global" (with a score only).
         score: the highest live on (see `scores.py`); "random": any do.
         sparsity: at the start; None: the target.
-        fan_in: each output has as many live weights as the others, or one more; those at random.
+        fan_in: each output has as many live weights as the others, or one more; for a random start.
     """
 
     allocation: str = "erk"
@@ -156,21 +156,19 @@ class Start:
 
     def apply(self, layers: Mapping[str, LayerUnits], moment: Moment) -> dict[str, Change]:
         sparsity = moment.target if self.sparsity is None else self.sparsity
-        if self.allocation == "global":
-            rise = Rise(allocation="global", score=self.score, reach=lambda at: sparsity / at.target)
-            return Rewire(removal=rise).apply(layers, moment)
+        if self.score != "random":
+            goes = weakest(self.allocation, self.score, layers, sparsity, final=sparsity)
+            return {key: Change(alive_U=layers[key].alive_U & ~gone_U) for key, gone_U in goes.items()}
         changes = {}
-        for key, dead in share_out(self.allocation, layers, sparsity).items():
+        for key, dead in share_out(self.allocation, layers, sparsity, final=sparsity).items():
             units = layers[key]
             due = min(dead - (units.count - units.live), units.live - 1)
             if due <= 0:
                 continue
             if self.fan_in:
                 gone_U = _even_fan_in(units, due, key, moment)
-            elif self.score == "random":
-                gone_U = moment.choose(key, units.alive_U, due, "start")
             else:
-                gone_U = smallest(score(self.score, units), units.alive_U, due)
+                gone_U = moment.choose(key, units.alive_U, due, "start")
             changes[key] = Change(alive_U=units.alive_U & ~gone_U)
         return changes
 

@@ -101,7 +101,7 @@ class LayerUnits:
     @property
     def deviation(self) -> float:
         """The standard deviation of the live weights; the dead ones are zero, and so add nothing to either sum."""
-        live = int(torch.count_nonzero(self.alive))
+        live = max(1, int(torch.count_nonzero(self.alive)))
         mean = float(self.weight.sum(dtype=torch.float64)) / live
         square = float(torch.linalg.vector_norm(self.weight, dtype=torch.float64)) ** 2 / live
         return math.sqrt(max(0.0, square - mean * mean))

@@ -41,8 +41,9 @@ class Moment:
     @property
     def passed(self) -> float:
         """The share of the era that is over, in [0, 1]."""
-        length = max(1, self.era.last_step - self.era.first_step)
-        return min(1.0, max(0.0, (self.step - self.era.first_step) / length))
+        if self.step >= self.era.last_step:
+            return 1.0
+        return max(0.0, (self.step - self.era.first_step) / (self.era.last_step - self.era.first_step))
 
     def cosine(self, start: float, end: float = 0.0) -> float:
         """From `start` to `end` over the era, along half a cosine."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,8 +43,9 @@ class Grow:
         by: "random", or a score of `scores.py`: the highest come back, of equals those of the lower index.
         shared: "layer": each layer regrows its own. Else all together: "live": each layer its share of the live units
             (Mostafa and Wang, 2019); "momentum": in proportion to the mean |momentum| of its live weights (Dettmers and
-            Zettlemoyer, 2019). What finds no place in a layer goes to others.
-        again: whether what has just gone may come back.
+            Zettlemoyer, 2019). What finds no place in a layer goes to others. Units of another size are shared out by
+            themselves, so that the number of live weights stays what it was as well.
+        again: whether what has just gone may come back; without it, only where there are too few other places.
         keeps_value: whether it then keeps its weights and optimizer state.
     """
 
@@ -61,18 +62,21 @@ class Grow:
     def choose(self, layers: Mapping[str, LayerUnits], gone: Mapping[str, Tensor], moment: Moment) -> dict[str, Tensor]:
         none = {key: torch.zeros_like(units.alive_U) for key, units in layers.items()}
         gone = none | dict(gone)
-        open_ = {key: ~units.alive_U if not self.again else ~units.alive_U | gone[key] for key, units in layers.items()}
         lost = {key: int(torch.count_nonzero(chosen)) for key, chosen in gone.items()}
-        counts = lost
-        if self.shared != "layer":
-            places = {key: int(torch.count_nonzero(x)) for key, x in open_.items()}
-            weights = self._weights(layers, lost)
-            for size in {
-                units.size for units in layers.values()
-            }:  # so that the live weights stay as many, not only units
-                group = [key for key, units in layers.items() if units.size == size]
-                total = sum(lost[key] for key in group)
-                counts |= share_out_growth({k: weights[k] for k in group}, {k: places[k] for k in group}, total, moment)
+        weights = None if self.shared == "layer" else self._weights(layers, lost)
+        counts: dict[str, int] = {}
+        open_: dict[str, Tensor] = {}
+        for group in _together(layers, alone=self.shared == "layer"):
+            total = sum(lost[key] for key in group)
+            free = {key: ~layers[key].alive_U for key in group}
+            if self.again or sum(int(torch.count_nonzero(x)) for x in free.values()) < total:
+                free = {key: free_U | gone[key] for key, free_U in free.items()}
+            open_ |= free
+            if weights is None:
+                counts |= {key: lost[key] for key in group}
+            else:
+                places = {key: int(torch.count_nonzero(x)) for key, x in free.items()}
+                counts |= share_out_growth({key: weights[key] for key in group}, places, total, moment)
         due = {key: layers[key] for key, n in counts.items() if n}
         return by_layer(due, lambda key, units: self._of(units, key, open_[key], counts[key], moment))
 
@@ -83,7 +87,7 @@ class Grow:
         found = {}
         for key, units in layers.items():
             assert units.momentum is not None
-            found[key] = float(units.momentum.abs()[units.alive].double().mean())
+            found[key] = float(units.momentum.abs()[units.alive].double().mean()) if units.live else 0.0
         return found
 
     def _of(self, units: LayerUnits, key: str, open_U: Tensor, count: int, moment: Moment) -> Tensor:
@@ -92,28 +96,34 @@ class Grow:
         return largest(score(self.by, units), open_U, count)
 
 
+def _together(layers: Mapping[str, LayerUnits], *, alone: bool) -> list[list[str]]:
+    """The keys of the layers that regrow together: each for itself, or those whose units are of one size."""
+    groups: dict[Hashable, list[str]] = {}
+    for key, units in layers.items():
+        groups.setdefault(key if alone else units.size, []).append(key)
+    return list(groups.values())
+
+
 def share_out_growth(
     weights: Mapping[str, float], places: Mapping[str, int], total: int, moment: Moment
 ) -> dict[str, int]:
     """`total` units shared out among layers in proportion to `weights`, as far as there are places.
 
-    Each layer is due its rounded share. What rounding leaves over goes to a random layer, what finds no place to the
-    others, by the same shares (Mostafa and Wang, 2019, Algorithm 1).
+    Each layer is due its rounded share. What the rounding is off by, a random layer gets more or less. What finds no
+    place in its layer is shared out again, among those that have some (the authors' code of arXiv 1902.05967).
     """
     counts = dict.fromkeys(weights, 0)
     left = min(total, sum(places.values()))
     draws = moment.generator("", "shares")
     while left > 0:
         able = [key for key in weights if counts[key] < places[key]]
-        whole, before = sum(weights[key] for key in able), left
-        for key in able if whole else ():
-            more = min(round(before * weights[key] / whole), places[key] - counts[key], left)
-            counts[key] += more
-            left -= more
-        able = [key for key in able if counts[key] < places[key]]
-        if left and able and (left == before or left <= len(able)):
+        whole = sum(weights[key] for key in able)
+        shares = {key: round(left * weights[key] / whole) if whole else 0 for key in able}
+        if off := left - sum(shares.values()):
             key = able[int(draws.integers(len(able)))]
-            more = min(left, places[key] - counts[key])
+            shares[key] = max(0, shares[key] + off)
+        for key, share in shares.items():
+            more = min(share, places[key] - counts[key], left)
             counts[key] += more
             left -= more
     return counts

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -58,27 +59,47 @@ class Rise:
         return READS.get(self.score, frozenset())
 
     def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
-        sparsity = self.initial + (moment.target - self.initial) * self.reach(moment)
-        if self.allocation == "global":
-            scores = by_layer(layers, lambda key, units: score(self.score, units))
-            total = sum(units.count for units in layers.values())
-            due = pruned(total, sparsity) - (total - sum(units.live for units in layers.values()))
-            counts = globally(layers, scores, due)
-            due_layers = {key: layers[key] for key, n in counts.items() if n}
-            return by_layer(due_layers, lambda key, units: smallest(scores[key], units.alive_U, counts[key]))
-        dead = share_out(self.allocation, layers, sparsity)
-        most = {key: min(dead[key] - (units.count - units.live), units.live - 1) for key, units in layers.items()}
-        due_layers = {key: units for key, units in layers.items() if most[key] > 0}
-        return by_layer(due_layers, lambda key, units: smallest(score(self.score, units), units.alive_U, most[key]))
+        return weakest(self.allocation, self.score, layers, self.sparsity(moment), final=moment.target)
+
+    def sparsity(self, moment: Moment) -> float:
+        """The sparsity that is due."""
+        return self.initial + (moment.target - self.initial) * self.reach(moment)
 
 
-def share_out(allocation: str, layers: Units, sparsity: float) -> dict[str, int]:
-    """Dead units by layer under an allocation that looks at shapes alone."""
+def weakest(allocation: str, by: str, layers: Units, sparsity: float, *, final: float) -> dict[str, Tensor]:
+    """The live units of the lowest scores that go so that layers, or the network, reach a sparsity.
+
+    `final` is where it rises to.
+    """
+    if allocation == "global":
+        scores = by_layer(layers, lambda key, units: score(by, units))
+        total = sum(units.count for units in layers.values())
+        due = pruned(total, sparsity) - (total - sum(units.live for units in layers.values()))
+        counts = globally(layers, scores, due)
+        due_layers = {key: layers[key] for key, n in counts.items() if n}
+        return by_layer(due_layers, lambda key, units: smallest(scores[key], units.alive_U, counts[key]))
+    dead = share_out(allocation, layers, sparsity, final=final)
+    most = {key: min(dead[key] - (units.count - units.live), units.live - 1) for key, units in layers.items()}
+    due_layers = {key: units for key, units in layers.items() if most[key] > 0}
+    return by_layer(due_layers, lambda key, units: smallest(score(by, units), units.alive_U, most[key]))
+
+
+def share_out(allocation: str, layers: Units, sparsity: float, *, final: float) -> dict[str, int]:
+    """Dead units by layer under an allocation that looks at shapes alone.
+
+    On the way to the `final` sparsity no layer gets more than it has there, so that it ends as if it had come at once.
+    """
     counts = {key: units.count for key, units in layers.items()}
     if allocation == "uniform":
         return uniform(counts, sparsity)
     shapes = [units.layer for units in layers.values()]
-    return erdos_renyi(shapes, counts, sparsity, kernel=allocation == "erk")
+    share = partial(erdos_renyi, shapes, counts, kernel=allocation == "erk", dead=dead_units(layers))
+    return share(sparsity, most=share(final))
+
+
+def dead_units(layers: Units) -> dict[str, int]:
+    """How many units of each layer are dead."""
+    return {key: units.count - units.live for key, units in layers.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +110,8 @@ class Swap:
         fraction: of the live units, at the era's beginning.
         anneal: "cosine" (to `end` at the era's end) or "constant".
         end: what a cosine ends at.
-        by_sign: the fraction is taken of the positive weights nearest zero and of the negative ones, each by itself.
+        by_sign: the fraction is taken of the positive weights nearest zero and of the negative ones, each by itself; a
+            weight that is 0 counts among the negative.
         score: see `scores.py`.
     """
 

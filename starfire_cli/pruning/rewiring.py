@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starfire_cli.errors import BadOption
+from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.pruning.axes import Axes, Change, Rewire, SetByLoss, Stage
-from starfire_cli.pruning.kernels.torch import count_alive, write_dead
+from starfire_cli.pruning.kernels.torch import count_alive, is_finite, write_dead
 from starfire_cli.pruning.layer_units import LayerUnits, by_layer
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masked_weights import MaskedWeights
@@ -83,12 +83,15 @@ class Rewiring:
                 f"--target {target:g} is more than this method's units can give: with one of each layer left it is "
                 f"{math.floor(most * 1000) / 1000:g}"
             )
+        if axes.rise is not None and axes.rise.initial > target:
+            raise BadOption(f"initial={axes.rise.initial:g} is above --target {target:g}, which it rises to")
 
     def evaluates_at(self, step: int) -> bool:
         """Whether masks may change at this step."""
         if not self.axes.stages:
             return False
-        if step == self.era.last_step and self.axes.rise is None:
+        if step == self.era.last_step and not any(stage.monotone for stage in self.axes.stages):
+            # Nothing has to be reached, and a swap before its time would be one more.
             return step > self.era.first_step and (step - self.era.first_step) % self.era.mask_every == 0
         return self.era.evaluates_at(step)
 
@@ -133,6 +136,11 @@ class Rewiring:
     def refresh(self, progress: float) -> bool:
         """Evaluate all masks as at the era's end, for networks that are trained already."""
         assert progress == 1.0, "a method that sees the whole network is evaluated at steps"
+        if self.axes.start is not None or self._reads or not self.monotone:
+            raise BadOption(
+                "methods that begin sparse, read gradients or revive weights are for training; a trained network is "
+                "pruned by those that do none of that, such as gmp"
+            )
         return self.evaluate(self.era.last_step)
 
     def release(self) -> None:
@@ -149,16 +157,21 @@ class Rewiring:
         rise = self.axes.rise
         if rise is None:
             return self._target if self.axes.targeted else 0.0
-        return rise.initial + (self._target - rise.initial) * rise.reach(self._moment(step))
+        return rise.sparsity(self._moment(step))
 
     def _keep_gradients(self) -> None:
         """Remember the gradients for the evaluation after the optimizer's step, before those of the dead are masked."""
         keep = (lambda g: g) if self.axes.replaces_step else torch.clone  # which looks at them at once
-        self._gradients = {k: keep(w.grad) for k, w in self._tensors.weights.items() if w.grad is not None}
+        self._gradients = {key: keep(gradient) for key, gradient in self._every_gradient().items()}
+
+    def _every_gradient(self) -> dict[str, Tensor]:
+        """The gradients by layer; zeros where a weight has none, as it took no part in the loss."""
+        weights = self._tensors.weights
+        return {key: torch.zeros_like(w) if w.grad is None else w.grad for key, w in weights.items()}
 
     def _average_gradients(self) -> None:
         assert self._averages is not None
-        gradients = {k: w.grad for k, w in self._tensors.weights.items() if w.grad is not None}
+        gradients = self._every_gradient()
         if not _finite(gradients):
             return  # a step that overflowed in half precision
         for key, gradient in gradients.items():
@@ -184,19 +197,24 @@ class Rewiring:
             assert gradients is not None, "the method looks at gradients before the first step"
             gradients()
             self._keep_gradients()
+            if not _finite(self._gradients):
+                raise StarfireError(
+                    "gradients of the first batch hold NaN or inf; the weights cannot be ranked by them"
+                )
         self._apply(start, self._moment(0))
+        self._gradients = {}
 
     def evaluate(self, step: int) -> bool:
         """Bring all masks to what they are after this step. Returns whether any changed.
 
-        Raises StarfireError where weights are not finite; an evaluation whose gradients are not is left out.
+        Raises StarfireError where weights are not finite; where gradients are not, stages that read them are left out.
         """
-        if not _finite(self._gradients):
-            self._gradients = {}  # a step that overflowed in half precision, which the optimizer leaves out as well
-            return False
+        # Where a step overflowed in half precision the optimizer leaves it out, and so do stages that read gradients.
+        usable = _finite(self._gradients)
         changed = False
         for stage in self.axes.stages:
-            changed |= self._apply(stage, self._moment(step))
+            if usable or "gradient" not in stage.reads:
+                changed |= self._apply(stage, self._moment(step))
         self._gradients = {}
         self._tensors.mask_gradients(self._tensors.touched)  # where the loop still has some
         self._changed = changed
@@ -286,7 +304,9 @@ class Rewiring:
 def _finite(gradients: Mapping[str, Tensor]) -> bool:
     """Whether none holds NaN or inf."""
     sums = [gradient.sum() for gradient in gradients.values()]
-    return not sums or bool(torch.stack(sums).isfinite().all())
+    if not sums or bool(torch.stack(sums).isfinite().all()):
+        return True
+    return all(map(is_finite, gradients.values()))  # sums may overflow by themselves
 
 
 def _differs(units: LayerUnits, change: Change) -> bool:

@@ -26,13 +26,18 @@ class _Phases:
     reads: frozenset[str] = field(default=frozenset(), init=False)
 
     def apply(self, layers: Mapping[str, LayerUnits], moment: Moment) -> dict[str, Change]:
-        number = min(self.phases, int(moment.passed * self.phases + 1e-9))  # 0 is dense; the last one begins at the end
+        number = _number(moment, self.phases)
         if number == moment.memory.get("phase", 0):
             return {}
         moment.memory["phase"] = number
         if number % 2:
             return Rewire(removal=self.removal).apply(layers, moment)
         return {key: Change(alive_U=torch.ones_like(units.alive_U)) for key, units in layers.items()}
+
+
+def _number(moment: Moment, phases: int) -> int:
+    """The number of the phase: 0 is dense, odd ones are sparse, and the last one begins at the era's end."""
+    return min(phases, int(moment.passed * phases + 1e-9))
 
 
 @METHODS.register("ac-dc", "network")
@@ -57,5 +62,8 @@ class AlternatingCompressedDecompressed:
             raise BadOption(f"phases={self.phases} is out of range; an odd number, so that the era ends sparse")
 
     def axes(self) -> Axes:
-        rise = Rise(allocation="global" if self.pool == "global" else "uniform", reach=lambda moment: 1.0)
+        rise = Rise(allocation="global" if self.pool == "global" else "uniform", reach=self._reach)
         return Axes(stages=(_Phases(removal=rise, phases=self.phases),), every=1, span=(0.1, 0.85))
+
+    def _reach(self, moment: Moment) -> float:
+        return float(_number(moment, self.phases) % 2)

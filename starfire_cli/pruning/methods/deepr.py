@@ -16,7 +16,7 @@ from starfire_cli.pruning.methods import METHODS
 from starfire_cli.pruning.methods._network import SHAPED, check_choice, check_not_negative
 from starfire_cli.pruning.moment import Moment
 
-_BIRTH = 1e-12  # the size of a weight that wakes, as in the authors' code; the paper has 0
+_BIRTH = 1e-12  # the size of a weight that wakes, as in the authors' code; the paper has 0. In half precision, more.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,10 @@ class SignChange:
         if count < int(torch.count_nonzero(changed_N)):  # hardly anything is dormant: the first ones go
             changed_N &= changed_N.cumsum(0) <= count
         woken_N = moment.choose(key, ~alive_N, count, "wake")
-        draws = moment.generator(key, "sign").integers(0, 2, size=count)
+        size = max(_BIRTH, torch.finfo(weight_N.dtype).tiny)
+        signs = moment.generator(key, "sign").integers(0, 2, size=count) * 2 - 1
         born_N = torch.zeros_like(weight_N)
-        born_N[woken_N] = torch.as_tensor(draws, device=born_N.device).to(born_N.dtype) * (2 * _BIRTH) - _BIRTH
+        born_N[woken_N] = torch.as_tensor(signs * size, device=born_N.device).to(born_N.dtype)
         values = born_N.reshape(units.weight.shape)
         return Change(alive_U=(alive_N & ~changed_N) | woken_N, reset_U=woken_N, values=values)
 

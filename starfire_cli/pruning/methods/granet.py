@@ -14,7 +14,10 @@ from starfire_cli.pruning.removal import Rise, Swap
 @METHODS.register("granet", "network")
 @dataclass(frozen=True, kw_only=True)
 class GraNet:
-    """The sparsity rises along a cubic, all weights competing; after each rise layers swap weights as RigL does.
+    """The sparsity rises along a cubic, all weights competing; after each rise layers swap weights by |w| and |dL/dw|.
+
+    As in the authors' code the optimizer makes its step too, and what a rise takes may come back in the swap, from 0.
+    Swaps end with the rise; theirs go on until training ends.
 
     Published: ResNet50 on ImageNet at 80/90 %: 76.0/74.5.
 

@@ -15,7 +15,8 @@ from starfire_cli.pruning.removal import Adaptive, Removal, Rise, Swap
 from starfire_cli.pruning.scores import SCORES
 
 UNITS = {"weight": "", "kernel": "RS", "filter": "CRS", "row": "S", "column": "K", "channel": "KRS"}
-STARTS = ("dense", "random", *SCORES)
+STARTS = ("dense", "random", *(name for name in SCORES if name != "momentum"))  # of which there is none at first
+REGROWTHS = ("none", "random", "gradient", "momentum")  # whatever else is a score is 0 of all that is dead
 AMOUNTS = ("none", "rise", "swap", "adaptive")
 
 
@@ -27,16 +28,16 @@ class Mix:
     Args:
         unit: what lives and dies as one: weight, kernel, row (of a window), column (im2col), filter, channel (inputs).
         reduce: a unit's score from those of its weights: mean, max, sum or norm.
-        start: dense, or sparse from the first step on: random, or by the highest of a score.
+        start: dense, or sparse from the first step on: random, or by the highest of a score other than momentum.
         allocation: uniform, erk, er, or global (one competition; where a score decides).
         score: what the weakest are pruned by: magnitude, sensitivity, standardised, ...
         amount: rise (to the target in the era), swap (a fraction, regrown), adaptive (a threshold), or none.
         fraction: of the live units that a swap takes, or that an adaptive threshold aims at.
         anneal: of a swap's fraction: cosine (to 0) or constant.
         by_sign: a swap takes positive and negative weights each by itself.
-        regrow: none, random, or a score: gradient, momentum, ...
+        regrow: none, random, gradient or momentum.
         shared: who regrows: layer (its own losses), or all together by live (weights) or momentum.
-        again: whether what has just gone may come back.
+        again: whether what has just gone may come back; if not, it does only where there are too few other places.
         keeps_value: whether it then keeps its value.
         ramp: linear, cubic or cosine.
         every: steps between evaluations; default 100, or a twentieth of the era where that is less.
@@ -75,7 +76,7 @@ class Mix:
             ("score", self.score, SCORES),
             ("amount", self.amount, AMOUNTS),
             ("anneal", self.anneal, ("cosine", "constant")),
-            ("regrow", self.regrow, ("none", "random", *SCORES)),
+            ("regrow", self.regrow, REGROWTHS),
             ("shared", self.shared, SHARINGS),
         ):
             check_choice(name, value, known)

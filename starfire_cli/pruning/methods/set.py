@@ -22,7 +22,8 @@ class SparseEvolutionaryTraining:
 
     Args:
         fraction: of the live weights that go each time (zeta).
-        by_sign: take it of the positive weights nearest zero and of the negative ones, each by itself, as the paper.
+        by_sign: take it of the positive weights nearest zero and of the negative ones, each by itself, as the paper;
+            a weight that is 0 counts among the negative.
         anneal: "constant", or "cosine" to 0 at the era's end.
         allocation: "erk", "er" or "uniform" (which leaves the first convolution dense).
         every: steps between evaluations; default 100, or a twentieth of the era where that is less.

@@ -1,4 +1,4 @@
-"""Network slimming: channels by the scale of their BatchNorm, all layers competing (Liu et al., 2017, arXiv 1708.06519)."""
+"""Network slimming: channels by their BatchNorm's scale, all layers competing (Liu et al., 2017, arXiv 1708.06519)."""
 
 from __future__ import annotations
 

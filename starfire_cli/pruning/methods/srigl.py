@@ -44,15 +44,19 @@ class ConstantFanIn:
         assert units.gradient is not None
         neurons = len(units.weight)
         weight_N, gradient_N = units.magnitudes(), units.scores(units.gradient)
+        alive_KN = units.alive_U.reshape(neurons, -1)
         drop = swapped(units.live, fraction)
-        kept_N = units.alive_U & ~smallest(weight_N, units.alive_U, drop)
-        wanted_N = kept_N | largest(gradient_N, ~kept_N, drop)
-        salient_K = wanted_N.reshape(neurons, -1).sum(1)
+        keep = units.live - drop
+        strong_N = units.alive_U & ~smallest(weight_N, units.alive_U, drop)
+        salient_N = strong_N | largest(gradient_N, torch.ones_like(strong_N), drop)
+        salient_K = salient_N.reshape(neurons, -1).sum(1)
         neuron_K = self._neurons(units, salient_K) if ablate else torch.ones_like(salient_K, dtype=torch.bool)
+        staying_N = (alive_KN & neuron_K[:, None]).reshape(-1)
+        kept_N = staying_N & ~smallest(weight_N, staying_N, int(torch.count_nonzero(staying_N)) - keep)
         fan_in_K = _fan_in(units.live, neuron_K, kept_N.numel() // neurons)
         rows = (x.reshape(neurons, -1).cpu().numpy() for x in (kept_N, weight_N, gradient_N, fan_in_K))
-        alive_KN = torch.from_numpy(_filled(*rows))
-        return Change(alive_U=alive_KN.reshape(-1).to(kept_N.device), reset_U=~units.alive_U)
+        filled_KN = torch.from_numpy(_filled(*rows))
+        return Change(alive_U=filled_KN.reshape(-1).to(kept_N.device), reset_U=~units.alive_U)
 
     def _neurons(self, units: LayerUnits, salient_K: Tensor) -> Tensor:
         """The neurons that live on: those with enough salient weights, and as many as the live weights need."""
@@ -102,9 +106,10 @@ def _lowest(score_N: NDArray[Any], among: NDArray[np.intp], count: int) -> NDArr
 class StructuredRigL:
     """As RigL, but every live neuron or filter of a layer has the same fan-in, and neurons of little use are ablated.
 
-    A weight is salient if it is among those kept by |w| or regrown by |dL/dw| in the whole layer. Over-full neurons
-    lose their smallest |w| (the authors' code cuts them arbitrarily). Published: linear
-    layers at 90 % run 3.4 times as fast as dense ones on a CPU.
+    With n weights to be swapped, a live weight is salient if it is not among the n of the smallest |w| of its layer,
+    and any weight if it is among the n of the largest |dL/dw|. In the neurons that stay the smallest |w| go as in RigL;
+    then those with too many lose their smallest |w| (the authors' code cuts arbitrarily), and each is filled up by
+    |dL/dw|. Published: linear layers at 90 % run 3.4 times as fast as dense ones on a CPU.
 
     Args:
         fraction: of the live weights that are swapped at first; it falls to 0 along a cosine.

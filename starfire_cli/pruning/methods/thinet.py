@@ -1,4 +1,4 @@
-"""ThiNet: channels that the next layer's output misses least, the others rescaled (Luo et al., 2017, arXiv 1707.06342)."""
+"""ThiNet: channels that the next layer misses least, the others rescaled (Luo et al., 2017, arXiv 1707.06342)."""
 
 from __future__ import annotations
 
