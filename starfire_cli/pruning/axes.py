@@ -87,7 +87,11 @@ class Rewire:
 
 
 class BoundPenalty(Protocol):
-    """A penalty on one model's weights."""
+    """A penalty on one model's weights.
+
+    One whose `add_gradients` may be captured in a CUDA graph, as long as it acts or does not act, has the attribute
+    `captured`, which is True.
+    """
 
     def add_gradients(self, moment: Moment) -> None:
         """Add the penalty's gradient to the weights' gradients, which are unscaled and those of all ranks."""

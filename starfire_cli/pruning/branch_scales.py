@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,9 @@ class Scaled:
         """Give the parameters and their gradients as the optimizer sees them; returns the gradient of the scale."""
         gradient = torch.zeros_like(scale)
         for key, parameter in self.parameters.items():
-            plain = self.plain.setdefault(key, parameter.detach().clone())
+            if key not in self.plain:
+                self.plain[key] = parameter.detach().clone()
+            plain = self.plain[key]
             if parameter.grad is not None:
                 gradient += (parameter.grad * plain).sum()
                 parameter.grad.mul_(scale)
@@ -83,6 +85,8 @@ class BoundScales:
         branches: what they are on.
         tensors: the weights that have masks.
     """
+
+    captured: ClassVar[bool] = True
 
     def __init__(self, axis: BranchScales, branches: Sequence[Scaled], tensors: MaskedWeights) -> None:
         self._axis, self._branches, self._tensors = axis, branches, tensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,8 @@ class BoundLasso:
         layers: with the kinds of groups in each; none where it is on other parameters.
         tensors: the weights that have masks.
     """
+
+    captured: ClassVar[bool] = True
 
     def __init__(
         self,

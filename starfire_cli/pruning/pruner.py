@@ -214,6 +214,12 @@ class Pruner:
         """Of how many layers `after_backward` masks the gradients; it only grows."""
         return len(self._tensors.touched)
 
+    @property
+    def capture_key(self) -> tuple[int, bool]:
+        """Equal for steps that one captured graph may stand for: as many layers are masked, in or out of the era."""
+        step = self._step + 1
+        return self.masked_layer_count, self.adds_gradients and self.era.first_step < step <= self.era.last_step
+
     def threshold(self, step: int) -> float:
         """The sparsity threshold t after `step` steps."""
         if isinstance(self._masks, Rewiring):

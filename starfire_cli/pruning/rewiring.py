@@ -96,8 +96,12 @@ class Rewiring:
         return self.era.evaluates_at(step)
 
     def plain(self, step: int) -> bool:
-        """Whether nothing but masking the gradients happens between backward and the optimizer's step."""
-        if self._penalty is not None or (self._averages is not None and step <= self.era.last_step):
+        """Whether nothing happens between backward and the optimizer's step but what may be captured in a CUDA graph:
+        gradients are masked, and some penalties are added to them.
+        """
+        if self._penalty is not None and not getattr(self._penalty, "captured", False):
+            return False
+        if self._averages is not None and step <= self.era.last_step:
             return False
         return not self.evaluates_at(step) or not (self.axes.replaces_step or self._reads)
 
@@ -108,10 +112,10 @@ class Rewiring:
 
     def before_step(self, step: int) -> bool:
         """Between backward and the optimizer's step number `step`. Returns whether the step is to be made."""
-        if self.plain(step):
-            return True
         if self._penalty is not None:
             self._penalty.add_gradients(self._moment(step))
+        if self.plain(step):
+            return True
         if self._averages is not None:
             self._average_gradients()
         if not self.evaluates_at(step):
