@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from starfire_cli.formats.checkpoint.file import load
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import Run
 from starfire_cli.pruning.masks import digest
+from starfire_cli.workflows.train.reconfigure import remove_channels
+from starfire_cli.workflows.train.request import TrainRequest
+from starfire_cli.workflows.train.resume import open_session
 from tests.helpers.together import run
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -87,6 +91,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(
         same_bits(whole, last(out))
     assert width(whole) < 62 and whole.meta.model.shrink
     (folder,) = (tmp_path / "whole").iterdir()
+    session = open_session(TrainRequest(resume=folder, model=MODEL), frozenset({"model"}))
+    session.position.epoch -= 1
+    assert remove_channels(session) is session  # nothing more goes where it was not measured for a signal
     rows = Run(folder).read_metrics()
     sizes = [row["parameters"] for row in rows]
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0] == 6300
@@ -118,6 +125,17 @@ def test_two_ranks_go_on_to_the_bit(tmp_path: Path) -> None:
     whole, parts = last(tmp_path / "whole"), last(tmp_path / "parts")
     assert digest(whole.masks or {}) == digest(parts.masks or {}) and whole.meta.model.shrink == parts.meta.model.shrink
     assert all(torch.equal(value, parts.state[key]) for key, value in whole.state.items()) and width(whole) < 62
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    run(tmp_path / "plain", **SHRINKING)
+    run(tmp_path / "compiled", **SHRINKING, compile=True)
+    plain, compiled = last(tmp_path / "plain"), last(tmp_path / "compiled")
+    assert plain.meta.model.shrink == compiled.meta.model.shrink != {}
+    for key, value in plain.state.items():
+        torch.testing.assert_close(value, compiled.state[key], rtol=1e-3, atol=1e-5)
 
 
 def test_its_checkpoints_serve_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
