@@ -32,16 +32,19 @@ def remove_channels(session: Session) -> Session:
         return session
     for net in session.nets:
         batchnorm.agree(net, session.ranks)
-    network = pruner = None
+    network, pruner = session.network, session.pruner
     while True:
-        network, pruner = network or session.network, pruner or session.pruner
         _kill_channels(session, network, pruner, shrinking)
         smaller = _smaller(session, network, pruner)
         if smaller is None:
             break
-        network = smaller
-        pruner = _renewed(session, pruner, network)
-    return session if network is session.network else _rebuilt(session, network, pruner)
+        network, pruner = smaller, _renewed(session, pruner, smaller)
+    if network is not session.network:
+        session = _rebuilt(session, network, pruner)
+    if at.step >= era.last_step:  # masks were fixed a moment ago, and are as they are now
+        session.fixed.hold()
+        session.fixed.begin()
+    return session
 
 
 def _kill_channels(session: Session, network: TrainingNetwork, pruner: Pruner, shrinking: Shrinking) -> None:
@@ -100,8 +103,6 @@ def _rebuilt(session: Session, network: TrainingNetwork, pruner: Pruner) -> Sess
     """The session on another network: masks, their checks, replica, compiled model and captured step are new."""
     request, ranks = session.request, session.ranks
     fixed = FixedMasks(pruner, session.optimisation.optimizer, compact_state=False)
-    if session.fixed.digests:
-        fixed.hold()
     if request.compile:
         torch.compiler.reset()  # or it would compile for no more than a few sizes of one function
     session = replace(
@@ -119,8 +120,6 @@ def _rebuilt(session: Session, network: TrainingNetwork, pruner: Pruner) -> Sess
         sending = session.replica.sending
         sending.leave_out({}, {})
         session = session.sharing(Replica(network.model, network.device, sending))
-    if session.position.step >= pruner.era.last_step:
-        fixed.begin()
     return with_step_graph(session)
 
 

@@ -170,3 +170,14 @@ def test_what_cannot_be_is_told_in_one_line(
     error = capsys.readouterr().err
     assert words in error and len(error.splitlines()) <= 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_network_learns_the_digits_while_it_shrinks(tmp_path: Path) -> None:
+    method = "prunetrain:strength=0.015,threshold=0.03,interval=2"
+    all_images = {"limit_train": None, "limit_val": None, "era": None}
+    run(tmp_path, model=MODEL, method=method, epochs=8, lr=0.1, **all_images)
+    (folder,) = tmp_path.iterdir()
+    rows = Run(folder).read_metrics()
+    assert rows[0]["parameters"] == 6300 and rows[-1]["parameters"] < 6100
+    assert rows[-1]["sparsity_total"] > 0.03 and rows[-1]["val_top1"] > 0.9
