@@ -16,8 +16,9 @@ from torch import Tensor
 
 from starfire_cli.formats.checkpoint.interchange import write_bitmask
 from starfire_cli.formats.packed import read as packed
-from starfire_cli.formats.packed.rounding import round_state
+from starfire_cli.formats.packed.rounding import round_state, share_state
 from starfire_cli.formats.packed.write import pack
+from starfire_cli.pruning.codebook import parse
 
 State = dict[str, Tensor]
 Way = tuple[str, Callable[[Path], object], Callable[[Path], object]]
@@ -36,6 +37,13 @@ def ways(state: State, masks: State, *, thorough: bool) -> Iterator[Way]:
         yield (
             f"starfire ({values}, lossy)",
             lambda path, r=rounded, s=stored: pack(path, state=r, masks=masks, meta={}, stored=s),
+            packed.load_state,
+        )
+    for spec in ("codebook:bits=5", "codebook:bits=5,rate=2"):
+        shared, _ = share_state(state, masks, parse("--values", spec))
+        yield (
+            f"starfire ({spec}, lossy)",
+            lambda path, s=shared: pack(path, state=s, masks=masks, meta={}, codebooks=True),
             packed.load_state,
         )
     yield "npz", lambda path: save_npz(path, state), lambda path: dict(np.load(path.with_suffix(".npz")))

@@ -36,6 +36,7 @@ class Option:
         high: the largest number.
         range: both in words, for the error.
         choices: the words that can be given.
+        specs: whether a word may have options behind a colon, which are checked elsewhere.
         parse: (flag, text) to the field's value; raises BadOption. None: typer converts to the field's type.
         stored: whether the value is part of a run's config.json; "changed" for where it is not the default.
     """
@@ -50,6 +51,7 @@ class Option:
     high: float | None = None
     range: str = ""
     choices: tuple[str, ...] = ()
+    specs: bool = False
     parse: Callable[[str, str], Any] | None = None
     stored: Literal["always", "changed", "never"] = "always"
 
@@ -109,8 +111,10 @@ def check(request: Any) -> None:
     for field, said in declared(type(request)):
         value = getattr(request, field.name)
         flag = said.flag(field.name)
-        if said.choices and value is not None and value not in said.choices:
-            raise unknown(flag, str(value), said.choices)
+        if said.choices and value is not None:
+            word = str(value).partition(":")[0] if said.specs else value
+            if word not in said.choices:
+                raise unknown(flag, str(value), said.choices)
         if (said.low is None and said.high is None) or value is None:
             continue
         most = LARGEST_WHOLE if isinstance(value, int) else LARGEST

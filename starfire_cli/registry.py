@@ -80,31 +80,49 @@ class Family(Generic[T]):
     def build(self, text: str) -> T:
         """`name` or `name:option=value,option=value` to an object. Raises BadOption."""
         name, _, options = text.partition(":")
-        cls = self.member(name.strip())
-        hints = typing.get_type_hints(cls)
-        fields = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-        given: dict[str, Any] = {}
-        for part in filter(None, (p.strip() for p in options.split(","))):
-            key, sep, value = part.partition("=")
-            key = key.strip().replace("-", "_")
-            if key not in fields or not sep:
-                options_text = ", ".join(f"{k}=..." for k in fields) or "none"
-                raise BadOption(f"{self.noun} {text!r}: {part!r} is not an option of {name}; options: {options_text}")
-            given[key] = parse_value(value.strip(), fields[key], f"{self.noun} {text!r}: {key}")
-        try:
-            return cls(**given)
-        except BadOption as error:
-            raise BadOption(f"{self.noun} {text!r}: {error}") from None
+        return built(self.member(name.strip()), options, f"{self.noun} {text!r}", name)
 
     def spec(self, member: T) -> str:
         """The text that builds `member` again: its name and the options that differ from their defaults."""
         name = next(n for n, cls in self._members.items() if cls is type(member))
-        options = [
-            f"{f.name}={_show(getattr(member, f.name))}"
-            for f in dataclasses.fields(member)  # type: ignore[arg-type]
-            if f.init and getattr(member, f.name) != f.default
-        ]
-        return f"{name}:{','.join(options)}" if options else name
+        options = spec_options(member)
+        return f"{name}:{options}" if options else name
+
+
+def built(cls: type[T], options: str, what: str, name: str) -> T:
+    """`option=value,option=value` to an object of the frozen dataclass `cls`.
+
+    Args:
+        cls: whose fields are the options.
+        options: the text; "" for all defaults.
+        what: what was given, as errors begin.
+        name: of what has the options, for errors.
+
+    Raises BadOption.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    given: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in options.split(","))):
+        key, sep, value = part.partition("=")
+        key = key.strip().replace("-", "_")
+        if key not in fields or not sep:
+            options_text = ", ".join(f"{k}=..." for k in fields) or "none"
+            raise BadOption(f"{what}: {part!r} is not an option of {name}; options: {options_text}")
+        given[key] = parse_value(value.strip(), fields[key], f"{what}: {key}")
+    try:
+        return cls(**given)
+    except BadOption as error:
+        raise BadOption(f"{what}: {error}") from None
+
+
+def spec_options(member: Any, *always: str) -> str:
+    """The text from which `built` makes `member` again: options that differ from their defaults, and those `always`."""
+    return ",".join(
+        f"{f.name}={_show(getattr(member, f.name))}"
+        for f in dataclasses.fields(member)
+        if f.init and (f.name in always or getattr(member, f.name) != f.default)
+    )
 
 
 @cache

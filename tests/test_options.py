@@ -86,7 +86,7 @@ def test_no_two_options_of_a_command_share_a_flag_and_no_help_is_written_twice()
     ("request_class", "name", "known"),
     [
         (TrainRequest, "ramp", RAMPS),
-        (CompressRequest, "values", ("exact", *ROUNDED)),
+        (CompressRequest, "values", ("exact", *ROUNDED, "codebook")),
         (CompressRequest, "effort", EFFORTS),
         (CompressRequest, "to", (*WRITERS, "onnx")),
     ],

@@ -41,6 +41,8 @@ def as_json(result: Compressed) -> dict[str, Any]:
     plain = [t for t in packed.tensors if t.encoding == "plain"]
     for layer in layers:
         layer["name"] = layer.pop("key")
+        if layer["codebook"] is None:
+            del layer["codebook"]
     return {
         "input": str(result.input),
         "output": str(result.output),
@@ -71,7 +73,7 @@ def _show(console: Console, result: Compressed) -> None:
     for t in packed.tensors:
         if t.encoding != "plain":
             shape = (shape_text(t.shape),) if wide else ()
-            table.add_row(printable(t.key.removesuffix(".weight")), *shape, t.encoding, _live(t), *_sizes(t))
+            table.add_row(printable(t.key.removesuffix(".weight")), *shape, _encoding(t), _live(t), *_sizes(t))
     plain = [t for t in packed.tensors if t.encoding == "plain"]
     if plain:
         total = dataclasses.replace(
@@ -100,7 +102,7 @@ def _show_rounding(console: Console, result: Compressed) -> None:
     cost, accuracy = result.rounding, result.accuracy
     if cost is not None:
         console.print(
-            f"{cost.count:,} values rounded to {cost.values}: off by {cost.max_error:.3g} at most, "
+            f"{cost.count:,} values {_rounded_to(cost.values)}: off by {cost.max_error:.3g} at most, "
             f"{cost.mean_error:.3g} on average; "
             f"{f'{cost.zeroed:,} live weights became zero' if cost.zeroed else 'none became zero'}",
             markup=False,
@@ -123,6 +125,14 @@ def _show_written(console: Console, result: Written) -> None:
     if result.difference is not None:
         console.print(f"onnxruntime's logits differ by {result.difference:.1g} of the largest at most", markup=False)
     console.print(printable(str(result.output)), markup=False)
+
+
+def _rounded_to(values: str) -> str:
+    return f"replaced by shared ones ({values})" if values.startswith("codebook") else f"rounded to {values}"
+
+
+def _encoding(t: TensorSize) -> str:
+    return t.encoding if t.codebook is None else f"{t.encoding}, {t.codebook} values"
 
 
 def _sizes(t: TensorSize) -> tuple[str, str, str]:

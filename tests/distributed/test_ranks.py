@@ -105,6 +105,19 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     close(last(tmp_path / "alone"), last(tmp_path / "parts"))
 
 
+def test_shared_values_are_trained_alike_and_go_on_to_the_bit(tmp_path: Path) -> None:
+    run(tmp_path / "pruned", epochs=1, era="0.2:0.8")
+    more = {"init": only_run(tmp_path / "pruned").last, "values": "codebook:bits=3", "optimizer": "adam", "lr": 1e-3}
+    run(tmp_path / "alone", **more)
+    run(tmp_path / "whole", 2, **more)
+    run(tmp_path / "parts", 2, **more, max_steps=8)
+    run(tmp_path / "parts", 2, resume=Path("auto"))
+    close(last(tmp_path / "alone"), last(tmp_path / "whole"))
+    same_bits(last(tmp_path / "whole"), last(tmp_path / "parts"))
+    for key, mask in last(tmp_path / "parts").masks.items():
+        assert len(last(tmp_path / "parts").state[key][mask].unique()) <= 8
+
+
 def test_statistics_are_the_mean_of_the_ranks(tmp_path: Path) -> None:
     """Of one step at momentum 0.1: the mean of the shares' statistics, computed here."""
     run(tmp_path, 2, model="tests.tiny:net", max_steps=1, method="dense", augment="none")
@@ -139,7 +152,7 @@ def test_masks_that_differ_name_rank_and_layer(tmp_path: Path) -> None:
                 if what == "mask":  # as many, but others
                     mask[tuple(dead)] = True
                 else:
-                    self._counts.set("conv2.weight", self.zeros["conv2.weight"] + 1)
+                    self._tensors.counts.set("conv2.weight", self.zeros["conv2.weight"] + 1)
             return changed
 
         Pruner.after_step = wrong  # type: ignore[method-assign]

@@ -137,6 +137,17 @@ def read_values(v: int, dtype: str, data: Bytes) -> list[int]:
     return words
 
 
+def read_codebook(v: int, size: int, dtype: str, data: Bytes) -> list[int]:
+    width = SIZES[dtype]
+    table = data.blob(size * width)
+    words = [int.from_bytes(table[at : at + width], "little") for at in range(0, len(table), width)]
+    numbers = data.small(v, min(size, 16))
+    if size > 16:
+        late = iter(data.small(numbers.count(15), size - 15))
+        numbers = [15 + next(late) if number == 15 else number for number in numbers]
+    return [words[number] for number in numbers]
+
+
 def convert(words: list[int], stored: str, dtype: str) -> bytes:
     if stored == dtype:
         parts = 2 if dtype in ("C64", "C128") else 1
@@ -154,7 +165,7 @@ def read(file: bytes) -> tuple[dict[str, tuple[str, list[int], bytes]], dict[str
     start = 8 + int.from_bytes(file[:8], "little")
     header = json.loads(file[8:start])
     about = header.pop("__metadata__")
-    assert about["format"] == "starfire-packed" and about["version"] == "1"
+    assert about["format"] == "starfire-packed" and about["version"] in ("1", "2")
     marked = file[:start].replace(about["header_crc32"].encode(), b"00000000", 1)
     assert f"{zlib.crc32(marked):08x}" == about["header_crc32"]
     layers = json.loads(about["layers"])
@@ -175,7 +186,11 @@ def read(file: bytes) -> tuple[dict[str, tuple[str, list[int], bytes]], dict[str
         mask = read_mask(layer["encoding"], layer["shape"], source)
         assert sum(mask) == layer["live"]
         stored = layer.get("stored", layer["dtype"])
-        live = read_values(layer["live"], stored, source)
+        if "codebook" in layer:
+            assert about["version"] == "2"
+            live = read_codebook(layer["live"], layer["codebook"], stored, source)
+        else:
+            live = read_values(layer["live"], stored, source)
         assert not any(source.data[source.at :])
         values, size = convert(live, stored, layer["dtype"]), SIZES[layer["dtype"]]
         places = iter(range(0, len(values), size))

@@ -23,6 +23,8 @@ from starfire_cli.formats.packed.dtypes import BY_NAME
 
 MARK = "starfire-packed"
 VERSION = "1"
+WITH_CODEBOOKS = "2"  # what a reader of version 1 would take for other values
+_KNOWN = (VERSION, WITH_CODEBOOKS)
 _LONGEST_HEADER = 100_000_000  # what the safetensors library accepts
 _CRC = re.compile(rb'"header_crc32":"([0-9a-f]{8})"')
 _VERSION = re.compile(rb'"format":"starfire-packed","version":"([^"]{1,20})"')
@@ -50,9 +52,9 @@ class Piece:
     stop: int
 
 
-def write(file: IO[bytes], entries: Sequence[Entry], metadata: Mapping[str, str]) -> int:
+def write(file: IO[bytes], entries: Sequence[Entry], metadata: Mapping[str, str], version: str = VERSION) -> int:
     """Writes `entries`, in this order in the header. Returns the file's size in bytes."""
-    first = {"format": MARK, "version": VERSION, "header_crc32": "0" * 8}
+    first = {"format": MARK, "version": version, "header_crc32": "0" * 8}
     header: dict[str, Any] = {"__metadata__": first | dict(metadata)}
     # Wide types first, so that each tensor begins where a multiple of its item size does.
     stored = sorted(entries, key=lambda entry: -BY_NAME[entry.dtype].itemsize)
@@ -112,9 +114,9 @@ class Container:
 
     def _header(self, head: bytes) -> tuple[dict[str, str], dict[str, Piece]]:
         version = _VERSION.search(head, 0, 256)
-        if version and version[1] != VERSION.encode():
-            given = version[1].decode(errors="replace")
-            raise StarfireError(f"{self.path} has packed format version {given!r}; this starfire reads {VERSION}")
+        if version and version[1].decode(errors="replace") not in _KNOWN:
+            given, known = version[1].decode(errors="replace"), " and ".join(_KNOWN)
+            raise StarfireError(f"{self.path} has packed format version {given!r}; this starfire reads {known}")
         found = _CRC.findall(head)
         if len(found) != 1 or int(found[0], 16) != zlib.crc32(_CRC.sub(_ZEROS, head)):
             raise Damaged("the header does not match its checksum")
@@ -122,8 +124,8 @@ class Container:
             header = json.loads(head[8:], object_pairs_hook=_no_twins)
             metadata = header.pop("__metadata__")
             pieces = {name: _piece(name, entry) for name, entry in header.items()}
-        if metadata.get("format") != MARK or metadata.get("version") != VERSION:
-            raise Damaged(f"the header does not say {MARK}, version {VERSION}")
+        if metadata.get("format") != MARK or metadata.get("version") not in _KNOWN:
+            raise Damaged(f"the header does not say {MARK}, version {' or '.join(_KNOWN)}")
         if not all(isinstance(value, str) for value in metadata.values()):
             raise Damaged("the metadata are not text")
         at = 0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.formats.packed import encoding, values
+from starfire_cli.formats.packed import codebook, encoding, values
 from starfire_cli.formats.packed.dtypes import Dtype, dtype_of, words_of
 from starfire_cli.formats.packed.streams import Bits
 from starfire_cli.pruning.ties import distinct
@@ -34,7 +34,8 @@ class Estimate(NamedTuple):
 def estimate(key: str, tensor: Tensor, mask: Tensor | None) -> Estimate:
     """The lower bound for a tensor: mask entropy given its structure, exponent entropy, all other bits.
 
-    What `compress` measures its files against (docs/compress.md); dead weights cost nothing but their place.
+    With few different values, the entropy of their numbers in a codebook instead, where that is less. What `compress`
+    measures its files against (docs/compress.md); dead weights cost nothing but their place.
 
     Args:
         key: of the tensor, for errors.
@@ -55,7 +56,10 @@ def estimate(key: str, tensor: Tensor, mask: Tensor | None) -> Estimate:
         bits = encoding.bound_bits(alive.reshape(encoding.grid(tuple(tensor.shape))))
         alive = None if alive.all() else alive if dtype.words == 1 else alive.repeat(dtype.words)
     counts = values.top_counts(words, dtype, alive)
-    return Estimate((bits + values.bound_of_counts(counts, dtype)) / 8, _nonfinite(tensor, mask, counts))
+    least = values.bound_of_counts(counts, dtype)
+    if (mask is not None or tensor.ndim >= 2) and (found := codebook.find(words, dtype, alive)) is not None:
+        least = min(least, found.bound_bits(dtype))
+    return Estimate((bits + least) / 8, _nonfinite(tensor, mask, counts))
 
 
 def zeros_apart(words: Any, dtype: Dtype) -> Bits:

@@ -26,7 +26,8 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint.meta import read_meta
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.packed import encoding
-from starfire_cli.formats.packed.container import Container, Piece, checked_shape, is_marked
+from starfire_cli.formats.packed.codebook import LARGEST, CodebookValues
+from starfire_cli.formats.packed.container import VERSION, Container, Piece, checked_shape, is_marked
 from starfire_cli.formats.packed.dtypes import BY_NAME, NOT_IN_SAFETENSORS, Dtype, tensor_of
 from starfire_cli.formats.packed.encoding import Alive
 from starfire_cli.formats.packed.streams import StreamReader
@@ -52,6 +53,7 @@ class PackedLayer:
         shape: of the tensor.
         encoding: of its mask.
         live: how many values are written.
+        codebook: how many different values there are among them, where they are numbers of a codebook; else None.
         masked: whether the checkpoint had a mask for it; otherwise the zeros are just zeros.
         crc32: of its bytes.
         size: how many bytes they are.
@@ -63,6 +65,7 @@ class PackedLayer:
     shape: tuple[int, ...]
     encoding: str
     live: int
+    codebook: int | None
     masked: bool
     crc32: str
     size: int
@@ -147,7 +150,11 @@ class PackedFile:
         if live != layer.live:
             raise Damaged(f"its mask keeps {live} weights, the table says {layer.live}")
         stored = layer.stored
-        values = Values(live * stored.words, stored, reader)
+        values: Values | CodebookValues
+        if layer.codebook is None:
+            values = Values(live * stored.words, stored, reader)
+        else:
+            values = CodebookValues(live, layer.codebook, stored, reader)
         reader.finish()
         words = np.zeros(count * stored.words, stored.word)
         if live:
@@ -172,11 +179,14 @@ class PackedFile:
                     shape=checked_shape(entry["shape"]),
                     encoding=str(entry["encoding"]),
                     live=entry["live"],
+                    codebook=entry.get("codebook"),
                     masked=entry.get("masked", True) is True,
                     crc32=str(entry["crc32"]),
                     size=piece.stop - piece.start,
                 )
                 _check_size(layers[key])
+                if "codebook" in entry:
+                    _check_codebook(layers[key], self._container.metadata["version"])
             for name, piece in pieces.items():
                 size = prod(piece.shape) * BY_NAME[piece.dtype].itemsize
                 if piece.stop - piece.start != size or piece.dtype in NOT_IN_SAFETENSORS:
@@ -227,7 +237,7 @@ def in_threads(function: Callable[[str], T], keys: Iterable[str]) -> list[T]:
         return list(pool.map(function, keys))
 
 
-def _scatter(words: Words, alive: Alive, values: Values) -> None:
+def _scatter(words: Words, alive: Alive, values: Values | CodebookValues) -> None:
     """Writes the values to the positions in `alive`, in order; in pieces that stay in the cache."""
     if alive.bits.all():
         for start in range(0, len(words), _CHUNK):
@@ -251,6 +261,14 @@ def _check_size(layer: PackedLayer) -> None:
     _check_axes(layer.key, layer.shape, layer.dtype.name, layer.size)
     if type(layer.live) is not int or not 0 <= layer.live <= prod(layer.shape):
         raise Damaged(f"{layer.key} has {layer.live} live weights")
+
+
+def _check_codebook(layer: PackedLayer, version: str) -> None:
+    size, stored = layer.codebook, layer.stored
+    if version == VERSION:
+        raise Damaged(f"{layer.key} has a codebook, which version {VERSION} has not")
+    if type(size) is not int or not 1 <= size <= min(LARGEST, layer.live) or stored.bytes == 1 or stored.words > 1:
+        raise Damaged(f"{layer.key} has a codebook of {size!s:.40} values for {layer.live} of {stored.name}")
 
 
 def _check_axes(name: str, shape: tuple[int, ...], dtype: str, size: int) -> None:

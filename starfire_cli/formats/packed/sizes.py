@@ -20,7 +20,8 @@ class TensorSize:
         masked: whether the checkpoint has a mask for it.
         dense_bytes: in memory.
         packed_bytes: in the file, without its line in the header.
-        bound_bytes: mask information + entropy of the exponents + all other bits.
+        bound_bytes: mask information + entropy of the exponents + all other bits; or of the numbers in a codebook.
+        codebook: how many different values there are, where they are written as numbers of a codebook.
     """
 
     key: str
@@ -32,6 +33,7 @@ class TensorSize:
     dense_bytes: int
     packed_bytes: int
     bound_bytes: float
+    codebook: int | None = None
 
     @classmethod
     def plain(cls, key: str, tensor: Tensor, bound_bytes: float) -> TensorSize:

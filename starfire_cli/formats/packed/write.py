@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from starfire_cli.errors import Mismatch, StarfireError
 from starfire_cli.formats.atomic import atomic_write
-from starfire_cli.formats.packed import encoding, values
-from starfire_cli.formats.packed.container import Entry, write
+from starfire_cli.formats.packed import codebook, encoding, values
+from starfire_cli.formats.packed.container import VERSION, WITH_CODEBOOKS, Entry, write
 from starfire_cli.formats.packed.dtypes import NOT_IN_SAFETENSORS, Dtype, dtype_of, words_of
 from starfire_cli.formats.packed.estimate import FOR_READERS, zeros_apart
 from starfire_cli.formats.packed.read import FREE_BYTES, MOST_PER_BYTE, SUFFIX, PackedFile, in_threads
@@ -25,16 +25,22 @@ from starfire_cli.formats.packed.streams import Bits, StreamWriter
 from starfire_cli.pruning.masks import digest
 from starfire_cli.pruning.ties import distinct, masks_once, ties_of
 
+_WORTH_IT = 1 / 16  # of all layers' bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Layer:
-    """A tensor, what became of it, and whether it may just as well lie in the file as it is."""
+    """A tensor, what became of it, and whether it may just as well lie in the file as it is.
+
+    `shorter` is the same with a codebook, where that takes fewer bytes.
+    """
 
     size: TensorSize
     dtype: Dtype
     stored: Dtype
     data: bytes
     may_be_plain: bool
+    shorter: _Layer | None = None
 
 
 def pack(
@@ -44,6 +50,7 @@ def pack(
     masks: Mapping[str, Tensor] | None,
     meta: Mapping[str, Any],
     stored: Mapping[str, Dtype] | None = None,
+    codebooks: bool = False,
     effort: str = "normal",
     keep_plain: bool = False,
     verify: bool = True,
@@ -56,6 +63,8 @@ def pack(
         masks: True where a weight is alive; one for all names of a tensor.
         meta: the checkpoint's, plain values.
         stored: types to write the values of some tensors as; they must hold them exactly.
+        codebooks: write a layer's values as numbers of a codebook wherever that is shorter. Otherwise it is done only
+            where it makes the file a good deal smaller, since older versions of starfire cannot read it.
         effort: "fast", "normal" or "best".
         keep_plain: leave every tensor that was never pruned as it is, whatever that costs.
         verify: read the file back and compare every bit before it gets its name.
@@ -73,6 +82,7 @@ def pack(
             raise Mismatch(f"the mask of {key} has no weight of its shape {tuple(mask.shape)}")
     once = [key for key in state if key not in ties]
     layers = in_threads(lambda key: _encode(key, state[key], masks.get(key), stored.get(key), effort), once)
+    layers = _with_codebooks(layers, asked=codebooks)
     plain = _plain_keys(layers, keep_plain)
     entries: list[Entry] = []
     sizes: list[TensorSize] = []
@@ -100,7 +110,8 @@ def pack(
         metadata["ties"] = _json({key: {"is": ties[key], "at": at} for at, key in enumerate(state) if key in ties})
     content = sum(s.packed_bytes for s in sizes)
     with atomic_write(path, need=content) as file:
-        total = write(file, entries, metadata)
+        version = WITH_CODEBOOKS if any("codebook" in row for row in table.values()) else VERSION
+        total = write(file, entries, metadata, version)
         if verify:
             file.flush()
             _verify(Path(file.name), path, state, masks)
@@ -124,8 +135,7 @@ def _encode(key: str, tensor: Tensor, mask: Tensor | None, stored: Dtype | None,
     out = StreamWriter(effort)
     values.encode(live, stored, out)
     dense_bytes = tensor.numel() * dtype.itemsize
-    data = said.data + out.getvalue()
-    data += bytes(max(0, -(-(dense_bytes - FREE_BYTES) // MOST_PER_BYTE) - len(data)))
+    data = _padded(said.data + out.getvalue(), dense_bytes)
     size = TensorSize(
         key=key,
         shape=shape,
@@ -141,7 +151,32 @@ def _encode(key: str, tensor: Tensor, mask: Tensor | None, stored: Dtype | None,
             else values.bound_bits(words, stored) / 8  # as vectors that are left plain
         ),
     )
-    return _Layer(size=size, dtype=dtype, stored=stored, data=data, may_be_plain=may_be_plain)
+    layer = _Layer(size=size, dtype=dtype, stored=stored, data=data, may_be_plain=may_be_plain)
+    found = codebook.find(live, stored)
+    if found is None or (mask is None and len(shape) < 2):
+        return layer
+    out = StreamWriter(effort)
+    codebook.encode(found, out)
+    short = _padded(said.data + out.getvalue(), dense_bytes)
+    bound = min(size.bound_bytes, (said.bound_bits + found.bound_bits(stored)) / 8)
+    layer = replace(layer, size=replace(size, bound_bytes=bound))
+    if len(short) >= len(data):
+        return layer
+    size = replace(layer.size, packed_bytes=len(short), codebook=len(found.words))
+    return replace(layer, shorter=replace(layer, size=size, data=short))
+
+
+def _padded(data: bytes, dense_bytes: int) -> bytes:
+    """The bytes of a layer, with zeros where a reader would not believe that so few are so many."""
+    return data + bytes(max(0, -(-(dense_bytes - FREE_BYTES) // MOST_PER_BYTE) - len(data)))
+
+
+def _with_codebooks(layers: list[_Layer], *, asked: bool) -> list[_Layer]:
+    """The layers with codebooks, where that was asked for or is worth a file that older versions refuse."""
+    short = [layer.shorter or layer for layer in layers]
+    whole = sum(len(layer.data) for layer in layers)
+    saved = whole - sum(len(layer.data) for layer in short)
+    return short if asked or saved > _WORTH_IT * whole else layers
 
 
 def _mask(key: str, mask: Tensor, words: Any, dtype: Dtype) -> Bits:
@@ -179,6 +214,8 @@ def _table_row(layer: _Layer) -> dict[str, Any]:
         line["stored"] = layer.stored.name
     if not size.masked:
         line["masked"] = False
+    if size.codebook is not None:
+        line["codebook"] = size.codebook
     return line | {"live": size.live, "crc32": f"{zlib.crc32(layer.data):08x}"}
 
 

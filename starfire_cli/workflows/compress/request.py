@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starfire_cli.errors import BadOption
 from starfire_cli.options import check, option
@@ -19,6 +20,9 @@ from starfire_cli.workflows.options import (
     STD,
     WEIGHTS,
 )
+
+if TYPE_CHECKING:
+    from starfire_cli.pruning.codebook import Codebook
 
 PACKING_PANEL = "Packing"
 
@@ -38,9 +42,11 @@ class CompressRequest:
     )
     values: str = option(
         "exact",
-        "exact, or round weights to bf16 or fp16 and say what that costs.",
+        "exact, or round weights to bf16, to fp16 or to codebook:bits=5 (few values a layer) and say what that costs.",
+        metavar="SPEC",
         panel=PACKING_PANEL,
-        choices=("exact", "bf16", "fp16"),
+        choices=("exact", "bf16", "fp16", "codebook"),
+        specs=True,
     )
     effort: str = option(
         "normal",
@@ -82,9 +88,21 @@ class CompressRequest:
     device: str = DEVICE.default("auto")
     out: Path | None = OUT.default(None)
 
+    def codebook(self) -> Codebook | None:
+        """What `--values codebook` asks for; None for other values. Raises BadOption for options that they lack."""
+        name, colon, _ = self.values.partition(":")
+        if name != "codebook":
+            if colon:
+                raise BadOption(f"--values {self.values}: {name} has no options; codebook has, as in codebook:bits=4")
+            return None
+        from starfire_cli.pruning.codebook import parse  # brings torch, slow to import
+
+        return parse("--values", self.values)
+
     def check(self) -> None:
         """Raises BadOption for options that cannot mean anything, alone or together."""
         check(self)
+        self.codebook()
         if self.unpack and self.to:
             raise BadOption(f"--unpack and --to {self.to} exclude each other; --to reads packed files, too")
         if self.unpack or self.to:
@@ -104,5 +122,5 @@ class CompressRequest:
             raise BadOption("--mean and --std are for --to onnx, which writes a network that takes pixels in [0, 1]")
         if (self.data is not None or self.images is not None) and self.values == "exact":
             raise BadOption(
-                "--data and --images are for --values bf16 or fp16; exact values cannot change the accuracy"
+                "--data and --images are for --values bf16, fp16 or codebook; exact values cannot change the accuracy"
             )

@@ -13,7 +13,7 @@ from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.overwriting import files_of, refuse_overwriting
 from starfire_cli.formats.packed.read import is_packed
-from starfire_cli.formats.packed.rounding import round_state
+from starfire_cli.formats.packed.rounding import round_state, share_state
 from starfire_cli.formats.packed.write import pack
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.pruning.layers import layers_of_state
@@ -50,7 +50,11 @@ def compress(request: CompressRequest) -> Iterator[Outcome]:
     rounding = stored = accuracy = None
     if request.values != "exact":
         exact = checkpoint
-        state, stored, rounding = round_state(exact.state, exact.masks or {}, request.values)
+        masks = exact.masks or {}
+        if (codebook := request.codebook()) is not None:
+            state, rounding = share_state(exact.state, masks, codebook)
+        else:
+            state, stored, rounding = round_state(exact.state, masks, request.values)
         checkpoint = replace(exact, state=state)
         try:
             accuracy = _accuracy(request, exact, checkpoint)
@@ -65,6 +69,7 @@ def compress(request: CompressRequest) -> Iterator[Outcome]:
         masks=checkpoint.masks,
         meta=checkpoint.meta.values,
         stored=stored,
+        codebooks=request.codebook() is not None,
         effort=request.effort,
         keep_plain=request.keep_plain,
         verify=request.verify,

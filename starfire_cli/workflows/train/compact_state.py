@@ -38,7 +38,7 @@ class CompactState:
                 state = optimizer.state.pop(weight)
                 places = live.places(weight)
                 optimizer.state[live.vector] = {
-                    name: _flat(value, weight).index_select(0, places)
+                    name: in_memory_order(value, weight).index_select(0, places)
                     if isinstance(value, Tensor) and value.shape == weight.shape
                     else value
                     for name, value in state.items()
@@ -50,15 +50,15 @@ class CompactState:
         """Before the step: live weights and gradients into the vectors. The weights' own gradients are let go."""
         for weight, live in self._live.items():
             places, vector = live.places(weight), live.vector
-            vector.data = _flat(weight, weight).index_select(0, places)
-            vector.grad = None if weight.grad is None else _flat(weight.grad, weight).index_select(0, places)
+            vector.data = in_memory_order(weight, weight).index_select(0, places)
+            vector.grad = None if weight.grad is None else in_memory_order(weight.grad, weight).index_select(0, places)
             weight.grad = None
 
     @torch.no_grad()
     def scatter(self) -> None:
         """After the step: the vectors back into the weights, and their memory let go."""
         for weight, live in self._live.items():
-            entries = _flat(weight, weight)
+            entries = in_memory_order(weight, weight)
             assert entries.data_ptr() == weight.data_ptr(), "a weight with gaps in memory"
             entries.index_copy_(0, live.places(weight), live.vector)
             live.vector.grad = None
@@ -77,12 +77,12 @@ class _Live:
         """Where the live entries lie in memory, int64, (count,). Found anew each time: kept, they would be as large as
         the state that is saved. No device is waited for.
         """
-        mask = _flat(self.mask, weight)
+        mask = in_memory_order(self.mask, weight)
         found = mask.nonzero() if mask.device.type == "cpu" else torch.nonzero_static(mask, size=self.count)
         return found.squeeze(1)
 
 
-def _flat(tensor: Tensor, weight: Tensor) -> Tensor:
+def in_memory_order(tensor: Tensor, weight: Tensor) -> Tensor:
     """All entries in the order in which the weight's lie in memory; a view, where the tensor lies like it."""
     if tensor.stride() != weight.stride():
         tensor = torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)

@@ -32,6 +32,7 @@ def refuse(request: TrainRequest, device: torch.device, ranks: int) -> None:
         (request.amp_dtype == "fp16" and request.amp is not False, "computes in bf16 or float32, not in fp16"),
         (request.adversarial is not None, f"does not go with --adversarial {request.adversarial}"),
         (request.compact_state, "does not go with --compact-state"),
+        (request.values is not None, f"does not go with --values {request.values}"),
     )
     for holds, why in reasons:
         if holds:

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from starfire_cli.errors import Mismatch
 from starfire_cli.pruning import Pruner
+from starfire_cli.pruning.codebook import Codebook
 from starfire_cli.workflows.train.compact_state import CompactState
+from starfire_cli.workflows.train.shared_values import SharedValues
 
 if TYPE_CHECKING:
     from starfire_cli.distributed.sparse_allreduce import Sending
@@ -22,24 +25,43 @@ class FixedMasks:
         pruner: whose masks.
         optimizer: whose state is kept for live weights alone with `compact_state`.
         compact_state: whether `--compact-state` asked so.
+        codebook: how many values `--values` lets a layer have; None where weights are free.
+        shared: the weights that share values then.
 
     Attributes:
         digests: each layer's mask as it was when the era ended; empty before, and where nothing was pruned.
         compact: the optimizer of live weights.
+        values: the optimizer of shared values.
     """
 
-    def __init__(self, pruner: Pruner, optimizer: torch.optim.Optimizer, *, compact_state: bool) -> None:
+    def __init__(
+        self,
+        pruner: Pruner,
+        optimizer: torch.optim.Optimizer,
+        *,
+        compact_state: bool,
+        codebook: Codebook | None = None,
+        shared: Mapping[str, nn.Parameter] | None = None,
+    ) -> None:
         self.digests: dict[str, str] = {}
         self.compact: CompactState | None = None
+        self.values: SharedValues | None = None
         self._pruner, self._optimizer, self._compact_state = pruner, optimizer, compact_state
+        self._codebook, self._shared = codebook, shared or {}
         self._sending: Sending | None = None
 
     def share(self, sending: Sending) -> None:
         """With several ranks: dead gradients are left out of what is sent to them, once `begin` is called."""
         self._sending = sending
 
-    def begin(self) -> None:
-        """From now on no mask changes: nothing of dead weights is sent, nor kept by a compact optimizer."""
+    def begin(self, saved: Mapping[str, Tensor] | None = None) -> None:
+        """From now on no mask changes: nothing of dead weights is sent, nor kept by a compact optimizer.
+
+        Args:
+            saved: of shared values, in a run that goes on (see `SharedValues`).
+        """
+        if self._codebook is not None and self.values is None:
+            self.values = SharedValues(self._optimizer, self._shared, self._pruner.masks, self._codebook, saved)
         if self._compact_state and self.compact is None:
             self.compact = CompactState(self._optimizer, self._pruner.weights, self._pruner.masks)
         if self._sending is not None:
@@ -58,11 +80,20 @@ class FixedMasks:
             raise Mismatch(f"the mask of {changed[0]} changed after the era ended ({len(changed)} layers in all)")
 
     def gather(self) -> None:
-        """Before the optimizer's step (see `CompactState.gather`)."""
-        if self.compact is not None:
-            self.compact.gather()
+        """Before the optimizer's step (see `CompactState.gather`, `SharedValues.gather`)."""
+        if self._stand_in is not None:
+            self._stand_in.gather()
 
     def scatter(self) -> None:
-        """After it (see `CompactState.scatter`)."""
-        if self.compact is not None:
-            self.compact.scatter()
+        """After it (see `CompactState.scatter`, `SharedValues.scatter`)."""
+        if self._stand_in is not None:
+            self._stand_in.scatter()
+
+    @property
+    def parameters(self) -> list[nn.Parameter] | None:
+        """What the optimizer sees, with shared values or a compact state; None where it sees the weights."""
+        return None if self._stand_in is None else self._stand_in.parameters
+
+    @property
+    def _stand_in(self) -> CompactState | SharedValues | None:
+        return self.compact or self.values

@@ -15,7 +15,9 @@ from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.models import Normalized, build_model, count_macs
 from starfire_cli.networks.lone_images import check_batches, has_batchnorm
 from starfire_cli.networks.model_spec import shrink_recipe
+from starfire_cli.pruning import layers_of_model
 from starfire_cli.pruning.channels.recipe import ShrinkRecipe, apply_shrink
+from starfire_cli.pruning.ties import parameters_of
 from starfire_cli.workflows.train.digest import content
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.start import Start, take_weights
@@ -59,6 +61,13 @@ class TrainingNetwork:
     start: Start
     checkpoint_digest: str
     removed: Removed = Removed()
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The weights of all convolutions and linear layers that train, pruned or not, tied ones once."""
+        parameters = parameters_of(self.net)
+        weights = {layer.key: parameters[layer.key] for layer in layers_of_model(self.net)[0]}
+        return {key: weight for key, weight in weights.items() if weight.requires_grad}
 
 
 def open_network(

@@ -95,6 +95,17 @@ class TrainRequest:
         panel=PRUNING_PANEL,
     )
 
+    values: str | None = option(
+        None,
+        "Layers have few different values: codebook:bits=5 shares at most 32 by k-means and trains these. Nothing is "
+        "pruned meanwhile.",
+        metavar="SPEC",
+        panel=PRUNING_PANEL,
+        choices=("codebook",),
+        specs=True,
+        stored="changed",
+    )
+
     data: str | None = option(
         None,
         "A path whose layout is recognised, a name (digits), or NAME:PATH such as cifar10:PATH. Default: digits.",

@@ -113,7 +113,8 @@ def restore_training_state(session: Session, checkpoint: Checkpoint) -> None:
     with reading(path, "its training state does not fit"):
         position.restore(training["position"])
         if position.step >= session.pruner.era.last_step:
-            fixed.begin()  # before the optimizer's state comes, which is compact then
+            # Before the optimizer's state comes, which is compact then, or of shared values.
+            fixed.begin(training["shared_values"] if session.pruning.codebook is not None else None)
         if fixed.compact is not None and training["compact"]["channels_last"] != network.channels_last:
             raise ValueError("compact optimizer state in another memory format, which is that of another --device")
         optimisation.optimizer.load_state_dict(training["optimizer"])

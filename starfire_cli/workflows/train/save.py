@@ -45,6 +45,8 @@ def save(session: Session, path: Path, metrics: dict[str, Any]) -> None:
         training["removed"] = dataclasses.asdict(session.network.removed)
     if own is not None:
         training["ranks"] = own
+    if session.fixed.values is not None:
+        training["shared_values"] = session.fixed.values.state_dict()
     if session.fixed.compact is not None:
         training["compact"] = {"channels_last": session.network.channels_last}
     if session.optimisation.ema is not None:

@@ -208,7 +208,14 @@ def build_session(
     if request.cuda_graphs:
         refuse(request, device, ranks.count)
     pruner.attach(optimisation.optimizer, optimisation.averaged)
-    position, fixed = Position(), FixedMasks(pruner, optimisation.optimizer, compact_state=request.compact_state)
+    position = Position()
+    fixed = FixedMasks(
+        pruner,
+        optimisation.optimizer,
+        compact_state=request.compact_state,
+        codebook=pruning.codebook,
+        shared=network.weights,
+    )
     if ranks.rank:  # what the network draws in training, each rank draws for itself
         torch.manual_seed(ranks.own_seed(request.seed))
     return Session(
@@ -249,6 +256,8 @@ def join_ranks(session: Session) -> Session:
         session = session.noting(f"{ranks.count} processes: {batch} images a step in all, {each} each")
     if position.step >= session.pruner.era.last_step:
         session.fixed.begin()
+    if session.fixed.values is not None and not session.resumed:
+        session = session.noting(session.fixed.values.describe())
     return session
 
 

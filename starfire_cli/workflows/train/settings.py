@@ -13,11 +13,14 @@ from starfire_cli.options import out_of_range
 from starfire_cli.pruning import CHANNEL_METHODS, LINEAR_METHODS, METHODS, TRAINING_METHODS, Method, NetworkMethod
 from starfire_cli.pruning.axes import Shrinking
 from starfire_cli.pruning.channels.graph import trace
+from starfire_cli.pruning.codebook import Codebook, parse
 from starfire_cli.pruning.schedule import parse_era
 from starfire_cli.registry import Family
 from starfire_cli.values import LARGEST
 from starfire_cli.workflows.train.recipes import Recipe, recipe_for
 from starfire_cli.workflows.train.request import TrainRequest
+
+_OF_SHARED = 0.01  # of a recipe's learning rate: the gradient of a shared value is the sum over its weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class Pruning:
     target: float
     method_spec: str
     fc_spec: str
+    codebook: Codebook | None = None
 
     @property
     def targeted(self) -> bool:
@@ -53,6 +57,8 @@ def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainR
             f"--method {compression} compresses a network that is trained: starfire prune-mask CHECKPOINT --method "
             f"{compression}"
         )
+    if request.values is not None and (request.method, request.target) == (TrainRequest.method, TrainRequest.target):
+        request = dataclasses.replace(request, method="dense")  # shared values are of weights that stay
     name, recipe = recipe_for(request.recipe, data_name, data_size)
     method = request.method.partition(":")[0]
     epochs = recipe.epochs if request.epochs is None else request.epochs
@@ -70,6 +76,8 @@ def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainR
     }
     if request.recipe is None and recipe.data != data_name:
         taken.pop("image_size", None)  # a recipe that only stands in: the data know their own size best
+    if request.values is not None and "lr" in taken and (request.optimizer or recipe.optimizer) == "sgd":
+        taken["lr"] = recipe.lr * _OF_SHARED
     warmup = min(recipe.warmup, epochs / 4) if request.warmup is None else request.warmup
     filled = dataclasses.replace(
         request, epochs=epochs, era=era, lr_schedule=schedule, lr_drops=drops, warmup=warmup, recipe=name, **taken
@@ -153,12 +161,18 @@ def pruning_of(request: TrainRequest, methods: Family[Method | NetworkMethod] = 
     fc = "dense" if spec == "dense" and request.fc == TrainRequest.fc else request.fc
     linear = LINEAR_METHODS.build(fc)
     target = 0.0 if spec == fc == "dense" else request.target
+    codebook = None if request.values is None else parse("--values", request.values)
+    if codebook is not None and target:
+        raise _prunes(request, f"--method {spec} --fc {fc} prunes to {target:g}")
+    if codebook is not None and request.compact_state:
+        raise BadOption(f"--compact-state does not go with --values {request.values}, which keeps less state already")
     return Pruning(
         conv=conv,
         linear=linear,
         target=target,
         method_spec=METHODS.spec(conv),
         fc_spec=METHODS.spec(linear),
+        codebook=codebook,
     )
 
 
@@ -171,6 +185,8 @@ def _of_network(method: NetworkMethod, request: TrainRequest) -> Pruning:
     if request.fc not in (TrainRequest.fc, "dense", request.method, spec):
         raise BadOption(f"--fc {request.fc}: --method {spec} prunes linear layers too; --fc dense leaves them alone")
     axes = method.axes()
+    if request.values is not None:
+        raise _prunes(request, f"--method {spec} prunes")
     if request.compact_state and not axes.monotone:
         raise BadOption(f"--compact-state keeps nothing of dead weights, and --method {spec} brings some back")
     linear = LINEAR_METHODS.build("dense") if request.fc == "dense" else method
@@ -185,6 +201,13 @@ def refuse_unshrinkable(request: TrainRequest, net: nn.Module) -> None:
         trace(net)
     except StarfireError as error:
         raise BadOption(f"--method {request.method} removes channels while it trains, and {error}") from None
+
+
+def _prunes(request: TrainRequest, what: str) -> BadOption:
+    return BadOption(
+        f"--values {request.values} is for weights that stay, and {what}; prune first, then train --init PRUNED "
+        "--method dense with it"
+    )
 
 
 def era_steps(request: TrainRequest, steps_per_epoch: int) -> tuple[int, int]:

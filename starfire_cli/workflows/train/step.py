@@ -112,9 +112,7 @@ def _optimize(session: Session) -> None:
     if session.request.clip_grad is not None:
         if not session.pruner.adds_gradients:
             scaler.unscale_(optimizer)
-        compact = session.fixed.compact
-        live = session.network.net.parameters() if compact is None else compact.parameters
-        clip_grad_norm_(live, session.request.clip_grad)
+        clip_grad_norm_(session.fixed.parameters or session.network.net.parameters(), session.request.clip_grad)
     scaler.step(optimizer)
     scaler.update()
 

@@ -209,7 +209,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], object], str
     "no offsets": (lambda h, a: h["bn.weight"].pop("data_offsets"), "header cannot be read"),
     "overlap": (lambda h, a: h["ck.packed"].update(h["window.packed"]), "begins at"),
     "metadata": (lambda h, a: a.update(meta={"not": "text"}), "not text"),
-    "version": (lambda h, a: a.update(version="2"), "format version '2'; this starfire reads 1"),
+    "version": (lambda h, a: a.update(version="3"), "format version '3'; this starfire reads 1 and 2"),
     "digest": (lambda h, a: a.update(masks_digest="0" * 64), "digest"),
     "mask gone": (lambda h, a: a["layers"]["ck"].update(masked=False), "digest"),
 }

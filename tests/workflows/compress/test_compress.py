@@ -161,6 +161,31 @@ def test_rounding_says_what_it_costs(cli: Cli, tmp_path: Path) -> None:
     assert code == 0 and "none became zero" in out and "accuracy before and after was not measured" in out
 
 
+def test_a_codebook_is_small_and_says_what_it_costs(cli: Cli, tmp_path: Path) -> None:
+    state, masks = write(tmp_path / "a.pt")
+    options = ("--values", "codebook:bits=3,init=density", "--images", 40, "--model", META["model"]["spec"])
+    code, out, _ = cli("compress", "a.pt", *options, "--json")
+    result = json.loads(out)
+    back = checkpoint.load(tmp_path / "a.safetensors")
+    assert code == 0 and back.masks is not None and back.masks.keys() == masks.keys()
+    assert all(same_bits(back.state[key], value) for key, value in state.items() if key not in masks)
+    assert all(len(back.state[key][mask].unique()) == 8 for key, mask in masks.items())
+    errors = torch.cat([(back.state[key] - state[key]).abs()[mask] for key, mask in masks.items()])
+    assert result["rounding"]["max_error"] == float(errors.max()) and result["rounding"]["count"] == len(errors)
+    assert {layer["name"]: layer["codebook"] for layer in result["layers"]} == dict.fromkeys(masks, 8)
+    code, out, _ = cli("compress", "a.safetensors", *options, "--out", "b.safetensors")
+    assert code == 0 and (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
+    said = (
+        f"{len(errors):,} values replaced by shared ones (codebook:bits=3,init=density): off by 0 at most, 0 on average"
+    )
+    assert said in out and re.search(r"conv2 .*, 8 values ", out)
+    assert re.search(r"top-1 (\d+\.\d\d)% before, \1% after, on 40 images of digits", out)
+    # Of the same checkpoint, all commands see the values that came back.
+    assert cli("compress", "--unpack", "b.safetensors")[0] == 0
+    plain = checkpoint.load(tmp_path / "b.unpacked.pt").state
+    assert all(same_bits(value, plain[key]) for key, value in back.state.items())
+
+
 def test_inconsistent_masks_are_refused_and_from_zeros_overrides(cli: Cli, tmp_path: Path) -> None:
     state, masks = pruned_state()
     checkpoint.save(tmp_path / "a.pt", state=state, masks=masks, meta={})
@@ -276,7 +301,14 @@ def test_bitmask_layout(cli: Cli, tmp_path: Path) -> None:
 def test_options_that_make_no_sense(cli: Cli, tmp_path: Path) -> None:
     write(tmp_path / "a.pt")
     for arguments, message in (
-        (["--values", "int8"], "unknown --values 'int8'"),
+        (["--values", "int8"], "unknown --values 'int8'; there are: bf16, codebook, exact, fp16"),
+        (["--values", "bf16:bits=5"], "--values bf16:bits=5: bf16 has no options; codebook has, as in codebook:bits=4"),
+        (["--values", "codebook:bits=9"], "--values 'codebook:bits=9': bits=9 is out of range: 1 to 8"),
+        (
+            ["--values", "codebook:k=9"],
+            "'k=9' is not an option of codebook; options: bits=..., conv_bits=..., fc_bits=",
+        ),
+        (["--to", "prune", "--values", "codebook"], "--values codebook is for packing; --to prune writes"),
         (["--effort", "11"], "unknown --effort '11'"),
         (["--masks", "guess"], "unknown --masks 'guess'"),
         (["--to", "zip"], "unknown --to 'zip'; there are: bitmask, onnx, prune, safetensors"),

@@ -151,6 +151,7 @@ def test_a_graph_on_a_gpu(optimizer: str, tmp_path: Path) -> None:
         ({"amp_dtype": "fp16"}, CUDA, 1, "not in fp16"),
         ({"adversarial": "fgsm:eps=0.1"}, CUDA, 1, "does not go with --adversarial fgsm:eps=0.1"),
         ({"compact_state": True}, CUDA, 1, "does not go with --compact-state"),
+        ({"values": "codebook:bits=4"}, CUDA, 1, "does not go with --values codebook:bits=4"),
     ],
 )
 def test_what_graphs_do_not_go_with(given: dict[str, object], device: torch.device, ranks: int, said: str) -> None:
