@@ -95,6 +95,9 @@ def remove_channels(
 
     Raises BadOption, StarfireError where the method cannot do this.
     """
+    for key, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise StarfireError(f"{key} holds NaN or inf; channels cannot be told by it")
     convolutions = [layer.name for layer in layers if layer.kind != "linear"]
     batches = trial.calibration_batches(calibrate) if trial is not None and calibrate is not None else []
     device = trial.device if trial is not None else None
@@ -116,8 +119,9 @@ def remove_channels(
     )
     kind = "real" if trial is not None else "random"
     did = [f"{what}; outputs change by {_change(before, _outputs(net, seen)):.1e} of the largest on {kind} images"]
-    if batches:
-        did.insert(0, f"looked at {sum(map(len, batches)):,} training images")
+    seen_images = sum(map(len, batches))
+    if calibrate is not None and seen_images < calibrate:
+        did.insert(0, f"there are {seen_images:,} training images, and it looked at them all")
     linear = [(layer.name, "only channels of convolutions are removed") for layer in layers if layer.kind == "linear"]
     return ChannelsRemoved(masks=network.masks, left=[*network.left, *linear], did=did)
 

@@ -72,6 +72,8 @@ def _prune(job: PruneJob) -> Iterator[PruneProgress | Pruned]:
             before = trial.measure(job.network(checkpoint.state).net)
             yield PruneProgress(text=f"before: top-1 {before.top1:.2%} on {before.images:,} images of {before.data}")
         if isinstance(pruning, ChannelPruning):
+            if request.calibrate is not None:
+                yield PruneProgress(text=f"{pruning.method_spec} looks at {request.calibrate:,} training images")
             removed = job.remove_channels(rebuilt, pruning, job.layers, trial)
             masks, alone = removed.masks, removed.left
             did += removed.did

@@ -78,7 +78,13 @@ def leave_fixed(start: Start, net: nn.Module, image_size: int) -> None:
 
     Raises StarfireError where the network cannot be traced.
     """
-    fixed = fixed_convolutions(net, (3, image_size, image_size))
+    try:
+        fixed = fixed_convolutions(net, (3, image_size, image_size))
+    except StarfireError as error:
+        raise StarfireError(
+            f"which filters the method prunes depends on what is added to them, and {error}; mao:grain=filter does "
+            "without"
+        ) from None
     kept = start.masks or {}
     start.left_out += [(layer.name, fixed[layer.name]) for layer in start.layers if layer.name in fixed]
     start.layers = [layer for layer in start.layers if layer.name not in fixed or layer.key in kept]

@@ -136,6 +136,32 @@ def test_slimming_folds_the_constants_of_channels_without_a_scale(padding: int) 
 
 
 @torch.no_grad()
+def test_a_constant_that_several_layers_read() -> None:
+    """One has a BatchNorm behind it, one a bias, one neither: its constant waits for a new bias."""
+
+    class Forked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+            self.a, self.norm = nn.Conv2d(6, 4, 3, bias=False), nn.BatchNorm2d(4)
+            self.b, self.c = nn.Conv2d(6, 4, 3), nn.Conv2d(6, 4, 3, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.bn(self.conv(x)))
+            return torch.cat([torch.relu(self.norm(self.a(x))), torch.relu(self.b(x)), torch.relu(self.c(x))], 1)
+
+    torch.manual_seed(0)
+    net = settle(Forked())
+    net.bn.weight[:3], net.bn.bias[:3] = 0, torch.tensor([1.0, 2.0, -1.0])
+    network = pruned("slimming", net, 0.5)
+    after = written(network, net)
+    report = shrink(after, network.masks, example=images(1))
+    assert report.model.conv.out_channels == 3 and report.model.c.bias is not None
+    for model in (after, report.model):
+        assert change(net, model) < 1e-5
+
+
+@torch.no_grad()
 def test_slimming_leaves_every_layer_its_strongest_channel() -> None:
     net = tiny_resnet()
     net.blocks[0].bn1.weight.mul_(1e-6)

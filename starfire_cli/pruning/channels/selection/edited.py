@@ -132,12 +132,13 @@ class EditedNetwork:
                 self.mask(name, gone.reshape(-1, *[1] * (self.weight(name).ndim - 1)))
                 if isinstance(module, nn.Conv2d):
                     self.removed[name] = self.removed.get(name, 0) + int(gone.sum())
-        held = self._fold(numbers) if fold else numbers[:0]
+        held = self._fold(numbers) if fold else {}
         for reader in self.channels.readers:
-            gone = torch.isin(reader.reads_I, numbers) & ~torch.isin(reader.reads_I, held)
-            if bool(gone.any()):
+            gone = torch.isin(reader.reads_I, numbers)
+            if bool(gone.any()) and reader.name not in held:
                 self.mask(reader.name, gone.reshape(1, -1, *[1] * (self.weight(reader.name).ndim - 2)))
-        self._silence(numbers[~torch.isin(numbers, held)], shift=True)
+        still_read = torch.cat([*held.values(), numbers[:0]])
+        self._silence(numbers[~torch.isin(numbers, still_read)], shift=True)
 
     @torch.no_grad()
     def set_weight(self, reader: Reader, channels: Sequence[int], weight_KCT: Tensor) -> None:
@@ -178,10 +179,13 @@ class EditedNetwork:
                     tensor[torch.isin(owned, numbers).to(tensor.device)] = 0
 
     @torch.no_grad()
-    def _fold(self, numbers: Tensor) -> Tensor:
-        """Add what silent channels carry to the readers; returns those that `shrink` has to fold into a new bias."""
+    def _fold(self, numbers: Tensor) -> dict[str, Tensor]:
+        """Add what silent channels carry to the readers.
+
+        Returns the readers that go on reading it, and the channel numbers: `shrink` folds it into a new bias of theirs.
+        """
         constants = find_constants(self.traced, masks_everywhere(self.model, self.masks), self._image)
-        held = []
+        held: dict[str, Tensor] = {}
         for reader in self.channels.readers:
             gone = torch.isin(reader.reads_I, numbers)
             carried_I = constants.reads[reader.node].nan_to_num(nan=0.0)[gone]
@@ -192,5 +196,5 @@ class EditedNetwork:
                 sums_KI = sums_KI.flatten(2).sum(2) if sums_KI.ndim == 4 else sums_KI
                 self.add_constant(reader.name, reader.node, sums_KI @ carried_I)
             elif not isinstance(module := self.traced.module(reader.node), nn.Conv2d) or keeps_constants(module):
-                held.append(reader.reads_I[gone])
-        return torch.cat(held) if held else numbers[:0]
+                held[reader.name] = reader.reads_I[gone]
+        return held

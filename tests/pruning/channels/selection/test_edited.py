@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from starfire_cli.errors import BadOption
+from starfire_cli.models import build_model
 from starfire_cli.pruning.channels.selection.reading import read, responses
 from starfire_cli.pruning.channels.selection.sampling import draw_places, generator, inputs_at, outputs_at
 from starfire_cli.pruning.channels.selection.sites import ADDED, fixed_convolutions, kept_counts
@@ -32,11 +32,16 @@ def test_the_convolutions_that_nothing_is_added_to() -> None:
     assert pixels.tolist() == [[4 * c + p for p in range(4)] for c in range(12)]
 
 
-def test_the_convolutions_of_known_networks() -> None:
-    net = torchvision.models.resnet18(num_classes=3)
+@pytest.mark.parametrize(
+    ("model", "stages", "blocks"), [("resnet20", 3, 3), pytest.param("resnet18", 4, 2, marks=pytest.mark.slow)]
+)
+def test_the_convolutions_of_known_networks(model: str, stages: int, blocks: int) -> None:
+    net = build_model(model, num_classes=3)
     fixed = fixed_convolutions(net, (3, 32, 32))
     convolutions = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]
-    assert [n for n in convolutions if n not in fixed] == [f"layer{s}.{b}.conv1" for s in range(1, 5) for b in range(2)]
+    assert [n for n in convolutions if n not in fixed] == [
+        f"layer{s}.{b}.conv1" for s in range(1, stages + 1) for b in range(blocks)
+    ]
     assert set(fixed.values()) == {ADDED}
 
 
