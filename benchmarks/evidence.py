@@ -7,8 +7,9 @@ python benchmarks/evidence.py digits --report                # no run: the table
 python benchmarks/evidence.py tiny-imagenet --data PATH      # Tables 3 and 5, ResNet50, for a GPU
 python benchmarks/evidence.py cifar10-40 --data PATH         # CIFAR-10 at 40 epochs, 3 seeds, for a GPU
 
-Every run is a `starfire train` whose command is kept beside its figures; stop this whenever you like: what is in the
-JSON is not done again, and a run that was cut off is resumed. `--jobs 2` trains two at once, each with `--threads`;
+Every run is a cell as of `starfire compare`, with starts and epochs of its own, and its `starfire train` command is
+kept beside its figures. Stop this whenever you like: what is in the JSON is not done again, and a run that was cut off
+is resumed. `--jobs 2` trains two at once, each with `--threads`;
 `--options=--amp` gives all of them further options.
 """
 
@@ -24,7 +25,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from threading import Lock
@@ -35,7 +36,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from benchmarks._common import where
+from starfire_cli.commands.train_options import parse_train_options
+from starfire_cli.formats.run import Run
+from starfire_cli.records.compare import CellDone, CellFailed, CellFigures, CompareCell
 from starfire_cli.runtime import versions
+from starfire_cli.workflows.compare.cell import CellJob
+from starfire_cli.workflows.compare.pool import run_pool
+from starfire_cli.workflows.train.signals import Signals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,68 +50,75 @@ class Cell:
     """One run.
 
     Args:
-        name: of its folder and its figures.
+        run: what names its folder and its figures.
         options: of `starfire train`, beside the grid's own.
         dense: the cell that is attacked beside it; None for a cell that is not attacked.
     """
 
-    name: str
-    options: tuple[str, ...]
+    run: CompareCell
+    options: tuple[str, ...] = ()
     dense: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its folder and its figures."""
+        return self.run.name
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All of its options of `starfire train`."""
+        target = () if self.run.target is None else ("--target", f"{self.run.target:g}")
+        return ("--method", self.run.method, *target, *self.options, "--seed", str(self.run.seed))
+
+
+def dense_cell(seed: int) -> Cell:
+    return Cell(run=CompareCell(method="dense", target=None, seed=seed))
 
 
 def digits() -> Iterator[Cell]:
     """Methods x starts x targets, 5 seeds; robustness at 0.6 and 0.8 from the earlier start."""
     for seed in range(5):
-        dense = f"dense-s{seed}"
-        yield Cell(name=dense, options=("--method", "dense", "--seed", str(seed)))
+        yield dense_cell(seed)
         for start in (3, 6):
-            for target in ("0.4", "0.6", "0.7", "0.8"):
+            for target in (0.4, 0.6, 0.7, 0.8):
                 for method in ("window", "ck", "intra", "inter"):
-                    options = ("--method", method, "--target", target, "--era", f"{start}:{start + 3}")
-                    attacked = dense if start == 3 and target in ("0.6", "0.8") else None
-                    name = f"{method}-t{target}-e{start}-s{seed}"
-                    yield Cell(name=name, options=(*options, "--seed", str(seed)), dense=attacked)
+                    run = CompareCell(method=method, target=target, seed=seed, label=f"-e{start}")
+                    attacked = f"dense-s{seed}" if start == 3 and target in (0.6, 0.8) else None
+                    yield Cell(run=run, options=("--era", f"{start}:{start + 3}"), dense=attacked)
 
 
 def cifar10() -> Iterator[Cell]:
     """In order of worth: the headline, the other methods at 0.6 and 0.8, starts, epochs, then more seeds."""
 
-    def cell(method: str, target: str, seed: int = 0, label: str = "", *options: str) -> Cell:
-        given = ("--method", method, "--target", target, "--seed", str(seed), *options)
-        return Cell(name=f"{method}-t{target}{label}-s{seed}", options=given, dense=f"dense-s{seed}")
+    def cell(method: str, target: float, seed: int = 0, label: str = "", *options: str) -> Cell:
+        run = CompareCell(method=method, target=target, seed=seed, label=label)
+        return Cell(run=run, options=options, dense=f"dense-s{seed}")
 
-    def dense(seed: int) -> Cell:
-        return Cell(name=f"dense-s{seed}", options=("--method", "dense", "--seed", str(seed)))
-
-    yield from (dense(0), cell("ck", "0.6"), cell("window", "0.6"))
-    yield from (cell(method, "0.8") for method in ("ck", "window", "intra", "inter"))
-    yield from (cell("intra", "0.6"), cell("inter", "0.6"))
-    yield cell("ck", "0.8", 0, "-e0", "--era", "0:2.4")  # no dense start
-    yield cell("ck", "0.8", 0, "-e4", "--era", "4:6.4")  # a long one
-    yield cell("ck", "0.8", 0, "-x12", "--epochs", "12")  # extra epochs, the era as it was
+    yield from (dense_cell(0), cell("ck", 0.6), cell("window", 0.6))
+    yield from (cell(method, 0.8) for method in ("ck", "window", "intra", "inter"))
+    yield from (cell("intra", 0.6), cell("inter", 0.6))
+    yield cell("ck", 0.8, 0, "-e0", "--era", "0:2.4")  # no dense start
+    yield cell("ck", 0.8, 0, "-e4", "--era", "4:6.4")  # a long one
+    yield cell("ck", 0.8, 0, "-x12", "--epochs", "12")  # extra epochs, the era as it was
     for seed in (1, 2):
-        yield from (dense(seed), cell("ck", "0.6", seed), cell("window", "0.6", seed))
+        yield from (dense_cell(seed), cell("ck", 0.6, seed), cell("window", 0.6, seed))
 
 
 def cifar10_long() -> Iterator[Cell]:
     """The methods at two targets, three seeds, the first seed first."""
     for seed in range(3):
-        dense = f"dense-s{seed}"
-        yield Cell(name=dense, options=("--method", "dense", "--seed", str(seed)))
-        for target in ("0.6", "0.8"):
+        yield dense_cell(seed)
+        for target in (0.6, 0.8):
             for method in ("ck", "window", "intra", "inter"):
-                options = ("--method", method, "--target", target, "--seed", str(seed))
-                yield Cell(name=f"{method}-t{target}-s{seed}", options=options, dense=dense)
+                yield Cell(run=CompareCell(method=method, target=target, seed=seed), dense=f"dense-s{seed}")
 
 
 def tiny_imagenet() -> Iterator[Cell]:
     """Table 5 in order of worth."""
-    yield Cell(name="dense-s0", options=("--method", "dense"))
-    for target in ("0.6", "0.8", "0.4", "0.2"):
+    yield dense_cell(0)
+    for target in (0.6, 0.8, 0.4, 0.2):
         for method in ("ck", "window"):
-            options = ("--method", method, "--target", target)
-            yield Cell(name=f"{method}-t{target}-s0", options=options, dense="dense-s0")
+            yield Cell(run=CompareCell(method=method, target=target, seed=0), dense="dense-s0")
 
 
 GRIDS = {
@@ -136,27 +150,56 @@ class Grid:
 
     def run(self, jobs: int) -> None:
         """All cells: so many are trained at once, and what is trained is looked at while others train."""
-        with self.later, ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(self.one, self.cells))
+        self.runs.mkdir(parents=True, exist_ok=True)
+        os.environ["OMP_NUM_THREADS"] = str(self.threads)  # of the cells' processes
+        by_name = {cell.name: cell for cell in self.cells}
+        missing = [cell for cell in self.cells if "top1" not in self.rows.get(cell.name, {})]
+        failed = False
+        with self.later, Signals() as signals:
+            for cell in self.cells:
+                if cell not in missing:
+                    self.told(cell)
+            for record in run_pool([self.job(cell) for cell in missing], jobs, signals):
+                if isinstance(record, CellDone):
+                    cell = by_name[record.cell.name]
+                    self.keep(cell, self.row(cell, record.figures))
+                    self.told(cell)
+                elif isinstance(record, CellFailed):
+                    failed = True
+                    print(f"{record.cell.name}: failed: {record.problem}", file=sys.stderr, flush=True)
         for done in self.looking:
             done.result()
+        if signals.number or failed:
+            raise SystemExit(128 + signals.number if signals.number else 1)
 
-    def one(self, cell: Cell) -> None:
-        """Train, unless that is done, and have the rest done beside the next one."""
-        if "top1" not in self.rows.get(cell.name, {}):
-            self.keep(cell, self.trained(cell))
+    def job(self, cell: Cell) -> CellJob:
+        """What `starfire compare` does for a cell: train it, and pack the best network."""
+        request, given = parse_train_options([*self.options, *cell.words, *self.extra])
+        return CellJob(
+            cell=cell.run,
+            folder=self.runs,
+            request=replace(request, out=self.runs, name=cell.name, command=self.command_of(cell)),
+            given=given | {"out", "name"},
+            checkpoint="best",
+            eps=None,
+            images=None,
+            pack=True,
+        )
+
+    def command_of(self, cell: Cell) -> str:
+        return shlex.join(["starfire", "train", *self.shown, *cell.words, *self.extra])
+
+    def told(self, cell: Cell) -> None:
+        """Say what came out, and have the rest done beside the next one."""
         row = self.rows[cell.name]
         print(f"{cell.name}: {row['top1']:.4f} at sparsity {row['sparsity_prunable']:.4f}", flush=True)
         waited = [c for c in self.cells if c.dense == cell.name and "top1" in self.rows.get(c.name, {})]
         self.looking += [self.later.submit(self.looked_at, each) for each in (cell, *waited)]
 
     def looked_at(self, cell: Cell) -> None:
-        """Pack, count the layers' zeros, and attack once the dense network is there, as far as that is not done yet."""
+        """Count the layers' zeros, and attack once the dense network is there, as far as that is not done yet."""
         row, run = self.rows[cell.name], self.runs / cell.name
         with self.locks[cell.name]:
-            if "packed_bytes" not in row and run.exists():
-                row["packed_bytes"] = self.command("compress", str(run), "--json")["packed_bytes"]
-                self.keep(cell, row)
             if "layers" not in row and run.exists():
                 said = self.command("inspect", str(run), "--json")
                 row["layers"] = {layer["name"]: round(layer["sparsity"], 4) for layer in said["layers"]}
@@ -184,25 +227,22 @@ class Grid:
         }
         self.keep(cell, row)
 
-    def trained(self, cell: Cell) -> dict[str, Any]:
-        folder = self.runs / cell.name
-        words = [*self.options, *cell.options, *self.extra]
-        where_to = ("--out", str(self.runs), "--name", cell.name)
-        resumed = (folder / "last.pt").exists()
-        again = ("--resume", str(folder)) if resumed else (*words, *where_to)
-        said = self.command("train", *again, "--quiet", "--json")
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    def row(self, cell: Cell, figures: CellFigures) -> dict[str, Any]:
+        rates = [round(row["images_per_second"]) for row in Run(self.runs / cell.name).read_metrics()]
         return {
-            "command": shlex.join(["starfire", "train", *self.shown, *cell.options, *self.extra]),
+            "command": self.command_of(cell),
             "threads": self.threads,
-            "top1": rows[-1]["val_top1"],  # of the last epoch: no choice was made on the images that are counted
-            "top1_best": said["val_top1"],
-            "sparsity_prunable": said["sparsity_prunable"],
-            "sparsity_total": said["sparsity_total"],
-            "seconds": round(said["seconds"], 1),
-            "curve": [round(r["val_top1"], 4) for r in rows],
-            "images_per_second": [round(r["images_per_second"]) for r in rows],
+            "top1": figures.curve[-1],  # of the last epoch: no choice was made on the images that are counted
+            "top1_best": figures.top1_best,
+            "sparsity_prunable": figures.sparsity_prunable,
+            "sparsity_total": figures.sparsity_total,
+            "training_flops": figures.training_flops,
+            "inference_flops": figures.inference_flops,
+            "seconds": round(figures.seconds, 1),
+            "curve": [round(top1, 4) for top1 in figures.curve],
+            "images_per_second": rates,
             "where": where(torch.device("cuda" if torch.cuda.is_available() else "cpu")) | versions(),
+            "packed_bytes": figures.packed_bytes,
         }
 
     def command(self, *words: str) -> Any:

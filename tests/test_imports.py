@@ -33,6 +33,10 @@ FLOOR = {part: height for height, parts in enumerate(reversed(FLOORS)) for part 
 # Inside of workflows/ the folders of the commands do not know each other, nor do the modules beside them, which they
 # share, know any folder. These do all the same, as (who, whom):
 CROSSINGS = {
+    ("compare", "train"),  # trains, and takes train's options
+    ("compare", "attack"),  # measures what it has trained by the other commands
+    ("compare", "bench"),
+    ("compare", "compress"),
     ("plot", "inspect"),  # draws what `inspect` finds in a checkpoint
     ("prune", "inspect"),  # shows what `inspect` finds in what it wrote
     ("prune", "train"),  # a request's method and target become methods as in training

@@ -15,9 +15,9 @@ from starfire_cli.errors import BadOption, Mismatch
 from starfire_cli.options import option
 from starfire_cli.records.inspect import Comparison, Inspection, LayerDifference, LayerFinding
 from starfire_cli.report import inspect_json
-from starfire_cli.report.compare import show_comparison
 from starfire_cli.report.console import open_console
 from starfire_cli.report.inspect import show_inspection
+from starfire_cli.report.inspect_compare import show_comparison
 from starfire_cli.text import by_number
 from starfire_cli.workflows.inspect.request import InspectRequest
 from starfire_cli.workflows.options import OUTPUT_PANEL

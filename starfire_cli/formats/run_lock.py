@@ -11,8 +11,9 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from starfire_cli.damage import reading
@@ -28,7 +29,7 @@ _held: dict[tuple[int, int], bytes] = {}
 
 
 @contextlib.contextmanager
-def locked(folder: Path, command: str = "") -> Iterator[bool]:
+def locked(folder: Path, command: str = "", *, noun: str = "trained", again: str = "") -> Iterator[bool]:
     """Holds the lock on `folder` within the block, against other processes and other calls in this one.
 
     Yields whether there is a lock: False where the file system knows none, or the system has no record locks.
@@ -36,12 +37,15 @@ def locked(folder: Path, command: str = "") -> Iterator[bool]:
     Args:
         folder: a run folder that is there.
         command: what the holder is doing, for whoever comes later.
+        noun: what is being done to the folder, for whoever comes second.
+        again: how to go on later, for the same; empty for `train --resume`.
 
     Raises:
         StarfireError: another process has it, which is named; or the folder cannot be written.
     """
     path = folder / FILE
-    descriptor = _acquired(folder, path, command)
+    busy = partial(_busy_error, folder, path, noun, again or f"go on with --resume {folder}")
+    descriptor = _acquired(path, command, busy)
     if descriptor is None:
         yield False
         return
@@ -56,7 +60,7 @@ def locked(folder: Path, command: str = "") -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _acquired(folder: Path, path: Path, command: str) -> int | None:
+def _acquired(path: Path, command: str, busy: Callable[[bytes], StarfireError]) -> int | None:
     """The descriptor that holds the lock."""
     if sys.platform == "win32":
         return None
@@ -65,7 +69,7 @@ def _acquired(folder: Path, path: Path, command: str) -> int | None:
     while True:
         with contextlib.suppress(OSError):
             if said := _held.get(_identity(os.stat(path))):
-                raise _busy_error(folder, path, said)
+                raise busy(said)
         descriptor: int | None = None
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -81,7 +85,7 @@ def _acquired(folder: Path, path: Path, command: str) -> int | None:
             if descriptor is not None:
                 os.close(descriptor)
                 if error.errno in _BUSY:
-                    raise _busy_error(folder, path, _read(path)) from None
+                    raise busy(_read(path)) from None
                 if error.errno in _NO_LOCKS:
                     return None
             raise disk_problem(error, path) or error from None
@@ -112,7 +116,7 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def _busy_error(folder: Path, path: Path, text: bytes) -> StarfireError:
+def _busy_error(folder: Path, path: Path, noun: str, again: str, text: bytes) -> StarfireError:
     """The error for whoever comes second; `text` is the content of the lock, if any."""
     who, since, doing = "another process", "", ""
     with contextlib.suppress(StarfireError), reading(path):
@@ -121,6 +125,5 @@ def _busy_error(folder: Path, path: Path, text: bytes) -> StarfireError:
         doing = f" ({printable(str(said['command']), 200)})" if said["command"] else ""
         who = f"process {int(said['pid'])} on {printable(str(said['host']), 60)}"
     return StarfireError(
-        f"{folder} is being trained by {who}{since}{doing}; wait until it ends, or stop it, and then go on with "
-        f"--resume {folder}"
+        f"{folder} is being {noun} by {who}{since}{doing}; wait until it ends, or stop it, and then {again}"
     )

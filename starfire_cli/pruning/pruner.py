@@ -184,6 +184,11 @@ class Pruner:
         return not isinstance(self._masks, Rewiring) or self._masks.plain(self._step + 1)
 
     @property
+    def reads_gradients(self) -> bool:
+        """Whether the gradients of dead weights are read in the step under way."""
+        return isinstance(self._masks, Rewiring) and self._masks.reads_gradients(self._step + 1)
+
+    @property
     def zeros(self) -> dict[str, int]:
         """The number of dead weights of each layer. Waits for the device.
 

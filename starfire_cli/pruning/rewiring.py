@@ -105,6 +105,11 @@ class Rewiring:
             return False
         return not self.evaluates_at(step) or not (self.axes.replaces_step or self._reads)
 
+    def reads_gradients(self, step: int) -> bool:
+        """Whether the gradients of dead weights are read at this step: where it regrows by them, or averages them."""
+        averaged = self._averages is not None and step <= self.era.last_step
+        return averaged or ("gradient" in self._reads and self.evaluates_at(step))
+
     @property
     def adds_gradients(self) -> bool:
         """Whether a penalty is added to the gradients."""

@@ -111,6 +111,8 @@ class EpochRecord:
     seconds: float
     mask_seconds: float
     best: bool
+    macs: int | None = None  # of one image by live weights, at the end of the epoch
+    train_macs: int | None = None  # of one pass over the epoch's images, by the weights that were live
     robust_top1: float | None = None
     gradient_bytes: int | None = None  # that each of several processes sent in a step, on average
     memory_bytes: int | None = None  # of a CUDA device, the most that tensors have taken so far

@@ -49,11 +49,16 @@ def show_inspection(console: Console, found: Inspection, layers: Sequence[LayerF
         console.print(Text(printable(line, 2000), style="bold yellow"))
 
 
-def show_table(console: Console, wanted: Sequence[tuple[str, bool, int]], rows: Sequence[Sequence[str]]) -> None:
+def show_table(console: Console, wanted: Sequence[tuple[str, bool, int]], rows: Sequence[Sequence[str]]) -> set[int]:
     """Shows a table of the columns that fit; the least important are left out first, the first column cut if it must
-    be.
+    be. A heading may have several lines.
+
+    Returns the places of the columns that are shown.
     """
-    widths = [max(cell_len(row[i]) for row in (*rows, [c[0] for c in wanted])) for i in range(len(wanted))]
+    widths = [
+        max(cell_len(text) for text in (*wanted[i][0].split("\n"), *(row[i] for row in rows)))
+        for i in range(len(wanted))
+    ]
     chosen: set[int] = set()
     room = console.width
     for i in sorted(range(len(wanted)), key=lambda i: wanted[i][2]):
@@ -72,6 +77,7 @@ def show_table(console: Console, wanted: Sequence[tuple[str, bool, int]], rows: 
     for row in rows:
         table.add_row(*(Text(row[i]) for i in sorted(chosen)))
     console.print(table)
+    return chosen
 
 
 def problems(found: Inspection) -> list[str]:

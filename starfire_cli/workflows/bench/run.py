@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -34,10 +34,16 @@ _BUSY = 0.7  # processes that run or want to, on average over the last minute
 _INSIDE = "net."  # a network lies in `Normalized`
 
 
-def bench(request: BenchRequest) -> Iterator[BenchProgress | Setting | BatchTimings]:
+def bench(
+    request: BenchRequest, *, engines: Collection[str] | None = None
+) -> Iterator[BenchProgress | Setting | BatchTimings]:
     """Times every engine; yields the setting, and then the timings, a batch size at a time.
 
     A way that fails is reported with its reason; only the plain dense network has to run.
+
+    Args:
+        request: what was asked for.
+        engines: the names of those that take part; None for all. The plain dense network always does.
 
     Raises:
         BadOption, StarfireError: one line: what cannot be done, and what would work.
@@ -50,13 +56,23 @@ def bench(request: BenchRequest) -> Iterator[BenchProgress | Setting | BatchTimi
     before = torch.get_num_threads()
     torch.set_num_threads(request.threads or before)
     try:
-        yield from _bench(request, network, notes, batches, side or network.image_size)
+        chosen = [
+            engine
+            for engine in ENGINES
+            if (request.compile or engine.name != COMPILED) and (engines is None or engine.name in {PLAIN, *engines})
+        ]
+        yield from _bench(request, network, notes, batches, side or network.image_size, chosen)
     finally:
         torch.set_num_threads(before)
 
 
 def _bench(
-    request: BenchRequest, network: RestoredModel, notes: list[str], batches: tuple[int, ...], side: int
+    request: BenchRequest,
+    network: RestoredModel,
+    notes: list[str],
+    batches: tuple[int, ...],
+    side: int,
+    engines: list[Engine],
 ) -> Iterator[BenchProgress | Setting | BatchTimings]:
     model = network.model
     try:
@@ -95,7 +111,6 @@ def _bench(
         notes=tuple(notes),
     )
     sparse = _sparse(model)
-    engines = [engine for engine in ENGINES if request.compile or engine.name != COMPILED]
     with tempfile.TemporaryDirectory() as folder:
         graph = Graph(model, side, Path(folder) / "model.onnx")
         for batch in batches:

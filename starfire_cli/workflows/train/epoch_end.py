@@ -11,6 +11,7 @@ import torch
 from starfire_cli.distributed import batchnorm
 from starfire_cli.networks.evaluate import evaluate
 from starfire_cli.records.train import EpochRecord, Stopped
+from starfire_cli.workflows.train.live_macs import epoch_macs
 from starfire_cli.workflows.train.save import save, save_last
 from starfire_cli.workflows.train.session import Session
 from starfire_cli.workflows.train.signals import Signals
@@ -43,7 +44,7 @@ def end_epoch(session: Session, signals: Signals) -> Iterator[EpochRecord | Stop
     best = (over, accuracy.top1) > (at.best_over, at.best_top1)
     if best:  # a checkpoint that has reached its target beats every one that has not
         at.best_over, at.best_top1 = over, accuracy.top1
-    device = session.network.device
+    device, (macs, train_macs) = session.network.device, epoch_macs(session)
     record = EpochRecord(
         epoch=at.epoch,
         step=at.step,
@@ -60,6 +61,8 @@ def end_epoch(session: Session, signals: Signals) -> Iterator[EpochRecord | Stop
         seconds=at.seconds + perf_counter() - started,
         mask_seconds=at.mask_seconds,
         best=best,
+        macs=macs,
+        train_macs=train_macs,
         robust_top1=accuracy.robust_top1,
         gradient_bytes=session.replica.sending.a_step() if session.replica is not None else None,
         memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,

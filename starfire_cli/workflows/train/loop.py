@@ -15,6 +15,7 @@ from starfire_cli.workflows.train.describe import plan_of
 from starfire_cli.workflows.train.epoch_end import end_epoch
 from starfire_cli.workflows.train.failures import explaining_failures, last_good
 from starfire_cli.workflows.train.finish import finished
+from starfire_cli.workflows.train.live_macs import note_live_macs
 from starfire_cli.workflows.train.meter import Meter
 from starfire_cli.workflows.train.reconfigure import remove_channels
 from starfire_cli.workflows.train.request import TrainRequest
@@ -85,6 +86,7 @@ def _one_epoch(session: Session, signals: Signals) -> Generator[Record, None, Se
     model, ema = session.network.model.train(), session.optimisation.ema
     meter, shown = Meter(session), perf_counter()
     for images, labels in session.data.train.batches(position.epoch, start=position.batch):
+        note_live_macs(session)
         meter.add(train_step(session, images, labels, meter.check), len(labels))  # dead weights' gradients are masked
         position.step, position.batch = position.step + 1, position.batch + 1
         pruner.after_step(position.step)  # in the era, the threshold rises and masks shrink; what is dead is zero

@@ -18,6 +18,9 @@ class Position:
     correct: float = 0.0
     seconds: float = 0.0
     mask_seconds: float = 0.0
+    start_macs: int | None = None  # by live weights, of one image, at the start of the epoch under way
+    first_macs: int | None = None  # the same after its first step
+    read_macs: int = 0  # by dead weights, of one image, over the steps that read their gradients
     best_over: bool = False  # whether the best checkpoint so far was taken after the era
     best_top1: float = -1.0
 
@@ -30,3 +33,4 @@ class Position:
         """Set the sums of the epoch under way to zero."""
         self.batch, self.images, self.loss_sum, self.correct = 0, 0, 0.0, 0.0
         self.seconds, self.mask_seconds = 0.0, 0.0
+        self.start_macs, self.first_macs, self.read_macs = None, None, 0

@@ -99,6 +99,7 @@ def test_a_run_folder_holds_what_it_should(tmp_path, capsys):
     assert set(rows[0]) == {
         *("epoch", "step", "threshold", "sparsity_prunable", "sparsity_total", "train_loss", "train_top1"),
         *("val_loss", "val_top1", "val_top5", "lr", "images_per_second", "seconds", "mask_seconds"),
+        *("macs", "train_macs"),
     }
     raw = torch.load(run.last, weights_only=True)
     assert {

@@ -1,0 +1,41 @@
+"""Counts multiply-accumulates by live weights: of one image, and of all images of an epoch by the masks they met."""
+
+from __future__ import annotations
+
+from starfire_cli.workflows.train.session import Session
+
+
+def count_live_macs(session: Session) -> int:
+    """Multiply-accumulates of one image by live weights. Waits for the device."""
+    left, zeros = dict(session.network.macs), session.pruner.zeros
+    for layer in session.pruner.layers:
+        if layer.name in left:
+            left[layer.name] = left[layer.name] * (layer.weights - zeros[layer.key]) // layer.weights
+    return sum(left.values())
+
+
+def note_live_macs(session: Session) -> None:
+    """Note the count where an epoch's sum needs it: at its start and after its first step. Called before every step."""
+    at = session.position
+    if at.batch == 0:
+        at.start_macs = count_live_macs(session)
+    elif at.first_macs is None:
+        at.first_macs = count_live_macs(session)
+    if session.pruner.reads_gradients:
+        live = at.start_macs if at.first_macs is None else at.first_macs
+        at.read_macs += sum(session.network.macs.values()) - (live or 0)
+
+
+def epoch_macs(session: Session) -> tuple[int, int]:
+    """(multiply-accumulates of one image now, those of one pass over the epoch's images with the masks they met).
+
+    The first step has the masks of the start. Those after the first step and at the end are counted, and those between
+    are taken to lie evenly between them. A step that reads the gradients of dead weights takes the pass back to the
+    weights, one of a step's three, through all of them.
+    """
+    at, end = session.position, count_live_macs(session)
+    start = end if at.start_macs is None else at.start_macs
+    first = end if at.first_macs is None else at.first_macs
+    steps = max(1, at.batch)
+    twice = 2 * start + 2 * (steps - 1) * first + (steps - 2) * (end - first)
+    return end, at.images * (3 * twice + 2 * at.read_macs) // (6 * steps)
