@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from time import perf_counter
 
 import torch
 
@@ -15,6 +16,7 @@ from starfire_cli.pruning.channels.live import align_state, plan_removal, remove
 from starfire_cli.pruning.channels.recipe import compose_recipes, shrink_masks
 from starfire_cli.pruning.lasso import live_channels
 from starfire_cli.workflows.train.fixed_masks import FixedMasks
+from starfire_cli.workflows.train.live_macs import count_live_macs
 from starfire_cli.workflows.train.network import Removed, TrainingNetwork
 from starfire_cli.workflows.train.session import Session, build_forward, build_pruner
 from starfire_cli.workflows.train.step import with_step_graph
@@ -30,6 +32,9 @@ def remove_channels(session: Session) -> Session:
     per_epoch, era = session.optimisation.steps_per_epoch, session.pruner.era
     if shrinking is None or not shrinking.due(at.epoch + 1, era.first_step / per_epoch, era.last_step / per_epoch):
         return session
+    started = perf_counter()
+    if at.end_macs is None:
+        at.end_macs = count_live_macs(session)
     for net in session.nets:
         batchnorm.agree(net, session.ranks)
     network, pruner = session.network, session.pruner
@@ -44,6 +49,7 @@ def remove_channels(session: Session) -> Session:
     if at.step >= era.last_step:  # masks were fixed a moment ago, and are as they are now
         session.fixed.hold()
         session.fixed.begin()
+    at.seconds += perf_counter() - started
     return session
 
 
