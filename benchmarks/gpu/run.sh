@@ -2,17 +2,19 @@
 # What is to be run where a GPU is at hand, in order of worth. Each step (but for the tests) is resumable, leaves out what
 # is done, and writes JSON. `tests` are skipped where there is no CUDA device.
 #
-#   benchmarks/gpu/run.sh correctness|tests|methods|overhead|launches|masks|train|memory|tiny-imagenet|cifar10 [more options]
+#   benchmarks/gpu/run.sh correctness|tests|methods|overhead|launches|masks|train|memory|tiny-imagenet|cifar10|compare [more options]
 #   benchmarks/gpu/run.sh tests,correctness,overhead  # one after the other, whatever becomes of each
 #
 # On an H200 the first four take about a minute each, `masks` somewhat more, `train --rows large` more than two.
 #
-# DEVICE=cuda  OUT=docs/results  DATA=PATH (tiny-imagenet, cifar10)  JOBS=3 (trained at once)  LIMIT=580 (seconds, of any)
+# `compare` trains four methods on WRN-28-2 at once, 40 epochs each: a quarter of an hour, with MPS=1.
+#
+# DEVICE=cuda  OUT=docs/results  DATA=PATH (tiny-imagenet, cifar10, compare)  JOBS=3 (trained at once)  LIMIT=580 (seconds, of any)
 # MPS=1 lets what is trained at once compute at once: NVIDIA's Multi-Process Service, for as long as the step takes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${DEVICE:=cuda}" "${OUT:=docs/results}" "${PYTHON:=python}" "${JOBS:=3}" "${LIMIT:=580}"
-steps="correctness, tests, methods, overhead, launches, masks, train, memory, tiny-imagenet, cifar10"
+steps="correctness, tests, methods, overhead, launches, masks, train, memory, tiny-imagenet, cifar10, compare"
 fail() { echo "$*" >&2; exit 2; }
 [ $# -gt 0 ] || fail "which step? there are $steps"
 step=$1; shift
@@ -24,7 +26,7 @@ if [[ $step == *,* ]]; then
 fi
 tiny=(); [ -z "${TINY:-}" ] || tiny=(--tiny)
 run() { timeout "$LIMIT" "$PYTHON" "$@"; }
-grid() {
+images() {
     [ -n "${DATA:-}" ] || fail "where are the images? DATA=PATH benchmarks/gpu/run.sh $step"
     if [ -n "${MPS:-}" ]; then
         command -v nvidia-cuda-mps-control >/dev/null || fail "MPS=1, but there is no nvidia-cuda-mps-control here; leave MPS out"
@@ -33,6 +35,9 @@ grid() {
         nvidia-cuda-mps-control -d
         trap 'echo quit | nvidia-cuda-mps-control' EXIT
     fi
+}
+grid() {
+    images
     run benchmarks/evidence.py "$1" --data "$DATA" --jobs "$JOBS" --out "$OUT" "${@:2}"
 }
 sees_cuda() { "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }
@@ -45,5 +50,8 @@ case $step in
     train) run benchmarks/train.py --device "$DEVICE" --rows tiny,cifar,large --steps 100 --turns 1 --workers 14 --out "$OUT/gpu-train.json" "$@" ;;
     memory) run benchmarks/memory.py --device "$DEVICE" --out "$OUT/gpu-memory.json" "$@" ;;
     tiny-imagenet) grid tiny-imagenet --options="--compile --cuda-graphs --eval-batch-size 1000" "$@" ;;
+    compare) images
+        run -m starfire_cli compare --methods dsr,set,rigl,static --target 0.9 --seeds 1 --data "cifar10:$DATA" --model wrn28-2 \
+            --epochs 40 --device "$DEVICE" --jobs 4 --no-latency --out "$OUT/compare-wrn28-2" "$@" -- --cuda-graphs --recipe cifar10 ;;
     cifar10) grid cifar10-40 --options="--cuda-graphs --eval-batch-size 2000" "$@" ;;
 esac

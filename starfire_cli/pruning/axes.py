@@ -135,7 +135,7 @@ class Penalty(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class SparseStart:
     """Sparse from the first step on.
 
     Args:
@@ -232,7 +232,7 @@ class Axes:
     """
 
     unit: Unit = field(default_factory=Unit)
-    start: Start | None = None
+    start: SparseStart | None = None
     stages: tuple[Stage, ...] = ()
     every: int | None = None
     ramp: str = "linear"

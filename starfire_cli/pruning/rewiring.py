@@ -165,7 +165,8 @@ class Rewiring:
         """The sparsity that is due after so many steps."""
         rise = self.axes.rise
         if rise is None:
-            return self._target if self.axes.targeted else 0.0
+            due = self._target if self.axes.targeted else 0.0
+            return due if self.axes.start is not None else due * self.era.progress(step)
         return rise.sparsity(self._moment(step))
 
     def _keep_gradients(self) -> None:
@@ -256,6 +257,8 @@ class Rewiring:
             share = "uniform" if start.allocation == "global" else start.allocation
             start = replace(start, score="random", allocation=share)
         rise = self.axes.rise
+        if rise is not None and rise.reads:  # how many are known all the same, if not by a global rule
+            rise = replace(rise, score="magnitude")
         for stage in (start, Rewire(removal=rise) if rise is not None else None):
             for key, change in (stage.apply(layers, moment) if stage is not None else {}).items():
                 left[key] = layers[key].spread(change.alive_U) & left[key]

@@ -16,11 +16,30 @@ from starfire_cli.pruning.schedule import Era
 STEPS, FIRST, LAST = 11, 1, 9
 
 
+class HatNetwork(nn.Module):
+    """A 3x3, a grouped and a depthwise convolution in a residual branch, a 1x1 one, BatchNorm, and a linear layer.
+
+    It can be traced, as penalties of structures ask, but nothing is ever computed with it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_bn = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.conv1, self.bn1 = nn.Conv2d(6, 8, 3, padding=1, groups=2, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8)
+        self.conv3, self.bn3 = nn.Conv2d(8, 6, 1, bias=False), nn.BatchNorm2d(6)
+        self.fc = nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem_bn(self.stem(x)).relu()
+        branch = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())).relu()
+        x = (x + self.bn3(self.conv3(branch))).relu()
+        return self.fc(x.mean((2, 3)))
+
+
 def network() -> nn.Module:
-    """A 3x3, a grouped and a depthwise convolution, a 1x1 one, and a linear layer; nothing is ever computed with it."""
     torch.manual_seed(0)
-    convolutions = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 3, groups=2), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 10, 1)
-    return nn.Sequential(*convolutions, nn.Linear(10, 8))
+    return HatNetwork()
 
 
 def make_sgd(parameters: Iterator[nn.Parameter]) -> optim.Optimizer:
@@ -29,6 +48,8 @@ def make_sgd(parameters: Iterator[nn.Parameter]) -> optim.Optimizer:
 
 class HatTraining:
     """Steps with gradients out of a hat, the same ones in every memory format, so that masks can be compared."""
+
+    pruner: Pruner
 
     def __init__(
         self,
@@ -81,14 +102,21 @@ class HatTraining:
         self.keys = list(self.pruner.masks)
         self.weights = {key: self.model.get_parameter(key) for key in self.keys}
 
-    def give_gradients(self) -> None:
+    def give_gradients(self) -> float:
+        """Fill them in; returns what the loss would be."""
         for n, weight in enumerate(self.weights.values()):
             generator = torch.Generator().manual_seed(1000 * self.step + n)
             values = torch.randn(weight.shape, generator=generator)
             weight.grad = torch.empty_like(weight).copy_(values)
+        return 1.0
+
+    def first_loss(self) -> float:
+        """Gradients, and a loss to weigh a penalty against."""
+        self.give_gradients()
+        return 2.5
 
     def begin(self) -> None:
-        self.pruner.begin(self.give_gradients)
+        self.pruner.begin(self.first_loss)
         self.optimizer.zero_grad()
 
     def take_step(self) -> bool:

@@ -147,6 +147,16 @@ def test_one_competition_takes_the_first_of_a_sorted_list(
     assert globally(layers, {str(n): v for n, v in enumerate(values)}, count) == expected
 
 
+def test_a_cutoff_is_not_rounded_to_the_type_of_another_layer() -> None:
+    """0.1 in float32 is a hair above 0.1 in float64."""
+    values = {"a": torch.tensor([0.1, 0.5]), "b": torch.tensor([0.1, 0.7], dtype=torch.float64)}
+    layers = {
+        key: LayerUnits(layer(key, (1, 2)), Unit(), v[None], torch.ones(1, 2, dtype=torch.bool))
+        for key, v in values.items()
+    }
+    assert globally(layers, values, 1) == {"a": 0, "b": 1}
+
+
 @given(
     seed=st.integers(0, 2**31),
     kinds=st.sampled_from([1, 2, 50, 1 << 20]),

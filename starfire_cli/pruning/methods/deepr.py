@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from starfire_cli.pruning.axes import Axes, BoundPenalty, Change, Start
+from starfire_cli.pruning.axes import Axes, BoundPenalty, Change, SparseStart
 from starfire_cli.pruning.layer_units import LayerUnits
 from starfire_cli.pruning.masked_weights import MaskedWeights
 from starfire_cli.pruning.methods import METHODS
@@ -118,7 +118,7 @@ class DeepRewiring:
     def axes(self) -> Axes:
         coldest = min(1e-15, self.temperature)
         return Axes(
-            start=Start(allocation=self.allocation),
+            start=SparseStart(allocation=self.allocation),
             stages=(SignChange(),),
             every=1,
             span=(0.0, 0.95),

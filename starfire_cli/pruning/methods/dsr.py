@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from starfire_cli.pruning.axes import Axes, Rewire, Start
+from starfire_cli.pruning.axes import Axes, Rewire, SparseStart
 from starfire_cli.pruning.layer_units import Unit
 from starfire_cli.pruning.methods import METHODS
 from starfire_cli.pruning.methods._network import check_choice, check_every, check_positive
@@ -43,7 +43,7 @@ class DynamicSparseReparameterization:
     def axes(self) -> Axes:
         return Axes(
             unit=Unit(axes="" if self.unit == "weight" else "RS", reduce="mean"),
-            start=Start(allocation="uniform"),
+            start=SparseStart(allocation="uniform"),
             stages=(
                 Rewire(
                     removal=Adaptive(wanted=self.moves, initial=self.threshold),

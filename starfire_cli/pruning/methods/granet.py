@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from starfire_cli.pruning.axes import Axes, Rewire, Start
+from starfire_cli.pruning.axes import Axes, Rewire, SparseStart
 from starfire_cli.pruning.methods import METHODS
 from starfire_cli.pruning.methods._network import check_every, check_fraction
 from starfire_cli.pruning.regrowth import Grow
@@ -42,7 +42,7 @@ class GraNet:
 
     def axes(self) -> Axes:
         return Axes(
-            start=Start(sparsity=self.initial) if self.initial else None,
+            start=SparseStart(sparsity=self.initial) if self.initial else None,
             stages=(
                 Rewire(removal=Rise(allocation="global", initial=self.initial)),
                 Rewire(

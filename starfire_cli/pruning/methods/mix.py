@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.allocation import ALLOCATIONS
-from starfire_cli.pruning.axes import Axes, Rewire, Stage, Start
+from starfire_cli.pruning.axes import Axes, Rewire, SparseStart, Stage
 from starfire_cli.pruning.layer_units import REDUCTIONS, Unit
 from starfire_cli.pruning.methods import METHODS
 from starfire_cli.pruning.methods._network import check_choice, check_every, check_fraction, check_ramp
@@ -92,7 +92,7 @@ class Mix:
         allocation = "uniform" if self.allocation == "global" and self.start == "random" else self.allocation
         return Axes(
             unit=Unit(axes=UNITS[self.unit], reduce=REDUCTIONS[self.reduce]),
-            start=None if self.start == "dense" else Start(allocation=allocation, score=self.start),
+            start=None if self.start == "dense" else SparseStart(allocation=allocation, score=self.start),
             stages=self._stages(),
             every=self.every,
             ramp=self.ramp,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from starfire_cli.pruning.axes import Axes, Rewire, Start
+from starfire_cli.pruning.axes import Axes, Rewire, SparseStart
 from starfire_cli.pruning.methods import METHODS
 from starfire_cli.pruning.methods._network import SHAPED, check_choice, check_every, check_fraction
 from starfire_cli.pruning.regrowth import Grow
@@ -44,7 +44,7 @@ class SparseEvolutionaryTraining:
     def axes(self) -> Axes:
         swap = Swap(fraction=self.fraction, anneal=self.anneal, by_sign=self.by_sign)
         return Axes(
-            start=Start(allocation=self.allocation),
+            start=SparseStart(allocation=self.allocation),
             stages=(Rewire(removal=swap, regrowth=Grow(by="random")),),
             every=self.every,
             span=(0.0, 0.75),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from starfire_cli.pruning.axes import Axes, Rewire, Start
+from starfire_cli.pruning.axes import Axes, Rewire, SparseStart
 from starfire_cli.pruning.methods import METHODS
 from starfire_cli.pruning.methods._network import SHAPED, check_choice, check_every, check_fraction
 from starfire_cli.pruning.regrowth import Grow
@@ -37,7 +37,7 @@ class SparseMomentum:
     def axes(self) -> Axes:
         grow = Grow(by="momentum", shared="momentum")
         return Axes(
-            start=Start(allocation=self.allocation),
+            start=SparseStart(allocation=self.allocation),
             stages=(Rewire(removal=Swap(fraction=self.fraction), regrowth=grow),),
             every=self.every,
             span=(0.0, 0.95),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from starfire_cli.pruning.axes import Axes, Start
+from starfire_cli.pruning.axes import Axes, SparseStart
 from starfire_cli.pruning.methods import METHODS
 from starfire_cli.pruning.methods._network import check_choice
 
@@ -27,4 +27,4 @@ class Snip:
 
     def axes(self) -> Axes:
         allocation = "uniform" if self.pool == "layer" else "global"
-        return Axes(start=Start(allocation=allocation, score="sensitivity"), span=(0.0, 0.75))
+        return Axes(start=SparseStart(allocation=allocation, score="sensitivity"), span=(0.0, 0.75))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from starfire_cli.pruning.axes import Axes, Change, Start
+from starfire_cli.pruning.axes import Axes, Change, SparseStart
 from starfire_cli.pruning.layer_units import LayerUnits, largest, smallest
 from starfire_cli.pruning.methods import METHODS
 from starfire_cli.pruning.methods._network import SHAPED, check_choice, check_every, check_fraction
@@ -131,7 +131,7 @@ class StructuredRigL:
 
     def axes(self) -> Axes:
         return Axes(
-            start=Start(allocation=self.allocation, fan_in=True),
+            start=SparseStart(allocation=self.allocation, fan_in=True),
             stages=(ConstantFanIn(fraction=self.fraction, salient=self.salient),),
             every=self.every,
             replaces_step=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from starfire_cli.pruning.axes import Axes, Start
+from starfire_cli.pruning.axes import Axes, SparseStart
 from starfire_cli.pruning.methods import METHODS
 from starfire_cli.pruning.methods._network import SHAPED, check_choice
 
@@ -26,5 +26,5 @@ class Static:
         check_choice("allocation", self.allocation, SHAPED)
 
     def axes(self) -> Axes:
-        start = Start(allocation=self.allocation)
+        start = SparseStart(allocation=self.allocation)
         return Axes(start=start, span=(0.0, 0.75), dense_first=self.allocation == "uniform")

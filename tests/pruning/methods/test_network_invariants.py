@@ -17,7 +17,8 @@ from starfire_cli.pruning import METHODS, Pruner, layers_of_model
 from starfire_cli.pruning.schedule import Era
 from tests.helpers.hat_training import FIRST, LAST, STEPS, HatTraining, make_sgd
 
-MEMBERS = METHODS.taking("network").names()
+# The network of these tests has no BatchNorm and no branch, on which two have their penalty (test_lasso.py).
+MEMBERS = [name for name in METHODS.taking("network").names() if name not in ("slimming", "sss")]
 VARIANTS = [
     "gmp:pool=global,every=3",
     "gmp:pool=erk,initial=0.3,every=3",
@@ -82,12 +83,16 @@ def live(run: HatTraining) -> dict[str, int]:
 @pytest.mark.parametrize(("number", "spec"), [pytest.param(n, spec, id=spec) for n, spec in enumerate(SPECS)])
 def test_every_step(number: int, spec: str) -> None:
     run = HatTraining(spec, make=OPTIMIZERS[number % 3])
+    twin = HatTraining(spec, make=OPTIMIZERS[number % 3], channels_last=True)
     run.begin()
+    twin.begin()
     check_dead(run)
     counts = live(run)
     for _ in range(STEPS):
         before = run.masks()
         changed = run.take_step()
+        twin.take_step()
+        assert twin.pruner.digest() == run.pruner.digest()
         moved = any(not torch.equal(mask, before[key]) for key, mask in run.pruner.masks.items())
         assert changed or not moved
         assert run.step in run.evaluations() or not changed
@@ -129,11 +134,12 @@ def test_a_run_that_is_resumed_goes_on_to_the_bit(spec: str) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_memory_formats_make_no_difference(spec: str) -> None:
-    runs = HatTraining(spec), HatTraining(spec, channels_last=True)
-    for run in runs:
-        run.begin()
-    assert runs[0].run(LAST) == runs[1].run(LAST)
+def test_a_plan_changes_nothing(spec: str) -> None:
+    run = HatTraining(spec)
+    before = {key: weight.detach().clone() for key, weight in run.weights.items()}
+    assert [layer.key for layer, _, _ in run.pruner.plan()] == run.keys
+    assert all(mask.all() for mask in run.pruner.masks.values())
+    assert all(torch.equal(weight, before[key]) for key, weight in run.weights.items())
 
 
 @pytest.mark.parametrize("spec", MEMBERS)
@@ -148,7 +154,7 @@ def test_chance_is_the_seeds(spec: str) -> None:
     assert (digests[0] != digests[2]) == (spec in RANDOM) or spec not in KNOWN
 
 
-@pytest.mark.parametrize(("number", "spec"), [pytest.param(n, spec, id=spec) for n, spec in enumerate(SPECS)])
+@pytest.mark.parametrize(("number", "spec"), [pytest.param(n, spec, id=spec) for n, spec in enumerate(MEMBERS)])
 def test_half_precision(number: int, spec: str) -> None:
     run = HatTraining(spec, dtype=(torch.float16, torch.bfloat16)[number % 2])
     run.begin()
@@ -162,7 +168,9 @@ def test_half_precision(number: int, spec: str) -> None:
 
 
 def highest(spec: str) -> float:
-    """The target that leaves one unit of each layer."""
+    """The target that leaves one unit of each layer; any, where a method has none."""
+    if not METHODS.build(spec).axes().targeted:
+        return 0.99
     with pytest.raises(BadOption, match="with one of each layer left it is") as refused:
         HatTraining(spec, target=0.999)
     return float(str(refused.value).rpartition(" ")[2])
@@ -171,7 +179,7 @@ def highest(spec: str) -> float:
 @pytest.mark.parametrize("spec", SPECS)
 def test_no_layer_is_emptied(spec: str) -> None:
     """Nor does it stop a method that there is next to nothing to swap."""
-    run = HatTraining(spec, target=0.99 if "q=" in spec or "s=" in spec else highest(spec))
+    run = HatTraining(spec, target=highest(spec))
     run.begin()
     for _ in range(LAST):
         run.take_step()
@@ -179,27 +187,28 @@ def test_no_layer_is_emptied(spec: str) -> None:
         assert all(live(run).values())
 
 
-@pytest.mark.parametrize("target", ["0.37", "0.8"])
 @pytest.mark.parametrize(
-    ("spec", "by_layer"),
+    ("spec", "by_layer", "target"),
     [
-        ("gmp", True),
-        ("gmp:pool=global", False),
-        ("gmp:pool=erk", False),
-        ("gmp:pool=er,initial=0.2", False),
-        ("set", False),
-        ("rigl:allocation=uniform", True),
-        ("static:allocation=uniform", True),
-        ("srigl", False),
-        ("deepr", True),
-        ("dsr:threshold=0.05", False),
-        ("snfs:allocation=erk", False),
-        ("snip", False),
-        ("snip:pool=layer", True),
-        ("granet", False),
-        ("ac-dc", False),
-        ("ac-dc:pool=layer", True),
-        ("deep-compression", False),
+        ("gmp", True, "0.37"),
+        ("gmp:pool=global", False, "0.8"),
+        ("gmp:pool=erk", False, "0.37"),
+        ("gmp:pool=er,initial=0.2", False, "0.8"),
+        ("set", False, "0.37"),
+        ("rigl:allocation=uniform", True, "0.8"),
+        ("static:allocation=uniform", True, "0.37"),
+        ("static", False, "0.8"),
+        ("srigl", False, "0.8"),
+        ("deepr", True, "0.37"),
+        ("dsr:threshold=0.05", False, "0.8"),
+        ("dsr:threshold=10", False, "0.05"),
+        ("snfs:allocation=erk", False, "0.37"),
+        ("snip", False, "0.8"),
+        ("snip:pool=layer", True, "0.37"),
+        ("granet", False, "0.8"),
+        ("ac-dc", False, "0.37"),
+        ("ac-dc:pool=layer", True, "0.8"),
+        ("deep-compression", False, "0.8"),
     ],
 )
 def test_the_target_is_met_to_the_weight(spec: str, by_layer: bool, target: str) -> None:
@@ -290,3 +299,19 @@ def test_layers_without_a_gradient_take_part() -> None:
     assert not run.pruner.after_backward()
     assert run.pruner.after_step(run.step)
     check_dead(run)
+
+
+@pytest.mark.parametrize(("below", "factor"), [(56, 0.5), (55, 1.0), (45, 1.0), (44, 2.0)])
+def test_the_threshold_of_dsr_has_a_band(below: int, factor: float) -> None:
+    """Of 100 weights 50 should move: it stays with 45 to 55."""
+    model = nn.Linear(10, 10, bias=False)
+    model.weight.data = (torch.randperm(100).reshape(10, 10) + 1) / 100
+    layers, _ = layers_of_model(model)
+    threshold = (below + 0.5) / 100
+    method = METHODS.build(f"dsr:moves=50,threshold={threshold},every=1")
+    era = Era(first_step=0, last_step=5)
+    pruner = Pruner(model, layers, conv=method, linear=method, target=0.0, era=era, kernels="torch")
+    pruner.begin()
+    pruner.after_step(1)
+    assert pruner.state_dict()["method"]["memory"]["threshold"] == pytest.approx(threshold * factor)
+    assert int((model.weight == 0).sum()) == below  # all of them back, from zero

@@ -44,11 +44,11 @@ def test_sparsity_only_grows_and_dead_weights_stay_exact_zeros(tmp_path, monkeyp
         nonlocal checked
         changed = after_step(self, step)
         for key, mask in self.masks.items():
-            weight = self._weights[key]
+            weight = self.weights[key]
             assert not weight.detach()[~mask].count_nonzero()
             assert not (~mask < dead_before.get(key, torch.zeros_like(mask))).any(), "a dead weight came back"
             dead_before[key] = ~mask
-            for value in self._optimizer.state[weight].values():
+            for value in self._tensors.optimizer.state[weight].values():
                 if value.shape == weight.shape:
                     assert not value[~mask].count_nonzero()
             checked += 1
