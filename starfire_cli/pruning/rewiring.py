@@ -268,6 +268,8 @@ class Rewiring:
         for layer in self._tensors.layers:
             units, alive = layers.get(layer.key), left.get(layer.key, self._tensors.masks[layer.key])
             rule = "nothing new" if units is None else f"{units.count - units.live:,}/{units.count:,} {unit}"
+            if units is not None and not self.axes.targeted and self._penalty is not None:
+                rule = "as the penalty says"
             rows.append((layer, int(alive.sum()), rule))
         return rows
 
