@@ -10,7 +10,7 @@ SHRUNK = "shrunk"
 def method_and_share(
     method: str, fc: str, target: float | None, *, sparsity: float, shrunk: bool = False
 ) -> tuple[str, float | None]:
-    """The method that labels a network, and the share of weights that goes with it; 0 for a dense one.
+    """The method that labels a network, and the share of weights that goes with it: 0 for a dense one; None for none.
 
     A network that nothing was asked of is a dense baseline only if nothing of it is dead: one that was pruned before,
     and then fine-tuned with `--method dense`, is called pruned.
@@ -18,7 +18,7 @@ def method_and_share(
     Args:
         method: spec of the convolutions' method.
         fc: spec of the linear layers'.
-        target: the share of weights to prune that was asked for; None or 0 for nothing.
+        target: the share of weights to prune that was asked for; 0 for nothing, None for a method that has no target.
         sparsity: dead over prunable weights, counted from masks.
         shrunk: whether dead channels were removed for good; the share is then not known.
     """

@@ -18,12 +18,13 @@ class Replica:
     Args:
         model: the same on every rank but for its weights; rank 0's are taken.
         device: where it is.
+        sending: goes on counting what an earlier replica of another size sent; None: begin anew.
 
     The masks are no part of it, and neither are BatchNorm's statistics: buffers are not broadcast at every step.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self.sending = Sending()
+    def __init__(self, model: nn.Module, device: torch.device, sending: Sending | None = None) -> None:
+        self.sending = sending or Sending()
         self._model = model
         self._synced_norms = any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
         with warnings.catch_warnings():

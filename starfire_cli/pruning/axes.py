@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,11 @@ class Rewire:
 
 
 class BoundPenalty(Protocol):
-    """A penalty on one model's weights."""
+    """A penalty on one model's weights.
+
+    One whose `add_gradients` may be captured in a CUDA graph, as long as it acts or does not act, has the attribute
+    `captured`, which is True.
+    """
 
     def add_gradients(self, moment: Moment) -> None:
         """Add the penalty's gradient to the weights' gradients, which are unscaled and those of all ranks."""
@@ -104,6 +108,22 @@ class BoundPenalty(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
+        ...
+
+
+@runtime_checkable
+class SetByLoss(BoundPenalty, Protocol):
+    """A penalty whose strength may depend on the loss at the start.
+
+    Attributes:
+        needs_loss: whether it does.
+    """
+
+    @property
+    def needs_loss(self) -> bool: ...
+
+    def begin(self, loss: float) -> None:
+        """Before the first step of a new run: the mean loss of a batch, without the penalty."""
         ...
 
 
@@ -171,6 +191,28 @@ def _even_fan_in(units: LayerUnits, due: int, key: str, moment: Moment) -> Tenso
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shrinking:
+    """Channels are removed from the network while it trains, at the ends of epochs of the era.
+
+    Args:
+        threshold: a filter or input channel is dead if no weight of it is larger than this.
+        interval: epochs between removals; None: 10, or a fifth of the era where that is less.
+    """
+
+    threshold: float
+    interval: int | None = None
+
+    def due(self, epoch: int, first: float, last: float) -> bool:
+        """Whether channels are removed after so many epochs, in an era from `first` to `last` epochs: at every interval
+        of it and at the end of the epoch in which it ends.
+        """
+        interval = self.interval or max(1, min(10, int((last - first) / 5)))
+        if not first < epoch < last + 1:
+            return False
+        return epoch >= last or (epoch - int(first)) % interval == 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Axes:
     """A sparse training method as a point on its axes.
 
@@ -184,9 +226,11 @@ class Axes:
         span: the era by default, as shares of the training; None: the recipe's.
         dense_first: whether the first convolution stays as it is.
         dense_last: whether the last linear layer does.
+        dense_depthwise: whether depthwise convolutions do.
         targeted: whether the sparsity that comes out is the target.
         penalty: a term of the loss; None: none.
         rounds: masks are evaluated between rounds of training, not at steps; None: there is one round.
+        shrinking: what is removed from the network while it trains; None: nothing.
     """
 
     unit: Unit = field(default_factory=Unit)
@@ -198,20 +242,31 @@ class Axes:
     span: tuple[float, float] | None = None
     dense_first: bool = False
     dense_last: bool = False
+    dense_depthwise: bool = False
     targeted: bool = True
     penalty: Penalty | None = None
     rounds: Rounds | None = None
+    shrinking: Shrinking | None = None
 
     @property
     def monotone(self) -> bool:
         """Whether "once zero, always zero" holds."""
         return all(stage.monotone for stage in self.stages) and (self.rounds is None or self.rounds.monotone)
 
+    @property
+    def has_era(self) -> bool:
+        """Whether anything happens after the first step."""
+        return bool(self.stages) or self.penalty is not None
+
     def chosen(self, layers: Sequence[Layer]) -> list[Layer]:
         """Those of some layers that the method prunes."""
         first = next((x for x in layers if x.kind != "linear"), None) if self.dense_first else None
         last = next((x for x in reversed(layers) if x.kind == "linear"), None) if self.dense_last else None
-        return [layer for layer in layers if layer is not first and layer is not last]
+        return [
+            layer
+            for layer in layers
+            if layer is not first and layer is not last and not (self.dense_depthwise and layer.depthwise)
+        ]
 
     @property
     def rise(self) -> Rise | None:

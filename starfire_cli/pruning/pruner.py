@@ -110,12 +110,12 @@ class Pruner:
         if isinstance(self._masks, Rewiring):
             self._masks.use_average(average)
 
-    def begin(self, gradients: Callable[[], None] | None = None) -> None:
+    def begin(self, gradients: Callable[[], float] | None = None) -> None:
         """Before the first step of a new run: make the masks of a method that is sparse from the start.
 
         Args:
-            gradients: called where the method scores weights by their gradients (`needs_batch`); fills them from a
-                batch of training images.
+            gradients: called where the method scores weights by their gradients (`needs_batch`) or weighs a penalty
+                against the loss; fills gradients from a batch of training images, and returns its mean loss.
         """
         if isinstance(self._masks, Rewiring):
             self._masks.begin(gradients)
@@ -235,6 +235,12 @@ class Pruner:
     def masked_layer_count(self) -> int:
         """Of how many layers `after_backward` masks the gradients; it only grows."""
         return len(self._tensors.touched)
+
+    @property
+    def capture_key(self) -> tuple[int, bool]:
+        """Equal for steps that one captured graph may stand for: as many layers are masked, in or out of the era."""
+        step = self._step + 1
+        return self.masked_layer_count, self.adds_gradients and self.era.first_step < step <= self.era.last_step
 
     def threshold(self, step: int) -> float:
         """The sparsity threshold t after `step` steps."""

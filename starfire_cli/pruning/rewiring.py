@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from starfire_cli.errors import BadOption, StarfireError
-from starfire_cli.pruning.axes import Axes, Change, Rewire, SparseStart, Stage
+from starfire_cli.pruning.axes import Axes, Change, Rewire, SetByLoss, SparseStart, Stage
 from starfire_cli.pruning.channels.sequences import batchnorms_after
 from starfire_cli.pruning.kernels.torch import count_alive, is_finite, write_dead
 from starfire_cli.pruning.layer_units import LayerUnits, by_layer
@@ -109,8 +109,12 @@ class Rewiring:
         return self.era.evaluates_at(step)
 
     def plain(self, step: int) -> bool:
-        """Whether nothing but masking the gradients happens between backward and the optimizer's step."""
-        if self._penalty is not None or (self._averages is not None and step <= self.era.last_step):
+        """Whether nothing happens between backward and the optimizer's step but what may be captured in a CUDA graph:
+        gradients are masked, and some penalties are added to them.
+        """
+        if self._penalty is not None and not getattr(self._penalty, "captured", False):
+            return False
+        if self._averages is not None and step <= self.era.last_step:
             return False
         return not self.evaluates_at(step) or not (self.axes.replaces_step or self._reads)
 
@@ -126,10 +130,10 @@ class Rewiring:
 
     def before_step(self, step: int) -> bool:
         """Between backward and the optimizer's step number `step`. Returns whether the step is to be made."""
-        if self.plain(step):
-            return True
         if self._penalty is not None:
             self._penalty.add_gradients(self._moment(step))
+        if self.plain(step):
+            return True
         if self._averages is not None:
             self._average_gradients()
         if not self.evaluates_at(step):
@@ -199,12 +203,16 @@ class Rewiring:
         torch._foreach_mul_(list(self._averages.values()), _DECAY)
         torch._foreach_add_([self._averages[key] for key in gradients], list(gradients.values()))
 
-    def begin(self, gradients: Callable[[], None] | None) -> None:
-        """Make the masks that training starts from.
+    def begin(self, gradients: Callable[[], float] | None) -> None:
+        """Make the masks that training starts from, and set a penalty's strength.
 
         Args:
-            gradients: fills all weights' gradients from a batch of training images, where that is asked for.
+            gradients: where it is asked for, fills all weights' gradients from a batch of training images and returns
+                its mean loss.
         """
+        if isinstance(self._penalty, SetByLoss) and self._penalty.needs_loss:
+            assert gradients is not None, "the penalty's strength is set by the loss before the first step"
+            self._penalty.begin(gradients())
         start = self.axes.start
         if start is None:
             return
@@ -279,6 +287,8 @@ class Rewiring:
         for layer in self._tensors.layers:
             units, alive = layers.get(layer.key), left.get(layer.key, self._tensors.masks[layer.key])
             rule = "nothing new" if units is None else f"{units.count - units.live:,}/{units.count:,} {unit}"
+            if units is not None and not self.axes.targeted and self._penalty is not None:
+                rule = "as the penalty says"
             rows.append((layer, int(alive.sum()), rule))
         return rows
 

@@ -118,6 +118,7 @@ class EpochRecord:
     round: int | None = None  # of training, where a method has several, from 1; epochs count on over all
     gradient_bytes: int | None = None  # that each of several processes sent in a step, on average
     memory_bytes: int | None = None  # of a CUDA device, the most that tensors have taken so far
+    parameters: int | None = None  # of the network, where it shrinks while it trains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,7 @@ class Finished:
     checkpoint: Path
     val_top1: float
     val_top5: float
-    target: float
+    target: float | None
     sparsity_prunable: float
     sparsity_total: float
     epochs: int

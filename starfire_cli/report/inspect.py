@@ -163,7 +163,8 @@ def _meta_lines(found: Inspection) -> list[str]:
     if meta.pruning.method is not None:
         pruning = meta.pruning
         said.append(
-            f"{pruning.method}, fc {pruning.fc}, target {pruning.target}"
+            f"{pruning.method}, fc {pruning.fc}, "
+            + ("no target" if pruning.target is None else f"target {pruning.target}")
             + (f", era {':'.join(f'{x:g}' for x in pruning.era)}" if pruning.era is not None else "")
         )
     shown = (meta.metrics.val_top1, "top-1"), (meta.metrics.val_top5, "top-5")

@@ -166,10 +166,11 @@ class _Screen:
 
     def finished(self, r: Finished) -> End:
         self.close()
+        target = "no target" if r.target is None else f"target {r.target:g}"
         rows = (
             ("best checkpoint", str(r.checkpoint)),
             ("top-1 / top-5", f"{r.val_top1:.2%} / {r.val_top5:.2%}"),
-            ("sparsity", f"{r.sparsity_prunable:.4f} of prunable weights (target {r.target:g})"),
+            ("sparsity", f"{r.sparsity_prunable:.4f} of prunable weights ({target})"),
             ("", f"{r.sparsity_total:.4f} of all parameters"),
             ("time", f"{r.seconds:.1f} s for {counted(r.epochs, 'epoch')}, {r.images_per_second:,.0f} images/s"),
             ("next", command_text(("starfire", "inspect", str(r.checkpoint)))),

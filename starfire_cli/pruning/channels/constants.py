@@ -39,26 +39,32 @@ class Constants:
         reads: node of a convolution or linear layer -> what each of its inputs carries, (C,) or (I,); NaN: the image.
         shapes: node -> the shape of the tensor it gives, on one image.
         notes: node -> why a constant that came in did not go on.
+        norms: name of a BatchNorm -> what each of its channels reads, (C,); NaN: the image.
     """
 
     reads: dict[fx.Node, Tensor] = field(default_factory=dict)
+    norms: dict[str, Tensor] = field(default_factory=dict)
     shapes: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)
     notes: dict[fx.Node, str] = field(default_factory=dict)
 
 
 @torch.no_grad()
-def find_constants(traced: Traced, masks: Mapping[str, Tensor], example: Tensor) -> Constants:
+def find_constants(
+    traced: Traced, masks: Mapping[str, Tensor], example: Tensor, *, settle: torch.dtype | None = None
+) -> Constants:
     """Run the graph on `example` for its shapes and on NaN for its constants.
 
     Args:
         traced: from `graph.trace`.
         masks: what is dead, checked by `check_masks`; a layer without a mask is alive, zero weights or not.
         example: one image, (1, C, H, W), float64.
+        settle: give each BatchNorm channel that reads a constant the mean and variance of that constant, rounded to
+            this type, in the traced copy; what it gives is then the same in training as in eval mode.
 
     Raises:
         StarfireError: the model does not take such an image.
     """
-    run = _Run(traced, masks)
+    run = _Run(traced, masks, settle)
     try:
         run.run(example)
     except Exception as error:  # noqa: BLE001 - a user's model may raise anything
@@ -91,9 +97,9 @@ def live_mask(masks: Mapping[str, Tensor], name: str, weight: Tensor) -> Tensor:
 class _Run(fx.Interpreter):
     """Runs each node twice: on the example, and on what is known."""
 
-    def __init__(self, traced: Traced, masks: Mapping[str, Tensor]) -> None:
+    def __init__(self, traced: Traced, masks: Mapping[str, Tensor], settle: torch.dtype | None) -> None:
         super().__init__(traced.root)
-        self.traced, self.masks = traced, masks
+        self.traced, self.masks, self.settle = traced, masks, settle
         self.found = Constants()
         self.known: dict[fx.Node, Any] = {}
 
@@ -136,9 +142,19 @@ class _Run(fx.Interpreter):
             if not all(t.isnan().all() for t in tensors):
                 self.found.notes[n] = f"{node_name(n)} is not followed"
             return _forget(real)
+        if role == "batchnorm" and n.op == "call_module":
+            self._norm(n, tensors[0])
         zero = tensors[0].eq(0) | tensors[1].eq(0) if role == "multiply" and len(tensors) == 2 else None
         known = getattr(super(), n.op)(n.target, args, kwargs)
         return known if zero is None else known.masked_fill_(zero, 0)
+
+    def _norm(self, n: fx.Node, known: Tensor) -> None:
+        """Note what a BatchNorm reads, and settle its statistics where that was asked for."""
+        module, rows = self.traced.module(n), known.movedim(1, 0).flatten(1)
+        value_C = torch.where(_one_number(rows), rows[:, 0], NAN)
+        self.found.norms[str(n.target)] = value_C
+        if self.settle is not None and self.traced.once(str(n.target)):
+            settle_statistics(module, value_C.to(self.settle))
 
     def _weighted(self, n: fx.Node, role: Role, known: Tensor, real: Tensor) -> Tensor:
         """A convolution's or linear layer's output: NaN where a live weight reads a NaN."""
@@ -182,6 +198,16 @@ class _Run(fx.Interpreter):
             pad, counted = given.get("padding", 0), given.get("count_include_pad", True)
             divisor = given.get("divisor_override")
         return divisor is None and (not counted or not any(tree_flatten(pad)[0]))
+
+
+def settle_statistics(norm: nn.Module, value_C: Tensor) -> None:
+    """Give a BatchNorm the statistics of the constants that its channels read, (C,); where that is NaN, leave them."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert isinstance(mean, Tensor) and isinstance(variance, Tensor)
+    value_C = value_C.to(mean.device, mean.dtype)
+    known_C = value_C.isfinite()
+    mean.copy_(torch.where(known_C, value_C, mean))
+    variance.masked_fill_(known_C, 0)
 
 
 def keeps_constants(conv: nn.Module) -> bool:

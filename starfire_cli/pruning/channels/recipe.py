@@ -7,7 +7,7 @@ A recipe names each layer that changed and the indices that stay, in plain types
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -35,18 +35,25 @@ def apply_shrink(model: nn.Module, recipe: Mapping[str, Mapping[str, Any]]) -> N
     for name, cut in recipe.items():
         _check(name, modules.get(name), cut)
     for name, cut in recipe.items():
-        module, out, inputs = modules[name], cut.get("out"), cut.get("in")
-        if isinstance(module, nn.Conv2d):
-            _cut_conv(module, out, inputs)
-        elif isinstance(module, nn.Linear):
-            _cut_linear(module, out, inputs)
-        elif isinstance(module, _BatchNorm) and out is not None:
-            _cut(module, ("weight", "bias", "running_mean", "running_var"), 0, out)
-            module.num_features = len(out)
+        module = modules[name]
+        for tensor, axis, kept in list(tensor_cuts(module, cut)):
+            _cut(module, tensor, axis, kept)
+        _set_sizes(module, cut.get("out"), cut.get("in"))
         if cut.get("bias"):
             weight = module.weight
             assert isinstance(weight, Tensor)
             module.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=weight.requires_grad)
+
+
+def tensor_cuts(module: nn.Module, cut: Mapping[str, Any]) -> Iterator[tuple[str, int, list[int]]]:
+    """(name of a parameter or buffer, axis, indices that stay) of all that a layer's part of a recipe cuts."""
+    if "out" in cut:
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            if getattr(module, name, None) is not None:
+                yield name, 0, cut["out"]
+    # A depthwise kernel has one input channel, whatever its layer keeps.
+    if "in" in cut and not (isinstance(module, nn.Conv2d) and module.groups > 1):
+        yield "weight", 1, cut["in"]
 
 
 def compose_recipes(first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]) -> ShrinkRecipe:
@@ -96,33 +103,22 @@ def _indices(kept: object, size: int) -> bool:
     return kept[0] >= 0 and kept[-1] < size and all(a < b for a, b in pairwise(kept))
 
 
-def _cut_conv(conv: nn.Conv2d, out: Sequence[int] | None, inputs: Sequence[int] | None) -> None:
-    if out is not None:
-        _cut(conv, ("weight", "bias"), 0, out)
-        conv.out_channels = len(out)
-    if inputs is not None:
-        if conv.groups > 1:
-            conv.groups = len(inputs)
-        else:
-            _cut(conv, ("weight",), 1, inputs)
-        conv.in_channels = len(inputs)
+def _set_sizes(module: nn.Module, out: Sequence[int] | None, inputs: Sequence[int] | None) -> None:
+    if isinstance(module, nn.Conv2d):
+        module.out_channels = module.out_channels if out is None else len(out)
+        if inputs is not None:
+            module.in_channels = len(inputs)
+            module.groups = len(inputs) if module.groups > 1 else 1
+    elif isinstance(module, nn.Linear):
+        module.out_features = module.out_features if out is None else len(out)
+        module.in_features = module.in_features if inputs is None else len(inputs)
+    elif isinstance(module, _BatchNorm) and out is not None:
+        module.num_features = len(out)
 
 
-def _cut_linear(linear: nn.Linear, out: Sequence[int] | None, inputs: Sequence[int] | None) -> None:
-    if out is not None:
-        _cut(linear, ("weight", "bias"), 0, out)
-        linear.out_features = len(out)
-    if inputs is not None:
-        _cut(linear, ("weight",), 1, inputs)
-        linear.in_features = len(inputs)
-
-
-def _cut(module: nn.Module, names: Sequence[str], axis: int, kept: Sequence[int]) -> None:
-    for name in names:
-        tensor = getattr(module, name)
-        if tensor is None:
-            continue
-        small = tensor.detach().index_select(axis, torch.tensor(kept, device=tensor.device)).clone()
-        if isinstance(tensor, nn.Parameter):
-            small = nn.Parameter(small, requires_grad=tensor.requires_grad)
-        setattr(module, name, small)
+def _cut(module: nn.Module, name: str, axis: int, kept: Sequence[int]) -> None:
+    tensor = getattr(module, name)
+    small = tensor.detach().index_select(axis, torch.tensor(kept, device=tensor.device)).clone()
+    if isinstance(tensor, nn.Parameter):
+        small = nn.Parameter(small, requires_grad=tensor.requires_grad)
+    setattr(module, name, small)

@@ -19,9 +19,24 @@ Gains = dict[str, tuple[str, Tensor]]
 
 
 class Removable:
-    """The channel numbers that can be removed, and the reasons why the others cannot."""
+    """The channel numbers that can be removed, and the reasons why the others cannot.
 
-    def __init__(self, traced: Traced, masks: Mapping[str, Tensor], found: Constants, channels: Channels) -> None:
+    Args:
+        traced: the network.
+        masks: what is dead, under all names of its parameters.
+        found: its constants.
+        channels: its channel numbers.
+        keep: channel number -> why it must stay, beside those that the network pins.
+    """
+
+    def __init__(
+        self,
+        traced: Traced,
+        masks: Mapping[str, Tensor],
+        found: Constants,
+        channels: Channels,
+        keep: Mapping[int, str] | None = None,
+    ) -> None:
         self.traced, self.found, self.channels = traced, found, channels
         self.live: dict[str, Tensor] = {}  # (K, C) or (O, I): does any weight of the kernel live
         for name in channels.owners:
@@ -31,11 +46,10 @@ class Removable:
                 self.live[name] = live.flatten(2).any(2) if live.ndim == 4 else live
         self.why: dict[int, str] = {}
         self.gone = torch.zeros(channels.count, dtype=torch.bool)
-        self._choose()
+        self._choose({**(keep or {}), **channels.pinned})
 
-    def _choose(self) -> None:
+    def _choose(self, keep: dict[int, str]) -> None:
         """Keep one channel of a dimension whose channels would all go, which may make others stay."""
-        keep = dict(self.channels.pinned)
         while True:
             self.gone, self.why = self._fixpoint(keep)
             emptied = [n for n in self.channels.owners.values() if bool(self.gone[n].all())]

@@ -98,12 +98,12 @@ def shrink(model: nn.Module, masks: Mapping[str, Tensor], *, example: Tensor | N
     recipe = removable.recipe(gains)
     macs_before = _macs(traced, found)
     before = outputs_on_noise(traced.model, image)
-    _rebuild(traced.model, recipe, gains)
+    rebuild(traced.model, recipe, gains)
     difference = largest_difference(before, outputs_on_noise(traced.model, image))
     if not difference <= ALLOWED:
         raise StarfireError(f"the shrunk network's outputs differ by {difference:.1e} of the largest; nothing was done")
     small = copy.deepcopy(model)
-    _rebuild(small, recipe, gains)
+    rebuild(small, recipe, gains)
     return ShrinkReport(
         model=small,
         masks=shrink_masks(masks, recipe),
@@ -115,8 +115,9 @@ def shrink(model: nn.Module, masks: Mapping[str, Tensor], *, example: Tensor | N
     )
 
 
-def _rebuild(model: nn.Module, recipe: ShrinkRecipe, gains: Gains) -> None:
-    """Fold the constants, then cut; in place."""
+@torch.no_grad()
+def rebuild(model: nn.Module, recipe: ShrinkRecipe, gains: Gains) -> None:
+    """Fold the constants into what takes them over, then cut; in place."""
     for name, (taker, gain_O) in gains.items():
         if taker == "bias":
             _add(model.get_submodule(name).bias, gain_O)

@@ -17,6 +17,12 @@ def check_every(every: int | None) -> None:
         raise BadOption(f"every={every} is out of range; masks are evaluated every 1 or more steps")
 
 
+def check_interval(interval: int | None) -> None:
+    """Raises BadOption unless channels are removed after every so many epochs."""
+    if interval is not None and interval < 1:
+        raise BadOption(f"interval={interval} is out of range; channels are removed every 1 or more epochs")
+
+
 def check_fraction(name: str, value: float, *, least: float = 0.0) -> None:
     """Raises BadOption unless `value` is a fraction of 1."""
     if not (least <= value < 1):

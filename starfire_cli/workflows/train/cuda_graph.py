@@ -55,7 +55,7 @@ class StepGraph:
         self._rate = torch.zeros((), device=device)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._masked_layers = -1  # as many as the graph knows of
+        self._key = (-1, False)  # of the steps that the graph stands for
         self._warm = 0
         self._images, self._labels, self._sums = (torch.empty(0, device=device) for _ in range(3))
 
@@ -66,7 +66,7 @@ class StepGraph:
         if self._warm < _WARM_UP or len(labels) != self._batch:
             self._warm += 1
             return self._on_the_side(lambda: self._update(images, labels))
-        if self._graph is None or self._masked_layers != self._pruner.masked_layer_count:
+        if self._graph is None or self._key != self._pruner.capture_key:
             self._capture(images, labels)
         assert self._graph is not None
         self._images.copy_(images)
@@ -81,7 +81,7 @@ class StepGraph:
     def _capture(self, images: Tensor, labels: Tensor) -> None:
         self._graph = None  # gives its memory back first
         self._images, self._labels = images.clone(memory_format=torch.preserve_format), labels.clone()
-        self._masked_layers = self._pruner.masked_layer_count
+        self._key = self._pruner.capture_key
         graph = torch.cuda.CUDAGraph()
         # Only this thread is held to the rules of capturing: loaders go on in theirs.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):

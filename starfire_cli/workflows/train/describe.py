@@ -11,6 +11,7 @@ from starfire_cli import runtime
 from starfire_cli.formats.run import FORMAT
 from starfire_cli.pruning.budget import pruned
 from starfire_cli.records.train import TrainingPlan
+from starfire_cli.text import counted
 from starfire_cli.workflows.pruning import plan_layers
 from starfire_cli.workflows.train.rounds import Tickets
 from starfire_cli.workflows.train.session import Session
@@ -21,21 +22,18 @@ _UNTOLD = {"command", "resume", "dry_run", "max_steps", "name", "out", "only", "
 
 def plan_of(session: Session) -> TrainingPlan:
     """The run before it starts. Raises BadOption where a layer would lose everything."""
-    era, rate, per_epoch = session.pruner.era, session.optimisation.rate, session.optimisation.steps_per_epoch
+    rate, per_epoch = session.optimisation.rate, session.optimisation.steps_per_epoch
     timeline: list[tuple[float, str]] = [(session.optimisation.epochs, "training ends")]
     if session.tickets is not None:
         timeline += _rounds_in_words(session, session.tickets)
     elif session.pruning.target:
-        target, sparse = f"target {session.pruning.target:g}", session.pruner.starts_sparse
-        timeline += [
-            (era.first_step / per_epoch, "masks begin to change" if sparse else "pruning begins"),
-            (era.last_step / per_epoch, "the mask is fixed" if sparse else f"{target} reached, the mask is fixed"),
-            *([(0.0, "sparse from the first step on")] if sparse else ()),
-        ]
+        timeline += _of_the_era(session)
     timeline += [(drop, f"learning rate falls to {rate.at(round(drop * per_epoch)):g}") for drop in lr_drops(session)]
     settings = {k: v for k, v in dataclasses.asdict(session.request).items() if k not in _UNTOLD and v is not None}
     if session.request.init is None:
         del settings["init_zeros"]
+    if not session.pruning.targeted:
+        del settings["target"]
     settings |= {
         "data": session.data.info.spec,
         "image_size": session.data.info.image_size,
@@ -61,6 +59,27 @@ def plan_of(session: Session) -> TrainingPlan:
     )
 
 
+def _of_the_era(session: Session) -> Iterator[tuple[float, str]]:
+    """(epoch, what happens there) of the era."""
+    pruning, pruner = session.pruning, session.pruner
+    first, last = (
+        step / session.optimisation.steps_per_epoch for step in (pruner.era.first_step, pruner.era.last_step)
+    )
+    if pruner.starts_sparse:
+        yield 0.0, "sparse from the first step on"
+        yield first, "masks begin to change"
+        yield last, "the mask is fixed"
+    elif pruning.targeted:
+        yield first, "pruning begins"
+        yield last, f"target {pruning.target:g} reached, the mask is fixed"
+    else:
+        yield first, "the penalty begins" if pruner.adds_gradients else "pruning begins"
+        yield last, "the mask is fixed; how much is dead is what has come out"
+    if pruning.shrinking is not None:
+        due = [n for n in range(1, session.optimisation.epochs + 1) if pruning.shrinking.due(n, first, last)]
+        yield due[0], f"dead channels are removed, for the first of {counted(len(due), 'time')}"
+
+
 def meta_of(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says about itself, in plain values."""
     info, era = session.data.info, session.pruner.era
@@ -76,7 +95,7 @@ def meta_of(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
         "pruning": {
             "method": session.pruning.method_spec,
             "fc": session.pruning.fc_spec,
-            "target": session.pruning.target,
+            "target": session.pruning.target if session.pruning.targeted else None,
             "era": [
                 era.first_step / session.optimisation.steps_per_epoch,
                 era.last_step / session.optimisation.steps_per_epoch,

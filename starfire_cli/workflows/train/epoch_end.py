@@ -67,6 +67,7 @@ def end_epoch(session: Session, signals: Signals) -> Iterator[EpochRecord | Stop
         gradient_bytes=session.replica.sending.a_step() if session.replica is not None else None,
         round=session.tickets.round if session.tickets is not None else None,
         memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        parameters=sum(p.numel() for p in session.network.net.parameters()) if session.shrinks else None,
     )
     at.begin_epoch()
     _write(session, record)

@@ -33,9 +33,10 @@ def epoch_macs(session: Session) -> tuple[int, int]:
     are taken to lie evenly between them. A step that reads the gradients of dead weights takes the pass back to the
     weights, one of a step's three, through all of them.
     """
-    at, end = session.position, count_live_macs(session)
+    at, now = session.position, count_live_macs(session)
+    end = now if at.end_macs is None else at.end_macs
     start = end if at.start_macs is None else at.start_macs
     first = end if at.first_macs is None else at.first_macs
     steps = max(1, at.batch)
     twice = 2 * start + 2 * (steps - 1) * first + (steps - 2) * (end - first)
-    return end, at.images * (3 * twice + 2 * at.read_macs) // (6 * steps)
+    return now, at.images * (3 * twice + 2 * at.read_macs) // (6 * steps)

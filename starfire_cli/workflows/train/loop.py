@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from time import perf_counter
 
 from starfire_cli import runtime
 from starfire_cli.distributed.ranks import Ranks
 from starfire_cli.formats.run import Run
 from starfire_cli.records.train import Record, Started
-from starfire_cli.workflows.train.cuda_graph import StepGraph
 from starfire_cli.workflows.train.describe import plan_of
 from starfire_cli.workflows.train.epoch_end import end_epoch
 from starfire_cli.workflows.train.failures import explaining_failures, last_good
 from starfire_cli.workflows.train.finish import finished
 from starfire_cli.workflows.train.live_macs import note_live_macs
 from starfire_cli.workflows.train.meter import Meter
+from starfire_cli.workflows.train.reconfigure import remove_channels
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.resume import open_session
 from starfire_cli.workflows.train.run_folder import RunFolder
 from starfire_cli.workflows.train.save import save_last
 from starfire_cli.workflows.train.session import Session
 from starfire_cli.workflows.train.signals import Signals
-from starfire_cli.workflows.train.step import begin_pruning, train_step, update
+from starfire_cli.workflows.train.step import begin_pruning, train_step, with_step_graph
 from starfire_cli.workflows.train.stop import stopped
 from starfire_cli.workflows.train.tickets import begin_round, keep_weights
 
@@ -59,11 +58,7 @@ def train(
 
 
 def _trained(session: Session, folder: RunFolder) -> Iterator[Record]:
-    session = replace(session, folder=Run(session.ranks.only_first(lambda: folder.open(session))))
-    if session.request.cuda_graphs:
-        one = partial(update, session, look=lambda sums: None)
-        graph = StepGraph(one, session.optimisation.optimizer, session.pruner, session.request.batch_size or 0)
-        session = replace(session, graph=graph)
+    session = with_step_graph(replace(session, folder=Run(session.ranks.only_first(lambda: folder.open(session)))))
     run, position, optimisation = session.run, session.position, session.optimisation
     yield Started(
         run=run.path,
@@ -81,13 +76,15 @@ def _trained(session: Session, folder: RunFolder) -> Iterator[Record]:
             begin_pruning(session)
         while position.epoch < optimisation.epochs and not signals.stopped:
             begin_round(session)
-            yield from _one_epoch(session, signals)
+            session = yield from _one_epoch(session, signals)
     if not signals.stopped and session.ranks.first:
         yield finished(session, run)
 
 
-def _one_epoch(session: Session, signals: Signals) -> Iterator[Record]:
-    """Algorithm 2 over one epoch, from wherever the run stands in it: each step changes weights, then masks."""
+def _one_epoch(session: Session, signals: Signals) -> Generator[Record, None, Session]:
+    """Algorithm 2 over one epoch, from wherever the run stands in it: each step changes weights, then masks. Returns
+    the session, on a smaller network where channels were removed.
+    """
     position, pruner, request = session.position, session.pruner, session.request
     model, ema = session.network.model.train(), session.optimisation.ema
     meter, shown = Meter(session), perf_counter()
@@ -115,9 +112,11 @@ def _one_epoch(session: Session, signals: Signals) -> Iterator[Record]:
             save_last(session)
         if stop:
             yield stopped(session, signals)
-            return
+            return session
     meter.settle()
+    session = remove_channels(session)
     yield from end_epoch(session, signals)
+    return session
 
 
 def _at_limit(session: Session) -> bool:

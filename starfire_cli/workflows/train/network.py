@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from starfire_cli.damage import reading
 from starfire_cli.data import Data
 from starfire_cli.distributed.ranks import Ranks
 from starfire_cli.errors import BadOption
@@ -23,17 +24,31 @@ from starfire_cli.workflows.train.start import Start, take_weights
 
 
 @dataclass(frozen=True, kw_only=True)
+class Removed:
+    """How much a run has removed from the network that it began with.
+
+    Args:
+        prunable: weights of pruned layers.
+        parameters: of all kinds.
+    """
+
+    prunable: int = 0
+    parameters: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingNetwork:
     """Args:
     net: takes normalised images.
     model: takes images in [0, 1]; `net` behind its normalisation.
     device: where both are.
     channels_last: their memory format.
-    shrink: what `prune-mask --shrink` cut away of the full network.
+    shrink: what `prune-mask --shrink`, or this training, has cut away of the full network.
     macs: multiply-accumulates of one image, by layer.
     pairs: whether no part of a batch may have a single image, because of BatchNorm.
     start: the layers to prune, and what is dead in them already.
     checkpoint_digest: of all that was taken from a checkpoint, for a comparison with other ranks.
+    removed: how much this run has cut away.
     """
 
     net: nn.Module
@@ -45,6 +60,7 @@ class TrainingNetwork:
     pairs: bool
     start: Start
     checkpoint_digest: str
+    removed: Removed = Removed()
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
@@ -97,7 +113,16 @@ def open_network(
         pairs=pairs,
         start=start,
         checkpoint_digest=digest,
+        removed=_removed(resume),
     )
+
+
+def _removed(resume: Checkpoint | None) -> Removed:
+    """What the resumed run had removed already. Raises DamagedFile."""
+    if resume is None:
+        return Removed()
+    with reading(resume.path, "how much was removed from its network"):
+        return Removed(**(resume.training or {}).get("removed", {}))
 
 
 def _sync_norms(net: nn.Module, device: torch.device, ranks: Ranks) -> nn.Module:

@@ -20,6 +20,7 @@ class Position:
     mask_seconds: float = 0.0
     start_macs: int | None = None  # by live weights, of one image, at the start of the epoch under way
     first_macs: int | None = None  # the same after its first step
+    end_macs: int | None = None  # the same after its last step, where channels were removed then
     read_macs: int = 0  # by dead weights, of one image, over the steps that read their gradients
     best_over: bool = False  # whether the best checkpoint so far was taken after the era
     best_top1: float = -1.0
@@ -33,4 +34,4 @@ class Position:
         """Set the sums of the epoch under way to zero."""
         self.batch, self.images, self.loss_sum, self.correct = 0, 0, 0.0, 0.0
         self.seconds, self.mask_seconds = 0.0, 0.0
-        self.start_macs, self.first_macs, self.read_macs = None, None, 0
+        self.start_macs, self.first_macs, self.end_macs, self.read_macs = None, None, None, 0

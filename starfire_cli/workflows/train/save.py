@@ -43,6 +43,8 @@ def save(session: Session, path: Path, metrics: dict[str, Any]) -> None:
     }
     if session.tickets is not None:
         training["tickets"] = {"round": session.tickets.round}
+    if session.network.removed.parameters:
+        training["removed"] = dataclasses.asdict(session.network.removed)
     if own is not None:
         training["ranks"] = own
     if session.fixed.values is not None:

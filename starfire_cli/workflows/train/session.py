@@ -31,7 +31,7 @@ from starfire_cli.workflows.train.optimisation import Optimisation, Precision, b
 from starfire_cli.workflows.train.position import Position
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.rounds import Tickets, tickets_of
-from starfire_cli.workflows.train.settings import Pruning, era_steps, fill, pruning_of
+from starfire_cli.workflows.train.settings import Pruning, era_steps, fill, pruning_of, refuse_unshrinkable
 from starfire_cli.workflows.train.start import leave_fixed
 from starfire_cli.workflows.train.training_data import Decoding, data_note, open_training_data, recognise_data
 
@@ -89,6 +89,13 @@ class Session:
         """The session with further lines for the user."""
         return dataclasses.replace(self, notes=(*self.notes, *notes))
 
+    def sharing(self, replica: Replica) -> Session:
+        """The session whose gradients are summed over all ranks."""
+        self.fixed.share(replica.sending)
+        module = replica.module
+        forward = torch.compile(module) if self.request.compile else module
+        return dataclasses.replace(self, replica=replica, forward=forward)
+
     @property
     def run(self) -> Run:
         """The run's folder, once it is made."""
@@ -113,11 +120,20 @@ class Session:
         ema = self.optimisation.ema
         return self.network.model if ema is None else ema.module
 
+    @property
+    def shrinks(self) -> bool:
+        """Whether channels are removed from the network while it trains."""
+        return self.pruning.shrinking is not None
+
     def sparsity(self) -> tuple[float, float]:
-        """True sparsity over prunable weights and over all parameters, counted from the masks."""
+        """True sparsity over prunable weights and over all parameters, counted from the masks; what was removed in this
+        run counts as dead.
+        """
+        cut = self.network.removed
         dead = sum(self.pruner.zeros.values())
-        prunable = sum(layer.weights for layer in self.pruner.layers)
-        return dead / max(1, prunable), dead / sum(p.numel() for p in self.network.net.parameters())
+        prunable = sum(layer.weights for layer in self.pruner.layers) + cut.prunable
+        parameters = sum(p.numel() for p in self.network.net.parameters()) + cut.parameters
+        return (dead + cut.prunable) / max(1, prunable), (dead + cut.parameters) / parameters
 
     def warmup_notices(self) -> Iterator[str]:
         """What will be compiled on the way, as lines for the user."""
@@ -181,18 +197,11 @@ def build_session(
     network = open_network(request, data, device, ranks, channels_last=channels_last, resume=resume, initial=initial)
     if getattr(pruning.conv, "free_outputs_only", False):
         leave_fixed(network.start, network.net, data.info.image_size)
+    if pruning.shrinking is not None:
+        refuse_unshrinkable(request, network.net)
     tickets = tickets_of(request, pruning, data.train.steps)
-    pruner = Pruner(
-        network.net,
-        network.start.layers,
-        conv=pruning.conv,
-        linear=pruning.linear,
-        target=pruning.target,
-        era=tickets.era if tickets is not None else _era(request, pruning, data.train.steps, resume),
-        masks=network.start.masks,
-        kernels=request.kernels,
-        seed=request.seed,
-    )
+    era = tickets.era if tickets is not None else _era(request, pruning, data.train.steps, resume)
+    pruner = build_pruner(request, pruning, network, era)
     if resume is None and request.init is not None and not pruner.monotone and any(pruner.zeros.values()):
         raise BadOption(
             f"--init {request.init} has dead weights, which stay dead, and --method {pruning.method_spec} revives "
@@ -224,7 +233,7 @@ def build_session(
         optimisation=optimisation,
         precision=precision,
         adversary=made,
-        forward=_compiled(request, network, len(data.train)) if request.compile else network.model,
+        forward=build_forward(request, network, len(data.train)),
         pruner=pruner,
         position=position,
         fixed=fixed,
@@ -249,12 +258,7 @@ def join_ranks(session: Session) -> Session:
         if not session.resumed:
             ranks.take_first(model.buffers())
         session.pruner.use_average(ranks.average)
-        replica = Replica(model, device)
-        session.fixed.share(replica.sending)
-        module = replica.module
-        session = dataclasses.replace(
-            session, replica=replica, forward=torch.compile(module) if request.compile else module
-        )
+        session = session.sharing(Replica(model, device))
         batch = request.batch_size or 0
         each = f"{batch // ranks.count}{f' or {batch // ranks.count + 1}' if batch % ranks.count else ''}"
         session = session.noting(f"{ranks.count} processes: {batch} images a step in all, {each} each")
@@ -275,13 +279,33 @@ def _filled(request: TrainRequest, given: frozenset[str]) -> tuple[TrainRequest,
     return fill(request, *recognise_data(request, defaults)), initial, defaults
 
 
+def build_pruner(request: TrainRequest, pruning: Pruning, network: TrainingNetwork, era: Era) -> Pruner:
+    """The pruner of a network with what is dead in it already. Raises BadOption."""
+    return Pruner(
+        network.net,
+        network.start.layers,
+        conv=pruning.conv,
+        linear=pruning.linear,
+        target=pruning.target,
+        era=era,
+        masks=network.start.masks,
+        kernels=request.kernels,
+        seed=request.seed,
+    )
+
+
+def build_forward(request: TrainRequest, network: TrainingNetwork, images: int) -> Callable[[Tensor], Tensor]:
+    """What a step calls where one process trains: the model, compiled if that was asked for."""
+    return _compiled(request, network, images) if request.compile else network.model
+
+
 def _era(request: TrainRequest, pruning: Pruning, steps_per_epoch: int, resume: Checkpoint | None) -> Era:
     if resume is not None:  # in steps, so that more epochs do not move it
         steps = resume.meta.pruning.era_steps
         if steps is None:
             raise DamagedFile(f"{resume.path} is damaged: what it says of its era: era_steps is missing")
         first, last = steps
-    elif isinstance(pruning.conv, NetworkMethod) and not pruning.conv.axes().stages:
+    elif isinstance(pruning.conv, NetworkMethod) and not pruning.conv.axes().has_era:
         first, last = 0, 1  # the mask is made before the first step
     elif pruning.target:
         first, last = era_steps(request, steps_per_epoch)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from torch import nn
+
 from starfire_cli import options
-from starfire_cli.errors import BadOption
+from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.options import out_of_range
 from starfire_cli.pruning import CHANNEL_METHODS, LINEAR_METHODS, METHODS, TRAINING_METHODS, Method, NetworkMethod
+from starfire_cli.pruning.axes import Shrinking
+from starfire_cli.pruning.channels.graph import trace
 from starfire_cli.pruning.codebook import Codebook, parse
 from starfire_cli.pruning.schedule import parse_era
 from starfire_cli.registry import Family
@@ -29,6 +33,16 @@ class Pruning:
     method_spec: str
     fc_spec: str
     codebook: Codebook | None = None
+
+    @property
+    def targeted(self) -> bool:
+        """Whether the methods aim at the target; else the sparsity is what comes out."""
+        return not isinstance(self.conv, NetworkMethod) or self.conv.axes().targeted
+
+    @property
+    def shrinking(self) -> Shrinking | None:
+        """What is removed from the network while it trains; None: nothing."""
+        return self.conv.axes().shrinking if isinstance(self.conv, NetworkMethod) else None
 
 
 def fill(request: TrainRequest, data_name: str, data_size: int | None) -> TrainRequest:
@@ -117,7 +131,7 @@ def era_of(request: TrainRequest, recipe: Recipe, epochs: int) -> str:
         if request.era is not None:
             raise BadOption(f"--era {request.era}: --method {request.method} prunes between rounds of --epochs each")
         return "0:0"
-    if isinstance(method, NetworkMethod) and not method.axes().stages:
+    if isinstance(method, NetworkMethod) and not method.axes().has_era:
         if request.era is not None:
             raise BadOption(
                 f"--era {request.era}: --method {request.method} makes its mask before the first step, for good"
@@ -181,6 +195,16 @@ def _of_network(method: NetworkMethod, request: TrainRequest) -> Pruning:
         raise BadOption(f"--compact-state keeps nothing of dead weights, and --method {spec} brings some back")
     linear = LINEAR_METHODS.build("dense") if request.fc == "dense" else method
     return Pruning(conv=method, linear=linear, target=request.target, method_spec=spec, fc_spec=METHODS.spec(linear))
+
+
+def refuse_unshrinkable(request: TrainRequest, net: nn.Module) -> None:
+    """Raises BadOption where channels cannot be removed while the network trains."""
+    if request.compact_state:
+        raise BadOption(f"--compact-state is for masks that are fixed, and --method {request.method} removes channels")
+    try:
+        trace(net)
+    except StarfireError as error:
+        raise BadOption(f"--method {request.method} removes channels while it trains, and {error}") from None
 
 
 def _prunes(request: TrainRequest, what: str) -> BadOption:

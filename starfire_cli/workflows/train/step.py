@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
+from starfire_cli.workflows.train.cuda_graph import StepGraph
 from starfire_cli.workflows.train.micro_batches import MicroBatch, parts, places
 from starfire_cli.workflows.train.optim import set_rate
 from starfire_cli.workflows.train.session import Session
@@ -51,21 +54,32 @@ def update(session: Session, images: Tensor, labels: Tensor, look: Callable[[Ten
     return sums
 
 
+def with_step_graph(session: Session) -> Session:
+    """The session with its step to be captured as a CUDA graph, where that was asked for."""
+    if not session.request.cuda_graphs:
+        return session
+    one = partial(update, session, look=lambda sums: None)
+    graph = StepGraph(one, session.optimisation.optimizer, session.pruner, session.request.batch_size or 0)
+    return replace(session, graph=graph)
+
+
 def begin_pruning(session: Session) -> None:
     """Before the first step: make the masks of a method that is sparse from the start (SNIP: by the first batch)."""
     session.pruner.begin(lambda: _first_gradients(session))
     session.optimisation.optimizer.zero_grad(set_to_none=True)
 
 
-def _first_gradients(session: Session) -> None:
-    """The gradients of the first batch; nothing else of the run is changed by it."""
+def _first_gradients(session: Session) -> float:
+    """The gradients of the first batch, and its mean loss; nothing else of the run is changed by it."""
     device, model = session.network.device, session.network.model.train()
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         images, labels = next(iter(session.data.train.batches(0)))
-        _backward(session, images, labels, lambda loss: loss)
+        sums = _backward(session, images, labels, lambda loss: loss)
     for name, buffer in model.named_buffers():
         buffer.copy_(kept[name])
+    loss, images_of_all = session.ranks.totals(float(sums[0]), len(labels))
+    return loss / images_of_all
 
 
 def _backward(session: Session, images: Tensor, labels: Tensor, scaled: Callable[[Tensor], Tensor]) -> Tensor:

@@ -313,7 +313,7 @@ def test_what_cannot_be_done_is_said_before_it_is_begun(spec: str, target: float
         ("l1-filter:stages=a", "not a list of rates"),
         ("l1-filter:skip=1/x", "not a list of layers"),
         ("slimming:constants=drop", "unknown constants 'drop'; there are: fold, zero"),
-        ("slimming:strength=1", "'strength=1' is not an option of slimming"),
+        ("slimming:penalty=1", "'penalty=1' is not an option of slimming"),
         ("ssl:units=kernel", "unknown unit 'kernel'"),
         ("ssl:threshold=0", "above 0"),
         ("thinet:grow=both", "unknown grow 'both'"),

@@ -17,7 +17,7 @@ from starfire_cli.pruning import METHODS, Pruner, layers_of_model
 from starfire_cli.pruning.schedule import Era
 from tests.helpers.hat_training import FIRST, LAST, STEPS, HatTraining, make_sgd
 
-MEMBERS = [name for name in METHODS.taking("network").names() if METHODS.build(name).axes().rounds is None]  # type: ignore[union-attr]
+MEMBERS = [name for name in METHODS.taking("network").names() if METHODS.build(name).axes().rounds is None]
 VARIANTS = [
     "gmp:pool=global,every=3",
     "gmp:pool=erk,initial=0.3,every=3",

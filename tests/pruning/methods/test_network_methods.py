@@ -145,7 +145,7 @@ class Follower:
         before = {key: flat(w) for key, w in self.weights.items()}
         self.backward()
         views = self.views(before, self.gradients())
-        self.pruner.begin(lambda: None)
+        self.pruner.begin(lambda: 0.0)
         self.rule.begin(self.setting, views, 0)
         self.compare(0, views, None)
 

@@ -92,7 +92,7 @@ class StandIn:
         }.items():
             monkeypatch.setattr(torch.cuda, name, member)
         monkeypatch.setattr("starfire_cli.workflows.train.session.refuse", lambda *args: None)
-        monkeypatch.setattr(training, "StepGraph", Made)
+        monkeypatch.setattr("starfire_cli.workflows.train.step.StepGraph", Made)
         trained = training._trained
         monkeypatch.setattr(
             training,
@@ -116,6 +116,22 @@ def test_a_replayed_run_is_the_run(optimizer: str, lr: float, tmp_path: Path, mo
     list(train(replace(stopped, max_steps=6)))
     list(train(TrainRequest(resume=tmp_path / "parts", out=tmp_path)))
     assert same(found, load(Run(tmp_path / "parts").last))
+
+
+@pytest.mark.parametrize("method", ["prunetrain:strength=0.05,threshold=0.03,interval=1", "sss:strength=1"])
+def test_penalties_are_replayed_and_graphs_made_anew_for_smaller_networks(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = {"model": "tests.tiny:residual", "method": method, "out": tmp_path, "device": "cpu", "lr": 0.125, **EXACT}
+    request = replace(SHORT, **how, limit_train=320, era="1:3", epochs=5)
+    plain = last(replace(request, name="plain"))
+    there = StandIn(monkeypatch)
+    found = last(replace(request, name="graphs", cuda_graphs=True))
+    assert same(plain, found) and found.masks
+    assert there.replays >= 8
+    cut = found.meta.model.shrink != {}
+    assert cut is method.startswith("prunetrain") and there.captures >= 2
+    assert len(there.made) >= (2 if cut else 1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
