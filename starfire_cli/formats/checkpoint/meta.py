@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starfire_cli.damage import DamagedFile
 from starfire_cli.formats.plain_values import check_plain
 from starfire_cli.pruning.channels.recipe import ShrinkRecipe
+from starfire_cli.runtime import versions
 from starfire_cli.values import Channels
 
 if TYPE_CHECKING:
@@ -148,6 +150,58 @@ class Meta:
     def unusable(self) -> tuple[str, ...]:
         """Fields of the data that make no sense, and the network's image size if nothing replaces it."""
         return tuple(dict.fromkeys((*self.data.unusable, *(self.model.unusable if self.image_size is None else ()))))
+
+
+def new_meta(
+    *,
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    pruning: PruningMeta,
+    ramp: str | None,
+    keep_dense: Sequence[str],
+    only: Sequence[str],
+    origin: Mapping[str, Any],
+    hardware: Mapping[str, Any],
+    command: str,
+    seed: int,
+    run: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The metadata of a checkpoint that is written now, in plain values: the inverse of `read_meta`.
+
+    Args:
+        model: the network.
+        data: its data; left out where nothing is known of them.
+        pruning: how it was pruned.
+        ramp: of the era.
+        keep_dense: globs of the layers that were left dense.
+        only: globs of the layers that alone were pruned.
+        origin: the metrics of a run, or the source of what was pruned once.
+        hardware: of this process.
+        command: that makes it.
+        seed: of everything random.
+        run: what resuming needs, for checkpoints of a run.
+    """
+    return {
+        "model": dict(model),
+        **({"data": dict(data)} if data else {}),
+        "pruning": {
+            "method": pruning.method,
+            "fc": pruning.fc,
+            "target": pruning.target,
+            "era": None if pruning.era is None else list(pruning.era),
+            "era_steps": None if pruning.era_steps is None else list(pruning.era_steps),
+            "ramp": ramp,
+            "keep_dense": list(keep_dense),
+            "only": list(only),
+        },
+        **origin,
+        "versions": versions(),
+        "hardware": dict(hardware),
+        "command": command,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        **(run or {}),
+    }
 
 
 def read_meta(values: Mapping[str, Any], path: Path) -> Meta:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from starfire_cli import runtime
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint import file as files
-from starfire_cli.formats.checkpoint.meta import read_meta
+from starfire_cli.formats.checkpoint.meta import PruningMeta, new_meta, read_meta
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.overwriting import files_of, refuse_overwriting
 from starfire_cli.networks.model_spec import shrink_recipe
@@ -149,26 +148,18 @@ def _meta(
     job: PruneJob, pruning: Pruning | ChannelPruning, model: dict[str, Any], data: dict[str, Any]
 ) -> dict[str, Any]:
     """What the new checkpoint says about itself."""
-    return {
-        "model": model,
-        **({"data": data} if data else {}),
-        "pruning": {
-            "method": pruning.method_spec,
-            "fc": pruning.fc_spec,
-            "target": pruning.target,
-            "era": None,
-            "era_steps": None,
-            "ramp": None,
-            "keep_dense": list(job.request.keep_dense),
-            "only": list(job.request.only),
-        },
-        "source": {"path": str(job.checkpoint.path), "format": job.checkpoint.format},
-        "versions": runtime.versions(),
-        "hardware": runtime.hardware(runtime.pick_device(job.request.trial.device)),
-        "command": job.request.command,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": job.request.trial.seed,
-    }
+    return new_meta(
+        model=model,
+        data=data,
+        pruning=PruningMeta(method=pruning.method_spec, fc=pruning.fc_spec, target=pruning.target),
+        ramp=None,
+        keep_dense=job.request.keep_dense,
+        only=job.request.only,
+        origin={"source": {"path": str(job.checkpoint.path), "format": job.checkpoint.format}},
+        hardware=runtime.hardware(runtime.pick_device(job.request.trial.device)),
+        command=job.request.command,
+        seed=job.request.trial.seed,
+    )
 
 
 def _eliminated(report: EliminationReport) -> list[str]:

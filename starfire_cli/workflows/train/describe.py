@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 from starfire_cli import runtime
+from starfire_cli.formats.checkpoint.meta import PruningMeta, new_meta
 from starfire_cli.formats.run import FORMAT
 from starfire_cli.pruning.budget import pruned
 from starfire_cli.records.train import TrainingPlan
@@ -84,36 +84,32 @@ def meta_of(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says about itself, in plain values."""
     info, era = session.data.info, session.pruner.era
     processes = {"processes": session.ranks.count} if session.ranks.count > 1 else {}
-    return {
-        "model": {
+    per_epoch = session.optimisation.steps_per_epoch
+    shrink = {"shrink": session.network.shrink} if session.network.shrink else {}
+    return new_meta(
+        model={
             "spec": session.request.model,
             "num_classes": len(info.classes),
             "image_size": info.image_size,
-            **({"shrink": session.network.shrink} if session.network.shrink else {}),
+            **shrink,
         },
-        "data": info.as_meta(),
-        "pruning": {
-            "method": session.pruning.method_spec,
-            "fc": session.pruning.fc_spec,
-            "target": session.pruning.target if session.pruning.targeted else None,
-            "era": [
-                era.first_step / session.optimisation.steps_per_epoch,
-                era.last_step / session.optimisation.steps_per_epoch,
-            ],
-            "era_steps": [era.first_step, era.last_step],
-            "ramp": era.ramp,
-            "keep_dense": list(session.request.keep_dense),
-            "only": list(session.request.only),
-        },
-        "metrics": metrics,
-        "versions": runtime.versions(),
-        "hardware": runtime.hardware(session.network.device) | processes,
-        "command": session.request.command,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": session.request.seed,
-        "request": session.request.as_config(),
-        "steps_per_epoch": session.optimisation.steps_per_epoch,
-    }
+        data=info.as_meta(),
+        pruning=PruningMeta(
+            method=session.pruning.method_spec,
+            fc=session.pruning.fc_spec,
+            target=session.pruning.target if session.pruning.targeted else None,
+            era=(era.first_step / per_epoch, era.last_step / per_epoch),
+            era_steps=(era.first_step, era.last_step),
+        ),
+        ramp=era.ramp,
+        keep_dense=session.request.keep_dense,
+        only=session.request.only,
+        origin={"metrics": metrics},
+        hardware=runtime.hardware(session.network.device) | processes,
+        command=session.request.command,
+        seed=session.request.seed,
+        run={"request": session.request.as_config(), "steps_per_epoch": per_epoch},
+    )
 
 
 def config_of(session: Session) -> dict[str, Any]:
