@@ -216,7 +216,7 @@ def test_lebedevs_quantile_grows_to_the_target_by_the_norms_of_columns() -> None
 
 
 def test_the_proximal_step_is_that_of_apg_in_nesterov_form() -> None:
-    """Huang and Wang (2018), section 3.3, in the form that the design notes give of their optimizer, number by number."""
+    """Huang and Wang (2018), section 3.3, in the form that methods.md of the design gives, number by number."""
     rate, strength, momentum = 0.1, 0.5, 0.9
     scales, velocities = [1.0, 0.06, 0.3, 0.02], [0.0, -0.02, 0.5, -0.4]
     gradients = [0.4, 0.3, -2.0, 0.1]
