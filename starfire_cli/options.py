@@ -23,7 +23,7 @@ _OPTION, _PART = "option", "part"  # keys of a field's metadata
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """What is said about one option, whichever requests have it.
+    """The declaration of one option, whichever requests have it.
 
     Args:
         help: the sentence in `--help`; `{choices}` and `{range}` in it stand for those.
@@ -69,7 +69,7 @@ class Option:
         return self.help.format(choices=f"{', '.join(first)} or {last}" if first else last, range=self.range)
 
     def flag(self, name: str) -> str:
-        """How the option of the field `name` is called in errors: `--lr-drops`, or `OUT` for an argument."""
+        """The name in errors of the option of the field `name`: `--lr-drops`, or `OUT` for an argument."""
         if self.argument:
             return (self.metavar or name.upper()).strip("[]")
         return self.flags[0].partition("/")[0] if self.flags else f"--{name.replace('_', '-')}"

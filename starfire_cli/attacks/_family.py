@@ -48,7 +48,7 @@ class Attack(Protocol):
 
     @property
     def norm(self) -> str:
-        """How the size is measured: one of `NORMS`."""
+        """The norm that measures the size of a perturbation: one of `NORMS`."""
         ...
 
     def sweep(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackDisplay:
-    """How the result is shown."""
+    """Display options of `starfire attack`."""
 
     plot: bool = option(False, "Draw accuracy over eps as PNG beside the JSON.", panel=OUTPUT_PANEL)
     quiet: bool = option(False, "Print warnings and errors only.", short="-q", panel=OUTPUT_PANEL)

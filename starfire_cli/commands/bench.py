@@ -15,7 +15,7 @@ from starfire_cli.workflows.options import OUTPUT_PANEL
 
 @dataclass(frozen=True, kw_only=True)
 class BenchDisplay:
-    """How the timings are shown."""
+    """Display options of `starfire bench`."""
 
     layers: bool = option(False, "Also list how each layer runs, and why.", panel=OUTPUT_PANEL)
     as_json: bool = JSON.default(False)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareDisplay:
-    """How the comparison is shown."""
+    """Display options of `starfire compare`."""
 
     plot: Path | None = option(
         None, "The picture: .png, .svg or .pdf. Default: compare.png in the folder.", metavar="FILE", panel=OUTPUT_PANEL
@@ -64,7 +64,7 @@ def compare(request: CompareRequest, shown: CompareDisplay) -> None:
 
 
 def _base(request: CompareRequest) -> BaseRequest:
-    """What train is asked for in all cells: the options that both commands have, and those after `--`."""
+    """The training request that all cells share: the options that both commands have, and those after `--`."""
     from starfire_cli.workflows.compare.cells import BaseRequest
 
     train, given = parse_train_options(request.train_options)

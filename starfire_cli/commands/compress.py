@@ -14,7 +14,7 @@ from starfire_cli.workflows.compress.request import CompressRequest
 
 @dataclass(frozen=True, kw_only=True)
 class CompressDisplay:
-    """How the outcome is shown."""
+    """Display options of `starfire compress`."""
 
     as_json: bool = JSON.default(False)
 

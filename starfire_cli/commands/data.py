@@ -16,7 +16,7 @@ from starfire_cli.workflows.options import OUTPUT_PANEL
 
 @dataclass(frozen=True, kw_only=True)
 class PackDisplay:
-    """How the packing is shown."""
+    """Display options of `starfire data pack`."""
 
     quiet: bool = option(False, "Say only how it ended.", short="-q", panel=OUTPUT_PANEL)
     as_json: bool = JSON.default(False)

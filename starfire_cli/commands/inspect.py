@@ -25,7 +25,7 @@ from starfire_cli.workflows.options import OUTPUT_PANEL
 
 @dataclass(frozen=True, kw_only=True)
 class InspectDisplay:
-    """Which layers are shown, and how."""
+    """Display options of `starfire inspect`: layers, their order, and the format."""
 
     layers: tuple[str, ...] = option(
         (), "List only layers whose name matches; may be repeated.", metavar="GLOB", panel=OUTPUT_PANEL

@@ -170,7 +170,7 @@ def _keep(sources: Sources, *, out: Path | None = None, html: Path | None = None
 
 
 def _beside(sources: Sources) -> Path:
-    """Where pictures go that were given no place: into the run, or the folder that holds all that was drawn."""
+    """The default path of pictures: in the run's folder, or in the one that holds all that was drawn."""
     folders = [run.path for run in sources.runs] or [path.parent for path in sources.checkpoints]
     folders = folders or [curve.file.parent for curve in sources.curves]
     return Path(os.path.commonpath([folder.resolve() for folder in folders])) / "plot.png"

@@ -16,7 +16,7 @@ from starfire_cli.workflows.prune.request import PruneRequest
 
 @dataclass(frozen=True, kw_only=True)
 class PruneDisplay:
-    """How the outcome is shown."""
+    """Display options of `starfire prune-mask`."""
 
     as_json: bool = JSON.default(False)
     as_csv: bool = option(

@@ -16,7 +16,7 @@ from starfire_cli.workflows.train.request import TrainRequest
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDisplay:
-    """How the run is shown."""
+    """Display options of `starfire train`."""
 
     logger: str = option(
         "none",

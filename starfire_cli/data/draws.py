@@ -89,7 +89,10 @@ def choose(labels: Ints, quota: Ints, seed: int) -> npt.NDArray[np.bool_]:
 
 
 def spread(counts: Ints, total: int) -> Ints:
-    """How many of each class make `total` in proportion to `counts` (largest remainders, ties to the first class)."""
+    """Counts by class, (C,), that add up to `total`, in proportion to `counts`.
+
+    By largest remainders; ties go to the first class.
+    """
     exact = counts * (total / counts.sum())
     quota: Ints = np.floor(exact).astype(np.int64)
     missing = total - int(quota.sum())

@@ -115,7 +115,7 @@ class DataInfo:
 
     @classmethod
     def from_meta(cls, values: Mapping[str, Any]) -> DataInfo:
-        """What `as_meta` wrote. Raises Damaged or another exception for something else: call it under `reading`."""
+        """Read what `as_meta` wrote. Raises Damaged or another exception for anything else: call it under `reading`."""
         mean, std = ([float(v) for v in values[key]] for key in ("mean", "std"))
         (red, green, blue), (red_std, green_std, blue_std) = mean, std
         if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:

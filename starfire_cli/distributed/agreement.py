@@ -26,7 +26,7 @@ class Agreement:
         self._since = 0
 
     def steps(self, *numbers: int) -> None:
-        """Before training: the same place and as many batches on every rank? Else one would wait for good.
+        """Check before training that all ranks are at one place and have as many batches; else one would wait for good.
 
         Raises Mismatch.
         """
@@ -39,9 +39,9 @@ class Agreement:
             raise error
 
     def counts(self) -> None:
-        """After each evaluation of the masks: as many dead weights in every layer? On a GPU the answer comes later.
+        """Check after an evaluation of the masks that all ranks have as many dead weights in every layer.
 
-        Raises Mismatch that names rank and layer.
+        On a GPU the answer comes later. Raises Mismatch that names rank and layer.
         """
         if self._ranks.count == 1:
             return
@@ -60,7 +60,10 @@ class Agreement:
             self._settle()
 
     def masks(self) -> None:
-        """At the era's end and at every save: the very same masks? Raises Mismatch that names rank and layer."""
+        """Check at the era's end and at every save that all ranks have the very same masks.
+
+        Raises Mismatch that names rank and layer.
+        """
         if self._ranks.count == 1:
             return
         self._settle()

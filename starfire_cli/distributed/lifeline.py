@@ -26,7 +26,7 @@ _KEY = "starfire-lifeline"
 
 
 class Store(Protocol):
-    """What of torch's stores is used here."""
+    """The part of the interface of torch's stores that is used here."""
 
     def set(self, key: str, value: str) -> None: ...
     def get(self, key: str) -> bytes: ...
@@ -90,7 +90,7 @@ class Lifeline:
         self._close()
 
     def cause(self, patience: float) -> LostPeer | None:
-        """Who has ended, if that is known within `patience` seconds."""
+        """The rank that has ended, if it is known within `patience` seconds; else None."""
         if self._sockets or self.lost:
             self._noticed.wait(patience)
         return self.lost
@@ -179,7 +179,7 @@ class Lifeline:
 
 
 class _Peer:
-    """What has come over one connection: from which rank (-1: not said yet), whether it has taken its leave."""
+    """The rank at the other end of a connection (-1: not said yet), and whether it has taken its leave."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank

@@ -183,13 +183,13 @@ class Ranks:
         return None
 
     def only_first(self, work: Callable[[], T]) -> T:
-        """What `work` gives on rank 0, where alone it is done, told to all; an error there is one everywhere."""
+        """Run `work` on rank 0 alone and return its result on every rank; an error there is one everywhere."""
         found: list[T] = []
         self._agreed(lambda: found.append(work()) if self.first else None)
         return self.gathered(found)[0][0]
 
     def in_turn(self, work: Callable[[], T]) -> T:
-        """Do `work` on every rank, first on one of each machine: what that leaves on its disk, the others find.
+        """Run `work` on every rank, first on one of each machine: what that leaves on its disk, the others find.
 
         An error of one is an error of all. `work` must not wait for other ranks.
         """
@@ -229,7 +229,7 @@ class Ranks:
             self._what_is_left = outside
 
     def _lost(self, said: str) -> str:
-        """Which rank has ended, as far as is known, and what is left; `said` is what torch says about it."""
+        """The text for a lost rank: which it is, as far as is known, and what is left; `said` is torch's own text."""
         lost = self._lifeline.lost
         if lost is None:
             who = (
@@ -246,7 +246,7 @@ class Ranks:
         return f"rank {self.rank} of {self.count}: {self._lost('')}"
 
     def _agreed(self, work: Callable[[], object]) -> None:
-        """Do `work`; then, where it failed on some rank, raise on all."""
+        """Run `work`; where it failed on some rank, raise on all."""
         if self._group is None:
             work()
             return

@@ -18,7 +18,7 @@ from torch.futures import Future
 
 @dataclass
 class Sending:
-    """What the hook knows and counts.
+    """The masks and byte counts of the communication hook.
 
     Args:
         masks: of the weights whose dead gradients stay at home, by parameter; empty as long as masks may change.
@@ -47,7 +47,7 @@ class Sending:
         return round((self.sent - sent) / max(1, self.steps - steps))
 
     def report(self) -> tuple[str, ...]:
-        """What leaving out dead gradients has saved, for people; nothing where it has not."""
+        """The bytes saved by leaving out dead gradients, as a line for the user; empty where none were left out."""
         steps, sent, whole = (
             now - then for now, then in zip((self.steps, self.sent, self.whole), self._before, strict=True)
         )

@@ -226,7 +226,7 @@ def _as_object(line: bytes) -> dict[str, Any] | None:
 
 
 def _end_of_last_line(size: int, path: Path) -> int:
-    """Where the last whole line of `path` ends, in bytes."""
+    """The end of the last whole line of `path`, in bytes; 0 without one."""
     with open(path, "rb") as file:
         end = size
         while end > 0:

@@ -14,7 +14,7 @@ _BY_CHANCE = 0.01  # of a layer's weights; trained weights are hardly ever exact
 
 @dataclass(frozen=True, kw_only=True)
 class DeadWeights:
-    """What counts as pruned when a checkpoint comes in.
+    """The weights of a loaded checkpoint that count as pruned.
 
     Args:
         masks: True where a weight is alive, of every layer that has dead weights or came with a mask.
@@ -67,5 +67,5 @@ def find_dead_weights(
 
 
 def nonzero(weight: Tensor) -> Tensor:
-    """Where a weight of any floating type is not zero."""
+    """True where a weight of any floating type is not zero."""
     return (weight if weight.dtype.itemsize > 1 else weight.float()) != 0

@@ -17,7 +17,7 @@ from starfire_cli.distributed.ranks import Ranks
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """What came out: mean cross-entropy, fractions of images right among the first one and first five guesses.
+    """The result of an evaluation: mean cross-entropy, and top-1 and top-5 accuracy as fractions of the images.
 
     `robust_top1` is the fraction right after an attack, if one was asked for.
     """

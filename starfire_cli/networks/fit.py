@@ -50,7 +50,7 @@ def differing_ties(net: nn.Module, checkpoint: Checkpoint) -> list[tuple[str, st
 
 
 def differing_ties_text(first: str, name: str) -> str:
-    """What is said where a file holds two tensors for one of its network."""
+    """The sentence for a file that holds two different tensors where the network has one."""
     return f"{first} and {name} are one tensor in the model (tied weights) and differ in the file"
 
 
@@ -104,7 +104,7 @@ def check_fit(net: nn.Module, checkpoint: Checkpoint, spec: str | None, classes:
 
 
 def _hint(net: nn.Module, checkpoint: Checkpoint) -> str:
-    """Where one of the two has a weight in parts and the other has it whole: what to do about it."""
+    """The advice for a weight that one of the two has in parts and the other as a whole; empty without one."""
     own = net.state_dict().keys()
     for key in (*own, *checkpoint.state):
         stem, _, last = key.rpartition(".")

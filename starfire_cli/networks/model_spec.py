@@ -35,12 +35,12 @@ def resolve_spec(checkpoint: Checkpoint, given: str | None) -> str:
 
 
 def untrusted_text(checkpoint: Checkpoint, spec: str) -> str:
-    """What is said where a file names code as its model."""
+    """The sentence for a file that names code as its model."""
     return f"{checkpoint.path} names the model {spec}, whose code is not run unasked; {option('model', spec)} runs it"
 
 
 def shrink_recipe(checkpoint: Checkpoint) -> ShrinkRecipe:
-    """How the network was cut to fewer channels, if it was. Raises StarfireError where that is damaged."""
+    """The recipe that cut the network to fewer channels, if one did. Raises StarfireError where that is damaged."""
     recipe = checkpoint.meta.model.shrink
     if recipe is None:
         raise StarfireError(f"{checkpoint.path}: the record of how it was shrunk is damaged")

@@ -98,7 +98,7 @@ def _sized(spec: str, image_size: int | None) -> int | None:
 
 
 def _classes(net: nn.Module, state: Mapping[str, Tensor]) -> int | None:
-    """How many classes the weights have: where only the first axis differs from a model with `_GUESS` classes."""
+    """The number of classes of the weights: the first axis where only that differs from a model of `_GUESS` classes."""
     counts = {
         state[key].shape[0]
         for key, tensor in net.state_dict().items()

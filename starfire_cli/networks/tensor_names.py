@@ -101,7 +101,7 @@ def _renamed(
 
 
 def _prefixes(needed: set[str], given: Iterable[str]) -> list[str]:
-    """What stands before one of the network's keys in the file, the shortest first; also nothing."""
+    """Prefixes of one of the network's keys in the file, the shortest first; the empty one is among them."""
     probe = max(needed, key=lambda key: (len(key), key))
     found = {""}
     for key in given:

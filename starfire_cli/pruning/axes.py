@@ -50,7 +50,7 @@ class Stage(Protocol):
     def reads(self) -> frozenset[str]: ...
 
     def apply(self, layers: Mapping[str, LayerUnits], moment: Moment) -> dict[str, Change]:
-        """What changes, by layer; layers that stay as they are may be missing."""
+        """The changes by layer; layers that stay as they are may be missing."""
         ...
 
 
@@ -103,7 +103,7 @@ class BoundPenalty(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers, in plain values and tensors."""
+        """The penalty's state, in plain values and tensors."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

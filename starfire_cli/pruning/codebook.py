@@ -24,7 +24,7 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, kw_only=True)
 class Codebook:
-    """How many values a layer's live weights share, and where k-means begins.
+    """Settings of the layers' codebooks: the number of values that live weights share, and the start of k-means.
 
     The paper shares 2^8 values in a convolution and 2^5 in a linear layer, and begins at equal distances.
 

@@ -146,8 +146,8 @@ class BoundLasso:
 
 
 def removable_units(model: nn.Module, layers: Sequence[Layer]) -> dict[str, tuple[str, ...]]:
-    """Which of filters and input channels of each layer can be removed from a network, by key: no input channel of its
-    first layer, no filter of its last, and neither of depthwise convolutions, which go along with what they filter.
+    """The kinds of units, filters and input channels, that can be removed from each layer, by key: no input channel of
+    the first layer, no filter of the last, and neither of depthwise convolutions, which go along with what they filter.
     """
     every, _ = layers_of_model(model)
     ends = ((FILTER, every[-1].key), (CHANNEL, every[0].key))

@@ -28,7 +28,7 @@ REDUCTIONS: dict[str, Reduce] = {"max": "max", "sum": "sum", "mean": "mean", "no
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """What lives and dies as one.
+    """A group of weights that lives and dies as one.
 
     Args:
         axes: that it spans (see `Cut`): "" a weight, "RS" a kernel, "CRS" a filter, "S" a row, "K" an im2col column.
@@ -174,7 +174,7 @@ def _smallest_of_many(score_N: NDArray[Any], among_N: NDArray[np.bool_], count: 
 
 
 def by_layer(layers: Mapping[str, LayerUnits], work: Callable[[str, LayerUnits], T]) -> dict[str, T]:
-    """What `work` returns for each layer, in the threads that torch has."""
+    """The result of `work` for each layer, computed in the threads that torch has."""
     tasks = [(units.layer.weights, partial(work, key, units)) for key, units in layers.items()]
     on_cpu = all(units.weight.device.type == "cpu" for units in layers.values())
     return dict(zip(layers, in_threads(tasks) if on_cpu else [task() for _, task in tasks], strict=True))

@@ -43,7 +43,7 @@ class MaskedWeights:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next((w.device for w in self.weights.values()), torch.device("cpu"))
 
     def attach(self, optimizer: torch.optim.Optimizer, ema: nn.Module | None) -> None:
@@ -86,7 +86,7 @@ class MaskedWeights:
         return (weight, *self.kept(key), *(() if weight.grad is None else (weight.grad,)))
 
     def kept(self, key: str) -> list[Tensor]:
-        """What is zero where the weight is dead and kept from step to step: optimizer state, moving average."""
+        """Tensors kept from step to step that are zero where the weight is dead: optimizer state, moving average."""
         shadow = self._shadow.get(key)
         return [*self.state(key).values(), *(() if shadow is None else (shadow,))]
 
@@ -95,11 +95,11 @@ class MaskedWeights:
         return state_of(self.weights[key], self.optimizer)
 
     def job(self, layer: Layer, budget: Budget) -> MaskJob:
-        """What the kernels need to prune a layer."""
+        """The kernels' job of pruning a layer, which counts as touched from now on."""
         self.touched[layer.key] = None
         weight, mask = self.weights[layer.key].detach(), self.masks[layer.key]
         return MaskJob(layer=layer, weight=weight, alive=mask, budget=budget, others=tuple(self.kept(layer.key)))
 
     def addresses(self, keys: Iterable[str]) -> TensorAddresses:
-        """Where the tensors lie that go with some layers."""
+        """The addresses of the tensors that go with some layers."""
         return TensorAddresses([self.weights[k] for k in keys], self.optimizer, list(self._shadow.values()))

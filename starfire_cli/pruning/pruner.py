@@ -233,7 +233,7 @@ class Pruner:
 
     @property
     def masked_layer_count(self) -> int:
-        """Of how many layers `after_backward` masks the gradients; it only grows."""
+        """The number of layers whose gradients `after_backward` masks; it only grows."""
         return len(self._tensors.touched)
 
     @property
@@ -254,7 +254,7 @@ class Pruner:
         self._masks.forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """What the method remembers beside the masks, in plain values."""
+        """The step and the method's state, without the masks."""
         return {"step": self._step, "method": self._masks.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

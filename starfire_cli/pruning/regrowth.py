@@ -56,7 +56,7 @@ class Grow:
 
     @property
     def reads(self) -> frozenset[str]:
-        """What is read beside weights and masks."""
+        """The inputs read beside weights and masks: see `Stage`."""
         return READS.get(self.by, frozenset()) | (frozenset({"momentum"}) if self.shared == "momentum" else frozenset())
 
     def choose(self, layers: Mapping[str, LayerUnits], gone: Mapping[str, Tensor], moment: Moment) -> dict[str, Tensor]:
@@ -81,7 +81,7 @@ class Grow:
         return by_layer(due, lambda key, units: self._of(units, key, open_[key], counts[key], moment))
 
     def _weights(self, layers: Mapping[str, LayerUnits], lost: Mapping[str, int]) -> dict[str, float]:
-        """How much of what comes back each layer is due."""
+        """The relative share of each layer in the units that come back."""
         if self.shared == "live":
             return {key: float(units.live - lost[key]) for key, units in layers.items()}
         found = {}

@@ -57,7 +57,7 @@ class Rise:
 
     @property
     def reads(self) -> frozenset[str]:
-        """What is read beside weights and masks."""
+        """The inputs read beside weights and masks: see `Stage`."""
         return READS.get(self.score, frozenset())
 
     def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
@@ -102,7 +102,7 @@ def share_out(allocation: str, layers: Units, sparsity: float, *, final: float) 
 
 
 def dead_units(layers: Units) -> dict[str, int]:
-    """How many units of each layer are dead."""
+    """The number of dead units of each layer."""
     return {key: units.count - units.live for key, units in layers.items()}
 
 
@@ -127,7 +127,7 @@ class Swap:
 
     @property
     def reads(self) -> frozenset[str]:
-        """What is read beside weights and masks."""
+        """The inputs read beside weights and masks: see `Stage`."""
         return READS.get(self.score, frozenset())
 
     def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
@@ -145,7 +145,7 @@ class Swap:
 
 
 def swapped(live: int, fraction: float) -> int:
-    """How many of the live units a fraction is: rounded down, and never all."""
+    """The number of live units in a fraction of them: rounded down, and never all."""
     return max(0, min(int(live * fraction + 1e-9), live - 1))
 
 
@@ -163,7 +163,7 @@ class Below:
 
     @property
     def reads(self) -> frozenset[str]:
-        """What is read beside weights and masks."""
+        """The inputs read beside weights and masks: see `Stage`."""
         return READS.get(self.score, frozenset())
 
     def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:

@@ -247,7 +247,7 @@ class Rewiring:
         return changed
 
     def state_dict(self) -> dict[str, Any]:
-        """What the method remembers: plain numbers, and averages of gradients by layer."""
+        """The method's state: plain numbers, and averages of gradients by layer."""
         state = {"memory": dict(self._memory), "averages": dict(self._averages or {})}
         return state if self._penalty is None else {**state, "penalty": self._penalty.state_dict()}
 

@@ -52,7 +52,7 @@ class Rounds:
         return self.control != "shuffle"
 
     def prunings(self, target: float) -> int:
-        """How often the network is pruned until it has reached `target`. Raises BadOption."""
+        """The number of prunings until the network has reached `target`. Raises BadOption."""
         if target <= 0:
             raise BadOption(f"--target {target:g} is reached in 0 rounds; --target above 0, or --method dense")
         needed = max(1, math.ceil(math.log1p(-target) / math.log1p(-self.fraction) - _SLACK))

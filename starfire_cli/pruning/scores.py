@@ -57,7 +57,7 @@ READS = {
     "momentum": frozenset({"momentum"}),
     "effective": frozenset({"batchnorm"}),
 }
-"""What a score reads beside the weights."""
+"""The inputs that a score reads beside the weights."""
 
 
 def check_score(name: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from starfire_cli.text import by_number
 
 UNCLEAR = "the file does not tell"
-"""How the reason begins for a tensor that may be a layer all the same."""
+"""The beginning of the reason for a tensor that may be a layer all the same."""
 
 _EMBEDDING_OR_LINEAR = f"{UNCLEAR} a linear layer without bias from an embedding"
 _TRANSPOSED_OR_NOT = f"{UNCLEAR} a convolution from a transposed one"

@@ -52,7 +52,7 @@ class Cut:
 
 
 Budget = tuple[Cut, ...]
-"""What must be gone of one layer: cuts that are made one after the other, each in what the last one left."""
+"""The cuts due in one layer, made one after the other, each in what the last one left."""
 
 
 def apply_cuts(weight: Tensor, alive: Tensor, cuts: Budget, groups: int = 1) -> Tensor:
@@ -136,7 +136,7 @@ def _reduced(score: Tensor, cut: Cut, spans: list[int], alive: Tensor, groups: i
 
 
 def _strongest(score: Tensor, alive: Tensor, cut: Cut, spans: list[int]) -> Tensor:
-    """Whether a unit is the one of the highest score among all that hold a live weight of some index of `keep`."""
+    """True for the unit of the highest score among all that hold a live weight of some index of `keep`."""
     keep = set(cut.keep) | ({"G"} if set(cut.keep) & {"K", "C"} else set())
     keep |= {dim.lower() for dim in cut.keep if dim in "KC"}
     kept = [n for n, dim in enumerate(_DIMS) if dim in keep]

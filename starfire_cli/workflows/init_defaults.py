@@ -38,7 +38,7 @@ class Defaults:
     given: frozenset[str]
 
     def describe(self, request: TrainRequest, info: DataInfo) -> list[str]:
-        """Where model, data, image size, mean and std come from, in one line; then what else is to be known.
+        """The origin of model, data, image size, mean and std, in one line; then what else is to be known.
 
         Args:
             request: as its recipe has filled it.
@@ -79,7 +79,7 @@ class Defaults:
 
 
 def known_data(checkpoint: Checkpoint, spec: str | None) -> DataInfo | None:
-    """What a checkpoint records about the data `spec`; None where that is of other data, or makes no sense."""
+    """A checkpoint's record of the data `spec`; None where it is of other data, or makes no sense."""
     if checkpoint.meta.data.spec != spec or checkpoint.meta.unusable:
         return None
     try:

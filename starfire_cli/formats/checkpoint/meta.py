@@ -91,7 +91,7 @@ class DataMeta:
 
 @dataclass(frozen=True, kw_only=True)
 class PruningMeta:
-    """How it was pruned.
+    """The pruning of a checkpoint's network: methods, target and era.
 
     Args:
         method: spec of the method for convolutions.
@@ -110,7 +110,7 @@ class PruningMeta:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsMeta:
-    """What was measured when the checkpoint was written; accuracies and sparsities are fractions."""
+    """Metrics at the time when the checkpoint was written; accuracies and sparsities are fractions."""
 
     val_top1: float | None = None
     val_top5: float | None = None

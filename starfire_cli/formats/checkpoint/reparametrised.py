@@ -22,7 +22,7 @@ _CONSISTENT = 0.5  # cosine; power iteration leaves it near 1, chance near 0
 
 @dataclass(frozen=True, kw_only=True)
 class FoldedParts:
-    """What a state dict comes to once its reparametrised weights are plain.
+    """A state dict whose reparametrised weights are folded into plain ones.
 
     Args:
         state: plain weights in the place of their parts; the parts of a weight whose rule is not known stay.

@@ -82,7 +82,7 @@ def _verify(path: Path, records: list[zipfile.ZipInfo], data: mmap.mmap, file: I
 
 
 def _data_offset(path: Path, record: zipfile.ZipInfo, data: mmap.mmap) -> int:
-    """Where a record's bytes start, as torch's reader finds it: after the name and extra field of the local header."""
+    """The offset of a record's data, as torch's reader finds it: after the name and extra field of the local header."""
     offset = record.header_offset
     header = _LOCAL.unpack(data[offset : offset + _LOCAL.size])
     name_length, extra_length = int(header[9]), int(header[10])

@@ -95,7 +95,7 @@ class CodebookValues:
 
 
 def _place(found: Words, words: Words) -> NDArray[np.intp]:
-    """Where each word stands in `found`, ascending, if it is there."""
+    """The index of each word in `found`, which is ascending, if it is there."""
     return np.minimum(np.searchsorted(found, words), len(found) - 1)
 
 

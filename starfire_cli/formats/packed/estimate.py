@@ -63,7 +63,7 @@ def estimate(key: str, tensor: Tensor, mask: Tensor | None) -> Estimate:
 
 
 def zeros_apart(words: Any, dtype: Dtype) -> Bits:
-    """Where an unmasked tensor is not +0: its zeros are cheaper said by place than as values."""
+    """True where an unmasked tensor is not +0: its zeros are cheaper stored by place than as values."""
     nonzero: Bits = np.not_equal(words, 0)
     if dtype.words == 1:
         return nonzero

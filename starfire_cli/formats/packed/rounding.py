@@ -55,7 +55,7 @@ class _Errors:
             self.total += float(error.sum())
 
     def cost(self, values: str) -> Rounding:
-        """What rounding to `values` has cost."""
+        """The count and the errors of rounding to `values`."""
         mean = self.total / max(1, self.count)
         return Rounding(values=values, count=self.count, max_error=self.largest, mean_error=mean, zeroed=self.zeroed)
 

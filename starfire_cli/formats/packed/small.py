@@ -9,7 +9,7 @@ Bytes = NDArray[np.uint8]
 
 
 def width(limit: int) -> int:
-    """How many bits hold a value below `limit`: 1, 2, 4 or 8."""
+    """The number of bits that hold a value below `limit`: 1, 2, 4 or 8."""
     return next(bits for bits in (1, 2, 4, 8) if limit <= 1 << bits)
 
 

@@ -112,7 +112,7 @@ def bound_of_counts(counts: NDArray[np.intp], dtype: Dtype) -> float:
 
 
 def _best_split(counts: NDArray[np.intp], total: int) -> int:
-    """How many bits beyond the first 8 make the symbols cheapest, by counts of the first 16."""
+    """The number of bits beyond the first 8 that makes the symbols cheapest, by counts of the first 16."""
     cost = {}
     for more in range(8, -1, -1):
         size = int(np.count_nonzero(counts))

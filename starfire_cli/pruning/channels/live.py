@@ -25,7 +25,7 @@ from starfire_cli.pruning.ties import masks_everywhere, parameters_of
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelRemoval:
-    """What can be removed of a network and of the others of its architecture.
+    """A removal of channels that works for a network and for the others of its architecture.
 
     Args:
         recipe: the channels that stay, of all the networks; empty if nothing can go.

@@ -130,7 +130,7 @@ class Removable:
 
 
 def constant_taker(traced: Traced, node: fx.Node) -> str:
-    """Whose tensor takes over a constant at a layer's outputs: "bias", the BatchNorm behind it, or "new bias"."""
+    """The tensor that takes over a constant at a layer's outputs: "bias", the BatchNorm behind it, or "new bias"."""
     if traced.module(node).bias is not None:
         return "bias"
     users = list(node.users)

@@ -66,7 +66,7 @@ class ThiNet:
 
 
 def _contributions(reading: Reading, seed: int) -> torch.Tensor:
-    """What each channel adds to one output of the layer, drawn at random, at each place, (M, C)."""
+    """The contribution of each channel to one output of the layer, drawn at random, at each place, (M, C)."""
     draws = generator(seed, reading.reader.name, "filters")
     filters_M = torch.randint(len(reading.weight_KCT), (len(reading.x_MCT),), generator=draws)
     parts = [slice(start, start + _ROWS) for start in range(0, len(filters_M), _ROWS)]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ENDINGS = (".png", ".svg", ".pdf")
 DPI = 200
 SHOWN = "what is shown"
-"""What files that are drawn are called where they would be written over."""
+"""The noun for files that are drawn, in the error where they would be written over."""
 
 
 def check_target(out: Path) -> None:

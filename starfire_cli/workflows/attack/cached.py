@@ -36,7 +36,7 @@ def controls_of(attack: Attack) -> tuple[str, ...]:
 
 
 class SweepPlan:
-    """What is to be done for one network.
+    """The measurements planned for one network.
 
     Args:
         network: the network.

@@ -139,5 +139,5 @@ class AttackRequest:
 
     @property
     def own_options(self) -> dict[str, Any]:
-        """What takes the place of the attack's own options, where it is not None."""
+        """The values that replace the attack's own options, where they are not None."""
         return {name: getattr(self, name) for name in ("norm", "steps", "step_size", "restarts")}

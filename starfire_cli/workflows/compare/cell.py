@@ -25,7 +25,7 @@ CellRecord = CellProgress | CompareNote | CellDone | Stopped
 
 @dataclass(frozen=True, kw_only=True)
 class CellJob:
-    """What is to be done for one cell.
+    """The job of one cell: its training and its measurements.
 
     Args:
         cell: the cell.
@@ -86,7 +86,7 @@ class CellJob:
         return self.run.last if self.checkpoint == "last" else self.run.best
 
     def missing(self, figures: CellFigures) -> tuple[str, ...]:
-        """What of a trained cell is still to be measured: "pack", "attack"."""
+        """The measurements that a trained cell still lacks: "pack", "attack"."""
         eps = self.eps.split(",") if self.eps is not None else []
         robust = figures.robustness
         attacked = not eps or (robust is not None and all(robust.at(label.strip()) is not None for label in eps))

@@ -25,7 +25,7 @@ Epochs = Mapping[tuple[str, float | None], int]
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRequest:
-    """What all cells have in common.
+    """The training request that all cells have in common.
 
     Args:
         request: of `starfire train`, with defaults where nothing was given.

@@ -108,7 +108,7 @@ def as_plain(value: Any) -> Any:
 
 
 def _figures(values: dict[str, Any]) -> CellFigures:
-    """What `as_plain` made of figures. Raises anything for something else: call it under `reading`."""
+    """Read figures that `as_plain` made plain. Raises anything for something else: call it under `reading`."""
     robust, latency = values["robustness"], values["latency"]
     numbers = {
         "top1": float,

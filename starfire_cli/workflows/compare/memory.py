@@ -60,7 +60,7 @@ def _meminfo() -> int | None:
 
 
 def _left_in_container() -> int | None:
-    """What the memory limit of a container leaves; files that can be dropped do not count as taken."""
+    """The bytes that a container's memory limit leaves; files that can be dropped do not count as taken."""
     for limit, taken, stat, dropped in (
         ("memory.max", "memory.current", "memory.stat", "inactive_file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),

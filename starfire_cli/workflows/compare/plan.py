@@ -71,7 +71,7 @@ def plan_cells(
 
 
 def _pilots(cells: Sequence[CompareCell], base: BaseRequest, folder: CompareFolder) -> dict[str, Any]:
-    """What every method's training costs over dense, and the epochs asked for."""
+    """The training cost of every method over dense, from pilot runs, and the epochs asked for."""
     if not cells:
         raise BadOption("--equal flops needs a method that prunes; dense alone has nothing to be equal to")
     costs, epochs = {}, 0

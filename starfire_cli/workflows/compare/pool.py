@@ -142,7 +142,7 @@ class _Pool:
         self._running.clear()
 
     def _room(self) -> int:
-        """How many may run now."""
+        """The number of processes that may run now."""
         if self._limit is not None:
             return self._limit
         running = len(self._running)

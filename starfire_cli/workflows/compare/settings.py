@@ -28,7 +28,7 @@ def method_specs(request: CompareRequest, base: BaseRequest) -> tuple[str, ...]:
 
 
 def settings_of(request: CompareRequest, base: BaseRequest, methods: Sequence[str]) -> dict[str, Any]:
-    """What decides the cells' results; the same command has the same."""
+    """The settings that decide the cells' results; the same command has the same."""
     config = base.request.as_config()
     return {
         "methods": list(methods),

@@ -21,7 +21,7 @@ _BATCH = 2  # images
 
 @dataclass(frozen=True, kw_only=True)
 class MethodTrial:
-    """What a request comes to.
+    """The length and the cost of the training that a request asks for.
 
     Args:
         epochs: that it trains, or that each of its rounds has.

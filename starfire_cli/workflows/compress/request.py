@@ -89,7 +89,7 @@ class CompressRequest:
     out: Path | None = OUT.default(None)
 
     def codebook(self) -> Codebook | None:
-        """What `--values codebook` asks for; None for other values. Raises BadOption for options that they lack."""
+        """The codebook of `--values codebook`; None for other values. Raises BadOption for options that they lack."""
         name, colon, _ = self.values.partition(":")
         if name != "codebook":
             if colon:

@@ -28,7 +28,7 @@ class ChannelPruning:
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelsRemoved:
-    """What a channel method did to a network.
+    """The outcome of a channel method on a network.
 
     Args:
         masks: what is dead now.

@@ -33,7 +33,7 @@ from starfire_cli.workflows.train.settings import Pruning, pruning_of
 
 @dataclass
 class PruneJob:
-    """What is known once the checkpoint is open.
+    """A pruning request with its opened checkpoint.
 
     Args:
         found: everything that could be pruned; `layers` is what the options leave of it.

@@ -147,7 +147,7 @@ def _model_and_data(job: PruneJob) -> tuple[dict[str, Any], dict[str, Any]]:
 def _meta(
     job: PruneJob, pruning: Pruning | ChannelPruning, model: dict[str, Any], data: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the new checkpoint says about itself."""
+    """The metadata of the new checkpoint, as plain values."""
     return new_meta(
         model=model,
         data=data,

@@ -53,7 +53,7 @@ class Trial:
         return Normalized(net, self.mean, self.std).to(self.device).eval()
 
     def as_meta(self) -> dict[str, Any]:
-        """What a checkpoint says about its data: these, with the mean and std in use, augmented as before."""
+        """The metadata of these data for a checkpoint: with the mean and std in use, augmented as before."""
         augment = self._recorded.augment
         as_before = {} if augment is None else {"augment": augment}
         return {**self.info.as_meta(), **as_before, "mean": list(self.mean), "std": list(self.std)}

@@ -67,15 +67,16 @@ class CompactState:
 
 @dataclass(frozen=True)
 class _Live:
-    """What is left of a weight: its mask, how many entries are alive, and what the optimizer holds for them."""
+    """The live part of a weight: its mask, the number of live entries, and what the optimizer holds for them."""
 
     mask: Tensor
     count: int
     vector: nn.Parameter
 
     def places(self, weight: Tensor) -> Tensor:
-        """Where the live entries lie in memory, int64, (count,). Found anew each time: kept, they would be as large as
-        the state that is saved. No device is waited for.
+        """The places of the live entries in memory, int64, (count,).
+
+        Found anew each time: kept, they would be as large as the state that is saved. No device is waited for.
         """
         mask = in_memory_order(self.mask, weight)
         found = mask.nonzero() if mask.device.type == "cpu" else torch.nonzero_static(mask, size=self.count)

@@ -81,7 +81,7 @@ def _of_the_era(session: Session) -> Iterator[tuple[float, str]]:
 
 
 def meta_of(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says about itself, in plain values."""
+    """The metadata of a checkpoint, as plain values."""
     info, era = session.data.info, session.pruner.era
     processes = {"processes": session.ranks.count} if session.ranks.count > 1 else {}
     per_epoch = session.optimisation.steps_per_epoch
@@ -113,7 +113,7 @@ def meta_of(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_of(session: Session) -> dict[str, Any]:
-    """What config.json holds."""
+    """The contents of config.json, as plain values."""
     meta = {name: value for name, value in meta_of(session, {}).items() if name != "metrics"}
     came_in = 0.0 if session.pruning.target else session.sparsity()[0]
     return {

@@ -43,7 +43,7 @@ def explaining_failures(session: Session) -> Iterator[None]:
 
 
 def last_good(run: Run) -> str:
-    """What is left to a run that has to stop."""
+    """A sentence on the last good checkpoint of a run that has to stop."""
     if run.last.exists():
         return f"The last good checkpoint is whole: {run.last}"
     return "No checkpoint had been written yet."

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class FixedMasks:
-    """What begins with the era's last step; before it, nothing here does anything.
+    """The use of masks that no longer change, from the era's last step on; before it, nothing here does anything.
 
     Args:
         pruner: whose masks.
@@ -91,7 +91,7 @@ class FixedMasks:
 
     @property
     def parameters(self) -> list[nn.Parameter] | None:
-        """What the optimizer sees, with shared values or a compact state; None where it sees the weights."""
+        """The optimizer's parameters, with shared values or a compact state; None where they are the weights."""
         return None if self._stand_in is None else self._stand_in.parameters
 
     @property

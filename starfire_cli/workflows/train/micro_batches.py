@@ -27,7 +27,7 @@ class MicroBatch:
 
 
 def part_sizes(images: int, accumulate: int, *, pairs: bool) -> list[int]:
-    """How many images each part has: as even as `torch.chunk` makes them, in `accumulate` parts or fewer.
+    """The number of images of each part: as even as `torch.chunk` makes them, in `accumulate` parts or fewer.
 
     Args:
         images: of this rank's share of a batch.
@@ -56,7 +56,7 @@ def parts(images: Tensor, labels: Tensor, accumulate: int, *, pairs: bool = Fals
 
 
 def places(part: MicroBatch, *, accumulate: int, whole: int, rank: int, ranks: int) -> Tensor:
-    """Who the images are, as random starts are drawn by it: the same whichever rank has them, int64, (N,).
+    """The images' identities, by which random starts are drawn: the same whichever rank has them, int64, (N,).
 
     The number of the part that each would be in if one process had the whole batch, above 32 bits of its place there.
 

@@ -25,7 +25,7 @@ from starfire_cli.workflows.train.start import Start, take_weights
 
 @dataclass(frozen=True, kw_only=True)
 class Removed:
-    """How much a run has removed from the network that it began with.
+    """The numbers of weights and parameters that a run has removed from the network that it began with.
 
     Args:
         prunable: weights of pruned layers.
@@ -118,7 +118,7 @@ def open_network(
 
 
 def _removed(resume: Checkpoint | None) -> Removed:
-    """What the resumed run had removed already. Raises DamagedFile."""
+    """The numbers that the resumed run had removed already. Raises DamagedFile."""
     if resume is None:
         return Removed()
     with reading(resume.path, "how much was removed from its network"):

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Position:
-    """Where training stands: what is finished, and the running sums of the epoch under way."""
+    """The position of training: what is finished, and the running sums of the epoch under way."""
 
     epoch: int = 0  # finished epochs
     batch: int = 0  # finished batches of the next one

@@ -17,7 +17,7 @@ from starfire_cli.workflows.train.settings import Pruning
 
 @dataclass(kw_only=True, eq=False)
 class Tickets:
-    """Where a run of several rounds stands. Epochs and steps of the run count on over all rounds.
+    """The rounds of a run, and the one under way. Epochs and steps of the run count on over all rounds.
 
     Args:
         rounds: the method's.

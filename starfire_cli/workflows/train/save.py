@@ -87,7 +87,7 @@ def _agreed_state(net: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
 
 
 def _own(session: Session, nets: list[nn.Module]) -> dict[str, Any]:
-    """What this rank alone knows: its random generators, and in the middle of an epoch its BatchNorm statistics."""
+    """The state of this rank alone: its random generators, and in the middle of an epoch its BatchNorm statistics."""
     cuda = session.network.device.type == "cuda"
     return {
         "cpu": torch.get_rng_state(),

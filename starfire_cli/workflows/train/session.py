@@ -136,7 +136,7 @@ class Session:
         return (dead + cut.prunable) / max(1, prunable), (dead + cut.parameters) / parameters
 
     def warmup_notices(self) -> Iterator[str]:
-        """What will be compiled on the way, as lines for the user."""
+        """Notices of what will be compiled on the way, as lines for the user."""
         if notice := self.pruner.warmup_notice:
             yield notice
         if self.request.compile:
@@ -295,7 +295,7 @@ def build_pruner(request: TrainRequest, pruning: Pruning, network: TrainingNetwo
 
 
 def build_forward(request: TrainRequest, network: TrainingNetwork, images: int) -> Callable[[Tensor], Tensor]:
-    """What a step calls where one process trains: the model, compiled if that was asked for."""
+    """The function that a step calls where one process trains: the model, compiled if that was asked for."""
     return _compiled(request, network, images) if request.compile else network.model
 
 

@@ -41,7 +41,7 @@ class Pruning:
 
     @property
     def shrinking(self) -> Shrinking | None:
-        """What is removed from the network while it trains; None: nothing."""
+        """The removal of channels from the network while it trains; None where nothing is removed."""
         return self.conv.axes().shrinking if isinstance(self.conv, NetworkMethod) else None
 
 

@@ -70,7 +70,7 @@ class SharedValues:
             layer.write()
 
     def describe(self) -> str:
-        """How many values there are, as a line for the user."""
+        """The number of shared values, as a line for the user."""
         counts = [len(layer.values) for layer in self._layers.values()]
         return (
             f"the live weights of {counted(len(counts), 'layer')} share {sum(counts):,} values from now on, at most "

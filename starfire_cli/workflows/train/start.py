@@ -117,7 +117,7 @@ def _zeros_elsewhere(weights: Mapping[str, Tensor], layers: list[Layer]) -> Iter
 
 
 def _dead_in_words(checkpoint: Checkpoint, layers: list[Layer], dead: DeadWeights) -> Iterator[str]:
-    """What of the weights that were loaded counts as pruned, and why, as lines for the user."""
+    """The weights that were loaded and count as pruned, and why, as lines for the user."""
     by_mask, by_zeros = sum(dead.by_mask.values()), sum(dead.by_zeros.values())
     if by_mask or by_zeros:
         why = {

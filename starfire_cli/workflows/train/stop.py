@@ -10,7 +10,7 @@ from starfire_cli.workflows.train.signals import Signals
 
 
 def stopped(session: Session, signals: Signals) -> Stopped:
-    """Where the run stands, after its checkpoint was saved; nothing trains after this."""
+    """The record of where the run stands, after its checkpoint was saved; nothing trains after this."""
     signals.stop()
     at, last = session.position, session.run.last
     model, data = session.request.model or "", session.request.data

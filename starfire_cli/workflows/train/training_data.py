@@ -82,7 +82,7 @@ def open_training_data(
 
 
 def data_note(request: TrainRequest, info: DataInfo) -> str:
-    """What the run trains on, as a line for the user."""
+    """The data that the run trains on, as a line for the user."""
     chosen = "" if request.data else "; choose others with --data PATH or --data NAME (docs/data.md)"
     return (
         f"data: {info.name}, {info.train_images:,} training and {info.val_images:,} validation images of "

@@ -30,7 +30,7 @@ def spectrum(cov_CC: Tensor) -> Tensor:
 
 
 def count_by_kl(spectrum_C: Tensor) -> int:
-    """How many channels the KL recipe keeps: the further the spectrum is from uniform, the fewer."""
+    """The number of channels that the KL recipe keeps: the further the spectrum is from uniform, the fewer."""
     channels = len(spectrum_C)
     if channels == 1:
         return 1
@@ -41,7 +41,7 @@ def count_by_kl(spectrum_C: Tensor) -> int:
 
 
 def count_by_energy(spectrum_C: Tensor, energy: float) -> int:
-    """How many of the largest eigenvalues hold the share `energy` of their sum, at least 1."""
+    """The number of the largest eigenvalues that hold the share `energy` of their sum, at least 1."""
     total = float(spectrum_C.sum())
     if not total:
         return 1
@@ -50,7 +50,7 @@ def count_by_energy(spectrum_C: Tensor, energy: float) -> int:
 
 
 def counts_by_size(spectra: Sequence[Tensor], keep: int) -> list[int]:
-    """How many channels each layer keeps of `keep` in all: one energy for all layers decides, to the channel.
+    """The number of channels that each layer keeps, `keep` in all: one energy for all layers decides, to the channel.
 
     A channel's place is the energy that those before it in its layer hold; the lowest places stay, of equals those of
     the earlier layer. Every layer keeps one.

@@ -64,7 +64,7 @@ class Junction:
 
 @dataclass(kw_only=True)
 class _Sample:
-    """What one layer showed of a batch: inputs (M, I, T), outputs (M, K) without its bias, the other summand (M, K)."""
+    """Samples of one layer on a batch: inputs (M, I, T), outputs (M, K) without its bias, the other summand (M, K)."""
 
     x: Tensor = field(default_factory=lambda: torch.empty(0))
     y: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -134,7 +134,7 @@ def check_samples(network: EditedNetwork, site: Site, reader: Reader, *, places:
 
 
 def responses(network: EditedNetwork, sites: Sequence[Site], pool: str) -> list[Tensor]:
-    """What the first reader of each site sees of each channel and image, (N, C), pooled over the map.
+    """The inputs of the first reader of each site by image and channel, (N, C), pooled over the map.
 
     Args:
         network: with images.
@@ -173,7 +173,7 @@ def _samples(
     taken: dict[str, Tensor],
     junctions: dict[str, Junction | None],
 ) -> dict[str, _Sample]:
-    """What the readers show of one batch at the places `taken`."""
+    """The readers' samples on one batch, by name, at the places `taken`."""
     samples = {reader.name: _Sample() for reader in site.readers}
     watched: list[tuple[fx.Node, Seen]] = []
     for reader in site.readers:
@@ -223,7 +223,7 @@ def _of_channels(x: Tensor, inputs_CP: Tensor) -> Tensor:
 
 
 def _before_norm(model: nn.Module, junction: Junction) -> Tensor | float:
-    """What one unit of the sum is at the outputs of the layer, (K,); 0 where BatchNorm lets nothing through."""
+    """The factor from the sum back to the outputs of the layer, (K,); 0 where BatchNorm lets nothing through."""
     if junction.norm is None:
         return 1.0
     norm = model.get_submodule(junction.norm)

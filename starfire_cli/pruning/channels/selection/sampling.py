@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.functional import pad
 
 Seen = Callable[[tuple[Any, ...]], Callable[[Any], None] | None]
-"""What is called with a node's arguments before it runs; what it returns, if anything, with the result after."""
+"""A function called with a node's arguments before it runs; what it returns, if anything, is called with the result."""
 
 
 @torch.no_grad()

@@ -92,7 +92,7 @@ def writers(traced: Traced, channels: Channels) -> dict[str, Tensor]:
 
 
 def kept_counts(sites: Sequence[Site], target: float) -> list[int]:
-    """How many channels each site keeps of a target. Raises BadOption where one would keep none."""
+    """The number of channels that each site keeps at a target. Raises BadOption where one would keep none."""
     kept = [len(site.numbers) - pruned(len(site.numbers), target) for site in sites]
     if emptied := [site.layer for site, count in zip(sites, kept, strict=True) if not count]:
         least = min(len(site.numbers) for site in sites)

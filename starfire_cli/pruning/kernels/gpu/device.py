@@ -59,7 +59,7 @@ _TALLY = tl.constexpr(int(Tally.WIDTH))
 
 @triton.jit
 def _offsets(target, k, c, r, s):
-    """Where the weights (k, c, r, s) lie in a tensor, in elements."""
+    """The offsets of the weights (k, c, r, s) in a tensor, in elements."""
     strides = target + _STRIDE
     along_k, along_c = tl.load(strides).to(tl.int32), tl.load(strides + 1).to(tl.int32)
     along_r, along_s = tl.load(strides + 2).to(tl.int32), tl.load(strides + 3).to(tl.int32)
@@ -85,7 +85,7 @@ def _magnitude_at(start, offsets, BYTES: tl.constexpr):
 
 @triton.jit
 def _life(alive, k, c, r, s):
-    """What the mask says: 1, 0 or 2."""
+    """The values of the mask at the weights (k, c, r, s): 1, 0 or 2."""
     return _life_at(tl.load(alive), _offsets(alive, k, c, r, s))
 
 
@@ -132,7 +132,7 @@ def _kill(targets, first, end, k, c, r, s, where):
 
 @triton.jit
 def _place(rows, programs, BLOCK: tl.constexpr):
-    """What a program of `BLOCK` windows works on: the row, its number, the windows, and which of these there are."""
+    """The work of a program of `BLOCK` windows: the row, its number, the windows, and which of these there are."""
     number = tl.load(programs + 2 * tl.program_id(0))
     row = rows + number * _ROW
     window = tl.load(programs + 2 * tl.program_id(0) + 1).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)

@@ -36,14 +36,14 @@ from starfire_cli.pruning.kernels.gpu.device import (
 
 @triton.jit
 def _room(row, number, due, tally):
-    """How many of a layer's live weights go, or tiles; below 0 where more are dead than have to be."""
+    """The number of a layer's live weights, or tiles, that go; below 0 where more are dead than have to be."""
     guarded, dead = tl.load(tally + number * _TALLY + _GUARDS), tl.load(tally + number * _TALLY + _DEAD)
     return tl.minimum(tl.load(due + number * _DUE + _COUNT), tl.load(row + _WINDOWS) - guarded) - dead
 
 
 @triton.jit
 def _limit(row, cut, span):
-    """Below which key to list next time; a guard may be what stayed first, and its key is the largest number."""
+    """The key below which to list next time; a guard may be what stayed first, and its key is the largest number."""
     return tl.minimum(cut, tl.load(row + _INF)) + span
 
 
@@ -76,7 +76,7 @@ def _cutoff(row, number, due, tally, histograms, states, phase, BYTES: tl.conste
 
 @triton.jit
 def _go(programs, number, key, states, ties, BYTES: tl.constexpr):
-    """Which of a program's keys go, once all phases but the last are over."""
+    """True for the keys of a program that go, once all phases but the last are over."""
     final = states + (number * (BYTES + 1) + BYTES) * 2
     cut, room = tl.load(final), tl.load(final + 1)
     goes = key.to(tl.int64) < cut
@@ -107,7 +107,7 @@ def select(
     BLOCK: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """Which of all keys of a layer are the smallest, equals by index? A radix search, called for each of its phases.
+    """Find the smallest of all keys of a layer, equals by index: a radix search, called for each of its phases.
 
     `found` are the keys of its `TILES`, or else the guards of its neurons: each phase reads the weights anew. Keys are
     numbers of `BYTES` digits to the base 256. Phase d < `BYTES` counts how often each value of digit d follows the

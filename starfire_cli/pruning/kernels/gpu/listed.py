@@ -43,7 +43,7 @@ from starfire_cli.pruning.kernels.gpu.linear import _limit, _room
 
 @triton.jit
 def _line(target, o):
-    """Where the weights of an output neuron start, in bytes, and how far they lie apart, in elements."""
+    """The start of an output neuron's weights, in bytes, and their stride, in elements."""
     start, size, strides = tl.load(target), tl.load(target + _SIZE), target + _STRIDE
     return start + o * tl.load(strides) * size, tl.load(strides + 1).to(tl.int32)
 

@@ -23,16 +23,16 @@ from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.units import Budget
 
 BLOCK = 1024
-"""Windows, weights or tiles that one program works on,"""
+"""Windows, weights or tiles that one program works on."""
 
 NINE = 512
-"""windows of nine weights, all of which it holds in registers,"""
+"""Windows of nine weights that one program works on, all of which it holds in registers."""
 
 NEURON = 512
-"""weights of an output neuron that it holds in registers,"""
+"""Weights of an output neuron that one program holds in registers."""
 
 WIDE, HIGH, ROWS = 128, 64, 8
-"""input channels, and kernels of each, fewer if they are large, but not fewer than it looks at together."""
+"""Input channels of one program, kernels of each (fewer if they are large), and the least number of kernels."""
 
 FEW = 8
 """So many kernels of a channel, due at once, are found chunk by chunk, looking at each weight once for each."""
@@ -41,7 +41,7 @@ LISTED = 4096
 """So many weights of a linear layer are listed, and only these are looked at if they are enough."""
 
 KINDS = ("inside", "channels", "weights", "tiles")
-"""What may be due: inside of windows, or whole kernels (or only to be counted); of linear layers weights, or tiles."""
+"""Kinds of work: inside of windows, or whole kernels (or only to be counted); of linear layers weights, or tiles."""
 
 _COMBINATIONS = [frozenset(name for n, name in enumerate(KINDS) if bits >> n & 1) for bits in range(16)]
 _PASSED_OVER = (-1, 0, 0)

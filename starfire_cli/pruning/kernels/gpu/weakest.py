@@ -208,7 +208,7 @@ def _search_fours(
     ROWS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """What `weakest` does, four channels at once; the dead weights of the four are counted in the first."""
+    """The search of `weakest`, four channels at once; the dead weights of the four are counted in the first."""
     at_c, column, unused = tl.minimum(c, inner - 4), 4 * tl.arange(0, WIDE // 4), (c, c, c, c)
     found = _fours(weight, start, stop, first, at_c, unused, unused, TAPS, ROWS, True)
     _put_fours(found, low, at, column)
@@ -251,7 +251,7 @@ def _search_ones(
     WIDE: tl.constexpr,
     BYTES: tl.constexpr,
 ):
-    """What `weakest` does, channel by channel."""
+    """The search of `weakest`, channel by channel."""
     at_c, column = tl.minimum(c, inner - 1), tl.arange(0, WIDE)
     cut, last = (c * 0).to(tl.int64 if BYTES == 8 else tl.int32), c * 0
     cut, last, largest, kernels, weights = _ones(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 AXES = {"epoch": "epoch", "step": "optimizer step"}
-"""How the axes are called."""
+"""Labels of the time axes."""
 MANY = 16
 """More experiments than that are not named one by one."""
 _STRIPS = 4
