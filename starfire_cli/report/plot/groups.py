@@ -73,7 +73,7 @@ def differ_only_by(key: str, group: Group) -> Hashable:
 def pretty_method(spec: str) -> str:
     """A method's display name: `CK`, `Window, max_nonzero=2`."""
     name, _, options = spec.partition(":")
-    shown = name.upper() if name == "ck" else name[:1].upper() + name[1:]
+    shown = style.WRITTEN.get(name, name[:1].upper() + name[1:])
     return f"{shown}, {options.replace(',', ', ')}" if options else shown
 
 

@@ -23,6 +23,19 @@ METHODS = {"dense": INK, "window": "#2060e8", "ck": "#bf3f12", "intra": "#12a57c
 OTHERS = ("#b58d00", "#5d7183", "#8a63c9")
 """For methods that have no colour of their own yet, by name."""
 
+WRITTEN = {
+    **{name: name.upper() for name in ("ck", "gmp", "dsr", "pfa", "set", "snfs", "snip", "ssl", "sss")},
+    **{"ac-dc": "AC/DC", "deepr": "DeepR", "granet": "GraNet", "nest": "NeST", "prunetrain": "PruneTrain"},
+    **{
+        "rigl": "RigL",
+        "srigl": "SRigL",
+        "thinet": "ThiNet",
+        "lasso-channel": "LASSO channels",
+        "l1-filter": "L1 filters",
+    },
+}
+"""The names of methods as their authors write them."""
+
 KINDS = {
     "3x3": ("#5562c9", "s"),
     "window": ("#5562c9", "P"),
