@@ -194,29 +194,33 @@ PAPER = {
     "sss": ("C", "Yes", "Throughout", "-", "Layer"),
     "pfa": ("C", "Yes", "Throughout", "-", "Channel"),
 }
-# Where a row of the paper is not what the method's own paper and code do.
+# Where a row of the paper is not what the method's own paper and code do: which answer, and why.
 ERRORS = {
-    "lottery": "strict within a round only: the first is dense, and each prunes more",
-    "narang": "starts with epoch 2 and ends at half of the training",
-    "prunetrain": "there is no target: what is left is what the penalty left",
-    "dsr": "there is no penalty: the L1 coefficient is 0 in all of its runs",
-    "l1-filter": "there is no penalty beyond weight decay",
-    "lebedev": "structured: columns of the im2col matrix",
-    "mao": "no penalty; four granularities, from single weights to filters",
-    "thinet": "there is no penalty",
-    "sss": "layers, groups of a layer, or channels",
-    "pfa": "there is no penalty",
+    "lottery": ("strict", "strict within a round only: the first is dense, and each prunes more"),
+    "narang": ("era", "starts with epoch 2 and ends at half of the training"),
+    "prunetrain": ("strict", "there is no target: what is left is what the penalty left"),
+    "dsr": ("penalty", "there is no penalty: the L1 coefficient is 0 in all of its runs"),
+    "l1-filter": ("penalty", "there is no penalty beyond weight decay"),
+    "lebedev": ("granularity", "structured: columns of the im2col matrix"),
+    "mao": ("penalty granularity", "no penalty; four granularities, from single weights to filters"),
+    "thinet": ("penalty", "there is no penalty"),
+    "sss": ("granularity", "layers, groups of a layer, or channels"),
+    "pfa": ("penalty", "there is no penalty"),
+}
+REMARKS = {
+    "nest": "the paper stops where accuracy no longer recovers; here the target takes its place",
+    "lasso-channel": "the penalty is on the choice of channels, not in training",
+    "slimming": "`prune-mask --method slimming` cuts to a target",
 }
 
 
 def paper_row(name: str) -> str:
-    """A row of Table 4 as printed, beside what the code says; what differs from the method's sources is marked."""
-    focus, penalty, era, strict, grain = PAPER[name]
+    """The row of Table 4 as printed, what the method's sources contradict in bold, beside what the code says."""
+    answers = dict(zip(("focus", "penalty", "era", "strict", "granularity"), PAPER[name], strict=True))
+    wrong, said = ERRORS.get(name, ("", REMARKS.get(name, "")))
+    answers |= {column: f"**{answers[column]}**" for column in wrong.split()}
     found = facts(name)
-    ours = "no" if found.penalty == "none" else "yes"
-    said = ERRORS.get(name, "")
-    mark = f"**{penalty}**" if (penalty == "Yes") != (ours == "yes") else penalty
-    cells = [f"`{name}`", focus, mark, era, strict, grain, ours, found.budget, found.unit, said]
+    cells = [f"`{name}`", *answers.values(), "no" if found.penalty == "none" else "yes", found.budget, found.unit, said]
     return f"| {' | '.join(cells)} |"
 
 
