@@ -24,6 +24,7 @@ from starfire_cli.pruning.schedule import Era
 
 _EVERY = 100  # steps, as most of these methods have it
 _AT_LEAST = 20  # evaluations in a short era
+_LEAST_OF_STEPS = 10  # between evaluations that take the place of a step
 _DECAY = 0.9  # of the average of dense gradients, for methods that regrow by it
 
 
@@ -57,7 +58,7 @@ class Rewiring:
     ) -> None:
         length = era.last_step - era.first_step
         self._refuse_impossible(tensors, keys, axes, target)
-        every = axes.every if axes.every is not None else max(1, min(_EVERY, length // _AT_LEAST))
+        every = axes.every if axes.every is not None else _usual_interval(length, replaces_step=axes.replaces_step)
         if axes.stages and length and every > length:
             raise BadOption(
                 f"masks every {every} steps leave no evaluation in an era of {length} steps; at most every={length}"
@@ -340,6 +341,12 @@ def _factor(norm: nn.Module) -> Tensor:
     assert isinstance(norm, _BatchNorm) and norm.running_var is not None
     scale = (norm.running_var + norm.eps).rsqrt()
     return scale if norm.weight is None else norm.weight.detach() * scale
+
+
+def _usual_interval(length: int, *, replaces_step: bool) -> int:
+    """The steps between evaluations in an era of so many: where each costs a step of training, at least ten."""
+    least = min(_LEAST_OF_STEPS, length) if replaces_step else 1
+    return max(1, least, min(_EVERY, length // _AT_LEAST))
 
 
 def _finite(gradients: Mapping[str, Tensor]) -> bool:

@@ -20,6 +20,7 @@ class Narang:
 
     theta = 2 q / (2 (ramp - start) + 3 (end - ramp)) a step, then 1.5 theta, counted from `start` (the paper counts one
     evaluation more, and passes q by that). The sparsity is what comes out, and each layer keeps its strongest weight.
+    By default the era is the first half of the training (the paper begins with its second epoch: `--era`).
     Published: 88 to 92 % in RNNs at no loss.
 
     Args:

@@ -142,7 +142,7 @@ class NeST:
         neurons = NeuronGrowth(share=self.neurons, ratio=self.ratio, strength=self.strength)
         prune = Rise(
             score="effective",
-            reach=lambda moment: self.sparsity(moment) / moment.target,
+            reach=lambda moment: self.sparsity(moment) / moment.target if moment.target else 0.0,
             pauses=lambda moment: self._growing(moment) is not None,
         )
         return Axes(

@@ -23,7 +23,8 @@ class RigL:
     Args:
         fraction: of the live weights that are swapped at first; it falls to 0 along a cosine (alpha).
         allocation: "erk", "er" or "uniform" (which leaves the first convolution dense).
-        every: steps between evaluations (delta T); default 100, or a twentieth of the era where that is less.
+        every: steps between evaluations (delta T); default 100, or a twentieth of the era where that is less,
+            but at least 10.
     """
 
     fraction: float = 0.3

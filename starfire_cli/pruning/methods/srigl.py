@@ -115,7 +115,8 @@ class StructuredRigL:
         fraction: of the live weights that are swapped at first; it falls to 0 along a cosine.
         salient: neurons with fewer salient weights than this share of the fan-in are ablated (gamma; 0.95 for ViT).
         allocation: "erk", "er" or "uniform" (which leaves the first convolution dense).
-        every: steps between evaluations; default 100, or a twentieth of the era where that is less.
+        every: steps between evaluations; default 100, or a twentieth of the era where that is less,
+            but at least 10.
     """
 
     fraction: float = 0.3
