@@ -61,7 +61,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 def test_everything_is_in_the_json(finished: Path) -> None:
     found = document(finished)
     assert (found["format"], found["version"], found["seeds"]) == ("starfire-compare", 1, [0, 1])
-    assert found["command"].startswith("starfire ") and found["versions"]["torch"] == torch.__version__
+    assert found["command"].startswith("starfire") and found["versions"]["torch"] == torch.__version__
     assert found["hardware"]["cores"] >= 1 and "6 in training" in found["counting"]
     assert found["settings"]["methods"] == ["dense", "ck"] and found["settings"]["epochs"] == 2
     dense, ck = found["rows"]

@@ -241,7 +241,7 @@ def first_evaluation(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, Any]]
             found = evaluate(session.evaluated, session.data.val)
             assert found is not None
             seen.append((found.top1, session))
-        yield from epoch(session, *rest)
+        return (yield from epoch(session, *rest))
 
     monkeypatch.setattr(training, "_one_epoch", watched)
     return seen
