@@ -8,7 +8,7 @@ import math
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +236,7 @@ def first_evaluation(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, Any]]
     seen: list[tuple[float, Any]] = []
     epoch = training._one_epoch
 
-    def watched(session: Any, *rest: Any) -> Iterator[Any]:
+    def watched(session: Any, *rest: Any) -> Generator[Any, None, Any]:
         if not seen:
             found = evaluate(session.evaluated, session.data.val)
             assert found is not None
