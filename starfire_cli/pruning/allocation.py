@@ -32,7 +32,8 @@ def erdos_renyi(
     dead: Mapping[str, int] | None = None,
     most: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Erdos-Renyi(-Kernel): wide layers are sparser; just as many dead units in all as the sparsity asks for.
+    """Erdos-Renyi(-Kernel): wide layers are sparser; just as many dead units in all as the sparsity asks for,
+    or where units differ in size, dead weights.
 
     A layer's density is in proportion to the sum of its dimensions over their product; what would be over 1 is dense,
     and the rest is solved again (Mocanu et al., 2018, arXiv 1707.04780; Evci et al., 2020, arXiv 1911.11134).
@@ -40,14 +41,15 @@ def erdos_renyi(
     Args:
         layers: whose shapes count.
         units: how many each layer has.
-        sparsity: of all units together.
+        sparsity: of all weights together.
         kernel: whether the window's sides count as dimensions (ERK), or only inputs and outputs (ER).
         dead: how many of each layer are dead already, and stay so; by default none.
         most: how many of each layer may be, as where the sparsity will rise; by default all but one.
     """
-    densities = erdos_renyi_densities(layers, units, sparsity, kernel=kernel)
+    densities = erdos_renyi_densities(layers, {x.key: x.weights for x in layers}, sparsity, kernel=kernel)
     exact = {key: (1 - densities[key]) * n for key, n in units.items()}
-    total = pruned(sum(units.values()), sparsity)
+    alike = len({layer.weights // units[layer.key] for layer in layers}) == 1
+    total = pruned(sum(units.values()), sparsity) if alike else math.ceil(sum(exact.values()) - 1e-6)
     least = dead or dict.fromkeys(units, 0)
     limit = most or {key: n - 1 if densities[key] < 1 else 0 for key, n in units.items()}
     return _rounded(exact, least, {key: max(least[key], n) for key, n in limit.items()}, total)

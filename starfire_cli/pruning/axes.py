@@ -229,6 +229,7 @@ class Axes:
         dense_depthwise: whether depthwise convolutions do.
         targeted: whether the sparsity that comes out is the target.
         penalty: a term of the loss; None: none.
+        periods: in how many parts the era is divided; None: it is one.
         rounds: masks are evaluated between rounds of training, not at steps; None: there is one round.
         shrinking: what is removed from the network while it trains; None: nothing.
     """
@@ -245,6 +246,7 @@ class Axes:
     dense_depthwise: bool = False
     targeted: bool = True
     penalty: Penalty | None = None
+    periods: int | None = None
     rounds: Rounds | None = None
     shrinking: Shrinking | None = None
 

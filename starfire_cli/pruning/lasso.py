@@ -162,13 +162,13 @@ def zero_below(weight: Tensor, limit: float) -> None:
 
 def live_units(weight: Tensor, layer: Layer, units: Sequence[str], limit: float = 0.0) -> Tensor:
     """A mask of the weight's shape without the units of these kinds in which no weight is larger than `limit`, but for
-    the strongest where there are several: a layer does not go as a whole unless it is one unit.
+    the strongest: a layer goes as a whole only where whole layers are the units.
     """
     alive = torch.ones_like(weight, dtype=torch.bool)
     for unit in units:
         cut = Cut(unit, "", 0, reduce="max")
         score = rank_units(weight, torch.ones_like(alive), cut, layer.groups)[0]
-        live = score > limit if score.numel() == 1 else (score > limit) | (score == score.max())
+        live = score > limit if unit == LAYER else (score > limit) | (score == score.max())
         alive &= spread_units(live.reshape(-1), cut, layer.shape, layer.groups)
     return alive
 

@@ -126,6 +126,11 @@ class Pruner:
         return isinstance(self._masks, Rewiring) and self._masks.axes.start is not None
 
     @property
+    def start_sparsity(self) -> float:
+        """The sparsity that `begin` makes, of what the method prunes."""
+        return self._masks.start_sparsity if isinstance(self._masks, Rewiring) else 0.0
+
+    @property
     def needs_batch(self) -> bool:
         """Whether `begin` asks for gradients."""
         start = self._masks.axes.start if isinstance(self._masks, Rewiring) else None

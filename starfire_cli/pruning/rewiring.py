@@ -63,6 +63,8 @@ class Rewiring:
             raise BadOption(
                 f"masks every {every} steps leave no evaluation in an era of {length} steps; at most every={length}"
             )
+        if axes.periods is not None and length and axes.periods > length:
+            raise BadOption(f"an era of {length} steps has no room for {axes.periods} phases; at most {length}")
         self.era = replace(era, ramp=axes.ramp, mask_every=every)
         self.axes, self.monotone = axes, axes.monotone
         self._tensors, self._target, self._seed = tensors, target, seed
@@ -182,6 +184,17 @@ class Rewiring:
             due = self._target if self.axes.targeted else 0.0
             return due if self.axes.start is not None else due * self.era.progress(step)
         return rise.sparsity(self._moment(step))
+
+    @property
+    def start_sparsity(self) -> float:
+        """The sparsity before the first step."""
+        start = self.axes.start
+        if start is None:
+            return 0.0
+        sparsity = getattr(start, "sparsity", None)
+        if sparsity is None:
+            return self._target
+        return float(sparsity(self._moment(0)) if callable(sparsity) else sparsity)
 
     def _keep_gradients(self) -> None:
         """Remember the gradients for the evaluation after the optimizer's step, before those of the dead are masked."""

@@ -33,6 +33,7 @@ class RunHistory:
         model, data: their specs.
         epochs: how many were asked for.
         lr_drops: epochs after which the learning rate falls.
+        start_sparsity: before the first step, of methods that begin sparse.
         settings: all that decides the result but for the seed, resolved; equal settings are the same experiment.
         rows: of metrics.jsonl, by epoch; a value that is no number is left out.
         facts: versions, hardware, command, created, as config.json has them.
@@ -50,6 +51,7 @@ class RunHistory:
     epochs: int | None = None
     lr_drops: tuple[float, ...] = ()
     seed: int | None = None
+    start_sparsity: float = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     rows: tuple[Mapping[str, float], ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -63,7 +63,7 @@ class AlternatingCompressedDecompressed:
 
     def axes(self) -> Axes:
         rise = Rise(allocation="global" if self.pool == "global" else "uniform", reach=self._reach)
-        return Axes(stages=(_Phases(removal=rise, phases=self.phases),), every=1, span=(0.1, 0.85))
+        return Axes(stages=(_Phases(removal=rise, phases=self.phases),), every=1, span=(0.1, 0.85), periods=self.phases)
 
     def _reach(self, moment: Moment) -> float:
         return float(_number(moment, self.phases) % 2)

@@ -18,8 +18,10 @@ class DynamicSparseReparameterization:
     """Units under one threshold for the whole network go, and as many come back at random, in layers by what they have.
 
     The first convolution stays dense; the authors keep those of ResNets' shortcuts dense as well (`--keep-dense` does),
-    and WRN's linear layer. There is no penalty (the paper's Table 4 says otherwise). Published: ResNet50 on
-    ImageNet at 80/90 %: 73.3/71.6, kernels at 80 %: 72.6; WRN-28-2 on CIFAR-10 at 50/70/90 %: 94.73/94.57/93.59.
+    and WRN's linear layer, and double the period a few times in training. Kernels of one size are regrown among layers
+    with kernels of that size, so that the live weights stay as many. There is no penalty (the paper's Table 4 says
+    otherwise). Published: ResNet50 on ImageNet at 80/90 %: 73.3/71.6, kernels at 80 %: 72.6; WRN-28-2 on CIFAR-10 at
+    50/70/90 %: 94.73/94.57/93.59.
 
     Args:
         unit: "weight", or "kernel", scored by its mean |w|.

@@ -154,6 +154,7 @@ class NeST:
             every=self.every,
             span=(0.0, 0.75),
             penalty=neurons,
+            periods=2 * self.phases,
         )
 
     def sparsity(self, moment: Moment) -> float:

@@ -88,6 +88,7 @@ def read_run(folder: Path) -> RunHistory:
         lr_drops=tuple(x for x in map(_number, _list(config.get("lr_drops"))) if x is not None),
         seed=None if seed is None else round(seed),
         settings=settings,
+        start_sparsity=_number(config.get("start_sparsity")) or 0.0,
         rows=rows,
         facts={k: config.get(k) for k in ("versions", "hardware", "command", "created", "layers", "request")},
         checkpoint=next((file for file in (run.best, run.last) if file.is_file()), None),

@@ -16,7 +16,16 @@ from starfire_cli.networks.dead_weights import DeadWeights, find_dead_weights
 from starfire_cli.networks.prunable import Prunable, prunable
 from starfire_cli.networks.restore import rebuild_model
 from starfire_cli.networks.skeleton import BuiltModel
-from starfire_cli.pruning import CHANNEL_METHODS, ONESHOT_METHODS, ChannelMethod, Layer, Masks, select
+from starfire_cli.pruning import (
+    CHANNEL_METHODS,
+    ONESHOT_METHODS,
+    TRAINING_METHODS,
+    ChannelMethod,
+    Layer,
+    Masks,
+    NetworkMethod,
+    select,
+)
 from starfire_cli.text import some
 from starfire_cli.workflows.prune.channels import (
     ChannelPruning,
@@ -28,7 +37,7 @@ from starfire_cli.workflows.prune.oneshot import recalibrate
 from starfire_cli.workflows.prune.request import PruneRequest
 from starfire_cli.workflows.prune.trial import Trial
 from starfire_cli.workflows.train.request import TrainRequest
-from starfire_cli.workflows.train.settings import Pruning, pruning_of
+from starfire_cli.workflows.train.settings import Pruning, only_trains, pruning_of
 
 
 @dataclass
@@ -95,6 +104,7 @@ class PruneJob:
 
 def open_job(request: PruneRequest) -> PruneJob:
     """Open the checkpoint and choose its layers. Raises BadOption, StarfireError where that cannot be done."""
+    request = _without_needless_target(request)
     request.check()
     channels = channel_method(request)
     checkpoint = files.load(find_checkpoint(request.checkpoint), weights=request.weights)
@@ -111,6 +121,25 @@ def open_job(request: PruneRequest) -> PruneJob:
     layers, exempt = select(found.layers, only=request.only, keep_dense=request.keep_dense)
     dead = find_dead_weights(found.checkpoint.state, found.checkpoint.masks, found.layers)
     return PruneJob(request, found.checkpoint, found, layers, [*found.left_out, *exempt], dead, channels)
+
+
+def _without_needless_target(request: PruneRequest) -> PruneRequest:
+    """The request; of a method that finds out by itself how much goes, with a target that it does not look at.
+
+    Raises BadOption where the user gave such a method a target, or named one that only trains.
+    """
+    name = request.method.partition(":")[0].strip()
+    if name not in ONESHOT_METHODS.names():
+        if name in TRAINING_METHODS.names() and name not in CHANNEL_METHODS.names():
+            raise only_trains(name)
+        return request
+    method = ONESHOT_METHODS.build(request.method)
+    if not isinstance(method, NetworkMethod) or method.axes().targeted:
+        return request
+    if request.target is not None or request.sweep is not None:
+        given = "--sweep" if request.target is None else f"--target {request.target:g}"
+        raise BadOption(f"{given}: --method {request.method} finds out by itself how much goes; leave it out")
+    return replace(request, target=0.0)
 
 
 def sparsity_of(checkpoint: Checkpoint, layers: Sequence[Layer]) -> float:

@@ -50,6 +50,7 @@ def prune_mask(request: PruneRequest) -> Iterator[PruneProgress | SweepPoint | P
 
 def _prune(job: PruneJob) -> Iterator[PruneProgress | Pruned]:
     request, checkpoint = job.request, job.checkpoint
+    request = job.request
     pruning = job.pruning(request.target)
     out = _out_path(request, checkpoint.path, pruning)
     state, masks, alone = checkpoint.state, dict[str, Tensor](), list[tuple[str, str]]()
@@ -124,7 +125,8 @@ def _prune(job: PruneJob) -> Iterator[PruneProgress | Pruned]:
 
 def _out_path(request: PruneRequest, source: Path, pruning: Pruning | ChannelPruning) -> Path:
     """The output path: as given, or a name beside the source with method and target."""
-    share = "" if pruning.target is None else f"-{pruning.target:g}"
+    target = _asked(pruning)
+    share = "" if target is None else f"-{target:g}"
     name = f"{source.name.partition('.')[0]}-{pruning.method_spec.partition(':')[0]}{share}.pt"
     out = request.out or source.with_name(name)
     if out.is_dir():
@@ -133,6 +135,11 @@ def _out_path(request: PruneRequest, source: Path, pruning: Pruning | ChannelPru
         raise StarfireError(f"cannot write {out}: there is no folder {out.parent}")
     refuse_overwriting(out, files_of(source))
     return out
+
+
+def _asked(pruning: Pruning | ChannelPruning) -> float | None:
+    """The target; None where the method finds out by itself how much goes."""
+    return pruning.target if not isinstance(pruning, Pruning) or pruning.targeted else None
 
 
 def _model_and_data(job: PruneJob) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -151,7 +158,7 @@ def _meta(
     return new_meta(
         model=model,
         data=data,
-        pruning=PruningMeta(method=pruning.method_spec, fc=pruning.fc_spec, target=pruning.target),
+        pruning=PruningMeta(method=pruning.method_spec, fc=pruning.fc_spec, target=_asked(pruning)),
         ramp=None,
         keep_dense=job.request.keep_dense,
         only=job.request.only,

@@ -125,6 +125,7 @@ def config_of(session: Session) -> dict[str, Any]:
         "kernels": session.pruner.kernels,  # that `auto` has chosen
         "lr_drops": lr_drops(session),
         **({"inherited_sparsity": came_in} if came_in else {}),
+        **({"start_sparsity": session.pruner.start_sparsity} if session.pruner.starts_sparse else {}),
     }
 
 

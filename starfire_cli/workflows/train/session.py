@@ -105,7 +105,8 @@ class Session:
     @property
     def left_out(self) -> list[tuple[str, str]]:
         """(name, reason) of the layers that are not pruned."""
-        reason = f"--method {self.pruning.method_spec} --fc {self.pruning.fc_spec} leave it alone"
+        method, fc = self.pruning.method_spec, self.pruning.fc_spec
+        reason = f"--method {method} leaves it alone" if method == fc else f"--method {method} --fc {fc} leave it alone"
         return [*self.network.start.left_out, *((layer.name, reason) for layer in self.pruner.left_alone)]
 
     @property
@@ -194,6 +195,8 @@ def build_session(
     known = known_data(initial, request.data) if initial is not None and request.init is not None else None
     data = open_training_data(request, device, ranks, channels_last=channels_last, known=known, decoding=decoding)
     notes = [data_note(request, data.info), *(defaults.describe(request, data.info) if defaults else ())]
+    if "target" in given and not pruning.targeted:
+        notes.append(f"--target {request.target:g}: --method {pruning.method_spec} meets none; what comes out is shown")
     network = open_network(request, data, device, ranks, channels_last=channels_last, resume=resume, initial=initial)
     if getattr(pruning.conv, "free_outputs_only", False):
         leave_fixed(network.start, network.net, data.info.image_size)

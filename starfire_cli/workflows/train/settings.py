@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -10,7 +11,15 @@ from torch import nn
 from starfire_cli import options
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.options import out_of_range
-from starfire_cli.pruning import CHANNEL_METHODS, LINEAR_METHODS, METHODS, TRAINING_METHODS, Method, NetworkMethod
+from starfire_cli.pruning import (
+    CHANNEL_METHODS,
+    LINEAR_METHODS,
+    METHODS,
+    ONESHOT_METHODS,
+    TRAINING_METHODS,
+    Method,
+    NetworkMethod,
+)
 from starfire_cli.pruning.axes import Shrinking
 from starfire_cli.pruning.channels.graph import trace
 from starfire_cli.pruning.codebook import Codebook, parse
@@ -157,7 +166,7 @@ def pruning_of(request: TrainRequest, methods: Family[Method | NetworkMethod] = 
         spec += f"{',' if ':' in spec else ':'}max_nonzero={request.max_nonzero}"
     name = spec.partition(":")[0]
     if name in TRAINING_METHODS.names() and name not in methods.names():
-        raise BadOption(f"--method {name} trains; a trained network is pruned with: {', '.join(methods.names())}")
+        raise only_trains(name)
     conv = methods.build(spec)
     if isinstance(conv, NetworkMethod):
         return _of_network(conv, request)
@@ -177,6 +186,15 @@ def pruning_of(request: TrainRequest, methods: Family[Method | NetworkMethod] = 
         method_spec=METHODS.spec(conv),
         fc_spec=METHODS.spec(linear),
         codebook=codebook,
+    )
+
+
+def only_trains(name: str) -> BadOption:
+    """The error for a training method where a trained network is to be pruned."""
+    known = sorted({*ONESHOT_METHODS.names(), *CHANNEL_METHODS.names()})
+    return BadOption(
+        f"--method {name} trains; a trained network is pruned with: {', '.join(known)}; --method dense --target 0 "
+        "--shrink removes what training has left dead"
     )
 
 
@@ -201,6 +219,15 @@ def refuse_unshrinkable(request: TrainRequest, net: nn.Module) -> None:
     """Raises BadOption where channels cannot be removed while the network trains."""
     if request.compact_state:
         raise BadOption(f"--compact-state is for masks that are fixed, and --method {request.method} removes channels")
+    assert request.era is not None
+    first, last = (float(part) for part in request.era.split(":"))
+    method = TRAINING_METHODS.build(request.method)
+    shrinking = method.axes().shrinking if isinstance(method, NetworkMethod) else None
+    if shrinking is not None and (shrinking.interval or 0) > last - first:
+        raise BadOption(
+            f"--method {request.method}: every {shrinking.interval} epochs is never in an era of {last - first:g}; at "
+            f"most interval={math.floor(last - first)}"
+        )
     try:
         trace(net)
     except StarfireError as error:

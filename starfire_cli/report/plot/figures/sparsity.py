@@ -66,7 +66,7 @@ def sparsity_figure(groups: Sequence[Group], *, axis: str = "epoch", width: floa
 
 
 def _from_the_start(run: RunHistory) -> RunHistory:
-    """Adds the two points without rows: sparsity is 0 at step 0 and where the era begins."""
+    """Adds the two points without rows: at step 0 and where the era begins nothing is dead, or what began so."""
     if not run.rows or run.dense or run.settings.get("init", "?") is not None:
         return run
     steps = next((row["step"] / row["epoch"] for row in run.rows if row.get("step") and row["epoch"]), None)
@@ -74,6 +74,6 @@ def _from_the_start(run: RunHistory) -> RunHistory:
     for epoch in {0.0, run.era[0] if run.era else 0.0}:
         if epoch < run.rows[0]["epoch"] or epoch not in rows:
             keys = ("threshold", "sparsity_prunable", "sparsity_total")
-            nothing = {key: 0.0 for key in keys if run.has(key)}
+            nothing = {key: run.start_sparsity for key in keys if run.has(key)}
             rows.setdefault(epoch, {"epoch": epoch, **({"step": epoch * steps} if steps else {}), **nothing})
     return replace(run, rows=tuple(rows[epoch] for epoch in sorted(rows)))
