@@ -191,3 +191,28 @@ def test_a_network_that_is_not_finite(tmp_path: Path, capsys: Capture, key: str)
 def test_train_names_the_command_that_compresses(capsys: Capture) -> None:
     assert main(["train", "--method", "thinet"]) == 2
     assert "starfire prune-mask CHECKPOINT --method thinet" in capsys.readouterr().err
+
+
+def test_thresholds_take_no_target(tmp_path: Path, capsys: Capture, checkpoint: Path) -> None:
+    """s times the standard deviation of each layer: masks as counted by hand."""
+    out = tmp_path / "out.pt"
+    run(capsys, "prune-mask", checkpoint, "--model", SPEC, "--method", "deep-compression:s=0.8", "--out", out)
+    written, before = load(out), torch.load(checkpoint, weights_only=True)
+    assert written.masks and written.meta.pruning.target is None
+    for key, mask in written.masks.items():
+        weight = before[key].double()
+        assert torch.equal(mask, weight.abs() >= 0.8 * weight.std(correction=0)), key
+    for given in ("--target", "--sweep"):
+        said = fails(capsys, checkpoint, "--method", "deep-compression:s=0.8", given, "0.5")
+        assert "finds out by itself how much goes; leave it out" in said
+
+
+def test_methods_that_train_name_those_that_prune(capsys: Capture, checkpoint: Path) -> None:
+    for method in ("sss", "rigl"):
+        said = fails(capsys, checkpoint, "--method", method)
+        assert f"--method {method} trains" in said and "thinet" in said and "--shrink removes" in said
+
+
+def test_convolutions_that_are_not_there_cannot_be_skipped(capsys: Capture, checkpoint: Path) -> None:
+    said = fails(capsys, checkpoint, "--model", SPEC, "--method", "l1-filter:skip=99", "--target", "0.3")
+    assert "skip=99 skips convolution 99" in said
