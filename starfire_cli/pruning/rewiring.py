@@ -256,7 +256,8 @@ class Rewiring:
             if usable or "gradient" not in stage.reads:
                 changed |= self._apply(stage, self._moment(step))
         self._gradients = {}
-        self._tensors.mask_gradients(self._tensors.touched)  # where the loop still has some
+        if not self.axes.replaces_step:  # else the pruner masks them now
+            self._tensors.mask_gradients(self._tensors.touched)  # where the loop still has some
         self._changed = changed
         return changed
 
