@@ -81,10 +81,10 @@ class L1Filter:
 
     def _plan(self, network: EditedNetwork, target: float) -> Iterator[tuple[Site, int]]:
         convs = [name for name, module in network.model.named_modules() if isinstance(module, nn.Conv2d)]
+        sites = [site for site in network.open_sites() if convs.index(site.layer) + 1 not in self._skipped()]
         if beyond := [number for number in self._skipped() if not 1 <= number <= len(convs)]:
             where = f"skip={self.skip}" if self.preset is None else f"preset={self.preset}"
             raise BadOption(f"l1-filter:{where} skips convolution {beyond[0]}, and the network has {len(convs)}")
-        sites = [site for site in network.open_sites() if convs.index(site.layer) + 1 not in self._skipped()]
         if not self._rates():
             yield from zip(sites, kept_counts(sites, target), strict=True)
             return
