@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,30 @@ def gpu_arguments(doc: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def method_arguments(doc: str | None, methods: Sequence[str], out: str) -> argparse.Namespace:
+    """The arguments of a benchmark of methods beside a training step: what is trained, how often, where figures go."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--methods", nargs="*", default=list(methods))
+    parser.add_argument("--out", type=Path, default=Path(out))
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return args
+
+
 def seconds(run: Callable[[], object], *, device: torch.device, repeats: int, warmup: int = 2) -> list[float]:
     """How long each of `repeats` calls took; a GPU is waited for."""
     taken = []
     for number in range(warmup + repeats):
-        _wait(device)
+        wait(device)
         started = time.perf_counter()
         run()
-        _wait(device)
+        wait(device)
         if number >= warmup:
             taken.append(time.perf_counter() - started)
     return taken
@@ -101,7 +117,8 @@ class Results:
         return self.rows[name]["result"]
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait for a GPU; a CPU is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torchvision
 from torch import Tensor
@@ -30,6 +32,22 @@ def resnet50(weights: str, method: str, target: float) -> tuple[State, State]:
     pruner.refresh(1.0)
     state = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
     return state, {key: mask.clone() for key, mask in pruner.masks.items()}
+
+
+def training_step(device: torch.device, batch: int, size: int) -> tuple[torch.nn.Module, Callable[[], None]]:
+    """A ResNet50 in channels_last memory, and a step of its training: forward, backward, SGD with momentum."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet50().to(device, memory_format=torch.channels_last)
+    images = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 1000, (batch,), device=device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return model, step
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from typing import Any
 
 import _mask_peers as peers
 import torch
-from _common import Results, _wait
+from _common import Results, wait
 from torch import Tensor
 
 from starfire_cli.models import build_model
@@ -247,10 +247,10 @@ def by_turns(
             if isinstance(contender, Contender):
                 contender.before()
                 run = contender.run
-            _wait(device)
+            wait(device)
             started = time.perf_counter()
             run(number)
-            _wait(device)
+            wait(device)
             taken[name].append(time.perf_counter() - started)
     middle = statistics.mean if mean else statistics.median
     return {name: round(1000 * middle(times), 2) for name, times in taken.items()}

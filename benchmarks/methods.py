@@ -9,7 +9,6 @@ step is forward, backward and SGD with momentum at the batch and image size give
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -18,9 +17,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-import torchvision
 
-from benchmarks._common import Results
+from benchmarks._common import Results, median_ms, method_arguments, seconds, wait
+from benchmarks._resnet50 import training_step
 from starfire_cli.pruning import TRAINING_METHODS, Pruner, layers_of_model
 from starfire_cli.pruning.schedule import Era
 
@@ -69,61 +68,27 @@ class Contender:
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient.clone()
         self.pruner._step = step - 1
-        _wait(weights[0].device)
+        wait(weights[0].device)
         started = time.perf_counter()
         steps = self.pruner.after_backward()
-        _wait(weights[0].device)
+        wait(weights[0].device)
         taken = time.perf_counter() - started
         if steps:
             self.optimizer.step()
         self.optimizer.zero_grad()
-        _wait(weights[0].device)
+        wait(weights[0].device)
         started = time.perf_counter()
         self.pruner.after_step(step)
-        _wait(weights[0].device)
+        wait(weights[0].device)
         return taken + time.perf_counter() - started
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--methods", nargs="*", default=list(METHODS))
-    parser.add_argument("--out", type=Path, default=Path("methods.json"))
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    results = Results(args.out, device)
-    torch.manual_seed(0)
-    model = torchvision.models.resnet50().to(device, memory_format=torch.channels_last)
-    images = torch.rand(args.batch, 3, args.size, args.size, device=device).contiguous(
-        memory_format=torch.channels_last
-    )
-    labels = torch.randint(0, 1000, (args.batch,), device=device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-
-    def train() -> None:
-        torch.nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    taken = []
-    for _ in range(args.turns):
-        started = time.perf_counter()
-        train()
-        taken.append(1000 * (time.perf_counter() - started))
-    step = statistics.median(taken)
+    args = method_arguments(__doc__, METHODS, "methods.json")
+    results = Results(args.out, args.device)
+    model, train = training_step(args.device, args.batch, args.size)
+    step = median_ms(seconds(train, device=args.device, repeats=args.turns))
     results.step(f"step, batch {args.batch}, {args.size} px", lambda: round(step, 1))
-    torch.nn.functional.cross_entropy(model(images), labels).backward()
     weights = [w for w in model.parameters() if w.grad is not None]
     gradients = [w.grad.clone() for w in weights if w.grad is not None]
     start = [w.detach().clone() for w in weights]

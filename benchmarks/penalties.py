@@ -9,7 +9,6 @@ turns, in processor time on a CPU, so that other load does not count.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -19,9 +18,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-import torchvision
 
-from benchmarks._common import Results
+from benchmarks._common import Results, method_arguments, wait
+from benchmarks._resnet50 import training_step
 from starfire_cli.pruning import TRAINING_METHODS, Pruner, layers_of_model
 from starfire_cli.pruning.schedule import Era
 
@@ -35,42 +34,20 @@ def median(work: Callable[[], object], turns: int, device: torch.device) -> floa
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     taken = []
     for _ in range(turns + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait(device)
         started = clock()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait(device)
         taken.append(1000 * (clock() - started))
     return statistics.median(taken[1:])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--methods", nargs="*", default=list(METHODS))
-    parser.add_argument("--out", type=Path, default=Path("penalties.json"))
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
+    args = method_arguments(__doc__, METHODS, "penalties.json")
+    device = args.device
     results = Results(args.out, device)
-    torch.manual_seed(0)
-    model = torchvision.models.resnet50().to(device, memory_format=torch.channels_last)
-    images = torch.rand(args.batch, 3, args.size, args.size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, 1000, (args.batch,), device=device)
+    model, train = training_step(device, args.batch, args.size)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-
-    def train() -> None:
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-
     step = median(train, args.turns, device)
     results.step(f"step, batch {args.batch}, {args.size} px", lambda: round(step, 1))
     for spec in args.methods:

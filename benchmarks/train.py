@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from _common import Results, _wait
+from _common import Results, wait
 from _input_peers import Batches, batches
 from input import make
 from torch import nn
@@ -102,7 +102,7 @@ def theirs(
                     loss.item()
                     (output.argmax(1) == labels).float().mean().item()
                 seen += len(labels)
-            _wait(device)
+            wait(device)
             rates.append(seen / (time.perf_counter() - started))
         return statistics.median(rates[1:])
 

@@ -18,7 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-from _common import Results, _wait, gpu_arguments
+from _common import Results, gpu_arguments, wait
 from overhead import ERA, Network
 
 STEPS = 20
@@ -31,7 +31,7 @@ class Profile:
     def __init__(self, network: Network) -> None:
         on_device = network.device.type == "cuda"
         network.step()
-        _wait(network.device)
+        wait(network.device)
         before = network.pruner.seconds
         with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_device else [])]) as seen:
             for _ in range(STEPS):

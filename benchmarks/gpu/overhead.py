@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-from _common import Results, _wait, gpu_arguments
+from _common import Results, gpu_arguments, wait
 
 from starfire_cli.models import build_model
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
@@ -68,11 +68,11 @@ class Network:
 
     def turn(self) -> float:
         """Seconds a step."""
-        _wait(self.device)
+        wait(self.device)
         started = time.perf_counter()
         for _ in range(TURN):
             self.step()
-        _wait(self.device)
+        wait(self.device)
         return (time.perf_counter() - started) / TURN
 
     def on_device(self) -> float:

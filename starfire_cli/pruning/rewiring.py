@@ -282,9 +282,8 @@ class Rewiring:
         moment = replace(self._moment(self.era.last_step), memory={})
         left = {key: units.alive for key, units in layers.items()}
         start = self.axes.start
-        if (
-            isinstance(start, SparseStart) and "gradient" in start.reads
-        ):  # which weights is not known yet, nor how many by a global rule
+        # Which weights a score of gradients leaves is not known yet, nor how many of each layer by a global rule.
+        if isinstance(start, SparseStart) and "gradient" in start.reads:
             share = "uniform" if start.allocation == "global" else start.allocation
             start = replace(start, score="random", allocation=share)
         rise = self.axes.rise
