@@ -16,13 +16,15 @@ def test_the_files_that_are_handed_a_request_are_those_of_the_docs(tmp_path: Pat
     text = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
     (section,) = re.findall(r"^## A request's way to the first step$(.*?)^## ", text, re.MULTILINE | re.DOTALL)
     listed = re.findall(r"^\d+\. `([\w/]+\.py)`", section, re.MULTILINE)
-    package, handed = root / "starfire_cli", set()
+    package, handed = str(root / "starfire_cli"), set()
 
     def note(frame: FrameType, event: str, argument: object) -> None:
-        file = Path(frame.f_code.co_filename)
-        given = any(isinstance(value, TrainRequest) for value in frame.f_locals.values())
-        if event == "call" and given and file.is_relative_to(package):
-            handed.add(file.relative_to(package).as_posix())
+        code = frame.f_code
+        if event != "call" or not code.co_filename.startswith(package):
+            return
+        arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        if any(isinstance(frame.f_locals.get(name), TrainRequest) for name in arguments):
+            handed.add(Path(code.co_filename).relative_to(package).as_posix())
 
     request = TrainRequest(**PLAIN | {"out": tmp_path, "epochs": 1, "era": "0:1"})
     before = sys.getprofile()
@@ -31,7 +33,7 @@ def test_the_files_that_are_handed_a_request_are_those_of_the_docs(tmp_path: Pat
         assert list(train(request))
     finally:
         sys.setprofile(before)
-    own = "workflows/train/request.py"  # methods of the request itself
-    assert {f"workflows/train/{name}" for name in listed[1:-1]} == handed - {own}
+    aside = {"workflows/train/request.py", "options.py"}  # its own methods, and the check of any request's ranges
+    assert {f"workflows/train/{name}" for name in listed[1:-1]} == handed - aside
     assert listed[0] == "commands/train.py" and listed[-1] == "step.py"  # makes the request; takes the step
     assert len(listed) < 12
