@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from starfire_cli.formats.checkpoint.file import load
-from starfire_cli.formats.checkpoint.meta import read_meta
+from starfire_cli.formats.checkpoint.meta_reader import read_meta
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.packed.write import pack
 from starfire_cli.models import build_model

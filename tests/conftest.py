@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
-settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=20)
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=12)
 settings.register_profile("ci", settings.get_profile("here"), derandomize=True)
 settings.register_profile("few", settings.get_profile("ci"), max_examples=5)  # where an example takes a second
 settings.register_profile("thorough", settings.get_profile("here"), max_examples=500)  # --hypothesis-profile=thorough

@@ -10,7 +10,7 @@ from starfire_cli.data import DataInfo
 from starfire_cli.data.finding import url_of
 from starfire_cli.data.sets.folder import differences
 from starfire_cli.errors import BadOption, StarfireError
-from starfire_cli.formats.checkpoint.meta import LONGEST
+from starfire_cli.formats.checkpoint.meta_reader import LONGEST
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.networks.model_spec import trusted_spec, untrusted_text
 from starfire_cli.text import printable

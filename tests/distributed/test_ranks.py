@@ -122,7 +122,7 @@ def test_statistics_are_the_mean_of_the_ranks(tmp_path: Path) -> None:
     """Of one step at momentum 0.1: the mean of the shares' statistics, computed here."""
     run(tmp_path, 2, model="tests.tiny:net", max_steps=1, method="dense", augment="none")
     from starfire_cli.workflows.train.request import TrainRequest
-    from starfire_cli.workflows.train.session import build_session
+    from starfire_cli.workflows.train.session_setup import build_session
 
     how = {"model": "tests.tiny:net", "limit_train": 322, "limit_val": 101, "device": "cpu", "batch_size": 64}
     session = build_session(TrainRequest(**how, epochs=3, augment="none", method="dense"))

@@ -19,7 +19,8 @@ from starfire_cli.formats.checkpoint import (
     torch_file,
     unwrap,
 )
-from starfire_cli.formats.checkpoint.meta import Meta, read_meta
+from starfire_cli.formats.checkpoint.meta import Meta
+from starfire_cli.formats.checkpoint.meta_reader import read_meta
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.packed.container import checked_shape
 from starfire_cli.formats.plain_values import check_plain

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from starfire_cli.damage import Damaged, reading
 from starfire_cli.errors import StarfireError
-from starfire_cli.formats.checkpoint.meta import read_meta
+from starfire_cli.formats.checkpoint.meta_reader import read_meta
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.packed import encoding
 from starfire_cli.formats.packed.codebook import LARGEST, CodebookValues

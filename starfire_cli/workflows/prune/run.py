@@ -13,7 +13,8 @@ from torch import Tensor
 from starfire_cli import runtime
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint import file as files
-from starfire_cli.formats.checkpoint.meta import PruningMeta, new_meta, read_meta
+from starfire_cli.formats.checkpoint.meta import PruningMeta, new_meta
+from starfire_cli.formats.checkpoint.meta_reader import read_meta
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.overwriting import files_of, refuse_overwriting
 from starfire_cli.networks.model_spec import shrink_recipe

@@ -18,7 +18,8 @@ from starfire_cli.pruning.lasso import live_channels
 from starfire_cli.workflows.train.fixed_masks import FixedMasks
 from starfire_cli.workflows.train.live_macs import count_live_macs
 from starfire_cli.workflows.train.network import Removed, TrainingNetwork
-from starfire_cli.workflows.train.session import Session, build_forward, build_pruner
+from starfire_cli.workflows.train.session import Session
+from starfire_cli.workflows.train.session_setup import build_forward, build_pruner
 from starfire_cli.workflows.train.step import with_step_graph
 
 

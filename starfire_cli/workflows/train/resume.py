@@ -21,7 +21,8 @@ from starfire_cli.workflows.train.alike import check_requests, check_sessions
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.rounds import refuse_other_rounds
 from starfire_cli.workflows.train.run_folder import RunFolder
-from starfire_cli.workflows.train.session import Session, build_session, join_ranks
+from starfire_cli.workflows.train.session import Session
+from starfire_cli.workflows.train.session_setup import build_session, join_ranks
 from starfire_cli.workflows.train.settings import resolve_batch_size
 from starfire_cli.workflows.train.tickets import restore_round
 from starfire_cli.workflows.train.training_data import Decoding

@@ -68,16 +68,16 @@ class Tickets:
         return (number - 1) * self.steps + (self.first if number > 1 else 0)
 
 
-def tickets_of(request: TrainRequest, pruning: Pruning, steps_per_epoch: int) -> Tickets | None:
-    """The rounds that the filled request's method trains in; None where there is one training. Raises BadOption."""
+def tickets_of(pruning: Pruning, epochs: int | None, steps_per_epoch: int) -> Tickets | None:
+    """The rounds of a method, each of so many epochs; None where there is one training. Raises BadOption."""
     if not isinstance(pruning.conv, NetworkMethod) or (rounds := pruning.conv.axes().rounds) is None:
         return None
-    assert request.epochs is not None
-    steps = request.epochs * steps_per_epoch
+    assert epochs is not None
+    steps = epochs * steps_per_epoch
     return Tickets(
         rounds=rounds,
         trainings=rounds.prunings(pruning.target) + 1,
-        epochs=request.epochs,
+        epochs=epochs,
         steps=steps,
         steps_per_epoch=steps_per_epoch,
         first=rounds.rewind_step(steps, steps_per_epoch),

@@ -11,7 +11,8 @@ import torch
 
 from starfire_cli.damage import Damaged, DamagedFile
 from starfire_cli.formats.checkpoint.file import load, save
-from starfire_cli.formats.checkpoint.meta import Meta, read_meta
+from starfire_cli.formats.checkpoint.meta import Meta
+from starfire_cli.formats.checkpoint.meta_reader import read_meta
 from starfire_cli.formats.packed.write import pack
 
 

@@ -1,7 +1,8 @@
 """Triton's masks are the reference's to the bit, under its interpreter on a CPU, and on a GPU where there is one.
 
 Whether Triton interprets or compiles is settled when it is imported. So all kinds of test run in processes of their
-own, where this file is collected again under other prefixes than `test_`: `everywhere_` both interpreted and on a GPU.
+own, where this file is collected again under other prefixes than `test_`: `everywhere_` both interpreted and on a GPU;
+`lengthy_` likewise, but interpreted only with `-m slow`.
 """
 
 # Triton has no types.
@@ -10,16 +11,18 @@ own, where this file is collected again under other prefixes than `test_`: `ever
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -59,8 +62,9 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_a_process_of_its_own(kind: str, request: pytest.FixtureRequest) -> None:
     profile = request.config.getoption("--hypothesis-profile", None) or ("few" if kind == "interpreted" else None)
+    lengthy = "" if kind == "interpreted" else " lengthy_*"  # the interpreter takes seconds for each
     kind = kind.partition("-")[0]
-    prefixes = f"{kind}_*" if kind == "compiled" else f"{kind}_* everywhere_*"
+    prefixes = f"{kind}_*" if kind == "compiled" else f"{kind}_* everywhere_*{lengthy}"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-o", f"python_functions={prefixes}"]
         + ([f"--hypothesis-profile={profile}"] if profile else [])
@@ -89,10 +93,14 @@ def test_it_says_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_interpreter() -> None:
-    """Patch Triton's language once and for all; left to itself it does so at every call, which takes 2 ms."""
+    """Patch Triton's language once and for all; left to itself it does so at every call, which takes 2 ms.
+
+    And check for overflow with one operation of NumPy.
+    """
     if os.environ.get("TRITON_INTERPRET") != "1":
         return
     import triton.language as tl
+    from triton.language.semantic import TritonSemantic
     from triton.runtime import interpreter
 
     @dataclass
@@ -109,7 +117,24 @@ def quick_interpreter() -> None:
             original(fn)
         return Kept()
 
+    cached = functools.cache(interpreter._get_np_dtype)  # it makes a table at every call
+
+    def dtype_of(kind: object) -> object:
+        kind = kind.element_ty if isinstance(kind, tl.block_type) else kind
+        return np.dtype(np.uint64) if isinstance(kind, tl.pointer_type) else cached(kind)
+
+    def check_overflow(self: object, lhs: object, rhs: object, binary_op: Callable[..., object]) -> None:
+        """Triton's own check takes ten operations of the interpreter for each sum and product, half of all time."""
+        kind = lhs.type.scalar
+        if kind.int_bitwidth < 64:
+            act = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[binary_op.__name__]
+            exact = act(lhs.handle.data.astype(np.int64), rhs.handle.data.astype(np.int64))
+            low, high = kind.get_int_min_value(), kind.get_int_max_value()
+            assert low <= exact.min() and exact.max() <= high, f"{kind} overflow detected for {binary_op.__name__}"
+
     interpreter._patch_lang = patch
+    interpreter._get_np_dtype = dtype_of
+    TritonSemantic.binary_op_sanitize_overflow_impl = check_overflow
 
 
 def job(
@@ -217,20 +242,20 @@ def everywhere_masks_are_the_reference_s(drawn: list[MaskJob], listed: int) -> N
 ALL_EQUAL = torch.full((40, 30), -0.5)
 ODD = {
     "more rivals than 64, ties": job((70, 3, 1, 1), conv_cuts(0, 33), torch.full((70, 3, 1, 1), 0.25)),
-    "hundreds of rivals": job((300, 1, 1, 1), conv_cuts(0, 150)),
-    "few of many, ties": job((200, 3, 1, 1), conv_cuts(0, 20), torch.full((200, 3, 1, 1), 0.25), dead=0.01),
-    "few whole kernels": job((60, 20, 3, 3), conv_cuts(0, 30)),
+    "hundreds of rivals": job((130, 1, 1, 1), conv_cuts(0, 65), torch.randn(130, 1, 1, 1).bfloat16()),
+    "few of many, ties": job((100, 3, 1, 1), conv_cuts(0, 20), torch.full((100, 3, 1, 1), 0.25), dead=0.01),
+    "few whole kernels": job((32, 20, 3, 3), conv_cuts(0, 28)),
     "more channels than one program holds": job((5, 37, 1, 1), conv_cuts(0, 2), groups=5),
-    "several programs of windows": job((20, 61, 3, 3), conv_cuts(4, 7)),
+    "several programs of windows": job((10, 61, 3, 3), conv_cuts(4, 3)),
     "channels_last": job(
-        (20, 61, 3, 3), conv_cuts(4, 7), torch.randn(20, 61, 3, 3).to(memory_format=torch.channels_last)
+        (10, 61, 3, 3), conv_cuts(4, 3), torch.randn(10, 61, 3, 3).to(memory_format=torch.channels_last)
     ),
     "7 x 7": job((6, 3, 7, 7), conv_cuts(30, 2)),
     "9 x 1": job((6, 3, 9, 1), conv_cuts(5, 0)),
     "whole windows": job((6, 3, 3, 3), conv_cuts(9, 1)),
     "all kernels": job((6, 3, 2, 2), conv_cuts(0, 6)),
     "all dead": job((6, 3, 3, 3), conv_cuts(2, 2), dead=1.1),
-    "more dead than due": job((40, 3, 3, 3), conv_cuts(2, 2), dead=0.8),
+    "more dead than due": job((20, 3, 3, 3), conv_cuts(2, 2), dead=0.8),
     "nothing due": job((6, 3, 3, 3), conv_cuts(0, 0)),
     "depthwise as one": job((70, 1, 3, 3), conv_cuts(4, 21)),
     "across groups": job((70, 1, 3, 3), (Cut("", "KC", 4), Cut("RS", "", 21)), groups=70),
@@ -248,6 +273,16 @@ ODD = {
     "tiles of 1, float64": job((40, 30), linear_cuts(300, 0, 1), torch.randn(40, 30, dtype=torch.float64)),
     "all tiles": job((13, 7), linear_cuts(12, 91, 3)),
 }
+LARGER = {
+    "hundreds of rivals": job((300, 1, 1, 1), conv_cuts(0, 150)),
+    "few of many, ties": job((200, 3, 1, 1), conv_cuts(0, 20), torch.full((200, 3, 1, 1), 0.25), dead=0.01),
+    "few whole kernels": job((60, 20, 3, 3), conv_cuts(0, 30)),
+    "several programs of windows": job((20, 61, 3, 3), conv_cuts(4, 7)),
+    "channels_last": job(
+        (20, 61, 3, 3), conv_cuts(4, 7), torch.randn(20, 61, 3, 3).to(memory_format=torch.channels_last)
+    ),
+    "more dead than due": job((40, 3, 3, 3), conv_cuts(2, 2), dead=0.8),
+}
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -255,6 +290,11 @@ def everywhere_odd_layers(name: str) -> None:
     for listed in (LISTED, 4) if len(ODD[name].layer.shape) == 2 else (LISTED,):
         with listing(listed):
             assert check([ODD[name]]).item() >= 0
+
+
+@pytest.mark.parametrize("name", LARGER)
+def lengthy_odd_layers(name: str) -> None:
+    assert check([LARGER[name]]).item() >= 0
 
 
 def interpreted_what_dies_is_plus_zero_and_the_rest_keeps_its_bits() -> None:
@@ -609,6 +649,23 @@ def interpreted_tensors_that_moved_or_were_replaced_are_followed(how: str) -> No
     assert pruner.zeros["weight"] == int(dead.sum()) == 8 * 4 * 9
     for kept in (model.weight, optimizer.state[model.weight]["momentum_buffer"], average.weight):
         assert not kept[dead].any() and kept[~dead].all()
+
+
+def interpreted_overflows_are_found() -> None:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def double(x):  # type: ignore[no-untyped-def]
+        tl.store(x, tl.load(x) + tl.load(x))
+
+    for value in (2**30 - 1, -(2**30)):
+        number = torch.tensor([value], dtype=torch.int32)
+        double[(1,)](number)
+        assert number.item() == 2 * value
+    for value in (2**30, -(2**30) - 1):
+        with pytest.raises(Exception, match="overflow detected"):
+            double[(1,)](torch.tensor([value], dtype=torch.int32))
 
 
 def interpreted_no_jobs_no_counts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from starfire_cli import cli
 from starfire_cli.formats.checkpoint.file import load
 from starfire_cli.formats.run import Run
 
@@ -55,11 +57,10 @@ def start(folder: Path, *more: str) -> subprocess.Popen:
     )
 
 
-def resume(folder: Path, *more: str) -> str:
-    command = [sys.executable, "-m", "starfire_cli", *RESUME, *more]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def run_here(folder: Path, *arguments: str) -> None:
+    """Run a command in this process: what it finds on the disk matters, and another start would take seconds."""
+    with contextlib.chdir(folder):
+        assert cli.main([*arguments]) == 0
 
 
 def wait_for_epoch(process: subprocess.Popen, epoch: int) -> None:
@@ -82,22 +83,21 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_no_bit(tmp_path, number, cod
     assert "saved. To go on:\nstarfire train --resume runs/a/last.pt --model tests.tiny:net" in rest
     stopped = load(tmp_path / "runs/a/last.pt", training=True)
     assert 40 <= stopped.training["position"]["step"] < 100
-    resume(tmp_path)
+    run_here(tmp_path, *RESUME)
     whole = tmp_path / "whole"
     whole.mkdir()
-    process = start(whole, "--epochs", "5")
-    process.communicate(timeout=300)
-    assert process.returncode == 0
+    run_here(whole, *OPTIONS, "--epochs", "5")
     a, b = (load(folder / "runs/a/last.pt") for folder in (tmp_path, whole))
     assert all(torch.equal(a.state[k], b.state[k]) for k in a.state)
 
 
-def kill_and_resume(folder: Path, kills: int, seed: int) -> None:
+def kill_and_resume(folder: Path, kills: int, seed: int, epochs: int, longest: float) -> None:
+    """Kill a run so often, each time after `longest` seconds at most; it has steps for more than that."""
     draw = random.Random(seed)
-    process = start(folder, "--epochs", "40", "--save-every", "3")  # saving nearly all the time
+    process = start(folder, "--epochs", str(epochs), "--save-every", "3")  # saving nearly all the time
     wait_for_epoch(process, 1)
     for _ in range(kills):
-        time.sleep(draw.uniform(0.05, 2.0))
+        time.sleep(draw.uniform(0.05, longest))
         process.kill()
         process.communicate(timeout=60)
         for name in ("last.pt", "best.pt"):
@@ -117,19 +117,19 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> None:
                 break
     process.kill()
     process.communicate(timeout=60)
-    resume(folder, "--save-every", "1000")
+    run_here(folder, *RESUME, "--save-every", "1000")
     rows = Run(folder / "runs/a").read_metrics()
-    assert [row["epoch"] for row in rows] == list(range(1, 41))
-    assert rows[-1]["step"] == 800
+    assert [row["epoch"] for row in rows] == list(range(1, epochs + 1))
+    assert rows[-1]["step"] == 20 * epochs
     assert not [
         p for p in (folder / "runs/a").iterdir() if p.name not in ("config.json", "metrics.jsonl", "last.pt", "best.pt")
     ]
 
 
 def test_kill_9_twice(tmp_path):
-    kill_and_resume(tmp_path, kills=2, seed=0)
+    kill_and_resume(tmp_path, kills=2, seed=0, epochs=16, longest=0.5)
 
 
 @pytest.mark.slow
 def test_kill_9_twenty_times(tmp_path):
-    kill_and_resume(tmp_path, kills=20, seed=1)
+    kill_and_resume(tmp_path, kills=20, seed=1, epochs=40, longest=2.0)
