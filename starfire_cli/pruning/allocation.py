@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from starfire_cli.pruning.budget import pruned
-from starfire_cli.pruning.layer_units import LayerUnits
+from starfire_cli.pruning.layer_units import LayerUnits, by_layer
 from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.selection import competitors, on_host
 
 ALLOCATIONS = ("uniform", "erk", "er", "global")
+_MANY = 1 << 18  # units that are worth a sample
+_SAMPLE = 1 << 16
 
 
 def uniform(units: Mapping[str, int], sparsity: float) -> dict[str, int]:
@@ -82,27 +85,55 @@ def globally(layers: Mapping[str, LayerUnits], scores: Mapping[str, Tensor], cou
 
     Args:
         layers: whose units compete.
-        scores: >= 0, (U,), by layer.
+        scores: (U,), by layer; their signs do not count.
         count: how many live units go in all; fewer go where each layer is down to one.
     """
-    candidates = {}
-    for key, units in layers.items():
-        candidates[key] = _but_one(scores[key][units.alive_U])
-    total = sum(map(len, candidates.values()))
     if count <= 0:
-        return dict.fromkeys(candidates, 0)
+        return dict.fromkeys(layers, 0)
+    total = sum(max(0, units.live - 1) for units in layers.values())
     if count >= total:
-        return {key: len(values) for key, values in candidates.items()}
-    cutoff = kth_of_all(list(candidates.values()), count)
+        return {key: max(0, units.live - 1) for key, units in layers.items()}
+    bounds = _bracket(layers, scores, count)
+    competing = by_layer(layers, lambda key, units: competitors(scores[key], units.alive_U, bounds, lists=units.lists))
+    left = count - sum(x.lower for x in competing.values())
+    if not 0 < left <= sum(len(x.within) for x in competing.values()):  # the sample misled
+        competing = by_layer(layers, lambda key, units: competitors(scores[key], units.alive_U, None))
+        left = count
+    cutoff = kth_of_all([x.within for x in competing.values()], left)
     # A cutoff of another layer's wider type would be rounded to this one's before it is compared.
-    candidates = {key: values.to(cutoff.dtype) for key, values in candidates.items()}
-    below = {key: int((values < cutoff).sum()) for key, values in candidates.items()}
+    values = {key: x.within.to(cutoff.dtype) for key, x in competing.items()}
+    below = {key: x.lower + int((values[key] < cutoff).sum()) for key, x in competing.items()}
     room = count - sum(below.values())
-    for key, values in candidates.items():
-        tied = min(room, int((values == cutoff).sum()))
+    for key in competing:
+        tied = min(room, int((values[key] == cutoff).sum()))
         below[key] += tied
         room -= tied
     return below
+
+
+def globally_by_weight(layers: Mapping[str, LayerUnits], scores: Mapping[str, Tensor], weights: int) -> dict[str, int]:
+    """As `globally`, for units of several sizes: the first go that hold so many `weights` together, or a few more."""
+    within = {key: competitors(scores[key], units.alive_U, None).within.double() for key, units in layers.items()}
+    numbers = [torch.full((len(values),), n, device=values.device) for n, values in enumerate(within.values())]
+    order = torch.cat(list(within.values())).sort(stable=True).indices
+    number_N = torch.cat(numbers)[order]
+    size_N = torch.tensor([units.size for units in layers.values()], device=order.device)[number_N]
+    going_N = number_N[size_N.cumsum(0) - size_N < weights]
+    return dict(zip(layers, torch.bincount(going_N, minlength=len(layers)).tolist(), strict=True))
+
+
+def _bracket(layers: Mapping[str, LayerUnits], scores: Mapping[str, Tensor], count: int) -> tuple[float, float] | None:
+    """Two scores that hardly ever miss the `count` smallest's last, as a sample tells; None where it cannot."""
+    total = sum(units.live for units in layers.values())
+    if total < _MANY or any(not on_host(score) or score.dtype != torch.float32 for score in scores.values()):
+        return None
+    step = sum(map(len, scores.values())) // _SAMPLE + 1
+    samples = [scores[key][::step][units.alive_U[::step]].abs() for key, units in layers.items()]
+    ordered = torch.cat(samples).sort().values
+    share = count / total
+    at, slack = share * len(ordered), 4 * math.sqrt(len(ordered) * share * (1 - share)) + len(layers)
+    low, high = math.floor(at - slack), math.ceil(at + slack)
+    return float(ordered[low]) if low >= 0 else -1.0, float(ordered[high]) if high < len(ordered) else math.inf
 
 
 def kth_of_all(values: Sequence[Tensor], k: int) -> Tensor:
@@ -124,14 +155,6 @@ def kth_of_all(values: Sequence[Tensor], k: int) -> Tensor:
     assert isinstance(lower, Tensor)
     found = bin_ << 16 | int((lower.cumsum(0) < k - before).sum())
     return torch.tensor(found, dtype=torch.int32, device=bits[0].device).view(torch.float32)
-
-
-def _but_one(values: Tensor) -> Tensor:
-    """All but the last of the largest."""
-    if len(values) < 2:
-        return values[:0]
-    last = len(values) - 1 - int(values.flip(0).argmax())
-    return torch.cat([values[:last], values[last + 1 :]])
 
 
 def _rounded(

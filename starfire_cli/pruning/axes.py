@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from starfire_cli.pruning.layer_units import LayerUnits, Unit
+from starfire_cli.pruning.layer_units import LayerUnits, Unit, by_layer
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masked_weights import MaskedWeights
 from starfire_cli.pruning.moment import Moment
@@ -25,12 +25,13 @@ class Change:
 
     Args:
         alive_U: the units that live from now on.
-        reset_U: those of them whose weights and state begin at zero; None: those that were dead.
+        lost_U: the units that lived and whose weights and state become zero; None: those that live no longer. A unit
+            of them that is in `alive_U` has gone and come back.
         values: weights of the layer's shape, written where units have come back; None: zeros.
     """
 
     alive_U: Tensor
-    reset_U: Tensor | None = None
+    lost_U: Tensor | None = None
     values: Tensor | None = None
 
 
@@ -77,14 +78,16 @@ class Rewire:
     def apply(self, layers: Mapping[str, LayerUnits], moment: Moment) -> dict[str, Change]:
         gone = self.removal.choose(layers, moment)
         back = self.regrowth.choose(layers, gone, moment) if self.regrowth is not None else {}
-        keeps = self.regrowth is not None and self.regrowth.keeps_value
-        changes = {}
-        for key, units in layers.items():
-            none_U = torch.zeros_like(units.alive_U)
-            gone_U, back_U = gone.get(key, none_U), back.get(key, none_U)
-            reset_U = ~units.alive_U if keeps else ~units.alive_U | gone_U
-            changes[key] = Change(alive_U=(units.alive_U & ~gone_U) | back_U, reset_U=reset_U)
-        return changes
+        keeps = self.regrowth is None or self.regrowth.keeps_value
+
+        def change(key: str, units: LayerUnits) -> Change:
+            # Only what lives goes, and only what is dead or has just gone comes back, so that each is one flip.
+            alive_U = units.alive_U
+            for flipped in (gone, back):
+                alive_U = alive_U ^ flipped[key] if key in flipped else alive_U
+            return Change(alive_U=alive_U, lost_U=None if keeps else gone.get(key))
+
+        return by_layer({key: units for key, units in layers.items() if key in gone or key in back}, change)
 
 
 class BoundPenalty(Protocol):
@@ -173,7 +176,7 @@ class SparseStart:
             if self.fan_in:
                 gone_U = _even_fan_in(units, due, key, moment)
             else:
-                gone_U = moment.choose(key, units.alive_U, due, "start")
+                gone_U = moment.choose(key, units.alive_U, due, "start", order=units.order)
             changes[key] = Change(alive_U=units.alive_U & ~gone_U)
         return changes
 
@@ -185,7 +188,7 @@ def _even_fan_in(units: LayerUnits, due: int, key: str, moment: Moment) -> Tenso
     rows = units.alive_U.reshape(outputs, -1)
     goes = []
     for k, alive in enumerate(rows):
-        keep = moment.choose(key, alive, min(int(alive.sum()), live + (k < more)), f"start {k}")
+        keep = moment.choose(key, alive, min(int(alive.sum()), live + (k < more)), f"start {k}", order=units.order)
         goes.append(alive & ~keep)
     return torch.stack(goes).reshape(-1)
 

@@ -1,4 +1,4 @@
-"""The units of a layer at an evaluation: their scores, the live ones, and the smallest and largest of some."""
+"""The units of a layer at an evaluation: their scores, the live ones, and their order."""
 
 from __future__ import annotations
 
@@ -6,23 +6,32 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.pruning._threads import in_threads
 from starfire_cli.pruning.layers import Layer
-from starfire_cli.pruning.smallest import kth_smallest
+from starfire_cli.pruning.memory_order import MemoryOrder
+from starfire_cli.pruning.selection import (
+    Lists,
+    count_flags,
+    first,
+    largest,
+    list_candidates,
+    on_host,
+    pieces,
+    places_of,
+    smallest,
+    smallest_by_sign,
+)
 from starfire_cli.pruning.units import Cut, rank_units, spread_units
 
 Reduce = Literal["max", "sum", "mean", "norm"]
 T = TypeVar("T")
-_MANY = 1 << 14  # units that are worth a sample
-_SAMPLE = 1 << 12
 REDUCTIONS: dict[str, Reduce] = {"max": "max", "sum": "sum", "mean": "mean", "norm": "norm"}
 
 
@@ -42,6 +51,9 @@ class Unit:
 class LayerUnits:
     """The units of one layer, numbered in the order of the weight's axes.
 
+    Vectors of single weights, (U,), are in the order in which the weights lie in memory, so that no pass has to jump
+    about in it; vectors of larger units are in the order of their numbers.
+
     Args:
         layer: its kind, shape and groups count.
         unit: what they are.
@@ -51,6 +63,7 @@ class LayerUnits:
         momentum: its running average, also of dead weights.
         signs: of each weight as it was before the optimizer's step: 1, 0 or -1.
         factor: gamma / sigma of the BatchNorm that follows, (K,); None where none does, or nobody asked for it.
+        lists: what lists candidates for a selection.
     """
 
     def __init__(
@@ -64,18 +77,55 @@ class LayerUnits:
         momentum: Tensor | None = None,
         signs: Tensor | None = None,
         factor: Tensor | None = None,
+        lists: Lists = list_candidates,
     ) -> None:
         self.layer, self.unit = layer, unit
         self.weight, self.alive = weight, alive
         self.gradient, self.momentum, self.signs, self.factor = gradient, momentum, signs, factor
+        self.lists = lists
         self._cut = Cut(unit.axes, "", 0, reduce=unit.reduce)
 
     @cached_property
     def alive_U(self) -> Tensor:
         """The units that live: bool, (U,)."""
         if not self.unit.axes:
-            return self.alive.reshape(-1)
+            return self.flat(self.alive)
         return rank_units(self.alive.float(), self.alive, self._cut, self.layer.groups)[1].reshape(-1)
+
+    @cached_property
+    def order(self) -> MemoryOrder | None:
+        """The order of vectors of units; None: that of their numbers."""
+        if self.unit.axes or self.weight.ndim != 4 or self.weight.is_contiguous():
+            return None
+        if not self.weight.is_contiguous(memory_format=torch.channels_last):
+            return None
+        _, C, R, S = self.weight.shape
+        return MemoryOrder(channels=C, window=R * S)
+
+    def flat(self, tensor: Tensor) -> Tensor:
+        """A tensor of the weight's shape as a vector of single weights, (U,); a view if it lies as the weight does."""
+        return (tensor if self.order is None else tensor.permute(0, 2, 3, 1)).reshape(-1)
+
+    def smallest(self, score_U: Tensor, among_U: Tensor, count: int) -> Tensor:
+        """The `count` candidates of the lowest score, of equals those of the lower number: bool, (U,)."""
+        return smallest(score_U, among_U, count, order=self.order, lists=self.lists)
+
+    def largest(self, score_U: Tensor, among_U: Tensor, count: int) -> Tensor:
+        """The `count` candidates of the highest score, of equals those of the lower number: bool, (U,)."""
+        return largest(score_U, among_U, count, order=self.order, lists=self.lists)
+
+    def smallest_by_sign(self, score_U: Tensor, among_U: Tensor, share: Callable[[int], int]) -> Tensor:
+        """`smallest` of the candidates above 0, and of all others, `share` of so many: bool, (U,)."""
+        return smallest_by_sign(score_U, among_U, share, order=self.order, lists=self.lists)
+
+    def numbered(self, chosen_U: Tensor) -> Tensor:
+        """The places of some units in vectors of units, in the order of their numbers: int64."""
+        places = places_of(chosen_U)
+        return places if self.order is None else places[self.order.indices(places).argsort()]
+
+    def first(self, among_U: Tensor, count: int) -> Tensor:
+        """The `count` candidates of the lowest numbers: bool, (U,)."""
+        return first(among_U, count, self.order)
 
     @property
     def count(self) -> int:
@@ -90,12 +140,15 @@ class LayerUnits:
     @cached_property
     def live(self) -> int:
         """The number of live units."""
-        return int(torch.count_nonzero(self.alive_U))
+        return count_flags(self.alive_U)
 
     def scores(self, tensor: Tensor) -> Tensor:
-        """The units' scores from |tensor|, (U,); of dead units as of live ones."""
+        """The units' scores from |tensor|, (U,); of dead units as of live ones.
+
+        Those of single weights still have the tensor's signs, which do not count (see `selection.py`).
+        """
         if not self.unit.axes:
-            flat = tensor.detach().abs().reshape(-1)
+            flat = self.flat(tensor.detach())
             return flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
         every = torch.ones_like(tensor, dtype=torch.bool)
         return rank_units(tensor, every, self._cut, self.layer.groups)[0].reshape(-1)
@@ -103,13 +156,12 @@ class LayerUnits:
     @property
     def deviation(self) -> float:
         """The standard deviation of the live weights; the dead ones are zero, and so add nothing to either sum."""
-        live = max(1, int(torch.count_nonzero(self.alive)))
-        mean = float(self.weight.sum(dtype=torch.float64)) / live
-        square = float(torch.linalg.vector_norm(self.weight, dtype=torch.float64)) ** 2 / live
-        return math.sqrt(max(0.0, square - mean * mean))
+        live = max(1, count_flags(self.flat(self.alive)))
+        total, square = _moments(self.flat(self.weight))
+        return math.sqrt(max(0.0, square / live - (total / live) ** 2))
 
     def magnitudes(self) -> Tensor:
-        """The units' scores from |w|, (U,). Raises StarfireError where a weight is NaN or inf."""
+        """The units' scores from |w|, (U,); see `scores`. Raises StarfireError where a weight is NaN or inf."""
         weight = self.weight
         if not bool(weight.sum().isfinite()) and not bool(weight.isfinite().all()):
             raise StarfireError(f"{self.layer.key} holds NaN or inf; its smallest weights cannot be told")
@@ -118,59 +170,11 @@ class LayerUnits:
     def spread(self, units_U: Tensor) -> Tensor:
         """Units as weights: bool, of the weight's shape."""
         if not self.unit.axes:
-            return units_U.reshape(self.alive.shape)
+            if self.order is None:
+                return units_U.reshape(self.alive.shape)
+            K, C, R, S = self.alive.shape
+            return units_U.reshape(K, R, S, C).permute(0, 3, 1, 2)
         return spread_units(units_U, self._cut, self.alive.shape, self.layer.groups)
-
-
-def smallest(score_N: Tensor, among_N: Tensor, count: int, *, sign: int = 1) -> Tensor:
-    """The `count` candidates of the lowest score, of equals those of the lower index: bool, (N,).
-
-    Args:
-        score_N: any floating scores without NaN.
-        among_N: bool, the candidates.
-        count: how many, at most as many as there are.
-        sign: -1 for the highest score.
-    """
-    if count <= 0:
-        return torch.zeros_like(among_N)
-    on_cpu = among_N.device.type == "cpu" and score_N.dtype in (torch.float32, torch.float64)
-    if on_cpu and among_N.is_contiguous() and len(among_N) >= _MANY:
-        return torch.from_numpy(_smallest_of_many(score_N.numpy(), among_N.numpy(), count, sign))
-    score_N = score_N if sign == 1 else -score_N
-    values = score_N[among_N]
-    if count >= len(values):
-        return among_N.clone()
-    cutoff = kth_smallest(values[None], count)[0]
-    chosen = (score_N < cutoff) & among_N
-    tied = (score_N == cutoff) & among_N
-    room = count - int(torch.count_nonzero(chosen))
-    if room < int(torch.count_nonzero(tied)):
-        tied &= tied.cumsum(0) <= room
-    return chosen | tied
-
-
-def _smallest_of_many(score_N: NDArray[Any], among_N: NDArray[np.bool_], count: int, sign: int) -> NDArray[np.bool_]:
-    """`smallest` where few of many are wanted: a sample tells below what they are, and only those are searched."""
-    chosen = np.zeros(len(among_N), np.bool_)
-    step = len(score_N) // _SAMPLE + 1
-    sample = np.where(among_N[::step], sign * score_N[::step], np.inf)
-    share = count / len(score_N)
-    rank = math.ceil(len(sample) * share + 4 * math.sqrt(len(sample) * share * (1 - share)) + 8)
-    places = np.empty(0, np.intp)
-    if rank < len(sample):
-        limit = sign * np.partition(sample, rank)[rank]
-        places = np.flatnonzero((score_N <= limit if sign == 1 else score_N >= limit) & among_N)
-    if len(places) < count:  # the sample misled, or nearly all are wanted
-        places = np.flatnonzero(among_N)
-    if count >= len(places):
-        chosen[places] = True
-        return chosen
-    values = sign * score_N[places]
-    cutoff = np.partition(values, count - 1)[count - 1]
-    below, tied = places[values < cutoff], places[values == cutoff]
-    chosen[below] = True
-    chosen[tied[: count - len(below)]] = True
-    return chosen
 
 
 def by_layer(layers: Mapping[str, LayerUnits], work: Callable[[str, LayerUnits], T]) -> dict[str, T]:
@@ -180,6 +184,14 @@ def by_layer(layers: Mapping[str, LayerUnits], work: Callable[[str, LayerUnits],
     return dict(zip(layers, in_threads(tasks) if on_cpu else [task() for _, task in tasks], strict=True))
 
 
-def largest(score_N: Tensor, among_N: Tensor, count: int) -> Tensor:
-    """The `count` candidates of the highest score, of equals those of the lower index: bool, (N,)."""
-    return smallest(score_N, among_N, count, sign=-1)
+def _moments(values_N: Tensor) -> tuple[float, float]:
+    """The sum of some values and that of their squares, in float64."""
+    if not on_host(values_N):
+        square = float(torch.linalg.vector_norm(values_N, dtype=torch.float64)) ** 2
+        return float(values_N.sum(dtype=torch.float64)), square
+    total = square = 0.0
+    for piece in pieces(values_N.numel()):
+        exact = values_N[piece].numpy().astype(np.float64)
+        total += float(exact.sum())
+        square += float(np.square(exact, out=exact).sum())
+    return total, square

@@ -29,6 +29,7 @@ class MaskedWeights:
     Attributes:
         masks: bool, of each weight's shape and strides, so that no elementwise pass has to jump about in memory.
         counts: the dead weights of each layer.
+        list_candidates: what lists candidates for a selection, on a CPU.
         touched: layers that may have lost something, in the order of their first time.
     """
 
@@ -40,6 +41,7 @@ class MaskedWeights:
         self.optimizer: torch.optim.Optimizer | None = None
         self._shadow: dict[str, Tensor] = {}
         self._kernels = kernels
+        self.list_candidates = kernels.list_candidates
 
     @property
     def device(self) -> torch.device:

@@ -6,12 +6,12 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from starfire_cli.pruning.layer_units import LayerUnits, by_layer, largest
+from starfire_cli.pruning.layer_units import LayerUnits, by_layer
 from starfire_cli.pruning.moment import Moment
 from starfire_cli.pruning.scores import READS, score
+from starfire_cli.pruning.selection import count_flags, places_of
 
 SHARINGS = ("layer", "live", "momentum")
 
@@ -60,40 +60,48 @@ class Grow:
         return READS.get(self.by, frozenset()) | (frozenset({"momentum"}) if self.shared == "momentum" else frozenset())
 
     def choose(self, layers: Mapping[str, LayerUnits], gone: Mapping[str, Tensor], moment: Moment) -> dict[str, Tensor]:
-        none = {key: torch.zeros_like(units.alive_U) for key, units in layers.items()}
-        gone = none | dict(gone)
-        lost = {key: int(torch.count_nonzero(chosen)) for key, chosen in gone.items()}
+        lost = dict.fromkeys(layers, 0) | by_layer(
+            {key: layers[key] for key in gone}, lambda key, units: count_flags(gone[key])
+        )
         weights = None if self.shared == "layer" else self._weights(layers, lost)
         counts: dict[str, int] = {}
-        open_: dict[str, Tensor] = {}
+        again: set[str] = set()
         for group in _together(layers, alone=self.shared == "layer"):
             total = sum(lost[key] for key in group)
-            free = {key: ~layers[key].alive_U for key in group}
-            if self.again or sum(int(torch.count_nonzero(x)) for x in free.values()) < total:
-                free = {key: free_U | gone[key] for key, free_U in free.items()}
-            open_ |= free
+            places = {key: layers[key].count - layers[key].live for key in group}
+            if self.again or sum(places.values()) < total:
+                places = {key: n + lost[key] for key, n in places.items()}
+                again.update(group)
             if weights is None:
                 counts |= {key: lost[key] for key in group}
             else:
-                places = {key: int(torch.count_nonzero(x)) for key, x in free.items()}
                 counts |= share_out_growth({key: weights[key] for key in group}, places, total, moment)
         due = {key: layers[key] for key, n in counts.items() if n}
-        return by_layer(due, lambda key, units: self._of(units, key, open_[key], counts[key], moment))
+
+        def grown(key: str, units: LayerUnits) -> Tensor:
+            # What goes has lived: of the four combinations only "alive and not gone" is no place to grow at.
+            open_U = ~(units.alive_U ^ gone[key] if key in again and key in gone else units.alive_U)
+            return self._of(units, key, open_U, counts[key], moment)
+
+        return by_layer(due, grown)
 
     def _weights(self, layers: Mapping[str, LayerUnits], lost: Mapping[str, int]) -> dict[str, float]:
         """The relative share of each layer in the units that come back."""
         if self.shared == "live":
             return {key: float(units.live - lost[key]) for key, units in layers.items()}
-        found = {}
-        for key, units in layers.items():
-            assert units.momentum is not None
-            found[key] = float(units.momentum.abs()[units.alive].double().mean()) if units.live else 0.0
-        return found
+        return by_layer(layers, lambda key, units: _mean_momentum(units))
 
     def _of(self, units: LayerUnits, key: str, open_U: Tensor, count: int, moment: Moment) -> Tensor:
         if self.by == "random":
-            return moment.choose(key, open_U, count, "grow")
-        return largest(score(self.by, units), open_U, count)
+            return moment.choose(key, open_U, count, "grow", order=units.order)
+        return units.largest(score(self.by, units), open_U, count)
+
+
+def _mean_momentum(units: LayerUnits) -> float:
+    """The mean |momentum| of the live weights."""
+    assert units.momentum is not None
+    places = places_of(units.flat(units.alive))
+    return float(units.flat(units.momentum)[places].abs().double().mean()) if units.live else 0.0
 
 
 def _together(layers: Mapping[str, LayerUnits], *, alone: bool) -> list[list[str]]:

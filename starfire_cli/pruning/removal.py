@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from starfire_cli.pruning.allocation import erdos_renyi, globally, uniform
+from starfire_cli.pruning.allocation import erdos_renyi, globally, globally_by_weight, uniform
 from starfire_cli.pruning.budget import pruned
-from starfire_cli.pruning.layer_units import LayerUnits, by_layer, smallest
+from starfire_cli.pruning.layer_units import LayerUnits, by_layer
 from starfire_cli.pruning.moment import Moment
 from starfire_cli.pruning.scores import READS, score
+from starfire_cli.pruning.selection import below, count_flags
 
 Units = Mapping[str, LayerUnits]
 
@@ -77,15 +77,18 @@ def weakest(allocation: str, by: str, layers: Units, sparsity: float, *, final: 
     """
     if allocation == "global":
         scores = by_layer(layers, lambda key, units: score(by, units))
-        total = sum(units.count for units in layers.values())
-        due = pruned(total, sparsity) - (total - sum(units.live for units in layers.values()))
-        counts = globally(layers, scores, due)
+        # Units of one size are counted themselves, which rounds once; of several sizes, their weights.
+        alike = len({units.size for units in layers.values()}) <= 1
+        size = {key: 1 if alike else units.size for key, units in layers.items()}
+        total = sum(units.count * size[key] for key, units in layers.items())
+        due = pruned(total, sparsity) - (total - sum(units.live * size[key] for key, units in layers.items()))
+        counts = (globally if alike else globally_by_weight)(layers, scores, due)
         due_layers = {key: layers[key] for key, n in counts.items() if n}
-        return by_layer(due_layers, lambda key, units: smallest(scores[key], units.alive_U, counts[key]))
+        return by_layer(due_layers, lambda key, units: units.smallest(scores[key], units.alive_U, counts[key]))
     dead = share_out(allocation, layers, sparsity, final=final)
     most = {key: min(dead[key] - (units.count - units.live), units.live - 1) for key, units in layers.items()}
     due_layers = {key: units for key, units in layers.items() if most[key] > 0}
-    return by_layer(due_layers, lambda key, units: smallest(score(by, units), units.alive_U, most[key]))
+    return by_layer(due_layers, lambda key, units: units.smallest(score(by, units), units.alive_U, most[key]))
 
 
 def share_out(allocation: str, layers: Units, sparsity: float, *, final: float) -> dict[str, int]:
@@ -137,11 +140,8 @@ class Swap:
     def _of(self, units: LayerUnits, fraction: float) -> Tensor:
         ranks_U = score(self.score, units)
         if not self.by_sign:
-            return smallest(ranks_U, units.alive_U, swapped(units.live, fraction))
-        positive_U = units.alive_U & (units.weight > 0).reshape(-1)
-        negative_U = units.alive_U & ~positive_U
-        counts = (swapped(int(torch.count_nonzero(side_U)), fraction) for side_U in (positive_U, negative_U))
-        return smallest(ranks_U, positive_U, next(counts)) | smallest(ranks_U, negative_U, next(counts))
+            return units.smallest(ranks_U, units.alive_U, swapped(units.live, fraction))
+        return units.smallest_by_sign(ranks_U, units.alive_U, partial(swapped, fraction=fraction))
 
 
 def swapped(live: int, fraction: float) -> int:
@@ -172,12 +172,12 @@ class Below:
 
     def _of(self, units: LayerUnits, limit: float) -> Tensor:
         ranks_U = score(self.score, units)
-        return _not_all(units, ranks_U, (ranks_U < limit) & units.alive_U)
+        return _not_all(units, ranks_U, below(ranks_U, units.alive_U, limit))
 
 
 def _not_all(units: LayerUnits, ranks_U: Tensor, goes_U: Tensor) -> Tensor:
-    count = int(torch.count_nonzero(goes_U))
-    return smallest(ranks_U, units.alive_U, count - 1) if count and count == units.live else goes_U
+    all_go = units.live and count_flags(goes_U) == units.live
+    return units.smallest(ranks_U, units.alive_U, units.live - 1) if all_go else goes_U
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +205,7 @@ class Adaptive:
     def choose(self, layers: Units, moment: Moment) -> dict[str, Tensor]:
         limit = float(moment.memory.get("threshold", self.initial))
         goes = Below(threshold=lambda units, at: limit).choose(layers, moment)
-        gone = sum(int(torch.count_nonzero(chosen)) for chosen in goes.values())
+        gone = sum(map(count_flags, goes.values()))
         live = sum(units.live for units in layers.values())
         wanted = self.wanted if self.wanted >= 1 else self.wanted * live
         if gone > (1 + self.tolerance) * wanted:

@@ -12,20 +12,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from starfire_cli.errors import BadOption, StarfireError
-from starfire_cli.pruning.axes import Axes, Change, Rewire, SetByLoss, SparseStart, Stage
+from starfire_cli.pruning.axes import Axes, Change, SetByLoss, Stage
 from starfire_cli.pruning.channels.sequences import batchnorms_after
-from starfire_cli.pruning.kernels.torch import count_alive, is_finite, write_dead
+from starfire_cli.pruning.gradient_averages import GradientAverages, all_finite, gradients_of
+from starfire_cli.pruning.kernels.torch import count_alive, write_dead
 from starfire_cli.pruning.layer_units import LayerUnits, by_layer
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masked_weights import MaskedWeights
 from starfire_cli.pruning.moment import Moment
 from starfire_cli.pruning.neuron_growth import NeuronGrowth
+from starfire_cli.pruning.rewiring_plan import planned_masks
 from starfire_cli.pruning.schedule import Era
+from starfire_cli.pruning.selection import count_flags, places_of
 
 _EVERY = 100  # steps, as most of these methods have it
 _AT_LEAST = 20  # evaluations in a short era
 _LEAST_OF_STEPS = 10  # between evaluations that take the place of a step
-_DECAY = 0.9  # of the average of dense gradients, for methods that regrow by it
+_FEW = 0.1  # the share of weights up to which zeros are written one by one
 
 
 class Rewiring:
@@ -73,8 +76,7 @@ class Rewiring:
         self._gradients: dict[str, Tensor] = {}
         self._reads = frozenset[str]().union(*(stage.reads for stage in axes.stages))
         self._signs: dict[str, Tensor] = {}
-        # The optimizer's own average is zero where weights are dead, so this is another one, of all gradients.
-        self._averages: dict[str, Tensor] | None = {} if "momentum" in self._reads else None
+        self._averages = GradientAverages(tensors.weights) if "momentum" in self._reads else None
         self._changed = False
         after = batchnorms_after(model) if "batchnorm" in self._reads else {}
         self._norms = {layer.key: model.get_submodule(after[layer.key]) for layer in self._pruned if layer.key in after}
@@ -138,7 +140,7 @@ class Rewiring:
         if self.plain(step):
             return True
         if self._averages is not None:
-            self._average_gradients()
+            self._averages.add_step()
         if not self.evaluates_at(step):
             return True
         if "gradient" in self._reads:
@@ -171,8 +173,8 @@ class Rewiring:
     def release(self) -> None:
         """Let go of what is only needed while masks are evaluated."""
         self._gradients, self._signs = {}, {}
-        if self._averages:
-            self._averages = {}
+        if self._averages is not None:
+            self._averages.release()
 
     def forget(self, keys: Sequence[str] | None = None) -> None:
         """Masks were replaced from outside; every evaluation begins from what they are."""
@@ -199,23 +201,7 @@ class Rewiring:
     def _keep_gradients(self) -> None:
         """Remember the gradients for the evaluation after the optimizer's step, before those of the dead are masked."""
         keep = (lambda g: g) if self.axes.replaces_step else torch.clone  # which looks at them at once
-        self._gradients = {key: keep(gradient) for key, gradient in self._every_gradient().items()}
-
-    def _every_gradient(self) -> dict[str, Tensor]:
-        """The gradients by layer; zeros where a weight has none, as it took no part in the loss."""
-        weights = self._tensors.weights
-        return {key: torch.zeros_like(w) if w.grad is None else w.grad for key, w in weights.items()}
-
-    def _average_gradients(self) -> None:
-        assert self._averages is not None
-        gradients = self._every_gradient()
-        if not _finite(gradients):
-            return  # a step that overflowed in half precision
-        for key, gradient in gradients.items():
-            if key not in self._averages:
-                self._averages[key] = torch.zeros_like(gradient)
-        torch._foreach_mul_(list(self._averages.values()), _DECAY)
-        torch._foreach_add_([self._averages[key] for key in gradients], list(gradients.values()))
+        self._gradients = {key: keep(gradient) for key, gradient in gradients_of(self._tensors.weights).items()}
 
     def begin(self, gradients: Callable[[], float] | None) -> None:
         """Make the masks that training starts from, and set a penalty's strength.
@@ -234,7 +220,7 @@ class Rewiring:
             assert gradients is not None, "the method looks at gradients before the first step"
             gradients()
             self._keep_gradients()
-            if not _finite(self._gradients):
+            if not all_finite(self._gradients):
                 raise StarfireError(
                     "gradients of the first batch hold NaN or inf; the weights cannot be ranked by them"
                 )
@@ -247,7 +233,7 @@ class Rewiring:
         Raises StarfireError where weights are not finite; where gradients are not, stages that read them are left out.
         """
         # Where a step overflowed in half precision the optimizer leaves it out, and so do stages that read gradients.
-        usable = _finite(self._gradients)
+        usable = all_finite(self._gradients)
         if self._norms:
             factors = self._average([_factor(norm) for norm in self._norms.values()])
             self._factors = dict(zip(self._norms, factors, strict=True))
@@ -263,7 +249,7 @@ class Rewiring:
 
     def state_dict(self) -> dict[str, Any]:
         """The method's state: plain numbers, and averages of gradients by layer."""
-        state = {"memory": dict(self._memory), "averages": dict(self._averages or {})}
+        state = {"memory": dict(self._memory), "averages": dict(self._averages.by_key) if self._averages else {}}
         return state if self._penalty is None else {**state, "penalty": self._penalty.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -272,30 +258,13 @@ class Rewiring:
         self._memory.update(state["memory"])
         if self._penalty is not None:
             self._penalty.load_state_dict(state["penalty"])
-        for key, average in state["averages"].items():
-            if self._averages is not None and key in self._tensors.weights:
-                self._averages[key] = torch.empty_like(self._tensors.weights[key]).copy_(average)
+        if self._averages is not None:
+            self._averages.load(state["averages"])
 
     def plan(self) -> list[tuple[Layer, int, str]]:
         """(layer, weights left at the era's end as far as that can be told, rule in words); nothing is changed."""
-        layers = self._layers()
         moment = replace(self._moment(self.era.last_step), memory={})
-        left = {key: units.alive for key, units in layers.items()}
-        start = self.axes.start
-        # Which weights a score of gradients leaves is not known yet, nor how many of each layer by a global rule.
-        if isinstance(start, SparseStart) and "gradient" in start.reads:
-            share = "uniform" if start.allocation == "global" else start.allocation
-            start = replace(start, score="random", allocation=share)
-        rise = self.axes.rise
-        if rise is not None and rise.reads:  # how many are known all the same, if not by a global rule
-            rise = replace(rise, score="magnitude")
-        for stage in (start, Rewire(removal=rise) if rise is not None else None):
-            changes = stage.apply(layers, moment) if stage is not None else {}
-            if stage is not None and stage is start and not isinstance(start, SparseStart):
-                continue  # a seed, which grows before the sparsity rises
-            for key, change in changes.items():
-                left[key] = layers[key].spread(change.alive_U) & left[key]
-            layers = self._layers(left)
+        left, layers = planned_masks(self.axes, moment, self._layers)
         unit = "weights" if not self.axes.unit.axes else "units"
         rows = []
         for layer in self._tensors.layers:
@@ -319,9 +288,10 @@ class Rewiring:
                 tensors.weights[key].detach(),
                 (masks or tensors.masks)[key],
                 gradient=self._gradients.get(key),
-                momentum=(self._averages or {}).get(key),
+                momentum=self._averages.by_key.get(key) if self._averages else None,
                 signs=self._signs.get(key),
                 factor=self._factors.get(key),
+                lists=tensors.list_candidates,
             )
         return layers
 
@@ -329,24 +299,31 @@ class Rewiring:
     def _apply(self, stage: Stage, moment: Moment) -> bool:
         layers = self._layers()
         changes = stage.apply(layers, moment)
-        changed = {key: layers[key] for key, change in changes.items() if _differs(layers[key], change)}
+        found = by_layer({key: layers[key] for key in changes}, lambda key, units: self._write(units, changes[key]))
+        changed = {key: dead for key, dead in found.items() if dead is not None}
         self._tensors.touched.update(dict.fromkeys(changed))
-        for key, dead in by_layer(changed, lambda key, units: self._write(units, changes[key])).items():
+        for key, dead in changed.items():
             self._tensors.counts.set(key, dead)
         return bool(changed)
 
-    def _write(self, units: LayerUnits, change: Change) -> int:
-        """Bring one layer's mask, weights, state and average to what a change says. Returns its dead weights."""
-        was_U, alive_U, key = units.alive_U, change.alive_U, units.layer.key
+    def _write(self, units: LayerUnits, change: Change) -> int | None:
+        """Bring one layer's mask, weights, state and average to what a change says.
+
+        Returns its dead weights; None where there is nothing to write.
+        """
+        key, alive_U = units.layer.key, change.alive_U
+        lost_U = (units.alive_U ^ alive_U) & units.alive_U if change.lost_U is None else change.lost_U
+        cleared = _clear(units, lost_U, (units.weight, *self._tensors.kept(key)))
+        if not cleared and count_flags(alive_U) == units.live:
+            return None
         mask = units.spread(alive_U)
         if units.unit.axes:  # of a unit that lives on, single weights may be dead
-            mask = mask & (units.alive | ~units.spread(was_U))
-        kept = mask & ~units.spread(~was_U if change.reset_U is None else change.reset_U)
-        write_dead(_like(kept, units.alive), (units.weight, *self._tensors.kept(key)))
+            mask = mask & (units.alive | ~units.spread(units.alive_U))
         if change.values is not None:
-            self._tensors.weights[key].data.add_(torch.where(kept, 0, change.values) * mask)
+            came = mask & ~units.alive
+            self._tensors.weights[key].data.add_(torch.where(came, change.values, 0))
         self._tensors.masks[key].copy_(mask)
-        return units.layer.weights - int(count_alive(mask))
+        return units.layer.weights - (count_flags(alive_U) if not units.unit.axes else int(count_alive(mask)))
 
 
 def _factor(norm: nn.Module) -> Tensor:
@@ -362,19 +339,20 @@ def _usual_interval(length: int, *, replaces_step: bool) -> int:
     return max(1, least, min(_EVERY, length // _AT_LEAST))
 
 
-def _finite(gradients: Mapping[str, Tensor]) -> bool:
-    """Whether none holds NaN or inf."""
-    sums = [gradient.sum() for gradient in gradients.values()]
-    if not sums or bool(torch.stack(sums).isfinite().all()):
-        return True
-    return all(map(is_finite, gradients.values()))  # sums may overflow by themselves
-
-
-def _differs(units: LayerUnits, change: Change) -> bool:
-    """Whether anything would be written."""
-    if not torch.equal(change.alive_U, units.alive_U):
-        return True
-    return change.reset_U is not None and bool((change.reset_U & change.alive_U).any())
+def _clear(units: LayerUnits, lost_U: Tensor, tensors: Sequence[Tensor]) -> bool:
+    """Write zeros where units are lost; all other dead weights are zero already. Returns whether any unit is lost."""
+    if units.unit.axes or not lost_U.is_cpu:
+        write_dead(_like(~units.spread(lost_U), units.alive), tensors)
+        return bool(lost_U.any())
+    places = places_of(lost_U)
+    views = [units.flat(tensor) for tensor in tensors] if len(places) <= _FEW * len(lost_U) else []
+    alike = [view for view, tensor in zip(views, tensors, strict=False) if view.data_ptr() == tensor.data_ptr()]
+    if len(alike) == len(tensors):
+        for view in alike:
+            view.index_fill_(0, places, 0)
+    else:
+        write_dead(_like(~units.spread(lost_U), units.alive), tensors)
+    return len(places) > 0
 
 
 def _like(mask: Tensor, other: Tensor) -> Tensor:

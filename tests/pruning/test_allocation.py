@@ -13,10 +13,11 @@ from torch import Tensor
 
 from starfire_cli.pruning.allocation import erdos_renyi, erdos_renyi_densities, globally, kth_of_all, uniform
 from starfire_cli.pruning.budget import pruned
-from starfire_cli.pruning.layer_units import LayerUnits, Unit, largest, smallest
+from starfire_cli.pruning.layer_units import LayerUnits, Unit
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.moment import Moment
 from starfire_cli.pruning.schedule import Era
+from starfire_cli.pruning.selection import largest, smallest
 
 # Shape -> (how many layers have it, density by ERK and by ER at sparsity 0.8, then at 0.9). Computed once by the rule
 # of google-research/rigl (rigl/sparse_utils.py, get_sparsities_erdos_renyi, no layer excluded) on torchvision's

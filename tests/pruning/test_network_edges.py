@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,14 @@ from starfire_cli.errors import BadOption
 from starfire_cli.pruning import METHODS, Pruner, layers_of_model
 from starfire_cli.pruning.lasso import CHANNEL, FILTER, LAYER, live_units
 from starfire_cli.pruning.schedule import Era
+
+# The number of units of a convolution.
+UNITS: dict[str, Callable[[tuple[int, ...]], int]] = {
+    "kernel": lambda shape: shape[0] * shape[1],
+    "row": lambda shape: shape[0] * shape[1] * shape[2],
+    "column": lambda shape: shape[1] * shape[2] * shape[3],
+    "filter": lambda shape: shape[0],
+}
 
 
 def pruner_of(spec: str, *, target: float = 0.8, length: int = 100) -> Pruner:
@@ -60,6 +70,24 @@ def test_erdos_renyi_of_kernels_counts_weights() -> None:
     pruner.begin()
     weights = sum(layer.weights for layer in pruner.layers)
     assert abs(sum(pruner.zeros.values()) / weights - 0.8) < (9 + 1 + 25) / weights
+
+
+@pytest.mark.parametrize("unit", ["kernel", "row", "column", "filter"])
+def test_one_competition_of_units_of_several_sizes_counts_weights(unit: str) -> None:
+    """The target is reached, and passed by less than a unit; a unit goes only if none that lives is weaker."""
+    target = 0.4
+    pruner = pruner_of(f"mix:unit={unit},reduce=max,allocation=global,every=1", target=target, length=2)
+    before = {key: weight.detach().clone() for key, weight in pruner.weights.items()}
+    pruner.begin()
+    pruner.after_step(2)
+    units = [layer.weights // UNITS[unit](layer.shape) for layer in pruner.layers]
+    weights = sum(layer.weights for layer in pruner.layers)
+    assert 0 <= sum(pruner.zeros.values()) - target * weights < max(units)
+    if unit == "kernel":
+        sizes = {key: weight.abs().amax((2, 3)) for key, weight in before.items()}
+        gone = {key: ~mask.flatten(2).any(2) for key, mask in pruner.masks.items()}
+        strongest_gone = max(float(size[gone[key]].max()) for key, size in sizes.items() if gone[key].any())
+        assert strongest_gone <= min(float(size[~gone[key]].min()) for key, size in sizes.items())
 
 
 @pytest.mark.parametrize(

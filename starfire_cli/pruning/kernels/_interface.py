@@ -19,6 +19,7 @@ from torch import Tensor
 
 from starfire_cli.errors import BadOption, unknown
 from starfire_cli.pruning.layers import Kind, Layer
+from starfire_cli.pruning.selection import Bools, Candidates, Floats
 from starfire_cli.pruning.units import Budget, Cut
 from starfire_cli.registry import Family
 
@@ -80,6 +81,10 @@ class Kernels(Protocol):
 
     def mask_gradients(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         """Write +0.0 over the gradients of dead weights, in place; no bit of the others changes. Masks are bool."""
+        ...
+
+    def list_candidates(self, score_N: Floats, among_N: Bools, low: float, high: float) -> Candidates:
+        """As `selection.list_candidates`, which is for scores in the CPU's memory."""
         ...
 
     def warmup_notice(self) -> str | None:

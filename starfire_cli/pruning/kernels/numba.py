@@ -18,6 +18,7 @@ from starfire_cli.pruning.kernels import KERNELS, NAN, MaskJob, OneByOne, instal
 from starfire_cli.pruning.kernels._patterns import ConvCounts, LinearCounts, counts_of, groups_of
 from starfire_cli.pruning.kernels.torch import TorchKernels, write_dead
 from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.selection import Bools, Candidates, Floats, list_candidates
 from starfire_cli.pruning.units import Budget
 
 _PIECE = 1 << 20  # gradients of one layer that a thread takes at a time
@@ -58,6 +59,14 @@ class NumbaKernels:
                 piece = slice(start, start + _PIECE)
                 tasks.append((bits[piece].size, partial(clear, alive[piece], bits[piece])))
         in_threads(tasks)
+
+    def list_candidates(self, score_N: Floats, among_N: Bools, low: float, high: float) -> Candidates:
+        if score_N.dtype != np.float32 or not score_N.flags.c_contiguous or not among_N.flags.c_contiguous:
+            return list_candidates(score_N, among_N, low, high)
+        bounds = np.array([low, high], np.float32).view(np.int32)
+        places, scores = np.empty(len(score_N), np.int32), np.empty(len(score_N), np.int32)
+        found, above = _loops().listed(score_N.view(np.int32), among_N.view(np.uint8), *bounds, places, scores)
+        return Candidates(places=places[:found].astype(np.intp), scores=scores[:found].view(np.float32), above=above)
 
     def warmup_notice(self) -> str | None:
         clear = _loops().clear  # of all loops the one that is always needed

@@ -14,6 +14,7 @@ from starfire_cli.pruning._threads import in_threads
 from starfire_cli.pruning.kernels import KERNELS, NAN, MaskJob, OneByOne
 from starfire_cli.pruning.kernels.cpu.few import bit_view, cost, prune_few
 from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.selection import Bools, Candidates, Floats, list_candidates
 from starfire_cli.pruning.units import Budget, apply_cuts
 
 _MANY = 1 << 21  # gradients on a CPU that are worth all threads
@@ -50,6 +51,9 @@ class TorchKernels:
             return
         pieces = [piece for pair in zip(gradients, masks, strict=True) for piece in _pieces(*pair)]
         in_threads([(mask.numel(), partial(write_dead, mask, [gradient])) for gradient, mask in pieces])
+
+    def list_candidates(self, score_N: Floats, among_N: Bools, low: float, high: float) -> Candidates:
+        return list_candidates(score_N, among_N, low, high)
 
     def warmup_notice(self) -> str | None:
         return None

@@ -37,6 +37,7 @@ from starfire_cli.pruning.kernels.gpu.table import (
     tiles_of,
 )
 from starfire_cli.pruning.layers import Layer
+from starfire_cli.pruning.selection import Bools, Candidates, Floats, list_candidates
 from starfire_cli.pruning.units import Budget, Cut, rank_units
 
 _OPTIONS: dict[str, dict[str, int]] = {  # 4 warps for all others
@@ -82,6 +83,9 @@ class TritonKernels:
 
     def mask_gradients(self, gradients: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         self._gradient_masking(gradients, masks)
+
+    def list_candidates(self, score_N: Floats, among_N: Bools, low: float, high: float) -> Candidates:
+        return list_candidates(score_N, among_N, low, high)
 
     def warmup_notice(self) -> str | None:
         return None  # not worth a line

@@ -15,6 +15,7 @@ from starfire_cli.pruning.masked_weights import MaskedWeights
 from starfire_cli.pruning.methods import METHODS
 from starfire_cli.pruning.methods._network import SHAPED, check_choice, check_not_negative
 from starfire_cli.pruning.moment import Moment
+from starfire_cli.pruning.selection import count_flags
 
 _BIRTH = 1e-12  # the size of a weight that wakes, as in the authors' code; the paper has 0. In half precision, more.
 
@@ -34,18 +35,19 @@ class SignChange:
 
     def _of(self, units: LayerUnits, key: str, moment: Moment) -> Change:
         assert units.signs is not None
-        alive_N, weight_N = units.alive_U, units.weight.reshape(-1)
-        changed_N = alive_N & (weight_N * units.signs.reshape(-1) <= 0)
-        count = min(int(torch.count_nonzero(changed_N)), units.count - units.live)
-        if count < int(torch.count_nonzero(changed_N)):  # hardly anything is dormant: the first ones go
-            changed_N &= changed_N.cumsum(0) <= count
-        woken_N = moment.choose(key, ~alive_N, count, "wake")
+        alive_N, weight_N = units.alive_U, units.flat(units.weight)
+        changed_N = alive_N & (weight_N * units.flat(units.signs) <= 0)
+        changed, dormant = count_flags(changed_N), units.count - units.live
+        if changed > dormant:  # hardly anything is dormant: the first ones go
+            changed_N = units.first(changed_N, dormant)
+        count = min(changed, dormant)
+        woken_N = moment.choose(key, ~alive_N, count, "wake", order=units.order)
         size = max(_BIRTH, torch.finfo(weight_N.dtype).tiny)
         signs = moment.generator(key, "sign").integers(0, 2, size=count) * 2 - 1
         born_N = torch.zeros_like(weight_N)
-        born_N[woken_N] = torch.as_tensor(signs * size, device=born_N.device).to(born_N.dtype)
-        values = born_N.reshape(units.weight.shape)
-        return Change(alive_U=(alive_N & ~changed_N) | woken_N, reset_U=woken_N, values=values)
+        born_N[units.numbered(woken_N)] = torch.as_tensor(signs * size, device=born_N.device).to(born_N.dtype)
+        values = units.spread(born_N)
+        return Change(alive_U=(alive_N & ~changed_N) | woken_N, values=values)
 
 
 @dataclass(frozen=True, kw_only=True)

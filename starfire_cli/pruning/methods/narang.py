@@ -55,7 +55,7 @@ class Narang:
             return self.q
         name = f"q of {units.layer.key}"
         if name not in moment.memory:
-            live = units.magnitudes()[units.alive_U]
+            live = units.magnitudes()[units.alive_U].abs()
             count = max(1, min(len(live), round(moment.target * len(live))))
             moment.memory[name] = float(kth_smallest(live[None], count))
         return float(moment.memory[name])

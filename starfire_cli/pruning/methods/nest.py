@@ -10,7 +10,7 @@ import torch
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.axes import Axes, Change, Rewire
-from starfire_cli.pruning.layer_units import LayerUnits, largest
+from starfire_cli.pruning.layer_units import LayerUnits
 from starfire_cli.pruning.methods import METHODS
 from starfire_cli.pruning.methods._network import check_every, check_fraction, check_positive
 from starfire_cli.pruning.moment import Moment
@@ -42,9 +42,11 @@ class Seed:
             alive[second] = alive[second] & ~rests_H[None]
         changes = {}
         for key, dead in share_out("uniform", layers, self.sparsity(moment), final=moment.target).items():
-            alive_U = alive[key].reshape(-1)
+            units = layers[key]
+            alive_U = units.flat(alive[key])
             due = min(dead, alive_U.numel() - 1) - int(torch.count_nonzero(~alive_U))
-            changes[key] = Change(alive_U=alive_U & ~moment.choose(key, alive_U, due, "seed"))
+            rests_U = moment.choose(key, alive_U, due, "seed", order=units.order)
+            changes[key] = Change(alive_U=alive_U & ~rests_U)
         return changes
 
 
@@ -79,11 +81,11 @@ class Growth:
         for key, dead in share_out("uniform", layers, self.sparsity(moment), final=moment.target).items():
             units = layers[key]
             assert units.momentum is not None
-            born_U = values[key].reshape(-1) != 0
+            born_U = units.flat(values[key]) != 0
             alive_U = units.alive_U | born_U
             open_U = ~alive_U & ~untouchable[key] if key in untouchable else ~alive_U
             due = units.count - dead - int(torch.count_nonzero(alive_U))
-            back_U = largest(score("momentum", units), open_U, due)
+            back_U = units.largest(score("momentum", units), open_U, due)
             grown = torch.where(units.spread(back_U), units.momentum * -self.step, values[key])
             changes[key] = Change(alive_U=alive_U | back_U, values=grown)
         return changes

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from starfire_cli.pruning.axes import Axes, Change, SparseStart
-from starfire_cli.pruning.layer_units import LayerUnits, largest, smallest
+from starfire_cli.pruning.layer_units import LayerUnits, by_layer
 from starfire_cli.pruning.methods import METHODS
 from starfire_cli.pruning.methods._network import SHAPED, check_choice, check_every, check_fraction
 from starfire_cli.pruning.moment import Moment
 from starfire_cli.pruning.removal import swapped
+from starfire_cli.pruning.selection import count_flags, count_of_rows, largest, smallest_of_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,7 @@ class ConstantFanIn:
     def apply(self, layers: Mapping[str, LayerUnits], moment: Moment) -> dict[str, Change]:
         last = list(layers)[-1]
         fraction = moment.cosine(self.fraction)
-        return {key: self._of(units, fraction, ablate=key != last) for key, units in layers.items()}
+        return by_layer(layers, lambda key, units: self._of(units, fraction, ablate=key != last))
 
     def _of(self, units: LayerUnits, fraction: float, *, ablate: bool) -> Change:
         assert units.gradient is not None
@@ -47,22 +45,24 @@ class ConstantFanIn:
         alive_KN = units.alive_U.reshape(neurons, -1)
         drop = swapped(units.live, fraction)
         keep = units.live - drop
-        strong_N = units.alive_U & ~smallest(weight_N, units.alive_U, drop)
-        salient_N = strong_N | largest(gradient_N, torch.ones_like(strong_N), drop)
-        salient_K = salient_N.reshape(neurons, -1).sum(1)
+        strong_N = units.alive_U & ~units.smallest(weight_N, units.alive_U, drop)
+        salient_N = strong_N | units.largest(gradient_N, torch.ones_like(strong_N), drop)
+        salient_K = count_of_rows(salient_N.reshape(neurons, -1))
         neuron_K = self._neurons(units, salient_K) if ablate else torch.ones_like(salient_K, dtype=torch.bool)
         staying_N = (alive_KN & neuron_K[:, None]).reshape(-1)
-        kept_N = staying_N & ~smallest(weight_N, staying_N, int(torch.count_nonzero(staying_N)) - keep)
+        kept_N = staying_N & ~units.smallest(weight_N, staying_N, count_flags(staying_N) - keep)
         fan_in_K = _fan_in(units.live, neuron_K, kept_N.numel() // neurons)
-        rows = (x.reshape(neurons, -1).cpu().numpy() for x in (kept_N, weight_N, gradient_N, fan_in_K))
-        filled_KN = torch.from_numpy(_filled(*rows))
-        return Change(alive_U=filled_KN.reshape(-1).to(kept_N.device), reset_U=~units.alive_U)
+        kept_KN, weight_KN, gradient_KN = (x.reshape(neurons, -1) for x in (kept_N, weight_N, gradient_N))
+        over_K = count_of_rows(kept_KN) - fan_in_K
+        filled_KN = kept_KN & ~smallest_of_rows(weight_KN, kept_KN, over_K, order=units.order)
+        filled_KN |= smallest_of_rows(gradient_KN, ~kept_KN, -over_K, sign=-1, order=units.order)
+        return Change(alive_U=filled_KN.reshape(-1))
 
     def _neurons(self, units: LayerUnits, salient_K: Tensor) -> Tensor:
         """The neurons that live on: those with enough salient weights, and as many as the live weights need."""
         neurons = len(salient_K)
         dense = units.count // neurons
-        living_K = units.alive_U.reshape(neurons, -1).any(1)
+        living_K = count_of_rows(units.alive_U.reshape(neurons, -1)) > 0
         fan_in = round(units.live / max(1, int(living_K.sum())))
         enough_K = salient_K >= max(1.0, self.salient * fan_in)
         least = max(1, -(-units.live // dense))
@@ -78,27 +78,6 @@ def _fan_in(live: int, neuron_K: Tensor, dense: int) -> Tensor:
     place_K = neuron_K.cumsum(0)
     fan_in_K = each + (place_K <= more).long()
     return torch.where(neuron_K, fan_in_K.clamp_max(dense), 0)
-
-
-def _filled(
-    kept_KN: NDArray[np.bool_], weight_KN: NDArray[Any], gradient_KN: NDArray[Any], fan_in_K1: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Each row cut to its fan-in by |w|, or filled up to it by |dL/dw|; of equals the lower index."""
-    alive_KN = kept_KN.copy()
-    for k, over in enumerate((kept_KN.sum(1) - fan_in_K1[:, 0]).tolist()):
-        if over > 0:
-            alive_KN[k, _lowest(weight_KN[k], np.flatnonzero(kept_KN[k]), over)] = False
-        elif over < 0:
-            alive_KN[k, _lowest(-gradient_KN[k], np.flatnonzero(~kept_KN[k]), -over)] = True
-    return alive_KN
-
-
-def _lowest(score_N: NDArray[Any], among: NDArray[np.intp], count: int) -> NDArray[np.intp]:
-    """`count` of the places in `among` with the lowest scores, of equals the first."""
-    values = score_N[among]
-    cutoff = np.partition(values, count - 1)[count - 1]
-    below, tied = among[values < cutoff], among[values == cutoff]
-    return np.concatenate([below, tied[: count - len(below)]])
 
 
 @METHODS.register("srigl", "network")

@@ -18,6 +18,7 @@ import numpy as np
 GLANCE = 32
 """Weights of a neuron in a group."""
 
+_BLOCK = 512  # candidates whose flags are made together
 _WIDE = 512  # channels whose kernels are worked on together: long rows are read faster than scores leave the cache
 _SPARE = 4  # groups for each one wanted: the more, the fewer lie below the bound in vain
 _SMALL = 4  # kernels; of smaller groups so many are wanted that to look through all scores is faster (from a 16th on)
@@ -51,6 +52,38 @@ def clear(alive_N, bits_N):  # type: ignore[no-untyped-def]
     """Write +0.0 where dead; nothing else changes by a bit."""
     for i in range(bits_N.shape[0]):
         bits_N[i] &= -np.int32(alive_N[i])
+
+
+@_compiled
+def listed(bits_N, among_N, low, high, at, chosen):  # type: ignore[no-untyped-def]
+    """List the candidates whose magnitude is in [low, high]: places in `at`, bits in `chosen`, (N,) both.
+
+    Returns how many there are, and how many of all candidates are above 0.
+    """
+    is_one = np.empty(_BLOCK, np.uint8)
+    eight_are = is_one.view(np.uint64)
+    found, above = 0, np.int64(0)
+    whole = len(bits_N) - len(bits_N) % _BLOCK
+    for start in range(0, whole, _BLOCK):
+        bits, among = bits_N[start : start + _BLOCK], among_N[start : start + _BLOCK]
+        positive = np.int32(0)
+        for i in range(_BLOCK):
+            size = bits[i] & _MAGNITUDE
+            is_one[i] = (size >= low) & (size <= high) & (among[i] != 0)
+            positive += np.int32((bits[i] > 0) & (bits[i] <= _INF) & (among[i] != 0))  # no NaN
+        above += positive
+        for eight in range(_BLOCK // 8):
+            if eight_are[eight]:
+                for i in range(8 * eight, 8 * eight + 8):
+                    at[found], chosen[found] = start + i, bits[i]
+                    found += is_one[i]
+    for n in range(whole, len(bits_N)):
+        size = bits_N[n] & _MAGNITUDE
+        above += among_N[n] and bits_N[n] > 0 and bits_N[n] <= _INF
+        if among_N[n] and size >= low and size <= high:
+            at[found], chosen[found] = n, bits_N[n]
+            found += 1
+    return found, above
 
 
 @_compiled
