@@ -20,6 +20,7 @@ from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masked_weights import MaskedWeights
 from starfire_cli.pruning.moment import Moment
 from starfire_cli.pruning.neuron_growth import NeuronGrowth
+from starfire_cli.pruning.removal import Rise
 from starfire_cli.pruning.schedule import Era
 
 _EVERY = 100  # steps, as most of these methods have it
@@ -65,7 +66,7 @@ class Rewiring:
             )
         if axes.periods is not None and length and axes.periods > length:
             raise BadOption(f"an era of {length} steps has no room for {axes.periods} phases; at most {length}")
-        self.era = replace(era, ramp=axes.ramp, mask_every=every)
+        self.era = replace(era, ramp=axes.ramp, mask_every=every, doublings=axes.doublings)
         self.axes, self.monotone = axes, axes.monotone
         self._tensors, self._target, self._seed = tensors, target, seed
         self._pruned = [layer for layer in tensors.layers if layer.key in keys]
@@ -108,7 +109,7 @@ class Rewiring:
             return False
         if step == self.era.last_step and not any(stage.monotone for stage in self.axes.stages):
             # Nothing has to be reached, and a swap before its time would be one more.
-            return step > self.era.first_step and (step - self.era.first_step) % self.era.mask_every == 0
+            return self.era.on_clock(step)
         return self.era.evaluates_at(step)
 
     def plain(self, step: int) -> bool:
@@ -287,6 +288,8 @@ class Rewiring:
             share = "uniform" if start.allocation == "global" else start.allocation
             start = replace(start, score="random", allocation=share)
         rise = self.axes.rise
+        if self.axes.aimed:
+            rise = Rise()  # as many as lie under the thresholds now
         if rise is not None and rise.reads:  # how many are known all the same, if not by a global rule
             rise = replace(rise, score="magnitude")
         for stage in (start, Rewire(removal=rise) if rise is not None else None):
@@ -303,6 +306,8 @@ class Rewiring:
             rule = "nothing new" if units is None else f"{units.count - units.live:,}/{units.count:,} {unit}"
             if units is not None and not self.axes.targeted and self._penalty is not None:
                 rule = "as the penalty says"
+            elif self.axes.aimed:
+                rule = f"about {rule}"
             rows.append((layer, int(alive.sum()), rule))
         return rows
 

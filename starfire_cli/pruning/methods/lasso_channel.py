@@ -81,7 +81,9 @@ def _refit(network: EditedNetwork, reading: Reading, kept: Sequence[int]) -> Non
     assert reading.wanted_MK is not None
     node = reading.reader.node
     constant = network.takes_constants(node)
-    weights_UK, constant_K = fit(reading.x_MCT[:, list(kept)].flatten(1), reading.wanted_MK, constant=constant)
+    alive_KU = network.alive(reading.reader, kept)
+    x_MU = reading.x_MCT[:, list(kept)].flatten(1)
+    weights_UK, constant_K = fit(x_MU, reading.wanted_MK, constant=constant, alive_KU=alive_KU)
     network.set_weight(reading.reader, kept, weights_UK.T)
     if constant:
         network.add_constant(reading.reader.name, node, constant_K)

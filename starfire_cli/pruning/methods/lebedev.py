@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from starfire_cli.pruning.axes import Axes, Rewire
 from starfire_cli.pruning.lasso import COLUMN, Lasso
@@ -27,6 +28,8 @@ class GroupWiseBrainDamage:
         ramp: of the quantile: "linear", "cubic" or "cosine".
         every: steps between evaluations; default 100, or a twentieth of the era where that is less.
     """
+
+    of_training: ClassVar[tuple[str, ...]] = ("strength", "ramp", "every")
 
     strength: float = 1e-3
     ramp: str = "linear"

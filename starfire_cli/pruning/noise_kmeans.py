@@ -1,0 +1,73 @@
+"""Divides bits among the layers that share values, so that a given error costs the fewest (Choi et al., 2016).
+
+The noise of a layer is the squared error of its values over the sum of their squares. At the least total of entropy-
+coded bits for a mean noise of all layers, one more bit takes away equally much noise in every layer (arXiv 1612.01543;
+Shoham and Gersho, 1988). So a large layer, whose bits are many, has more noise than a small one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starfire_cli.pruning.entropy_kmeans import priced
+from starfire_cli.pruning.kmeans import Clusters, Floats, kmeans
+
+_PER_DOUBLING = 4  # prices tried between one and twice it
+_LEAST, _MOST = -48, 4  # base 2: the noise that one bit in all is worth at the lowest and the highest price
+
+
+def noise_kmeans(values: Floats, centroids: Floats, price: float) -> Clusters:
+    """Clusters with the least noise + price * bits in all that Lloyd's iterations find; k-means where the price is 0.
+
+    Args:
+        values: ascending, finite, (n,), not all 0.
+        centroids: the first ones, ascending, (k,).
+        price: noise that a bit is worth.
+    """
+    if price == 0:
+        return kmeans(values, centroids)
+    largest = float(np.abs(values).max())  # so that squares neither overflow nor vanish
+    scaled = values / largest
+    found = priced(scaled, centroids / largest, price * float(np.square(scaled).sum()))
+    return Clusters(found.centroids * largest, found.begins)
+
+
+def noise_of(values: Floats, clusters: Clusters) -> float:
+    """The squared error over the sum of squares."""
+    largest = float(np.abs(values).max())
+    scaled, centroids = values / largest, clusters.centroids / largest
+    error = np.square(scaled - np.repeat(centroids, np.diff(clusters.begins))).sum()
+    return float(error / np.square(scaled).sum())
+
+
+def price_of_noise(
+    layers: Sequence[NDArray[np.floating]], first_centroids: Callable[[int, Floats], Floats], noise: float
+) -> float:
+    """The highest price at which the mean noise of the layers is within `noise`; 0 where k-means has more than that.
+
+    Args:
+        layers: the values of each, ascending, finite, not all 0.
+        first_centroids: of a layer by its number and its values.
+        noise: squared error over squares, above 0.
+    """
+
+    def mean_noise(price: float) -> float:
+        total = 0.0
+        for number, layer in enumerate(layers):
+            values = layer.astype(np.float64)
+            total += noise_of(values, noise_kmeans(values, first_centroids(number, values), price))
+        return total / len(layers)
+
+    low, high = _LEAST * _PER_DOUBLING, _MOST * _PER_DOUBLING
+    if not layers or mean_noise(2.0**_LEAST) > noise:
+        return 0.0
+    while high - low > 1:
+        middle = (low + high) // 2
+        if mean_noise(2.0 ** (middle / _PER_DOUBLING)) > noise:
+            high = middle
+        else:
+            low = middle
+    return float(2.0 ** (low / _PER_DOUBLING))
