@@ -80,6 +80,7 @@ def priced(values: Floats, centroids: Floats, price: float) -> Clusters:
         price: of a bit.
     """
     sums = np.concatenate([[0.0], np.cumsum(values)])
+    centroids = np.unique(centroids)  # first ones may be equal, where many values are
     costs = np.zeros(len(centroids))
     begins = np.zeros(0, np.intp)
     for _ in range(ITERATIONS):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from starfire_cli.pruning.entropy_kmeans import priced
 from starfire_cli.pruning.kmeans import Clusters, Floats, kmeans
 
+_PART = 1 << 14  # values of a layer by which prices are compared
 _PER_DOUBLING = 4  # prices tried between one and twice it
 _LEAST, _MOST = -48, 4  # base 2: the noise that one bit in all is worth at the lowest and the highest price
 
@@ -54,20 +55,28 @@ def price_of_noise(
         noise: squared error over squares, above 0.
     """
 
-    def mean_noise(price: float) -> float:
-        total = 0.0
-        for number, layer in enumerate(layers):
-            values = layer.astype(np.float64)
-            total += noise_of(values, noise_kmeans(values, first_centroids(number, values), price))
-        return total / len(layers)
+    if not layers:
+        return 0.0
+    begin = [first_centroids(number, layer.astype(np.float64)) for number, layer in enumerate(layers)]
+
+    def within(step: int, most: int | None = None) -> bool:
+        price, total = 2.0 ** (step / _PER_DOUBLING), 0.0
+        for layer, centroids in zip(layers, begin, strict=True):
+            values = _thinned(layer, most)
+            total += noise_of(values, noise_kmeans(values, centroids, price * len(layer) / len(values)))
+        return total / len(layers) <= noise
 
     low, high = _LEAST * _PER_DOUBLING, _MOST * _PER_DOUBLING
-    if not layers or mean_noise(2.0**_LEAST) > noise:
-        return 0.0
-    while high - low > 1:
+    while high - low > 1:  # on a part of the values, which is almost right
         middle = (low + high) // 2
-        if mean_noise(2.0 ** (middle / _PER_DOUBLING)) > noise:
-            high = middle
-        else:
-            low = middle
-    return float(2.0 ** (low / _PER_DOUBLING))
+        low, high = (middle, high) if within(middle, _PART) else (low, middle)
+    while low > _LEAST * _PER_DOUBLING and not within(low):
+        low -= 1
+    return float(2.0 ** (low / _PER_DOUBLING)) if low > _LEAST * _PER_DOUBLING else 0.0
+
+
+def _thinned(layer: NDArray[np.floating], most: int | None) -> Floats:
+    """Values at equal distances in their order, at most so many."""
+    if most is None or len(layer) <= most:
+        return layer.astype(np.float64)
+    return layer[(np.arange(most) * 2 + 1) * len(layer) // (2 * most)].astype(np.float64)
