@@ -54,7 +54,6 @@ def price_of_noise(
         first_centroids: of a layer by its number and its values.
         noise: squared error over squares, above 0.
     """
-
     if not layers:
         return 0.0
     begin = [first_centroids(number, layer.astype(np.float64)) for number, layer in enumerate(layers)]
