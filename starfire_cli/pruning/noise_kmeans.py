@@ -16,7 +16,7 @@ from starfire_cli.pruning.entropy_kmeans import priced
 from starfire_cli.pruning.kmeans import Clusters, Floats, kmeans
 
 _PART = 1 << 14  # values of a layer by which prices are compared
-_PER_DOUBLING = 4  # prices tried between one and twice it
+_PER_DOUBLING = 16  # prices tried between one and twice it
 _LEAST, _MOST = -48, 4  # base 2: the noise that one bit in all is worth at the lowest and the highest price
 
 

@@ -21,7 +21,8 @@ class GroupWiseBrainDamage:
 
     A column is one place (c, r, s) of all filters: without it, the matrix product has one inner dimension less. The
     gradual variant of the paper: the quantile that is zeroed grows to the target. It starts from a trained network
-    (`--init`). (Table 4 of Parashar et al. calls it non-structured, which it is not.)
+    (`--init`). With target 0 there is no era, and no penalty either. (Table 4 of Parashar et al. calls it
+    non-structured, which it is not.)
 
     Args:
         strength: what the sum of the columns' norms is multiplied with.
