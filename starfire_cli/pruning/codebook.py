@@ -22,7 +22,7 @@ from starfire_cli.registry import built, spec_options
 NAME = "codebook"
 INITS = ("density", "linear", "random")
 MOST_BITS = 8
-NOISE = 0.02
+NOISE = 0.019
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -42,7 +42,7 @@ class Codebook:
         rate: bits that the number of a weight's value may take on average in a layer, entropy-coded; then values that
             many weights share are preferred, and the nearest is not always taken. None: as `noise` says.
         noise: the squared error of a layer over the sum of its squared weights, on average over the layers, up to which
-            bits are saved where they take away the least of it (default 0.02). 0: the nearest value always, k-means.
+            bits are saved where they take away the least of it (default 0.019). 0: the nearest value always, k-means.
     """
 
     bits: int = 5
