@@ -176,7 +176,7 @@ def test_a_codebook_is_small_and_says_what_it_costs(cli: Cli, tmp_path: Path) ->
     code, out, _ = cli("compress", "a.safetensors", *options, "--out", "b.safetensors")
     assert code == 0 and (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
     said = (
-        f"{len(errors):,} values replaced by shared ones (codebook:bits=3,init=density,noise=0): off by 0 at most, "
+        f"{len(errors):,} values replaced by shared ones (codebook:bits=3,init=density,noise=0.0): off by 0 at most, "
         "0 on average"
     )
     assert said in out and re.search(r"conv2 .*, 8 values ", out)
