@@ -39,7 +39,7 @@ def ways(state: State, masks: State, *, thorough: bool) -> Iterator[Way]:
             lambda path, r=rounded, s=stored: pack(path, state=r, masks=masks, meta={}, stored=s),
             packed.load_state,
         )
-    for spec in ("codebook:bits=5", "codebook:bits=5,rate=2"):
+    for spec in ("codebook:bits=5", "codebook:bits=5,noise=0", "codebook:bits=5,rate=2"):
         shared, _ = share_state(state, masks, parse("--values", spec))
         yield (
             f"starfire ({spec}, lossy)",

@@ -125,6 +125,12 @@ def spec_options(member: Any, *always: str) -> str:
     )
 
 
+def given_options(spec: str) -> list[str]:
+    """The names of the options that are written out in `name:option=value,...`."""
+    parts = spec.partition(":")[2].split(",")
+    return [part.partition("=")[0].strip().replace("-", "_") for part in parts if part.strip()]
+
+
 @cache
 def _uses(path: Path) -> frozenset[str]:
     """The uses that a member's file registers it for, read from its source."""

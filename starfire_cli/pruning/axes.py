@@ -224,6 +224,7 @@ class Axes:
         start: the stage that makes the masks before the first step; None: all weights live.
         stages: what happens at each evaluation, one after the other.
         every: optimizer steps between evaluations; None: 100, or a twentieth of the era where that is less.
+        doublings: shares of the era after each of which the steps between evaluations are twice as many.
         ramp: how the sparsity rises in the era (see `schedule.py`).
         replaces_step: whether an evaluation takes the place of the optimizer's step, as in RigL.
         span: the era by default, as shares of the training; None: the recipe's.
@@ -231,6 +232,7 @@ class Axes:
         dense_last: whether the last linear layer does.
         dense_depthwise: whether depthwise convolutions do.
         targeted: whether the sparsity that comes out is the target.
+        aimed: whether it is not, but lies near the target, which sets the thresholds.
         penalty: a term of the loss; None: none.
         periods: in how many parts the era is divided; None: it is one.
         rounds: masks are evaluated between rounds of training, not at steps; None: there is one round.
@@ -241,6 +243,7 @@ class Axes:
     start: Stage | None = None
     stages: tuple[Stage, ...] = ()
     every: int | None = None
+    doublings: tuple[float, ...] = ()
     ramp: str = "linear"
     replaces_step: bool = False
     span: tuple[float, float] | None = None
@@ -248,6 +251,7 @@ class Axes:
     dense_last: bool = False
     dense_depthwise: bool = False
     targeted: bool = True
+    aimed: bool = False
     penalty: Penalty | None = None
     periods: int | None = None
     rounds: Rounds | None = None

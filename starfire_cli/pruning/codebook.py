@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +15,14 @@ from torch import Tensor
 
 from starfire_cli.errors import BadOption, unknown
 from starfire_cli.pruning.entropy_kmeans import entropy_kmeans
-from starfire_cli.pruning.kmeans import Floats, density, drawn, kmeans, linear
+from starfire_cli.pruning.kmeans import Floats, density, drawn, linear
+from starfire_cli.pruning.noise_kmeans import noise_kmeans, price_of_noise
 from starfire_cli.registry import built, spec_options
 
 NAME = "codebook"
 INITS = ("density", "linear", "random")
 MOST_BITS = 8
+NOISE = 0.019
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -36,7 +40,9 @@ class Codebook:
             shares of the weights, "random" drawn from them.
         seed: of what is drawn.
         rate: bits that the number of a weight's value may take on average in a layer, entropy-coded; then values that
-            many weights share are preferred, and the nearest is not always taken. None: the nearest, k-means.
+            many weights share are preferred, and the nearest is not always taken. None: as `noise` says.
+        noise: the squared error of a layer over the sum of its squared weights, on average over the layers, up to which
+            bits are saved where they take away the least of it (default 0.019). 0: the nearest value always, k-means.
     """
 
     bits: int = 5
@@ -45,6 +51,7 @@ class Codebook:
     init: str = "linear"
     seed: int = 0
     rate: float | None = None
+    noise: float | None = None
 
     def __post_init__(self) -> None:
         for name, bits in (("bits", self.bits), ("conv_bits", self.conv_bits), ("fc_bits", self.fc_bits)):
@@ -56,6 +63,10 @@ class Codebook:
             raise BadOption(f"seed={self.seed} is out of range: a whole number, 0 or more")
         if self.rate is not None and not 0 < self.rate <= MOST_BITS:
             raise BadOption(f"rate={self.rate:g} is out of range: bits a weight, above 0 and up to {MOST_BITS}")
+        if self.noise is not None and not 0 <= self.noise < 1:
+            raise BadOption(f"noise={self.noise:g} is out of range: squared error over squares, 0 to below 1")
+        if self.rate is not None and self.noise is not None:
+            raise BadOption(f"rate={self.rate:g} and noise={self.noise:g} are two limits; give one")
 
     def size(self, tensor: Tensor) -> int:
         """The most values that the weights of a tensor may share: (K, C, R, S) of a convolution, else linear."""
@@ -86,7 +97,26 @@ class Shared(NamedTuple):
     numbers: Tensor
 
 
-def share(tensor: Tensor, live: Tensor, codebook: Codebook, key: str) -> Shared:
+def price_of_bits(layers: Mapping[str, tuple[Tensor, Tensor]], codebook: Codebook) -> float:
+    """The noise that one bit is worth in every layer (see `noise_kmeans`); 0 for the nearest value always.
+
+    Args:
+        layers: each tensor of a network that shares values, and which of its weights do, as for `share`.
+        codebook: its settings.
+    """
+    noise = NOISE if codebook.noise is None else codebook.noise
+    if codebook.rate is not None or not noise:
+        return 0.0
+    ordered, first = list[NDArray[Any]](), list[Callable[[Floats], Floats]]()
+    for key, (tensor, live) in layers.items():
+        count, exact = codebook.size(tensor), np.sort(_numbers(tensor, live))
+        if len(_begins(exact)) > count:
+            ordered.append(exact)
+            first.append(partial(_first_centroids, count=count, codebook=codebook, key=key))
+    return price_of_noise(ordered, lambda number, values: first[number](values), noise)
+
+
+def share(tensor: Tensor, live: Tensor, codebook: Codebook, key: str, price: float = 0.0) -> Shared:
     """Shared values for the live weights of a tensor; its own, where these are few enough.
 
     Args:
@@ -94,25 +124,38 @@ def share(tensor: Tensor, live: Tensor, codebook: Codebook, key: str) -> Shared:
         live: the weights that share, finite; bool, of the same shape.
         codebook: how many values.
         key: of the tensor, which with the seed decides what is drawn.
+        price: of `price_of_bits`.
     """
-    # Every 16-bit float is one of 32 bits.
-    exact: NDArray[Any] = (tensor if tensor.dtype.itemsize > 2 else tensor.float()).detach()[live].numpy()
+    exact = _numbers(tensor, live)
     numbers = torch.zeros(tensor.shape, dtype=torch.uint8)
     if not exact.size:
         return Shared(tensor.new_empty(0), numbers)
     ordered = np.sort(exact)
     count = codebook.size(tensor)
-    first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    first = _begins(ordered)
     if len(first) <= count:
         centroids, last = ordered[first].astype(np.float64), ordered[first]
     else:
         values = ordered.astype(np.float64)
         begin = _first_centroids(values, count, codebook, key)
-        found = kmeans(values, begin) if codebook.rate is None else entropy_kmeans(values, begin, codebook.rate)
-        centroids, begins = found
+        if codebook.rate is None:
+            centroids, begins = noise_kmeans(values, begin, price)
+        else:
+            centroids, begins = entropy_kmeans(values, begin, codebook.rate)
         last = ordered[begins[1:] - 1]
     numbers[live] = torch.from_numpy(np.searchsorted(last, exact).astype(np.uint8))
     return Shared(torch.from_numpy(centroids).to(tensor.dtype), numbers)
+
+
+def _numbers(tensor: Tensor, live: Tensor) -> NDArray[Any]:
+    """The live weights as numpy knows them: every 16-bit float is one of 32 bits."""
+    exact: NDArray[Any] = (tensor if tensor.dtype.itemsize > 2 else tensor.float()).detach()[live].numpy()
+    return exact
+
+
+def _begins(ordered: NDArray[Any]) -> NDArray[np.intp]:
+    """The places in ascending values where another value begins."""
+    return np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))[: ordered.size]
 
 
 def _first_centroids(values: Floats, count: int, codebook: Codebook, key: str) -> Floats:

@@ -40,10 +40,9 @@ def entropy_kmeans(values: Floats, centroids: Floats, rate: float) -> Clusters:
 
 def _cheapest(values: Floats, centroids: Floats, rate: float) -> Iterator[Clusters]:
     """The clusters at the lowest price that meets the rate; none where no price does, as with equal shares."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
     low = max(float(np.var(values)) * 1e-6, 1e-300)
     for _ in range(_STEPS):
-        found = _priced(values, sums, centroids, low * _STEP)
+        found = priced(values, centroids, low * _STEP)
         if entropy(found) <= rate:
             break
         low *= _STEP
@@ -52,7 +51,7 @@ def _cheapest(values: Floats, centroids: Floats, rate: float) -> Iterator[Cluste
     high = low * _STEP
     for _ in range(_HALVINGS):
         middle = math.sqrt(low * high)
-        tried = _priced(values, sums, centroids, middle)
+        tried = priced(values, centroids, middle)
         if entropy(tried) > rate:
             low = middle
         else:
@@ -72,8 +71,16 @@ def _error(values: Floats, clusters: Clusters) -> float:
     return sum(float(np.square(values[start:stop] - centroid).sum()) for centroid, (start, stop) in runs)
 
 
-def _priced(values: Floats, sums: Floats, centroids: Floats, price: float) -> Clusters:
-    """Lloyd's iterations at a price of a bit, from equal shares."""
+def priced(values: Floats, centroids: Floats, price: float) -> Clusters:
+    """Lloyd's iterations for the least sum of (distance)^2 + price * bits, from equal shares.
+
+    Args:
+        values: ascending, finite, (n,), at least one.
+        centroids: the first ones, ascending, (k,).
+        price: of a bit.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    centroids = np.unique(centroids)  # first ones may be equal, where many values are
     costs = np.zeros(len(centroids))
     begins = np.zeros(0, np.intp)
     for _ in range(ITERATIONS):

@@ -68,7 +68,7 @@ class Rewiring:
             )
         if axes.periods is not None and length and axes.periods > length:
             raise BadOption(f"an era of {length} steps has no room for {axes.periods} phases; at most {length}")
-        self.era = replace(era, ramp=axes.ramp, mask_every=every)
+        self.era = replace(era, ramp=axes.ramp, mask_every=every, doublings=axes.doublings)
         self.axes, self.monotone = axes, axes.monotone
         self._tensors, self._target, self._seed = tensors, target, seed
         self._pruned = [layer for layer in tensors.layers if layer.key in keys]
@@ -110,7 +110,7 @@ class Rewiring:
             return False
         if step == self.era.last_step and not any(stage.monotone for stage in self.axes.stages):
             # Nothing has to be reached, and a swap before its time would be one more.
-            return step > self.era.first_step and (step - self.era.first_step) % self.era.mask_every == 0
+            return self.era.on_clock(step)
         return self.era.evaluates_at(step)
 
     def plain(self, step: int) -> bool:
@@ -272,6 +272,8 @@ class Rewiring:
             rule = "nothing new" if units is None else f"{units.count - units.live:,}/{units.count:,} {unit}"
             if units is not None and not self.axes.targeted and self._penalty is not None:
                 rule = "as the penalty says"
+            elif self.axes.aimed:
+                rule = f"about {rule}"
             rows.append((layer, int(alive.sum()), rule))
         return rows
 

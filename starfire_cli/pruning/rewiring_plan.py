@@ -11,6 +11,7 @@ from starfire_cli.pruning.axes import Axes, Rewire, SparseStart, Stage
 from starfire_cli.pruning.layer_units import LayerUnits
 from starfire_cli.pruning.masks import Masks
 from starfire_cli.pruning.moment import Moment
+from starfire_cli.pruning.removal import Rise
 
 
 def planned_masks(
@@ -31,6 +32,8 @@ def planned_masks(
     if isinstance(start, SparseStart) and "gradient" in start.reads:
         share = "uniform" if start.allocation == "global" else start.allocation
         start = replace(start, score="random", allocation=share)
+    if axes.aimed:
+        rise = Rise()  # as many as lie under the thresholds now
     if rise is not None and rise.reads:  # how many are known all the same, if not by a global rule
         rise = replace(rise, score="magnitude")
     # Any other start is a seed, which grows before the sparsity rises.

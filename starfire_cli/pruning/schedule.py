@@ -24,12 +24,14 @@ class Era:
         last_step: after this many steps the target is met and the mask is fixed for good.
         ramp: "linear", "cubic" or "cosine".
         mask_every: the mask is evaluated after every n-th step of the era, and at its last.
+        doublings: shares of the era after each of which `mask_every` is twice what it was; the clock begins anew there.
     """
 
     first_step: int
     last_step: int
     ramp: str = "linear"
     mask_every: int = 1
+    doublings: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.ramp not in RAMPS:
@@ -51,7 +53,19 @@ class Era:
         """Whether the mask is evaluated after this step."""
         if step == self.last_step:
             return True
-        return self.first_step < step < self.last_step and (step - self.first_step) % self.mask_every == 0
+        return self.on_clock(step)
+
+    def on_clock(self, step: int) -> bool:
+        """Whether the step is one of the era's evaluations by the clock alone."""
+        if not self.first_step < step <= self.last_step:
+            return False
+        start, every = self.first_step, self.mask_every
+        for share in self.doublings:
+            doubled = self.first_step + round(share * (self.last_step - self.first_step))
+            if step <= doubled:
+                break
+            start, every = doubled, 2 * every
+        return (step - start) % every == 0
 
 
 def parse_era(text: str, epochs: int, steps_per_epoch: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ class CompareCell:
 
     Args:
         method: its spec, without what is default.
-        target: None for a dense network.
+        target: None for a dense network, and for a method that looks at none.
         seed: of the run.
         epochs: where the comparison chose them; None for as many as the options say.
         label: what else sets it apart, for its name: "-e3".
@@ -145,7 +145,7 @@ class MethodRow:
     Args:
         title: of its cells.
         method: its spec.
-        target: None for dense.
+        target: None for dense, and for a method that looks at none.
         figures: by seed, of the cells that are trained.
         dense: figures of the dense network of each seed that it is held against; empty for the dense row itself.
     """

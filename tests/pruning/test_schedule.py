@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -80,3 +81,21 @@ def test_settings_that_make_no_sense() -> None:
         Era(first_step=5, last_step=4)
     with pytest.raises(BadOption, match="--mask-every 0"):
         Era(first_step=0, last_step=4, mask_every=0)
+
+
+@given(era=eras, shares=st.lists(st.integers(1, 19), unique=True, max_size=3))
+def test_the_clock_doubles_where_it_should(era: Era, shares: list[int]) -> None:
+    """Against a loop over steps that counts down to the next evaluation."""
+    era = replace(era, doublings=tuple(sorted(share / 20 for share in shares)))
+    doubled = [era.first_step + round(share * (era.last_step - era.first_step)) for share in era.doublings]
+    wait, every, due = era.mask_every, era.mask_every, set()
+    for step in range(era.first_step + 1, era.last_step + 1):
+        wait -= 1
+        if wait == 0:
+            due.add(step)
+            wait = every
+        for _ in range(doubled.count(step)):
+            every *= 2
+            wait = every
+    if era.first_step not in doubled:  # an era too short for its shares
+        assert {step for step in range(era.last_step + 5) if era.on_clock(step)} == due

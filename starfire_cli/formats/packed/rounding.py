@@ -10,7 +10,7 @@ from torch import Tensor
 
 from starfire_cli.errors import StarfireError, unknown
 from starfire_cli.formats.packed.dtypes import BY_NAME, Dtype
-from starfire_cli.pruning.codebook import FLOATS, Codebook, share
+from starfire_cli.pruning.codebook import FLOATS, Codebook, price_of_bits, share
 from starfire_cli.pruning.ties import distinct, masks_once, replace_tied, ties_of
 
 ROUNDED = {"bf16": BY_NAME["BF16"], "fp16": BY_NAME["F16"]}
@@ -96,11 +96,14 @@ def share_state(
     """
     result, errors = dict[str, Tensor](), _Errors()
     masks = masks_once(masks, ties_of(state), distinct(state))
-    for key, tensor in distinct(state).items():
-        if tensor.dtype not in FLOATS or (tensor.ndim < 2 and key not in masks):
-            continue
-        live = (masks[key].cpu() if key in masks else tensor != 0) & tensor.isfinite()
-        shared = share(tensor, live, codebook, key)
+    layers = {
+        key: (tensor, (masks[key].cpu() if key in masks else tensor != 0) & tensor.isfinite())
+        for key, tensor in distinct(state).items()
+        if tensor.dtype in FLOATS and (tensor.ndim >= 2 or key in masks)
+    }
+    price = price_of_bits(layers, codebook)
+    for key, (tensor, live) in layers.items():
+        shared = share(tensor, live, codebook, key, price)
         rounded = tensor
         if len(shared.values):
             rounded = shared.values[shared.numbers.int()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from starfire_cli.pruning.axes import Axes, Rewire
 from starfire_cli.pruning.layer_units import LayerUnits
@@ -25,6 +26,8 @@ class DeepCompression:
             which is a competition of all weights by |w| / standard deviation.
         every: steps between evaluations; default 100, or a twentieth of the era where that is less.
     """
+
+    of_training: ClassVar[tuple[str, ...]] = ("every",)
 
     s: float | None = None
     every: int | None = None

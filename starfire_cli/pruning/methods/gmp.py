@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from starfire_cli.pruning.allocation import ALLOCATIONS
 from starfire_cli.pruning.axes import Axes, Rewire
@@ -24,6 +25,8 @@ class GradualMagnitudePruning:
         ramp: "cubic" (equation 1), "linear" or "cosine".
         every: steps between evaluations; default 100, or a twentieth of the era where that is less.
     """
+
+    of_training: ClassVar[tuple[str, ...]] = ("initial", "ramp", "every")
 
     pool: str = "layer"
     initial: float = 0.0

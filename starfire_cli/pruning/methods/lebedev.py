@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from starfire_cli.pruning.axes import Axes, Rewire
 from starfire_cli.pruning.lasso import COLUMN, Lasso
@@ -20,13 +21,16 @@ class GroupWiseBrainDamage:
 
     A column is one place (c, r, s) of all filters: without it, the matrix product has one inner dimension less. The
     gradual variant of the paper: the quantile that is zeroed grows to the target. It starts from a trained network
-    (`--init`). (Table 4 of Parashar et al. calls it non-structured, which it is not.)
+    (`--init`). With target 0 there is no era, and no penalty either. (Table 4 of Parashar et al. calls it
+    non-structured, which it is not.)
 
     Args:
         strength: what the sum of the columns' norms is multiplied with.
         ramp: of the quantile: "linear", "cubic" or "cosine".
         every: steps between evaluations; default 100, or a twentieth of the era where that is less.
     """
+
+    of_training: ClassVar[tuple[str, ...]] = ("strength", "ramp", "every")
 
     strength: float = 1e-3
     ramp: str = "linear"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning.allocation import ALLOCATIONS
@@ -46,6 +47,8 @@ class Mix:
         last: the era's end; by default the era is the recipe's.
         dense_first: whether the first convolution stays dense.
     """
+
+    of_training: ClassVar[tuple[str, ...]] = ("ramp", "every", "first", "last")
 
     unit: str = "weight"
     reduce: str = "mean"

@@ -42,7 +42,8 @@ class Narang:
 
     def axes(self) -> Axes:
         below = Below(threshold=self.threshold)
-        return Axes(stages=(Rewire(removal=below),), every=self.every, span=(0.0, 0.5), targeted=False)
+        stages, aimed = (Rewire(removal=below),), self.q is None
+        return Axes(stages=stages, every=self.every, span=(0.0, 0.5), targeted=False, aimed=aimed)
 
     def threshold(self, units: LayerUnits, moment: Moment) -> float:
         """The threshold of a layer after `moment.step` steps."""

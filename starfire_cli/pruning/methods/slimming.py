@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from starfire_cli.pruning.axes import Axes
 from starfire_cli.pruning.channels.selection.edited import EditedNetwork
@@ -30,6 +31,9 @@ class NetworkSlimming:
         constants: of `prune-mask`. "fold": a channel's scale becomes 0, and what its shift then gives at every pixel
             goes into the layers that read it; "zero": its shift becomes 0, too, as published.
     """
+
+    of_training: ClassVar[tuple[str, ...]] = ("strength",)
+    of_prune_mask: ClassVar[tuple[str, ...]] = ("constants",)
 
     strength: float = 1e-4
     constants: str = "fold"

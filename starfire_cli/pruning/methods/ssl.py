@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,8 @@ class StructuredSparsityLearning:
         strength: of `train`: what the sum of norms is multiplied with; the public example for CIFAR-10 has 0.003.
         threshold: below which |w| counts as zero.
     """
+
+    of_training: ClassVar[tuple[str, ...]] = ("strength",)
 
     units: str = "filter+channel"
     strength: float = 0.003

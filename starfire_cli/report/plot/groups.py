@@ -16,6 +16,7 @@ from starfire_cli.report.plot import style
 # What tells two experiments apart comes into their names in this order, and only as much of it as is needed.
 _TELLING = ("lr_drops", "epochs", "fc", "ramp", "lr", "optimizer", "batch_size", "adversarial", "init", "image_size")
 _ALWAYS = ("model", "data")
+_LIKE_LINES = 6  # neighbours in a legend whose curves have the same dashes
 _ORDER = ("dense", "window", "ck", "intra", "inter")
 
 
@@ -208,7 +209,8 @@ def _setting(run: RunHistory, key: str) -> str:
 def _styled(groups: list[Group]) -> list[Group]:
     """The groups with line styles: colour by method, dashes by variant, tone and marker by both.
 
-    Markers are there for print without colours, so no two of the first eleven are alike.
+    Markers are there for print without colours, so no two of the first twenty are alike. Where there is one variant
+    only, dashes tell the methods apart as well, once they are many.
     """
     variants = list(dict.fromkeys(_variant(group) for group in groups if not group.first.dense))
     styled = []
@@ -216,6 +218,8 @@ def _styled(groups: list[Group]) -> list[Group]:
         alike = [g for g in groups if g.method == group.method]
         tone = sum(g.method == group.method for g in groups[:number])
         place = tone if group.first.dense else variants.index(_variant(group))
+        if len(variants) == 1:
+            place += number // _LIKE_LINES
         styled.append(
             replace(
                 group,

@@ -20,7 +20,37 @@ PAPER = "#ffffff"
 """The page's own colours; a page with a dark mode replaces just these (report/html.py)."""
 
 METHODS = {"dense": INK, "window": "#2060e8", "ck": "#bf3f12", "intra": "#12a57c", "inter": "#da45b4"}
-OTHERS = ("#b58d00", "#5d7183", "#8a63c9")
+OTHERS = {
+    "rigl": "#9d954f",
+    "set": "#915279",
+    "gmp": "#c68203",
+    "dsr": "#3596f9",
+    "static": "#a05144",
+    "snfs": "#f65778",
+    "granet": "#067ea4",
+    "srigl": "#8a46b8",
+    "deepr": "#7631ff",
+    "snip": "#908fa0",
+    "narang": "#3c7d1f",
+    "nest": "#fe373c",
+    "lottery": "#fc2cde",
+    "prunetrain": "#69815e",
+    "slimming": "#ac03dc",
+    "ssl": "#847ed6",
+    "sss": "#a5428f",
+    "lebedev": "#7a5f62",
+    "ac-dc": "#ab7034",
+    "deep-compression": "#6a85c2",
+    "mao": "#e053fa",
+    "l1-filter": "#5e9357",
+    "thinet": "#d05c8f",
+    "lasso-channel": "#a23bcf",
+    "pfa": "#029539",
+    "mix": "#b18175",
+}
+"""Colours of the other methods: each as far from all above it as the limits leave room for, for every reader."""
+
+SPARE = ("#9a4bf9", "#c9247e", "#00764a", "#cb1327")
 """For methods that have no colour of their own yet, by name."""
 
 WRITTEN = {
@@ -46,7 +76,7 @@ KINDS = {
 }
 """Layer kinds: colour and marker; window is any other R x S."""
 
-MARKERS = "os^DvPX<>*h"
+MARKERS = "os^DvPX<>*hdp8x+1234"
 LINES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 SIZE = 8.5
 SMALL = 7.5
@@ -60,7 +90,14 @@ _LIGHTEST, _DARKEST = 0.30, 0.135  # luminance: 3:1 against white, 3:1 against n
 def method_colour(spec: str) -> str:
     """The colour of a method (`window`, `window:max_nonzero=2` or `window 0.6`), the same everywhere."""
     name = method_name(spec)
-    return METHODS.get(name) or OTHERS[sum(map(ord, name)) % len(OTHERS)]
+    return METHODS.get(name) or OTHERS.get(name) or SPARE[sum(map(ord, name)) % len(SPARE)]
+
+
+def method_marker(spec: str) -> str:
+    """The marker of a method, the same everywhere; of the first 20 methods no two are alike."""
+    names = [*METHODS, *OTHERS]
+    name = method_name(spec)
+    return MARKERS[(names.index(name) if name in names else sum(map(ord, name))) % len(MARKERS)]
 
 
 def method_name(spec: str) -> str:

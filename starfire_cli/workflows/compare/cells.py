@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +79,11 @@ class CellGroup:
 
 
 def group_cells(
-    methods: Sequence[str], targets: Sequence[float], seeds: Sequence[int], epochs: Epochs | None = None
+    methods: Sequence[str],
+    targets: Sequence[float],
+    seeds: Sequence[int],
+    epochs: Epochs | None = None,
+    untargeted: Collection[str] = (),
 ) -> tuple[CellGroup, ...]:
     """The rows of a comparison, dense first.
 
@@ -88,6 +92,7 @@ def group_cells(
         targets: sparsities.
         seeds: of every method.
         epochs: of each (method, target) where they are not equal; of dense, those for each target.
+        untargeted: methods that look at no target, and have one row unless their epochs differ.
     """
 
     def cells(method: str, target: float | None, own: int | None) -> tuple[CompareCell, ...]:
@@ -97,15 +102,16 @@ def group_cells(
     if DENSE in methods:
         dense = {target: cells(DENSE, None, None if epochs is None else epochs[DENSE, target]) for target in targets}
     rows = [CellGroup(cells=own) for own in dict.fromkeys(dense.values())]
-    rows += [
-        CellGroup(
-            cells=cells(method, target, None if epochs is None else epochs[method, target]), dense=dense.get(target, ())
-        )
-        for target in targets
-        for method in methods
-        if method != DENSE
-    ]
-    return tuple(rows)
+    for target in targets:
+        for method in methods:
+            if method != DENSE:
+                own = cells(
+                    method,
+                    None if method in untargeted else target,
+                    None if epochs is None else epochs[method, target],
+                )
+                rows.append(CellGroup(cells=own, dense=dense.get(target, ())))
+    return tuple(dict.fromkeys(rows))
 
 
 def in_order(groups: Sequence[CellGroup]) -> tuple[CompareCell, ...]:

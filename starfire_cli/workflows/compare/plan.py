@@ -13,6 +13,7 @@ from starfire_cli.workflows.compare.cells import BaseRequest, CellGroup, group_c
 from starfire_cli.workflows.compare.flops import equal_epochs
 from starfire_cli.workflows.compare.folder import CompareFolder
 from starfire_cli.workflows.compare.request import CompareRequest
+from starfire_cli.workflows.compare.settings import untargeted
 from starfire_cli.workflows.compare.trial import MethodTrial, training_cost, try_request
 
 
@@ -49,24 +50,25 @@ def plan_cells(
 
     Raises BadOption, StarfireError for what cannot be trained.
     """
-    groups = group_cells(methods, request.target, request.seeds)
+    free = untargeted(methods, base)
+    groups = group_cells(methods, request.target, request.seeds, untargeted=free)
     if request.equal == "epochs":
         for group in groups:
             if not any(folder.run_of(cell).config_path.exists() for cell in group.cells):
                 _try(group.first, base, folder)
         return ComparePlan(groups=groups)
-    cells = [group.first for group in groups if group.first.target is not None]
+    cells = [group.first for group in groups if group.first.method != DENSE]
     pilots = _known_pilots(earlier, cells) or _pilots(cells, base, folder)
     notes = []
     epochs: dict[tuple[str, float | None], int] = {}
     for target in request.target:
-        own = {cell.method: pilots["costs"][cell.title] for cell in cells if cell.target == target}
+        own = {cell.method: pilots["costs"][cell.title] for cell in cells if cell.target in (target, None)}
         each = equal_epochs({DENSE: 1.0, **own}, pilots["epochs"])
         epochs |= {(method, target): count for method, count in each.items()}
         listed = ", ".join(f"{method} {count}" for method, count in each.items())
         notes.append(f"equal training FLOPs at target {target:g}, in epochs: {listed}")
     with_dense = methods if DENSE in methods else (DENSE, *methods)
-    groups = group_cells(with_dense, request.target, request.seeds, epochs)
+    groups = group_cells(with_dense, request.target, request.seeds, epochs, free)
     return ComparePlan(groups=groups, pilots=pilots, notes=tuple(notes))
 
 

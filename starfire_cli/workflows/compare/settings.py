@@ -9,6 +9,7 @@ from typing import Any
 
 from starfire_cli.errors import BadOption
 from starfire_cli.labels import DENSE
+from starfire_cli.pruning import METHODS, TRAINING_METHODS
 from starfire_cli.text import printable
 from starfire_cli.workflows.compare.cells import BaseRequest
 from starfire_cli.workflows.compare.request import CompareRequest, parse_methods
@@ -22,9 +23,21 @@ def method_specs(request: CompareRequest, base: BaseRequest) -> tuple[str, ...]:
     """The methods' specs without what is default, dense first. Raises BadOption."""
     specs = []
     for text in parse_methods(request.methods):
+        name = text.partition(":")[0]
+        if name in METHODS.names() and name not in TRAINING_METHODS.names():
+            raise BadOption(
+                f"--methods {text}: {name} compresses a network that is trained (starfire prune-mask CHECKPOINT "
+                f"--method {name}); compare trains, with: {', '.join(TRAINING_METHODS.names())}"
+            )
         asked = replace(base.request, method=text, max_nonzero=None, fc=type(base.request).fc)
         specs.append(pruning_of(asked).method_spec)
     return tuple(dict.fromkeys(sorted(specs, key=lambda spec: spec != DENSE)))
+
+
+def untargeted(methods: Sequence[str], base: BaseRequest) -> frozenset[str]:
+    """Those of the methods' specs that look at no target: one run says the same at all of them."""
+    asked = {spec: replace(base.request, method=spec, max_nonzero=None, fc=type(base.request).fc) for spec in methods}
+    return frozenset(spec for spec, own in asked.items() if pruning_of(own).shown_target is None)
 
 
 def settings_of(request: CompareRequest, base: BaseRequest, methods: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from starfire_cli.pruning.channels.selection.edited import EditedNetwork
 from starfire_cli.text import counted
 from starfire_cli.workflows.prune.request import PruneRequest
 from starfire_cli.workflows.prune.trial import Trial
+from starfire_cli.workflows.unread_options import refuse_unread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ def channel_method(request: PruneRequest) -> ChannelMethod | None:
     if not request.by_channels:
         return None
     method, spec = CHANNEL_METHODS.build(request.method), request.method
+    refuse_unread(method, spec, "prune-mask")
     if request.max_nonzero is not None:
         raise BadOption(f"--max-nonzero {request.max_nonzero} caps windows, and --method {spec} prunes none")
     if request.fc not in (PruneRequest.fc, "dense"):

@@ -26,7 +26,7 @@ from starfire_cli.pruning import (
     NetworkMethod,
     select,
 )
-from starfire_cli.text import some
+from starfire_cli.text import counted, some
 from starfire_cli.workflows.prune.channels import (
     ChannelPruning,
     ChannelsRemoved,
@@ -38,6 +38,7 @@ from starfire_cli.workflows.prune.request import PruneRequest
 from starfire_cli.workflows.prune.trial import Trial
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.settings import Pruning, only_trains, pruning_of
+from starfire_cli.workflows.unread_options import refuse_unread
 
 
 @dataclass
@@ -119,6 +120,12 @@ def open_job(request: PruneRequest) -> PruneJob:
             f"{checkpoint.path} has no prunable layer: no convolution (4 axes) or linear weight (2 axes){why}"
         )
     layers, exempt = select(found.layers, only=request.only, keep_dense=request.keep_dense)
+    if not layers and request.method != "dense":
+        options = some(list(dict.fromkeys(why for _, why in exempt)))
+        raise BadOption(
+            f"nothing is left to prune of {checkpoint.path}: {counted(len(exempt), 'layer')} exempt ({options}); fewer "
+            "patterns leave some"
+        )
     dead = find_dead_weights(found.checkpoint.state, found.checkpoint.masks, found.layers)
     return PruneJob(request, found.checkpoint, found, layers, [*found.left_out, *exempt], dead, channels)
 
@@ -134,6 +141,7 @@ def _without_needless_target(request: PruneRequest) -> PruneRequest:
             raise only_trains(name)
         return request
     method = ONESHOT_METHODS.build(request.method)
+    refuse_unread(method, request.method, "prune-mask")
     if not isinstance(method, NetworkMethod) or method.axes().targeted:
         return request
     if request.target is not None or request.sweep is not None:

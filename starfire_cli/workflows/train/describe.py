@@ -32,7 +32,7 @@ def plan_of(session: Session) -> TrainingPlan:
     settings = {k: v for k, v in dataclasses.asdict(session.request).items() if k not in _UNTOLD and v is not None}
     if session.request.init is None:
         del settings["init_zeros"]
-    if not session.pruning.targeted:
+    if session.pruning.shown_target is None:
         del settings["target"]
     settings |= {
         "data": session.data.info.spec,
@@ -74,7 +74,10 @@ def _of_the_era(session: Session) -> Iterator[tuple[float, str]]:
         yield last, f"target {pruning.target:g} reached, the mask is fixed"
     else:
         yield first, "the penalty begins" if pruner.adds_gradients else "pruning begins"
-        yield last, "the mask is fixed; how much is dead is what has come out"
+        near = "how much is dead is what has come out"
+        if pruning.shown_target is not None:
+            near = f"the sparsity has come out near target {pruning.target:g}"
+        yield last, f"the mask is fixed; {near}"
     if pruning.shrinking is not None:
         due = [n for n in range(1, session.optimisation.epochs + 1) if pruning.shrinking.due(n, first, last)]
         yield due[0], f"dead channels are removed, for the first of {counted(len(due), 'time')}"
@@ -97,7 +100,7 @@ def meta_of(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
         pruning=PruningMeta(
             method=session.pruning.method_spec,
             fc=session.pruning.fc_spec,
-            target=session.pruning.target if session.pruning.targeted else None,
+            target=session.pruning.shown_target,
             era=(era.first_step / per_epoch, era.last_step / per_epoch),
             era_steps=(era.first_step, era.last_step),
         ),

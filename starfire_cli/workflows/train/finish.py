@@ -30,7 +30,7 @@ def finished(session: Session, run: Run) -> Finished:
         checkpoint=run.best,
         val_top1=best.val_top1,
         val_top5=best.val_top5 or 0.0,
-        target=session.pruning.target if session.pruning.targeted else None,
+        target=session.pruning.shown_target,
         sparsity_prunable=best.sparsity_prunable,
         sparsity_total=best.sparsity_total,
         epochs=session.optimisation.epochs if session.tickets is None else session.tickets.trained_epochs,

@@ -49,8 +49,8 @@ class RunFolder:
                 "and its run folder is not here; more --epochs train on"
             )
         default = f"{session.data.info.name}-{session.pruning.method_spec.partition(':')[0]}"
-        if session.pruning.targeted:
-            default += f"-{session.pruning.target:g}"
+        if session.pruning.shown_target is not None:
+            default += f"-{session.pruning.shown_target:g}"
         again = request.resume is not None and not session.resumed
         named = Run(request.out / request.name) if request.name else None
         # With `--resume auto` a run that was ended before its first checkpoint begins again where it was; so does any

@@ -21,6 +21,7 @@ from starfire_cli.pruning.schedule import Era
 from starfire_cli.workflows.init_defaults import Defaults, fill_from, known_data
 from starfire_cli.workflows.train.cuda_graph import refuse
 from starfire_cli.workflows.train.fixed_masks import FixedMasks
+from starfire_cli.workflows.train.idle import idle_notes, refuse_exempt
 from starfire_cli.workflows.train.micro_batches import part_sizes
 from starfire_cli.workflows.train.network import TrainingNetwork, open_network
 from starfire_cli.workflows.train.optimisation import build_optimisation, build_precision
@@ -68,16 +69,19 @@ def build_session(
     known = known_data(initial, request.data) if initial is not None and request.init is not None else None
     data = open_training_data(request, device, ranks, channels_last=channels_last, known=known, decoding=decoding)
     notes = [data_note(request, data.info), *(defaults.describe(request, data.info) if defaults else ())]
-    if "target" in given and not pruning.targeted:
+    if "target" in given and pruning.shown_target is None:
         notes.append(f"--target {request.target:g}: --method {pruning.method_spec} meets none; what comes out is shown")
     network = open_network(request, data, device, ranks, channels_last=channels_last, resume=resume, initial=initial)
     if getattr(pruning.conv, "free_outputs_only", False):
         leave_fixed(network.start, network.net, data.info.image_size)
+    if resume is None:
+        refuse_exempt(network.start.layers, network.start.left_out, pruning)
     if pruning.shrinking is not None:
         refuse_unshrinkable(request, network.net)
     tickets = tickets_of(pruning, request.epochs, data.train.steps)
     era = tickets.era if tickets is not None else _era(request, pruning, data.train.steps, resume)
     pruner = build_pruner(request, pruning, network, era)
+    notes += idle_notes(pruner, pruning)
     if resume is None and request.init is not None and not pruner.monotone and any(pruner.zeros.values()):
         raise BadOption(
             f"--init {request.init} has dead weights, which stay dead, and --method {pruning.method_spec} revives "
@@ -148,6 +152,10 @@ def join_ranks(session: Session) -> Session:
 def _filled(request: TrainRequest, given: frozenset[str]) -> tuple[TrainRequest, Checkpoint | None, Defaults | None]:
     """A new run's request without gaps; the checkpoint of `--init`, and what of the request its record filled."""
     initial, defaults = None, None
+    if request.values is not None and request.init is None:
+        raise BadOption(
+            f"--values {request.values} shares the values of a network that is trained: --init CHECKPOINT says which"
+        )
     if request.init is not None:
         initial = load(find_checkpoint(request.init), weights=request.weights)
         defaults = fill_from(initial, request, given)

@@ -28,6 +28,7 @@ from starfire_cli.registry import Family
 from starfire_cli.values import LARGEST
 from starfire_cli.workflows.train.recipes import Recipe, recipe_for
 from starfire_cli.workflows.train.request import TrainRequest
+from starfire_cli.workflows.unread_options import refuse_unread
 
 _OF_SHARED = 0.01  # of a recipe's learning rate: the gradient of a shared value is the sum over its weights
 
@@ -47,6 +48,12 @@ class Pruning:
     def targeted(self) -> bool:
         """Whether the methods aim at the target; else the sparsity is what comes out."""
         return not isinstance(self.conv, NetworkMethod) or self.conv.axes().targeted
+
+    @property
+    def shown_target(self) -> float | None:
+        """The target; None for methods that look at none."""
+        aimed = isinstance(self.conv, NetworkMethod) and self.conv.axes().aimed
+        return self.target if self.targeted or aimed else None
 
     @property
     def shrinking(self) -> Shrinking | None:
@@ -168,6 +175,8 @@ def pruning_of(request: TrainRequest, methods: Family[Method | NetworkMethod] = 
     if name in TRAINING_METHODS.names() and name not in methods.names():
         raise only_trains(name)
     conv = methods.build(spec)
+    if methods is TRAINING_METHODS:
+        refuse_unread(conv, spec, "train")
     if isinstance(conv, NetworkMethod):
         return _of_network(conv, request)
     # `--method dense` is the baseline: unless asked otherwise its linear layers stay dense as well.
@@ -212,7 +221,9 @@ def _of_network(method: NetworkMethod, request: TrainRequest) -> Pruning:
     if request.compact_state and not axes.monotone:
         raise BadOption(f"--compact-state keeps nothing of dead weights, and --method {spec} brings some back")
     linear = LINEAR_METHODS.build("dense") if request.fc == "dense" else method
-    return Pruning(conv=method, linear=linear, target=request.target, method_spec=spec, fc_spec=METHODS.spec(linear))
+    # A target that nothing looks at must not read as nothing to do.
+    target = request.target if axes.targeted or axes.aimed else request.target or TrainRequest.target
+    return Pruning(conv=method, linear=linear, target=target, method_spec=spec, fc_spec=METHODS.spec(linear))
 
 
 def refuse_unshrinkable(request: TrainRequest, net: nn.Module) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.damage import Damaged
-from starfire_cli.pruning.codebook import Codebook, share
+from starfire_cli.pruning.codebook import Codebook, price_of_bits, share
 from starfire_cli.text import counted
 from starfire_cli.workflows.train.compact_state import in_memory_order
 
@@ -40,15 +40,18 @@ class SharedValues:
         saved: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._layers: dict[str, _Layer] = {}
-        for key, weight in weights.items():
-            live = masks[key].cpu() if key in masks else torch.ones(weight.shape, dtype=torch.bool)
-            if not live.any():
-                continue
+        live = {
+            key: masks[key].cpu() if key in masks else torch.ones(weight.shape, dtype=torch.bool)
+            for key, weight in weights.items()
+        }
+        own = {key: (weight.detach().cpu(), live[key]) for key, weight in weights.items() if live[key].any()}
+        price = price_of_bits(own, codebook) if saved is None else 0.0
+        for key, (exact, alive) in own.items():
             if saved is None:
-                values, index = share(weight.detach().cpu(), live, codebook, key)
+                values, index = share(exact, alive, codebook, key, price)
             else:
-                values, index = _as_saved(weight.detach().cpu(), live, saved[key], key)
-            self._layers[key] = _Layer.of(weight, live, values, index)
+                values, index = _as_saved(exact, alive, saved[key], key)
+            self._layers[key] = _Layer.of(weights[key], alive, values, index)
         vectors = {layer.weight: layer.values for layer in self._layers.values()}
         for group in optimizer.param_groups:
             group["params"] = [vectors.get(p, p) for p in group["params"]]

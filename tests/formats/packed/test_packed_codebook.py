@@ -51,7 +51,7 @@ def header(data: bytes) -> dict[str, Any]:
 @pytest.mark.parametrize("bits", [1, 5, 8])
 def test_every_encoding_comes_back_to_the_bit(tmp_path: Path, bits: int) -> None:
     state, masks = every_encoding()
-    about = packed(tmp_path / "a", state, masks, Codebook(bits=bits, init="density"))
+    about = packed(tmp_path / "a", state, masks, Codebook(bits=bits, init="density", noise=0))
     layers = json.loads(about["layers"])
     assert about["version"] == "2" and layers.keys() == masks.keys()
     large = [key for key, mask in masks.items() if int(mask.sum()) > 4 << bits]

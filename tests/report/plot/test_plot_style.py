@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from starfire_cli.pruning.methods import CONV_METHODS
+from starfire_cli.pruning.methods import CONV_METHODS, METHODS
 from starfire_cli.report.plot import style
 
 DARK = "#15181c"
@@ -56,8 +56,25 @@ def test_methods_and_kinds_differ_for_everyone(people: str) -> None:
             assert np.linalg.norm(lab(a, seen) - lab(b, seen)) > 19, (a, b)
 
 
+def test_all_methods_have_colours_and_markers_of_their_own() -> None:
+    pruning = sorted({*CONV_METHODS.names(), *METHODS.taking("network", "channels").names()})
+    colours = {name: style.method_colour(name) for name in pruning}
+    assert len(pruning) > 25 and {*style.METHODS, *style.OTHERS} >= set(pruning)
+    for a, b in combinations(pruning, 2):
+        apart = [np.linalg.norm(lab(colours[a], seen) - lab(colours[b], seen)) for seen in SEEN_BY.values()]
+        assert apart[0] > 14 and min(apart[1:]) > 6, (a, b)
+    known = [*style.METHODS, *style.OTHERS]
+    assert len(set(style.MARKERS)) == 20 == len({style.method_marker(name) for name in known[:20]})
+    assert len({(style.method_colour(name), style.method_marker(name)) for name in known}) == len(known)
+
+
 def test_colours_are_legible_on_white_and_on_a_dark_page() -> None:
-    for colour in (*style.METHODS.values(), *style.OTHERS, *(c for c, _ in style.KINDS.values())):
+    for colour in (
+        *style.METHODS.values(),
+        *style.OTHERS.values(),
+        *style.SPARE,
+        *(c for c, _ in style.KINDS.values()),
+    ):
         if colour != style.INK:  # the page's own, which a dark page replaces
             assert contrast(colour, "#ffffff") >= 3, colour
             assert contrast(colour, DARK) >= 3, colour

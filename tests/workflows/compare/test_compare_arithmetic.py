@@ -16,8 +16,8 @@ from starfire_cli.records.compare import CompareCell
 from starfire_cli.workflows.compare.cells import BaseRequest, group_cells, in_order
 from starfire_cli.workflows.compare.flops import equal_epochs, inference_flops, training_flops
 from starfire_cli.workflows.compare.intervals import paired_difference
-from starfire_cli.workflows.compare.request import parse_methods, parse_seeds, parse_targets
-from starfire_cli.workflows.compare.settings import check_same
+from starfire_cli.workflows.compare.request import CompareRequest, parse_methods, parse_seeds, parse_targets
+from starfire_cli.workflows.compare.settings import check_same, method_specs, untargeted
 from starfire_cli.workflows.compare.trial import training_cost, try_request
 from starfire_cli.workflows.train.loop import train
 from starfire_cli.workflows.train.request import TrainRequest
@@ -163,6 +163,27 @@ def test_at_equal_flops_every_target_has_its_own_dense() -> None:
         *("dense, 5 epochs", "dense, 4 epochs", "a 0.6, 8 epochs", "a 0.8, 8 epochs"),
     ]
     assert [group.dense[0].epochs for group in groups[2:]] == [5, 4]
+
+
+def test_a_method_without_a_target_is_trained_once() -> None:
+    groups = group_cells(("dense", "a", "s"), (0.6, 0.8), (0, 1), untargeted={"s"})
+    assert [group.first.title for group in groups] == ["dense", "a 0.6", "s", "a 0.8"]
+    assert [cell.name for cell in groups[2].cells] == ["s-s0", "s-s1"] and groups[2].dense == groups[0].cells
+    epochs = {("dense", 0.6): 5, ("s", 0.6): 6, ("dense", 0.8): 4, ("s", 0.8): 5}
+    titles = [group.first.title for group in group_cells(("dense", "s"), (0.6, 0.8), (0,), epochs, {"s"})]
+    assert titles == ["dense, 5 epochs", "dense, 4 epochs", "s, 6 epochs", "s, 5 epochs"]
+    base = BaseRequest(request=TrainRequest(), given=frozenset())
+    specs = ("dense", "ck", "narang", "narang:q=0.1", "slimming", "deep-compression", "deep-compression:s=1", "sss")
+    assert untargeted(specs, base) == {"narang:q=0.1", "slimming", "deep-compression:s=1", "sss"}
+
+
+@pytest.mark.parametrize("name", ["thinet", "lasso-channel", "pfa"])
+def test_methods_that_only_compress_are_refused_with_what_would_work(name: str) -> None:
+    base = BaseRequest(request=TrainRequest(), given=frozenset())
+    with pytest.raises(
+        BadOption, match=rf"--methods {name}: .*prune-mask CHECKPOINT --method {name}.*trains, with: .*ck"
+    ):
+        method_specs(CompareRequest(methods=(name,)), base)
 
 
 def test_a_cell_s_request_is_what_train_would_be_asked() -> None:

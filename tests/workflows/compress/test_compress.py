@@ -163,7 +163,7 @@ def test_rounding_says_what_it_costs(cli: Cli, tmp_path: Path) -> None:
 
 def test_a_codebook_is_small_and_says_what_it_costs(cli: Cli, tmp_path: Path) -> None:
     state, masks = write(tmp_path / "a.pt")
-    options = ("--values", "codebook:bits=3,init=density", "--images", 40, "--model", META["model"]["spec"])
+    options = ("--values", "codebook:bits=3,init=density,noise=0", "--images", 40, "--model", META["model"]["spec"])
     code, out, _ = cli("compress", "a.pt", *options, "--json")
     result = json.loads(out)
     back = checkpoint.load(tmp_path / "a.safetensors")
@@ -176,7 +176,8 @@ def test_a_codebook_is_small_and_says_what_it_costs(cli: Cli, tmp_path: Path) ->
     code, out, _ = cli("compress", "a.safetensors", *options, "--out", "b.safetensors")
     assert code == 0 and (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
     said = (
-        f"{len(errors):,} values replaced by shared ones (codebook:bits=3,init=density): off by 0 at most, 0 on average"
+        f"{len(errors):,} values replaced by shared ones (codebook:bits=3,init=density,noise=0.0): off by 0 at most, "
+        "0 on average"
     )
     assert said in out and re.search(r"conv2 .*, 8 values ", out)
     assert re.search(r"top-1 (\d+\.\d\d)% before, \1% after, on 40 images of digits", out)

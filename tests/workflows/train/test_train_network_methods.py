@@ -74,6 +74,8 @@ def test_two_ranks_make_the_masks_of_one_process(tmp_path: Path, spec: str) -> N
         ({"method": "mix:unit=filter", "target": 0.99}, "--target 0.99 is more than this method's units can give"),
         ({"method": "mix:amount=swap"}, "amount=swap takes weights away for others; regrow=random or gradient"),
         ({"method": "dsr:moves=0"}, "moves=0 is out of range; it is above 0"),
+        ({"method": "dsr:doubled_at=0.5/0.25"}, "doubled_at=0.5/0.25 is no list of shares of the era, .*such as 0.25"),
+        ({"method": "dsr:doubled_at=x"}, "doubled_at=x is no list of shares"),
         ({"method": "ac-dc:phases=4"}, "phases=4 is out of range; an odd number"),
     ],
 )

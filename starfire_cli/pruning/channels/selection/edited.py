@@ -149,6 +149,11 @@ class EditedNetwork:
         if (alive := self.masks.get(f"{reader.name}.weight")) is not None:
             weight.masked_fill_(~alive.to(weight.device), 0)
 
+    def alive(self, reader: Reader, channels: Sequence[int]) -> Tensor | None:
+        """The mask of a reader's weights on some channels of a site, (K, len(channels) * T); None if it has none."""
+        mask = self.masks.get(f"{reader.name}.weight")
+        return None if mask is None else mask[:, reader.inputs_CP[list(channels)].flatten()].flatten(1)
+
     @torch.no_grad()
     def add_constant(self, layer: str, node: fx.Node, gain_K: Tensor) -> None:
         """Add a constant to each output of a layer that `takes_constants`."""

@@ -8,7 +8,7 @@ from torch import Tensor
 _ROWS = 1 << 14  # at a time, in float64
 
 
-def fit(x_MU: Tensor, y_MK: Tensor, *, constant: bool) -> tuple[Tensor, Tensor]:
+def fit(x_MU: Tensor, y_MK: Tensor, *, constant: bool, alive_KU: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Weights (U, K) and constants (K,), float64, with the least sum of squares of y - constants - x weights.
 
     Where several do equally well, the weights of the least norm.
@@ -17,6 +17,7 @@ def fit(x_MU: Tensor, y_MK: Tensor, *, constant: bool) -> tuple[Tensor, Tensor]:
         x_MU: inputs, (M, U).
         y_MK: outputs, (M, K).
         constant: whether a constant may be added; else it is 0.
+        alive_KU: the weights that may be other than 0, bool; None: all.
     """
     mean_U, mean_K = x_MU.double().mean(0), y_MK.double().mean(0)
     if not constant:
@@ -26,8 +27,22 @@ def fit(x_MU: Tensor, y_MK: Tensor, *, constant: bool) -> tuple[Tensor, Tensor]:
         x = x_MU[start : start + _ROWS].double() - mean_U
         gram_UU += x.T @ x
         moment_UK += x.T @ (y_MK[start : start + _ROWS].double() - mean_K)
-    weights_UK = _solve(gram_UU, moment_UK)
+    if alive_KU is None or bool(alive_KU.all()):
+        weights_UK = _solve(gram_UU, moment_UK)
+    else:
+        weights_UK = _solve_live(gram_UU, moment_UK, alive_KU)
     return weights_UK, mean_K - mean_U @ weights_UK
+
+
+def _solve_live(gram_UU: Tensor, moment_UK: Tensor, alive_KU: Tensor) -> Tensor:
+    """The solution of each output among its own live weights; outputs with the same ones are solved together."""
+    weights_UK = torch.zeros_like(moment_UK)
+    patterns, pattern_K = torch.unique(alive_KU, dim=0, return_inverse=True)
+    for number, alive_U in enumerate(patterns):
+        live, outputs = alive_U.nonzero().squeeze(1), (pattern_K == number).nonzero().squeeze(1)
+        if len(live):
+            weights_UK[live[:, None], outputs] = _solve(gram_UU[live[:, None], live], moment_UK[live[:, None], outputs])
+    return weights_UK
 
 
 def _solve(gram: Tensor, moment: Tensor) -> Tensor:

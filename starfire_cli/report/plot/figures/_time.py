@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 AXES = {"epoch": "epoch", "step": "optimizer step"}
 """Labels of the time axes."""
-MANY = 16
+MANY = 20
 """More experiments than that are not named one by one."""
 _STRIPS = 4
 _DROPS = 8

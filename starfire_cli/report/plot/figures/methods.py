@@ -148,7 +148,8 @@ def _draw(axes: Axes, panel: _Panel, rows: Sequence[MethodRow]) -> None:
             axes.plot(
                 each, [place] * len(each), marker="o", markersize=2.5, color=style.MUTED, linestyle="none", zorder=3
             )
-        axes.plot([value], [place], marker="o", markersize=5.5, color=colour, linestyle="none", zorder=4)
+        marker = style.method_marker(row.method)
+        axes.plot([value], [place], marker=marker, markersize=5.5, color=colour, linestyle="none", zorder=4)
     if panel.bars:
         axes.set_xlim(left=0)
     from matplotlib.ticker import MaxNLocator

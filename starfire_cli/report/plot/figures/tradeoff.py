@@ -57,8 +57,9 @@ def tradeoff_figure(
         percent(axes)
         style.label(axes, x=name, y="best validation top-1 (%)" if place == 0 or narrow else "")
     named, _ = name_groups(groups, many)
-    for handle, _ in named:
-        handle.set(linestyle="none", marker="o" if many else handle.get_marker(), markersize=6)
+    shown = [style.method_marker(method) for method in dict.fromkeys(group.method for group in groups)]
+    for place, (handle, _) in enumerate(named):
+        handle.set(linestyle="none", marker=shown[place] if many else handle.get_marker(), markersize=6)
     if fronts:
         named.append((Line2D([], [], color=style.MUTED, linewidth=0.9, drawstyle="steps-post"), "Pareto front"))
     several = any(len(_counted(group)) > 1 for group in groups)
@@ -128,7 +129,7 @@ def _draw(axes: Axes, groups: Sequence[Group], measure: Measure, many: bool) -> 
         y = sum(heights) / len(heights)
         colour = style.method_colour(group.method) if many else group.colour
         axes.vlines(x, min(heights), max(heights), color=colour, linewidth=1.2, zorder=2.5)
-        marker, size = ("o", 4) if many else (group.marker, 6)
+        marker, size = (style.method_marker(group.method), 4) if many else (group.marker, 6)
         face = colour if finished else "none"
         axes.plot([x], [y], color=colour, marker=marker, markersize=size, linestyle="none", zorder=3, mfc=face)
         if finished:
