@@ -7,8 +7,8 @@ from time import perf_counter
 
 import torch
 
-from starfire_cli.sparse import machine
-from starfire_cli.sparse.convolution import Kind, Place, Work, steps
+from starfire_cli.sparse import emit, machine
+from starfire_cli.sparse.convolution import TILINGS, Kind, Place, Tiling, Work, steps
 from starfire_cli.sparse.linear import SparseLinear
 from starfire_cli.sparse.machine import Program
 from starfire_cli.sparse.plan import Choice, How, Maps, dense_convolution
@@ -33,18 +33,18 @@ def choose(operations: Sequence[Operation], maps: Maps, *, alone: bool, in_loops
     found = []
     for operation in operations:
         seconds: dict[str, float] = {}
+        tilings: dict[str, Tiling] = {}
         if operation.folded is not None and operation.folded.window is None:
             seconds = _linear(operation, alone)
         elif operation.in_torch:
             found.append(Choice(name=operation.name, how="dense", seconds={}))
             continue
         elif operation.folded is not None and operation.work is not None:
-            seconds = {
-                kind: _in_loops(operation, operation.work, kind, maps, alone) for kind in _sensible(operation.work)
-            }
+            for kind in _sensible(operation.work):
+                seconds[kind], tilings[kind] = _in_loops(operation, operation.work, kind, maps, alone)
             seconds["dense"] = _dense(operation, maps, alone, min(seconds.values()))
         how = min(seconds, key=lambda name: seconds[name]) if seconds else "taps" if operation.work else "torch"
-        found.append(Choice(name=operation.name, how=_HOW[how], seconds=seconds))
+        found.append(Choice(name=operation.name, how=_HOW[how], seconds=seconds, tiling=tilings.get(how)))
     hows = {operation.node: choice.how for operation, choice in zip(operations, found, strict=True)}
     for i, operation in enumerate(operations):  # an image becomes a map where a loop reads it
         readers = {hows[o.node] for o in operations if operation.node in o.inputs}
@@ -68,7 +68,8 @@ def _sensible(work: Work) -> tuple[Kind, ...]:
     return ("kernels",) if share > 0.7 else ("taps",) if share < 0.2 else kinds
 
 
-def _in_loops(operation: Operation, work: Work, kind: Kind, maps: Maps, alone: bool) -> float:
+def _in_loops(operation: Operation, work: Work, kind: Kind, maps: Maps, alone: bool) -> tuple[float, Tiling]:
+    """The seconds that the loop takes with the fastest of its tilings, and which that is."""
     source, target = (maps.layout(maps.pixels(node)) for node in (operation.inputs[0], operation.node))
     C, K = work.channels
     offset, places = 0, []
@@ -81,12 +82,27 @@ def _in_loops(operation: Operation, work: Work, kind: Kind, maps: Maps, alone: b
         half = Place(kept=False, offset=offset, layout=layout, channels=C)
         offset += layout.floats(channels)
     threads = machine.threads() if alone else 1
-    program = Program(
-        steps(work, kind, places[0], places[1], other=places[2], half=half, threads=threads, cache=LoopWeightsCache())
-    )
     memory = zeros(1, offset)
-    taken = _fastest(lambda: program.run_one(memory.data_ptr(), memory.data_ptr(), 0, threads))
-    return taken if alone else taken / machine.threads()
+    tried: dict[Tiling, float] = {}
+    for tiling in TILINGS[kind][emit.lanes()]:
+        made = steps(
+            work,
+            kind,
+            tiling,
+            places[0],
+            places[1],
+            other=places[2],
+            half=half,
+            threads=threads,
+            cache=LoopWeightsCache(),
+        )
+        program = Program(made)
+        tried[tiling] = _fastest(
+            lambda program=program: program.run_one(memory.data_ptr(), memory.data_ptr(), 0, threads),
+            rival=min(tried.values(), default=0.0),
+        )
+    best = min(tried, key=lambda tiling: tried[tiling])
+    return tried[best] if alone else tried[best] / machine.threads(), best
 
 
 def _dense(operation: Operation, maps: Maps, alone: bool, rival: float) -> float:

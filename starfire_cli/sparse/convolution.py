@@ -17,10 +17,36 @@ from starfire_cli.sparse.pool import LoopWeightsCache
 from starfire_cli.sparse.weights import LiveWeights, order_kernels, order_taps
 
 Kind = Literal["taps", "kernels"]
-NEAR = {"taps": 22 << 10, "kernels": 16 << 10}  # bytes of input that stay in a core's nearest cache
-_REGISTERS = {4: 14, 8: 14, 16: 14}
-_ROWS = {4: 7, 8: 7, 16: 14}  # of `kernels`, which also holds a column of weights
 _WORTH = 40_000  # multiply-accumulates that are worth the handing out of a task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """How a loop cuts up its work.
+
+    Args:
+        sums: vectors of them at most that are held in registers.
+        near: bytes of input that are gone through by all output channels before the next; None for all.
+    """
+
+    sums: int
+    near: int | None
+
+
+# Fewer sums leave room in a core's nearest cache for more input channels, which are then added up in one go.
+_WHOLE = Tiling(sums=14, near=None)
+TILINGS: dict[Kind, dict[int, tuple[Tiling, ...]]] = {
+    "taps": {
+        4: (Tiling(sums=14, near=22 << 10), Tiling(sums=8, near=24 << 10), _WHOLE),
+        8: (Tiling(sums=14, near=22 << 10), Tiling(sums=8, near=24 << 10), _WHOLE),
+        16: (Tiling(sums=8, near=32 << 10), Tiling(sums=14, near=40 << 10), _WHOLE),
+    },
+    "kernels": {  # which also hold a column of weights
+        4: (Tiling(sums=7, near=16 << 10),),
+        8: (Tiling(sums=7, near=16 << 10),),
+        16: (Tiling(sums=14, near=32 << 10), Tiling(sums=14, near=16 << 10)),
+    },
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +143,7 @@ class Work:
 def steps(
     work: Work,
     kind: Kind,
+    tiling: Tiling,
     source: Place,
     target: Place,
     *,
@@ -130,6 +157,7 @@ def steps(
     Args:
         work: what is done.
         kind: which loop does it.
+        tiling: how.
         source: the input.
         target: the output, which is neither of the others.
         other: what is added.
@@ -144,19 +172,22 @@ def steps(
     if half is not None:
         found.append(_halving(work, source, half, threads))
         reach, seen = _reaching_halves(work, half.layout), half
-    lanes = target.layout.lanes
+    out = target.layout
+    together = out.rows_in_vector(emit.lanes()) if seen.layout.row == out.row else 1  # rows in a vector
+    lanes = emit.lanes() if together > 1 else out.lanes
     finish = Finish(
-        add=work.finish.add, low=work.finish.low, high=work.finish.high, mask=bool(target.layout.width % lanes)
+        add=work.finish.add,
+        low=work.finish.low,
+        high=work.finish.high,
+        mask=bool(out.width % out.lanes) or together > 1,
     )
     R, S = work.window.size
-    out = target.layout
-    most = _REGISTERS[lanes]
-    rows, wide = (_ROWS[lanes], 1) if kind == "kernels" else (most, most)
-    parts = cut(out.height, out.vectors, most=most, most_rows=rows, most_vectors=wide)
+    most, wide = tiling.sums, 1 if kind == "kernels" else tiling.sums
+    parts = cut(-(-out.height // together), out.vectors, most=most, most_rows=most, most_vectors=wide)
     largest = max(parts, key=lambda part: part.rows * part.vectors)
     in_cache = (largest.rows + R - 1) * (largest.vectors * lanes * FLOAT + (64 if S > 1 else 0))
     C = work.channels[0]
-    at_once = max(8, NEAR[kind] // in_cache)
+    at_once = C if tiling.near is None else max(8, tiling.near // in_cache)
     at_once = C if 3 * at_once >= 2 * C else at_once
     order = order_kernels if kind == "kernels" else order_taps
     key = kind, seen.layout, work.window, at_once
@@ -178,8 +209,9 @@ def steps(
     }
     macs = max(1, len(entries.weights)) * lanes
     for part in parts:
-        tile = Tile(rows=part.rows, vectors=part.vectors, in_row=FLOAT * seen.layout.row, out_row=FLOAT * out.row)
-        code = _code(work, kind, lanes, tile, finish)
+        in_row, out_row = (FLOAT * together * layout.row for layout in (seen.layout, out))
+        tile = Tile(rows=part.rows, vectors=part.vectors, in_row=in_row, out_row=out_row)
+        code = _code(work, kind, lanes, tile, FLOAT * seen.layout.row, finish)
         tiles = len(part.places)
         K = work.channels[1]
         blocks = 1 if threads == 1 else min(-(-6 * threads // tiles), -(-K // 8))
@@ -189,8 +221,8 @@ def steps(
         each = max(1, macs * part.rows * part.vectors // blocks)
         grain = tasks if threads == 1 else max(1, min(_WORTH // each, tasks // (2 * threads)))
         own = {
-            "starts_in": _starts(part, seen.layout, lanes),
-            "starts_out": _starts(part, out, lanes),
+            "starts_in": _starts(part, in_row, lanes),
+            "starts_out": _starts(part, out_row, lanes),
             "blocks": blocks,
             "per_block": per_block,
         }
@@ -207,11 +239,11 @@ def step(code: emit.Code, values: dict[str, Any], tasks: int, grain: int) -> Ste
     return Step(function=emit.compiled(code.text()), args=args, tasks=tasks, grain=grain, keeps=tuple(arrays))
 
 
-def _code(work: Work, kind: Kind, lanes: int, tile: Tile, finish: Finish) -> emit.Code:
+def _code(work: Work, kind: Kind, lanes: int, tile: Tile, row: int, finish: Finish) -> emit.Code:
     if work.does == "max":
         return loops.maxima(lanes=lanes, tile=tile, finish=finish)
     if kind == "kernels":
-        return loops.kernels(lanes=lanes, tile=tile, size=work.window.size[0], finish=finish)
+        return loops.kernels(lanes=lanes, tile=tile, size=work.window.size[0], row=row, finish=finish)
     return loops.taps(lanes=lanes, tile=tile, finish=finish)
 
 
@@ -274,5 +306,5 @@ def _plainly(work: Work, source: Place, target: Place, threads: int) -> Step:
     return step(code, values, channels, channels if threads == 1 else max(1, channels // (4 * threads)))
 
 
-def _starts(part: Tiles, layout: Layout, lanes: int) -> Any:
-    return np.array([FLOAT * (y * layout.row + lanes * v) for y, v in part.places], np.int32)
+def _starts(part: Tiles, row: int, lanes: int) -> Any:
+    return np.array([y * row + FLOAT * lanes * v for y, v in part.places], np.int32)

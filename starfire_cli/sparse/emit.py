@@ -53,6 +53,10 @@ class Code:
         """`pointer` plus `offset` bytes."""
         return pointer if offset == 0 else self.let(f"getelementptr i8, ptr {pointer}, i64 {offset}")
 
+    def in_register(self, pointer: str) -> str:
+        """The pointer, computed once: else each load would add up its address anew, at the cost of one more operation."""
+        return self.let(f'call ptr asm "", "=r,0"(ptr {pointer})')
+
     def pointer(self, value: str) -> str:
         """The pointer with an address given as a number."""
         return self.let(f"inttoptr i64 {value} to ptr")

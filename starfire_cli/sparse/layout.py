@@ -41,14 +41,18 @@ class Layout:
 
     @property
     def plane(self) -> int:
-        """The stride of channels in floats: an odd number of cache lines, lest channels collide in a cache."""
-        lines = -(-(self.height + 2 * self.above) * self.row // LINE)
+        """The stride of channels in floats: an odd number of cache lines, lest channels collide in a cache.
+
+        Vectors that hold several rows may end behind the last one; what they write there is within the plane.
+        """
+        rows = self.above + max(self.height + self.above, _whole(self.height, max(1, LINE // self.row)))
+        lines = -(-rows * self.row // LINE)
         return LINE * (lines + 1 - lines % 2)
 
     @property
     def start(self) -> int:
-        """The offset of the first channel's first pixel, in floats."""
-        return _whole(max(1, self.beside), LINE) + self.above * self.row
+        """The offset of the first channel's first pixel, in floats: where a cache line begins, as in all channels."""
+        return _whole(max(1, self.beside) + self.above * self.row, LINE)
 
     @property
     def vectors(self) -> int:
@@ -72,10 +76,14 @@ class Layout:
         )
 
     def mask(self) -> Tensor:
-        """int32, (H * row,), all bits set where a pixel is."""
-        found = torch.zeros(self.height, self.row, dtype=torch.int32)
-        found[:, : self.width] = -1
-        return found.flatten()
+        """int32, (H * row,) and as many more as the last vector may cover; all bits set where a pixel is."""
+        found = torch.zeros(_whole(self.height * self.row, LINE), dtype=torch.int32)
+        found[: self.height * self.row].view(self.height, self.row)[:, : self.width] = -1
+        return found
+
+    def rows_in_vector(self, lanes: int) -> int:
+        """How many whole rows a vector of `lanes` floats holds; 1 where a row takes a vector or more."""
+        return lanes // self.row if lanes % self.row == 0 and self.row < lanes else 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from starfire_cli.sparse import emit, loops
-from starfire_cli.sparse.convolution import Place, SlidingWindow, Work, step, steps
+from starfire_cli.sparse.convolution import TILINGS, Place, SlidingWindow, Work, step, steps
 from starfire_cli.sparse.layout import FLOAT, LARGEST, LINE, Layout
 from starfire_cli.sparse.loops import FIELDS, Finish
 from starfire_cli.sparse.machine import Program, in_threads, threads
@@ -44,6 +44,7 @@ class SparseLinear:
             steps(
                 work,
                 "taps",
+                TILINGS["taps"][lanes][0],
                 self._source,
                 self._target,
                 other=None,

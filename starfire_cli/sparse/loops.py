@@ -7,6 +7,7 @@ stay in the core's nearest cache.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -58,10 +59,10 @@ class Tile:
     """One tile of sums.
 
     Args:
-        rows: of the output.
+        rows: of vectors; a vector holds one row of the output or a part of it, or several short ones.
         vectors: side by side.
-        in_row: bytes from one row of the input to the next.
-        out_row: likewise of the output.
+        in_row: bytes from one row of vectors to the next in the input.
+        out_row: likewise in the output.
     """
 
     rows: int
@@ -80,7 +81,7 @@ def taps(*, lanes: int, tile: Tile, finish: Finish) -> Code:
     places = tile.places(lanes, tile.in_row)
 
     def entry(sums: list[Variable], j: str, start: str, offsets: str, weights: str) -> None:
-        source = code.at(start, code.offset_at(offsets, j))
+        source = code.in_register(code.at(start, code.offset_at(offsets, j)))
         weight = code.splat(code.load("float", code.let(f"getelementptr float, ptr {weights}, i64 {j}")))
         for total, place in zip(sums, places, strict=True):
             total.set(code.call("fma", code.load(code.vector, code.at(source, place)), weight, total.get()))
@@ -88,28 +89,31 @@ def taps(*, lanes: int, tile: Tile, finish: Finish) -> Code:
     return _tasks(code, tile, finish, entry)
 
 
-def kernels(*, lanes: int, tile: Tile, size: int, finish: Finish) -> Code:
-    """Whole kernels, size x size, stride 1: each row of the input is loaded once for all rows of the output it meets.
+def kernels(*, lanes: int, tile: Tile, size: int, row: int, finish: Finish) -> Code:
+    """Whole kernels, size x size, stride 1: each vector of the input is loaded once for all sums that it goes into.
 
     Args:
         lanes: floats in a vector.
-        tile: one vector wide.
+        tile: of sums.
         size: of a kernel.
+        row: bytes from one row of the input to the next.
         finish: what follows.
     """
     code = Code(FIELDS, lanes)
+    met: dict[int, list[tuple[int, int]]] = defaultdict(list)  # by place in the input: the sums, and rows of the kernel
+    for number, place in enumerate(tile.places(lanes, tile.in_row)):
+        for dy in range(size):
+            met[place + dy * row].append((number, dy))
 
     def entry(sums: list[Variable], j: str, start: str, offsets: str, weights: str) -> None:
-        source = code.at(start, code.offset_at(offsets, j))
+        source = code.in_register(code.at(start, code.offset_at(offsets, j)))
         own = code.at(weights, code.mul(j, 4 * size * size))
         for dx in range(size):
             column = [code.splat(code.load("float", code.at(own, 4 * (size * dy + dx)))) for dy in range(size)]
-            for row in range(tile.rows + size - 1):
-                value = code.load(code.vector, code.at(source, row * tile.in_row + 4 * dx))
-                for dy in range(size):
-                    if 0 <= row - dy < tile.rows:
-                        total = sums[row - dy]
-                        total.set(code.call("fma", value, column[dy], total.get()))
+            for place in sorted(met):
+                value = code.load(code.vector, code.at(source, place + 4 * dx))
+                for number, dy in met[place]:
+                    sums[number].set(code.call("fma", value, column[dy], sums[number].get()))
 
     return _tasks(code, tile, finish, entry)
 

@@ -1,7 +1,9 @@
 """The virtual machine that runs the loops: any number of threads on one image, or each thread on images of its own.
 
-A program is a row of steps; a step's tasks are handed out one by one. A thread goes on to the next step when all tasks
-of the step before are done, by whomever: no step waits for a thread that has not come yet.
+A program is a row of steps. Of a step's tasks each thread has a share of its own, the same part of the map in every
+step, so that what it wrote last is what it reads next; when its share is done it takes from the others'. A thread goes
+on to the next step when all tasks of the step before are done, by whomever: no step waits for a thread that has not
+come yet.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from starfire_cli.sparse.emit import Code
 Longs = npt.NDArray[np.int64]
 _WIDE = 4  # i64 of each step, in the table that the runner reads
 _LINE = 16  # i64 that two cache lines hold: counters that threads write lie so far apart
-_SIGNATURE = (*([ctypes.c_void_p] * 2), ctypes.c_int64, *([ctypes.c_void_p] * 4))
+_SIGNATURE = (*([ctypes.c_void_p] * 2), ctypes.c_int64, *([ctypes.c_void_p] * 4), *([ctypes.c_int64] * 2))
 _SPINS = 2000  # looks at a counter before the processor is offered to others
 
 
@@ -71,24 +73,28 @@ class Program:
             image: address of its pixels.
             threads: how many, this one included.
         """
-        state = np.zeros(2 * _LINE * max(1, len(self.steps)), np.int64)
+        state = self._counters(threads)
         call = (self._table.ctypes.data, state.ctypes.data, len(self.steps), passing, kept, image, self._offer)
-        helpers = [_pool(os.getpid(), threads - 1).submit(self._run, *call) for _ in range(threads - 1)]
+        helpers = [_pool(os.getpid(), threads - 1).submit(self._run, *call, t, threads) for t in range(1, threads)]
         try:
-            self._run(*call)
+            self._run(*call, 0, threads)
         finally:
             _settle(helpers)
+
+    def _counters(self, threads: int) -> Longs:
+        """For each step the tasks that are done, and the tasks taken of each thread's share."""
+        return np.zeros((1 + threads) * _LINE * max(1, len(self.steps)), np.int64)
 
     def run_many(self, passing: Sequence[int], kept: Sequence[int], images: Sequence[int]) -> None:
         """Run images side by side, as many at a time as `passing` has addresses; the others are of each image."""
         todo = count()
 
         def work(memory: int) -> None:
-            state = np.zeros(2 * _LINE * max(1, len(self.steps)), np.int64)
+            state = self._counters(1)
             fixed = (self._table.ctypes.data, state.ctypes.data, len(self.steps), memory)
             while (i := next(todo)) < len(kept):
                 state.fill(0)
-                self._run(*fixed, kept[i], images[i], self._offer)
+                self._run(*fixed, kept[i], images[i], self._offer, 0, 1)
 
         helpers = [_pool(os.getpid(), len(passing) - 1).submit(work, memory) for memory in passing[1:]]
         try:
@@ -135,10 +141,15 @@ def _offer() -> Any:
 
 @lru_cache(maxsize=1)
 def _runner() -> int:
-    """The machine code of `void f(ptr table, ptr state, i64 steps, ptr passing, ptr kept, ptr image, ptr offer)`."""
+    """The machine code of
+    `void f(ptr table, ptr state, i64 steps, ptr passing, ptr kept, ptr image, ptr offer, i64 own, i64 threads)`.
+    """
     lines = f"""
-define void @f(ptr %table, ptr %state, i64 %steps, ptr %passing, ptr %kept, ptr %image, ptr %offer) nounwind {{
+define void @f(ptr %table, ptr %state, i64 %steps, ptr %passing, ptr %kept, ptr %image, ptr %offer, i64 %own,
+               i64 %threads) nounwind {{
 entry:
+  %counters = add i64 %threads, 1
+  %wide = mul i64 %counters, {_LINE}
   br label %next
 next:
   %s = phi i64 [0, %entry], [%s1, %wait]
@@ -154,24 +165,38 @@ step:
   %tasks = load i64, ptr %p2
   %p3 = getelementptr i64, ptr %p, i64 3
   %grain = load i64, ptr %p3
-  %own = mul i64 %s, {2 * _LINE}
-  %taken = getelementptr i64, ptr %state, i64 %own
-  %ready = getelementptr i64, ptr %taken, i64 {_LINE}
+  %ofs = mul i64 %s, %wide
+  %ready = getelementptr i64, ptr %state, i64 %ofs
   br label %take
 take:
-  %begin = atomicrmw add ptr %taken, i64 %grain monotonic
-  %some = icmp slt i64 %begin, %tasks
-  br i1 %some, label %work, label %wait
+  %others = phi i64 [0, %step], [%others, %work], [%others1, %theirs]
+  %sum = add i64 %own, %others
+  %share = urem i64 %sum, %threads
+  %share1 = add i64 %share, 1
+  %lower = mul i64 %tasks, %share
+  %from = udiv i64 %lower, %threads
+  %upper = mul i64 %tasks, %share1
+  %last = udiv i64 %upper, %threads
+  %place = mul i64 %share1, {_LINE}
+  %taken = getelementptr i64, ptr %ready, i64 %place
+  %at = atomicrmw add ptr %taken, i64 %grain monotonic
+  %begin = add i64 %from, %at
+  %some = icmp slt i64 %begin, %last
+  br i1 %some, label %work, label %theirs
 work:
   %upto = add i64 %begin, %grain
-  %fits = icmp slt i64 %upto, %tasks
-  %end = select i1 %fits, i64 %upto, i64 %tasks
+  %fits = icmp slt i64 %upto, %last
+  %end = select i1 %fits, i64 %upto, i64 %last
   call void %function(ptr %args, ptr %passing, ptr %kept, ptr %image, i64 %begin, i64 %end)
   %did = sub i64 %end, %begin
   %before = atomicrmw add ptr %ready, i64 %did acq_rel
   br label %take
+theirs:
+  %others1 = add i64 %others, 1
+  %left = icmp slt i64 %others1, %threads
+  br i1 %left, label %take, label %wait
 wait:
-  %spins = phi i64 [0, %take], [%spins1, %look]
+  %spins = phi i64 [0, %theirs], [%spins1, %look]
   %is = load atomic i64, ptr %ready acquire, align 8
   %all = icmp sge i64 %is, %tasks
   %s1 = add i64 %s, 1

@@ -83,7 +83,7 @@ class SparseNetwork(nn.Module):
                         operations = self._network.operations(shapes, in_torch=too_large)
                         maps = Maps(operations, shapes)
                     made = choosing.choose(operations, maps, alone=images[0] == 1, in_loops=self._network.in_loops)
-                    plan = ExecutionPlan(self._network, images, operations, maps, [choice.how for choice in made])
+                    plan = ExecutionPlan(self._network, images, operations, maps, made)
                     self._plans[key] = plan, made
         return self._plans[key]
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from starfire_cli.sparse import emit, machine
-from starfire_cli.sparse.convolution import Kind, Place, steps
+from starfire_cli.sparse.convolution import TILINGS, Kind, Place, Tiling, steps
 from starfire_cli.sparse.folding import attribute
 from starfire_cli.sparse.layout import Layout
 from starfire_cli.sparse.linear import SparseLinear
@@ -35,11 +35,13 @@ class Choice:
         name: of the layer.
         how: `taps` or `kernels` for the sparse loops, `dense` for torch.
         seconds: what each way took for one image; empty where nothing was measured.
+        tiling: of the loop, where one was measured.
     """
 
     name: str
     how: How
     seconds: dict[str, float]
+    tiling: Tiling | None = None
 
 
 class Maps:
@@ -115,16 +117,22 @@ class ExecutionPlan:
     Args:
         network: what is computed.
         images: their shape, (N, C, H, W); of N only whether it is one counts.
-        how: for each operation, in order.
         operations: of the network for such images.
         maps: their layouts.
+        choices: for each operation, in order.
     """
 
     def __init__(
-        self, network: TracedNetwork, images: Shape, operations: Sequence[Operation], maps: Maps, how: Sequence[How]
+        self,
+        network: TracedNetwork,
+        images: Shape,
+        operations: Sequence[Operation],
+        maps: Maps,
+        choices: Sequence[Choice],
     ) -> None:
         self._network, self._alone = network, images[0] == 1
-        self._how = {operation.node: h for operation, h in zip(operations, how, strict=True)}
+        self._how = {operation.node: choice.how for operation, choice in zip(operations, choices, strict=True)}
+        self._tiling = {operation.node: choice.tiling for operation, choice in zip(operations, choices, strict=True)}
         for o in operations:
             if o.folded and self._how[o.node] == "dense" and o.node not in network.dense:
                 network.dense[o.node] = o.folded.live.dense()
@@ -223,6 +231,7 @@ class ExecutionPlan:
             found += steps(
                 o.work,
                 kind,
+                self._tiling[o.node] or TILINGS[kind][emit.lanes()][0],
                 source,
                 self._places[o.node],
                 other=other,

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.sparse import sparsify
+from starfire_cli.sparse import emit, sparsify
+from starfire_cli.sparse.convolution import TILINGS
 from starfire_cli.sparse.layout import Layout, cut
 from starfire_cli.sparse.linear import SparseLinear
-from starfire_cli.sparse.plan import ExecutionPlan, Maps
+from starfire_cli.sparse.plan import Choice, ExecutionPlan, Maps
 from starfire_cli.sparse.reading import Operation, TracedNetwork
 from starfire_cli.sparse.weights import LiveWeights
 
@@ -66,22 +67,31 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def _kind(operation: Operation, how: str) -> str:
+def _choice(operation: Operation, how: str, tiling: int) -> Choice:
     if how == "dense" and operation.folded is not None:
-        return "dense"
+        return Choice(name=operation.name, how="dense", seconds={})
     if operation.work is None:
-        return "torch" if operation.folded is None else "taps"
-    return how if how in operation.work.kinds() else "taps"
+        return Choice(name=operation.name, how="torch" if operation.folded is None else "taps", seconds={})
+    kind = "kernels" if how in operation.work.kinds() and how == "kernels" else "taps"
+    tilings = TILINGS[kind][emit.lanes()]
+    return Choice(name=operation.name, how=kind, seconds={}, tiling=tilings[tiling % len(tilings)])
 
 
-def run(model: nn.Module, images: Tensor, how: str) -> Tensor:
-    """What `model` gives, every convolution done by the loop `how` where that can do it, else by `taps`."""
+def run(model: nn.Module, images: Tensor, how: str, tiling: int = 0) -> Tensor:
+    """What `model` gives, every convolution done by the loop `how` where that can do it, else by `taps`.
+
+    Args:
+        model: in eval mode.
+        images: what it gets.
+        how: `taps`, `kernels` or `dense`.
+        tiling: the number of the loop's tiling, counted over and over.
+    """
     network = TracedNetwork(model)
     shapes = network.shapes(tuple(images.shape))
     operations = network.operations(shapes)
-    kinds = [_kind(operation, how) for operation in operations]
+    choices = [_choice(operation, how, tiling) for operation in operations]
     with torch.inference_mode():
-        return ExecutionPlan(network, tuple(images.shape), operations, Maps(operations, shapes), kinds).run(images)
+        return ExecutionPlan(network, tuple(images.shape), operations, Maps(operations, shapes), choices).run(images)
 
 
 def pruned(case: Case) -> nn.Conv2d:
@@ -109,7 +119,7 @@ def agree(found: Tensor, expected: Tensor) -> None:
 def test_a_convolution_gives_what_torch_gives_in_float64(how: str, case: Case) -> None:
     conv = pruned(case)
     images = torch.randn(case.batch, case.C, case.H, case.W, generator=torch.Generator().manual_seed(case.seed))
-    agree(run(conv, images, how), conv.double()(images.double()))
+    agree(run(conv, images, how, tiling=case.seed), conv.double()(images.double()))
 
 
 class Residual(nn.Module):
@@ -188,8 +198,8 @@ def test_what_lies_around_the_pixels_stays_zero() -> None:
     images = torch.ones(2, 4, 5, 5)
     shapes = network.shapes((2, 4, 5, 5))
     operations = network.operations(shapes)
-    how = ["torch" if o.work is None else "taps" for o in operations]
-    plan = ExecutionPlan(network, (2, 4, 5, 5), operations, Maps(operations, shapes), how)
+    choices = [_choice(o, "taps", 0) for o in operations]
+    plan = ExecutionPlan(network, (2, 4, 5, 5), operations, Maps(operations, shapes), choices)
     with torch.inference_mode():
         first = plan.run(images)
         assert torch.equal(plan.run(images), first)  # in memory that was used before
@@ -350,10 +360,11 @@ from starfire_cli.sparse import emit
 from tests.sparse.test_sparse_loops import Case, agree, pruned, run
 assert emit.lanes() == {lanes}, emit.lanes()
 for how in ("taps", "kernels"):
-    for size, stride, W in (((3, 3), 1, 17), ((3, 3), 2, 18), ((1, 1), 1, 9)):
+    for size, stride, W in (((3, 3), 1, 17), ((3, 3), 2, 18), ((1, 1), 1, 9), ((3, 3), 1, 7), ((1, 1), 1, 3)):
         case = Case(2, 1, 20, 13, 15, W, size, stride, (size[0] // 2,) * 2, 1, 0.3, True, 0)
         images = torch.randn(2, 20, 15, W)
-        agree(run(pruned(case), images, how), pruned(case).double()(images.double()))
+        for tiling in range(3):
+            agree(run(pruned(case), images, how, tiling), pruned(case).double()(images.double()))
 """
 
 
