@@ -16,6 +16,7 @@ from starfire_cli.sparse.pool import LoopWeightsCache, zeros
 from starfire_cli.sparse.reading import Operation
 
 REPEATS = 3
+_SPINNING = 3.0  # times as fast torch must do a small layer: its threads go on spinning, which ours then feel
 BATCH = 4  # images that torch gets at a time where there are several
 
 
@@ -34,8 +35,10 @@ def choose(operations: Sequence[Operation], maps: Maps, *, alone: bool, in_loops
     for operation in operations:
         seconds: dict[str, float] = {}
         tilings: dict[str, Tiling] = {}
+        handicap = 1.0
         if operation.folded is not None and operation.folded.window is None:
             seconds = _linear(operation, alone)
+            handicap = _SPINNING if alone and machine.threads() > 1 else 1.0
         elif operation.in_torch:
             found.append(Choice(name=operation.name, how="dense", seconds={}))
             continue
@@ -43,7 +46,7 @@ def choose(operations: Sequence[Operation], maps: Maps, *, alone: bool, in_loops
             for kind in _sensible(operation.work):
                 seconds[kind], tilings[kind] = _in_loops(operation, operation.work, kind, maps, alone)
             seconds["dense"] = _dense(operation, maps, alone, min(seconds.values()))
-        how = min(seconds, key=lambda name: seconds[name]) if seconds else "taps" if operation.work else "torch"
+        how = min(seconds, key=lambda name: seconds[name] * (handicap if name == "dense" else 1.0)) if seconds else "taps" if operation.work else "torch"
         found.append(Choice(name=operation.name, how=_HOW[how], seconds=seconds, tiling=tilings.get(how)))
     hows = {operation.node: choice.how for operation, choice in zip(operations, found, strict=True)}
     for i, operation in enumerate(operations):  # an image becomes a map where a loop reads it
@@ -77,7 +80,7 @@ def _in_loops(operation: Operation, work: Work, kind: Kind, maps: Maps, alone: b
         places.append(Place(kept=False, offset=offset, layout=layout, channels=channels))
         offset += layout.floats(channels)
     half = None
-    if work.window.stride == 2:
+    if work.halved:
         layout, channels = maps.layout(maps.halved(operation.inputs[0])), C * len(work.halves())
         half = Place(kept=False, offset=offset, layout=layout, channels=C)
         offset += layout.floats(channels)

@@ -75,10 +75,19 @@ class SlidingWindow:
         """The half of the rows or columns that `tap` reads: 0 for even ones, 1 for odd ones."""
         return (tap * self.dilation[axis] - self.padding[axis]) % self.stride
 
+    def reach_in_place(self, axis: int, tap: Any) -> Any:
+        """Likewise in the input itself, of which every `stride`-th row and column is read."""
+        return tap * self.dilation[axis] - self.padding[axis]
+
     def room(self, axis: int, pixels: int, out: int) -> int:
-        """The zeros needed beyond `pixels` on either side for `out` outputs."""
+        """The zeros needed beyond `pixels` on either side for `out` outputs, in the input or its halves."""
         first, last = int(self.reach(axis, 0)), int(self.reach(axis, self.size[axis] - 1))
         return max(0, -first, last + out - pixels)
+
+    def room_in_place(self, axis: int, pixels: int, out: int) -> int:
+        """The zeros needed around the input itself."""
+        last = int(self.reach_in_place(axis, self.size[axis] - 1))
+        return max(0, self.padding[axis], last + self.stride * (out - 1) + 1 - pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +134,18 @@ class Work:
         """The numbers of input and output channels."""
         return self.live.shape[1] * self.live.groups, self.live.shape[0]
 
+    @property
+    def in_place(self) -> bool:
+        """Whether stride 2 is done while the input is read: where an input goes into one output alone (depthwise
+        convolutions, pooling), to sort its pixels into halves first would not pay.
+        """
+        return self.window.stride == 2 and self.live.shape[1] == 1 and self.live.shape[0] == self.live.groups
+
+    @property
+    def halved(self) -> bool:
+        """Whether the input's rows and columns are sorted into halves before."""
+        return self.window.stride == 2 and not self.in_place
+
     def halves(self) -> list[tuple[int, int]]:
         """For stride 2, the halves of rows and columns that are read."""
         window = self.window
@@ -168,12 +189,13 @@ def steps(
     if work.does in ("scale", "mean"):
         return [_plainly(work, source, target, threads)]
     found = []
-    reach, seen = _reaching(work.window, source.layout), source
+    reach, seen = _reaching(work, source.layout), source
     if half is not None:
         found.append(_halving(work, source, half, threads))
         reach, seen = _reaching_halves(work, half.layout), half
     out = target.layout
-    together = out.rows_in_vector(emit.lanes()) if seen.layout.row == out.row else 1  # rows in a vector
+    apart = work.window.stride if work.in_place else 1  # rows and columns of what is read
+    together = out.rows_in_vector(emit.lanes()) if seen.layout.row == out.row and apart == 1 else 1  # rows in a vector
     lanes = emit.lanes() if together > 1 else out.lanes
     finish = Finish(
         add=work.finish.add,
@@ -183,7 +205,9 @@ def steps(
     )
     R, S = work.window.size
     most, wide = tiling.sums, 1 if kind == "kernels" else tiling.sums
-    parts = cut(-(-out.height // together), out.vectors, most=most, most_rows=most, most_vectors=wide)
+    tall = -(-out.height // together)
+    share = -(-tall // threads)  # rows for each thread: what it has written it then reads itself
+    parts = cut(tall, out.vectors, most=most, most_rows=min(most, share if share > 4 else tall), most_vectors=wide)
     largest = max(parts, key=lambda part: part.rows * part.vectors)
     in_cache = (largest.rows + R - 1) * (largest.vectors * lanes * FLOAT + (64 if S > 1 else 0))
     C = work.channels[0]
@@ -209,8 +233,8 @@ def steps(
     }
     macs = max(1, len(entries.weights)) * lanes
     for part in parts:
-        in_row, out_row = (FLOAT * together * layout.row for layout in (seen.layout, out))
-        tile = Tile(rows=part.rows, vectors=part.vectors, in_row=in_row, out_row=out_row)
+        in_row, out_row = FLOAT * together * apart * seen.layout.row, FLOAT * together * out.row
+        tile = Tile(rows=part.rows, vectors=part.vectors, in_row=in_row, out_row=out_row, apart=apart)
         code = _code(work, kind, lanes, tile, FLOAT * seen.layout.row, finish)
         tiles = len(part.places)
         K = work.channels[1]
@@ -221,7 +245,7 @@ def steps(
         each = max(1, macs * part.rows * part.vectors // blocks)
         grain = tasks if threads == 1 else max(1, min(_WORTH // each, tasks // (2 * threads)))
         own = {
-            "starts_in": _starts(part, in_row, lanes),
+            "starts_in": _starts(part, in_row, apart * lanes),
             "starts_out": _starts(part, out_row, lanes),
             "blocks": blocks,
             "per_block": per_block,
@@ -247,8 +271,9 @@ def _code(work: Work, kind: Kind, lanes: int, tile: Tile, row: int, finish: Fini
     return loops.taps(lanes=lanes, tile=tile, finish=finish)
 
 
-def _reaching(window: SlidingWindow, layout: Layout) -> Callable[[Any, Any, Any], Any]:
-    return lambda c, y, x: FLOAT * (c * layout.plane + window.reach(0, y) * layout.row + window.reach(1, x))
+def _reaching(work: Work, layout: Layout) -> Callable[[Any, Any, Any], Any]:
+    reach = work.window.reach_in_place if work.in_place else work.window.reach
+    return lambda c, y, x: FLOAT * (c * layout.plane + reach(0, y) * layout.row + reach(1, x))
 
 
 def _reaching_halves(work: Work, layout: Layout) -> Callable[[Any, Any, Any], Any]:

@@ -63,28 +63,34 @@ class Tile:
         vectors: side by side.
         in_row: bytes from one row of vectors to the next in the input.
         out_row: likewise in the output.
+        apart: columns of the input from one output to the next, 1 or 2.
     """
 
     rows: int
     vectors: int
     in_row: int
     out_row: int
+    apart: int = 1
 
-    def places(self, lanes: int, row: int) -> list[int]:
-        """Bytes from the tile's start to each vector, rows being `row` bytes apart."""
-        return [y * row + 4 * lanes * v for y in range(self.rows) for v in range(self.vectors)]
+    def places_in(self, lanes: int) -> list[int]:
+        """Bytes from the tile's start to where each vector begins in the input."""
+        return [y * self.in_row + 4 * self.apart * lanes * v for y in range(self.rows) for v in range(self.vectors)]
+
+    def places_out(self, lanes: int) -> list[int]:
+        """Likewise in the output."""
+        return [y * self.out_row + 4 * lanes * v for y in range(self.rows) for v in range(self.vectors)]
 
 
 def taps(*, lanes: int, tile: Tile, finish: Finish) -> Code:
     """Any pattern: each live weight scales the tile of the input that it sees, which is added to the sums."""
     code = Code(FIELDS, lanes)
-    places = tile.places(lanes, tile.in_row)
+    places = tile.places_in(lanes)
 
     def entry(sums: list[Variable], j: str, start: str, offsets: str, weights: str) -> None:
         source = code.in_register(code.at(start, code.offset_at(offsets, j)))
         weight = code.splat(code.load("float", code.let(f"getelementptr float, ptr {weights}, i64 {j}")))
         for total, place in zip(sums, places, strict=True):
-            total.set(code.call("fma", code.load(code.vector, code.at(source, place)), weight, total.get()))
+            total.set(code.call("fma", _seen(code, tile, source, place), weight, total.get()))
 
     return _tasks(code, tile, finish, entry)
 
@@ -101,7 +107,7 @@ def kernels(*, lanes: int, tile: Tile, size: int, row: int, finish: Finish) -> C
     """
     code = Code(FIELDS, lanes)
     met: dict[int, list[tuple[int, int]]] = defaultdict(list)  # by place in the input: the sums, and rows of the kernel
-    for number, place in enumerate(tile.places(lanes, tile.in_row)):
+    for number, place in enumerate(tile.places_in(lanes)):
         for dy in range(size):
             met[place + dy * row].append((number, dy))
 
@@ -121,12 +127,12 @@ def kernels(*, lanes: int, tile: Tile, size: int, row: int, finish: Finish) -> C
 def maxima(*, lanes: int, tile: Tile, finish: Finish) -> Code:
     """Pooling of what is nowhere below zero: the sums start at the bias, zero, and grow to the largest entry."""
     code = Code(FIELDS, lanes)
-    places = tile.places(lanes, tile.in_row)
+    places = tile.places_in(lanes)
 
     def entry(sums: list[Variable], j: str, start: str, offsets: str, _: str) -> None:
         source = code.at(start, code.offset_at(offsets, j))
         for total, place in zip(sums, places, strict=True):
-            total.set(code.call("maximum", code.load(code.vector, code.at(source, place)), total.get()))
+            total.set(code.call("maximum", _seen(code, tile, source, place), total.get()))
 
     return _tasks(code, tile, finish, entry)
 
@@ -159,13 +165,19 @@ def halves(*, lanes: int, in_row: int, out_row: int, rows: int, vectors: int) ->
     return code
 
 
+def _seen(code: Code, tile: Tile, source: str, place: int) -> str:
+    """The inputs of a vector of outputs."""
+    first = code.load(code.vector, code.at(source, place))
+    return first if tile.apart == 1 else code.even(first, code.load(code.vector, code.at(source, place + 4 * code.lanes)))
+
+
 Entry = Callable[[list[Variable], str, str, str, str], None]
 
 
 def _tasks(code: Code, tile: Tile, finish: Finish, entry: Entry) -> Code:
     """Every task from `begin` to `end`: its tile, its output channels, its steps over the input."""
     f, vector = code.field, code.vector
-    places = tile.places(code.lanes, tile.out_row)
+    places = tile.places_out(code.lanes)
     sums = [code.variable(vector, "zeroinitializer") for _ in places]
     source, target, other = code.region("in"), code.region("out"), code.region("other")
     names = ("starts_in", "starts_out", "mask", "segments", "offsets", "weights", "bias")

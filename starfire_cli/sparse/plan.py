@@ -62,11 +62,13 @@ class Maps:
                 self._need(self.pixels(operation.node), 0, 0)
                 continue
             (H, W), (out_H, out_W) = self.pixels(operation.inputs[0]), self.pixels(operation.node)
-            window = operation.work.window
-            if window.stride == 2:
+            window, room = operation.work.window, operation.work.window.room
+            if operation.work.in_place:
+                room = window.room_in_place
+            elif operation.work.halved:
                 self._need((H, W), 1, 1)
                 H, W = -(-H // 2), -(-W // 2)
-            self._need((H, W), window.room(0, H, out_H), window.room(1, W, out_W))
+            self._need((H, W), room(0, H, out_H), room(1, W, out_W))
             self._need((out_H, out_W), 0, 0)
 
     def too_large(self, operations: Sequence[Operation]) -> set[fx.Node]:
@@ -77,7 +79,7 @@ class Maps:
                 continue  # the others count in int64
             source, channels = operation.inputs[0], self.shapes[operation.inputs[0]][1]
             seen = [self.layout(self.pixels(source)).reachable(channels)]
-            if operation.work.window.stride == 2:
+            if operation.work.halved:
                 seen.append(self.layout(self.halved(source)).reachable(channels * len(operation.work.halves())))
             seen.append(self.layout(self.pixels(operation.node)).reachable(1))
             if not all(seen):
@@ -207,7 +209,7 @@ class ExecutionPlan:
             node = operation.node
             if node in touched and node not in number:
                 take(node)
-            if node in loops and operation.work is not None and operation.work.window.stride == 2:
+            if node in loops and operation.work is not None and operation.work.halved:
                 channels = maps.shapes[operation.inputs[0]][1] * len(operation.work.halves())
                 slot = slots[False].take(maps.layout(maps.halved(operation.inputs[0])), channels)
                 half[node] = slot, channels
