@@ -1,11 +1,12 @@
 """Times sparse networks on this CPU beside the fastest engines that run them dense.
 
-python benchmarks/inference.py                                   # all rows, into docs/results/inference.json
+python benchmarks/inference.py             # all rows, into docs/results/inference-avx512.json, -avx2, as the machine is
 python benchmarks/inference.py --rows resnet50-ck80 --threads 2
 
 Networks have random weights (time does not depend on them), pruned as the method prunes: of the K kernels that read one
 input channel the weakest go, in linear layers the smallest weights. Each row is `starfire bench` of such a network:
 torch in both memory layouts, torch.compile, ONNX Runtime, OpenVINO and ours take turns, with the same float32 images.
+STARFIRE_CPU=x86-64-v3 makes our loops those of a processor with AVX2, the other engines stay as they are.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ from starfire_cli.models import build_model
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
 from starfire_cli.pruning.schedule import Era
 from starfire_cli.records.bench import BatchTimings
+from starfire_cli.sparse import emit
 from starfire_cli.workflows.bench.request import BenchRequest
 from starfire_cli.workflows.bench.run import bench
+
+KINDS = {16: "avx512", 8: "avx2", 4: "128-bit"}  # by floats in a vector
 
 #       name                  network      side method    target batches
 ROWS = [
@@ -67,7 +71,8 @@ def measured(
     """Medians and ninetieth percentiles in milliseconds by batch, and what ours gains over the best dense one."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "net.pt"
-        found: dict[str, Any] = {"sparsity": round(pruned(file, net, side, method, target), 4)}
+        sparsity = round(pruned(file, net, side, method, target), 4)
+        found: dict[str, Any] = {"sparsity": sparsity, "vectors": KINDS[emit.lanes()]}
         request = BenchRequest(checkpoint=file, batch=batches, threads=given.threads, seconds=given.seconds)
         for record in bench(request):
             if isinstance(record, BatchTimings):
@@ -92,7 +97,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=[row[0] for row in ROWS])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=3.0, help="for each way and batch")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/inference.json"))
+    parser.add_argument("--out", type=Path, default=Path(f"docs/results/inference-{KINDS[emit.lanes()]}.json"))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     results = Results(given.out, torch.device("cpu"))
