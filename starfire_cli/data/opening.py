@@ -130,8 +130,11 @@ def open_val(meta: Mapping[str, Any], spec: str | None, options: DataOptions) ->
 
 
 def recorded(meta: Any) -> DataInfo | None:
-    """The `data` part of a checkpoint's metadata; None where it is empty. Raises DamagedFile."""
-    if not meta:
+    """The `data` part of a checkpoint's metadata; None where it is empty, or only says how images are normalised.
+
+    Raises DamagedFile.
+    """
+    if not meta or (isinstance(meta, Mapping) and meta.keys() <= {"mean", "std"}):
         return None
     with damage.reading("the checkpoint's record of its data"):
         return DataInfo.from_meta(meta)
