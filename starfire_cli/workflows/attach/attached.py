@@ -116,7 +116,7 @@ class AttachedPruner:
     def prepare(self) -> bool:
         """The hooks' `after_backward`. Returns whether the step is to be made."""
         if not self._prepared:
-            self._follow_device()
+            self._refuse_moved()
             self.core.follow_layout()
             self._prepared, self._makes_step = True, self.core.after_backward()
         else:
@@ -235,15 +235,19 @@ class AttachedPruner:
         if not self._attached:
             raise BadOption("this pruner was detached from its model; starfire.attach gives another")
 
-    def _follow_device(self) -> None:
-        """Raises StarfireError where the model was moved to another device."""
-        for key, weight in self.core.weights.items():
-            if weight.device != self.masks[key].device:
-                raise StarfireError(
-                    f"the model was moved from {self.masks[key].device} to {weight.device} after starfire.attach; move "
-                    "it first, then attach"
-                )
+    def _refuse_moved(self) -> None:
+        """Raises StarfireError where the model was moved to another device, or its weights were replaced."""
+        key = next(iter(self.core.weights), None)
+        if key is None:
             return
+        weight, now = self.core.weights[key], self.network.get_parameter(key)
+        if now.device != self.masks[key].device:
+            raise StarfireError(
+                f"the model was moved from {self.masks[key].device} to {now.device} after starfire.attach; move it "
+                "first, then attach"
+            )
+        if now is not weight:
+            raise StarfireError(f"{key} was replaced by another parameter after starfire.attach; attach afterwards")
 
     def _refuse_other(self, state: Mapping[str, Any]) -> None:
         try:

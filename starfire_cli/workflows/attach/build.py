@@ -145,7 +145,10 @@ def _layers(network: nn.Module, request: AttachRequest, pruning: Pruning) -> Sta
     """The layers to prune, why others are not, and what is dead already. Raises BadOption."""
     found, left_out = layers_of_model(network)
     chosen, exempt = select(found, only=request.only, keep_dense=request.keep_dense)
-    start = Start(layers=chosen, left_out=left_out + exempt, masks=_masks(network, found, request.masks))
+    kept = {layer.name for layer in select(found, only=request.only)[0]}
+    why = f"not in only={list(request.only)!r}"
+    left_out += [(name, f"keep_dense={list(request.keep_dense)!r}" if name in kept else why) for name, _ in exempt]
+    start = Start(layers=chosen, left_out=left_out, masks=_masks(network, found, request.masks))
     if getattr(pruning.conv, "free_outputs_only", False):
         if request.image_size is None:
             raise BadOption(
