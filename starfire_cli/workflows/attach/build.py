@@ -25,7 +25,7 @@ from starfire_cli.workflows.attach.parts import (
     plain_network,
     plain_optimizers,
     refuse_not_held,
-    refuse_uninitialised,
+    refuse_unready,
     refuse_unprunable,
 )
 from starfire_cli.workflows.attach.ranks import average_of_ranks
@@ -59,7 +59,7 @@ class AttachRequest:
 def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any = None) -> AttachedPruner:
     """See `starfire.attach`. Raises BadOption and StarfireError with one line; nothing is changed then."""
     network = plain_network(model)
-    refuse_uninitialised(network)
+    refuse_unready(network)
     every = plain_optimizers(optimizers, hooks=request.hooks)
     pruning = _pruning(request)
     era = era_of(request.when, pruning)

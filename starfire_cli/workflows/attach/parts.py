@@ -84,9 +84,14 @@ def plain_average(ema: object, keys: Collection[str]) -> nn.Module | None:
     )
 
 
-def refuse_uninitialised(net: nn.Module) -> None:
-    """Raises BadOption for parameters that have no shape or no memory yet."""
+def refuse_unready(net: nn.Module) -> None:
+    """Raises BadOption for parameters that are sharded, or have no shape or no memory yet."""
     for key, weight in parameters_of(net).items():
+        if _sharded(weight):
+            raise BadOption(
+                f"{key} is sharded (DTensor): masks are computed from whole weights, so FSDP2 (fully_shard) and tensor "
+                "parallelism do not work; DistributedDataParallel does"
+            )
         if isinstance(weight, nn.parameter.UninitializedParameter):
             raise BadOption(f"{key} has no shape yet; run one batch through the model before attaching")
         if weight.is_meta:
@@ -94,15 +99,10 @@ def refuse_uninitialised(net: nn.Module) -> None:
 
 
 def refuse_unprunable(net: nn.Module, layers: Iterable[Layer]) -> None:
-    """Raises BadOption for weights that are quantised, sharded, or several parameters in one memory."""
+    """Raises BadOption for weights that are quantised, or several parameters in one memory."""
     parameters = parameters_of(net)
     for layer in layers:
         weight = parameters[layer.key]
-        if _sharded(weight):
-            raise BadOption(
-                f"{layer.key} is sharded (DTensor): a mask is computed from whole weights, so FSDP2 and tensor "
-                "parallelism do not work; DistributedDataParallel does"
-            )
         if type(weight.data) is not Tensor or weight.dtype not in _FLOATS:
             kind = type(weight.data).__name__ if type(weight.data) is not Tensor else str(weight.dtype)
             raise BadOption(
