@@ -10,7 +10,20 @@ from starfire_cli.errors import StarfireError, for_python
 
 # `--target 0.9 is more ...`: an option with a value is followed by a number, a quoted text or the name of something.
 _OPTION = re.compile(r"--([a-z][a-z-]*)(?: ('[^']*'|[-+.\d][^\s,;]*|[A-Za-z][\w:=./*-]*(?=[ :,;]|$)))?")
-_VALUED = {"target", "method", "fc", "only", "keep-dense", "ramp", "mask-every", "kernels", "seed", "eps", "values", "to"}
+_VALUED = {
+    "target",
+    "method",
+    "fc",
+    "only",
+    "keep-dense",
+    "ramp",
+    "mask-every",
+    "kernels",
+    "seed",
+    "eps",
+    "values",
+    "to",
+}
 _VALUED |= {"data", "model", "weights", "images", "batch-size", "effort", "device", "table", "kind", "norm", "steps"}
 _NO_VALUE = {"is", "and", "or", "both", "are", "for", "gives", "says", "leaves", "takes", "needs", "reads", "belongs"}
 

@@ -272,9 +272,7 @@ def refuse_second(weights: Mapping[str, nn.Parameter]) -> None:
     ours = {id(weight) for weight in weights.values()}
     for other in list(_LIVE):
         if any(id(weight) in ours for weight in other.core.weights.values()):
-            raise BadOption(
-                f"the model is being pruned already, by {other!r}; pruner.detach() lets go of it first"
-            )
+            raise BadOption(f"the model is being pruned already, by {other!r}; pruner.detach() lets go of it first")
 
 
 def begin(core: Pruner, network: nn.Module, loss: Callable[[], Tensor] | None) -> None:

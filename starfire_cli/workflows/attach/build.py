@@ -194,13 +194,17 @@ def _refuse_demands(
             "mean loss, such as lambda: criterion(model(images), labels), lets it"
         )
     if core.adds_gradients and len(optimizers) > 1:
-        raise BadOption(f"{method} adds a penalty to all gradients at once, and the model has {len(optimizers)} optimizers")
+        raise BadOption(
+            f"{method} adds a penalty to all gradients at once, and the model has {len(optimizers)} optimizers"
+        )
     axes = _axes(pruning)
     reads = frozenset[str]().union(*(stage.reads for stage in axes.stages)) if axes is not None else frozenset()
     if any(isinstance(one, torch.optim.LBFGS) for one in optimizers) and (
         core.adds_gradients or reads & {"gradient", "momentum"}
     ):
-        raise BadOption(f"{method} follows the gradient of each step, and LBFGS computes several; window, ck or gmp work")
+        raise BadOption(
+            f"{method} follows the gradient of each step, and LBFGS computes several; window, ck or gmp work"
+        )
     if request.masks is not None and not core.monotone:
         raise BadOption(f"masks says what stays dead, and {method} revives weights; gmp and others revive none")
 

@@ -54,7 +54,9 @@ def _refuse_hookless(optimizer: Any, *, hooks: bool) -> None:
     """Raises BadOption where `register_step_pre_hook` would do nothing."""
     what = _kind(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise BadOption(f"optimizer is a {what}, which calls no hooks; a torch.optim.Optimizer, or a list of them, works")
+        raise BadOption(
+            f"optimizer is a {what}, which calls no hooks; a torch.optim.Optimizer, or a list of them, works"
+        )
     if not hooks:
         return
     hooked = hasattr(optimizer, "_optimizer_step_pre_hooks") and getattr(type(optimizer).step, "hooked", False)
@@ -95,7 +97,9 @@ def refuse_unready(net: nn.Module) -> None:
         if isinstance(weight, nn.parameter.UninitializedParameter):
             raise BadOption(f"{key} has no shape yet; run one batch through the model before attaching")
         if weight.is_meta:
-            raise BadOption(f"{key} is on the meta device, without values; load or initialise the model before attaching")
+            raise BadOption(
+                f"{key} is on the meta device, without values; load or initialise the model before attaching"
+            )
 
 
 def refuse_unprunable(net: nn.Module, layers: Iterable[Layer]) -> None:

@@ -8,15 +8,18 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from starfire_cli import runtime
 from starfire_cli.data import DataInfo
-from starfire_cli.errors import BadOption
+from starfire_cli.errors import BadOption, Mismatch
 from starfire_cli.formats.checkpoint import file as files
-from starfire_cli.formats.checkpoint.meta import PruningMeta, new_meta
+from starfire_cli.formats.checkpoint.meta import PruningMeta, new_meta, read_meta
+from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.pruning.ties import apply_once
 from starfire_cli.workflows.attach.attached import AttachedPruner
+from starfire_cli.workflows.attach.parts import plain_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +37,50 @@ class Described:
 
 def save(path: str | PathLike[str], pruner: AttachedPruner, described: Described) -> Path:
     """See `starfire.save`. Raises StarfireError, and Mismatch where a dead weight is not zero."""
+    found, file = as_checkpoint(pruner, described), Path(path)
+    training = {}
+    if pruner.average is not None:
+        # As in a run: `model` is what one measures, and what was trained lies beside it.
+        training["raw"] = apply_once(lambda _, tensor: tensor.detach().cpu(), _state(pruner.network))
+    files.save(file, state=found.state, masks=found.masks, meta=found.meta.values, training=training)
+    return file
+
+
+def as_checkpoint(pruner: AttachedPruner, described: Described | None = None) -> Checkpoint:
+    """What `save` would write, in memory: of a moving average, if there is one. Raises as that."""
+    described = described or Described()
     if not isinstance(pruner, AttachedPruner):
         raise BadOption(f"pruner is a {type(pruner).__name__}; what starfire.attach returned works")
     pruner.settle()
     pruner.verify()
     _check(described)
-    file = Path(path)
-    trained = _state(pruner.network)
-    state, training = trained, {}
-    if pruner.average is not None:
-        # As in a run: `model` is what one measures, and what was trained lies beside it.
-        state = _state(pruner.average)
-        training["raw"] = apply_once(lambda _, tensor: tensor.detach().cpu(), trained)
-    files.save(file, state=state, masks=pruner.masks, meta=_meta(pruner, described), training=training)
-    return file
+    path = Path(type(pruner.network).__name__)
+    return Checkpoint(
+        path=path,
+        format=files.FORMAT,
+        state=apply_once(
+            lambda _, tensor: tensor.detach().cpu(),
+            _state(pruner.network if pruner.average is None else pruner.average),
+        ),
+        masks={key: mask.cpu() for key, mask in pruner.masks.items()},
+        meta=read_meta(_meta(pruner, described), path),
+    )
+
+
+def module_checkpoint(model: nn.Module, masks: Mapping[str, Tensor] | None) -> Checkpoint:
+    """A module as a checkpoint in memory. Raises BadOption for masks that do not fit it."""
+    network = plain_network(model)
+    state = _state(network)
+    for key, mask in (masks or {}).items():
+        if key not in state or not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+            raise BadOption(f"masks: {key} is no bool tensor of a weight of the model")
+        if mask.shape != state[key].shape:
+            raise BadOption(f"masks: {key} has shape {tuple(mask.shape)}, its weight {tuple(state[key].shape)}")
+        if bool(state[key][~mask.to(state[key].device)].any()):
+            raise Mismatch(f"{key}: dead weights are not zero")
+    state = apply_once(lambda _, tensor: tensor.detach().cpu(), state)
+    found = {key: mask.cpu() for key, mask in (masks or {}).items()}
+    return Checkpoint(path=Path(type(network).__name__), format=files.FORMAT, state=state, masks=found or None)
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:
@@ -56,7 +89,7 @@ def _state(network: nn.Module) -> dict[str, Tensor]:
 
 def _meta(pruner: AttachedPruner, described: Described) -> dict[str, Any]:
     found, era, per_epoch = pruner.summary(), pruner.core.era, pruner.options["steps_per_epoch"]
-    weights = next(iter(pruner.core.weights.values()), None) 
+    weights = next(iter(pruner.core.weights.values()), None)
     classes = len(described.classes) if described.classes is not None else None
     model = {
         "spec": described.model,

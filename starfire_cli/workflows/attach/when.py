@@ -46,7 +46,9 @@ def era_of(when: When, pruning: Pruning) -> Era:
     if isinstance(pruning.conv, NetworkMethod) and not pruning.conv.axes().has_era:
         if given:
             name, value = next(iter(given.items()))
-            raise BadOption(f"{name}={value!r}: method={pruning.method_spec!r} makes its mask before the first step, for good")
+            raise BadOption(
+                f"{name}={value!r}: method={pruning.method_spec!r} makes its mask before the first step, for good"
+            )
         return Era(first_step=0, last_step=1, ramp=when.ramp, mask_every=when.mask_every)
     if not pruning.target:
         return Era(first_step=0, last_step=0)  # nothing is going to be pruned
@@ -63,7 +65,9 @@ def _steps(when: When, pruning: Pruning) -> tuple[int, int]:
     if when.era_epochs is not None:
         first, last = _pair("era_epochs", when.era_epochs, "(30, 50)")
         if when.steps_per_epoch is None:
-            raise BadOption(f"era_epochs={when.era_epochs!r} needs steps_per_epoch=..., the optimizer steps of an epoch")
+            raise BadOption(
+                f"era_epochs={when.era_epochs!r} needs steps_per_epoch=..., the optimizer steps of an epoch"
+            )
         per = when.steps_per_epoch
         return _within("era_epochs", when.era_epochs, round(first * per), round(last * per), when.total_steps)
     span = pruning.conv.axes().span if isinstance(pruning.conv, NetworkMethod) else None

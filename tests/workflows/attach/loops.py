@@ -17,7 +17,9 @@ def made(seed: int = 0, kind=torch.optim.SGD, **options) -> tuple[nn.Module, tor
     return model, kind(model.parameters(), **(options or PLAIN))
 
 
-def trained(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = STEPS, start: int = 0, forward=None) -> None:
+def trained(
+    model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = STEPS, start: int = 0, forward=None
+) -> None:
     for images, labels in batches(STEPS)[start : start + steps]:
         optimizer.zero_grad()
         cross_entropy((forward or model)(images), labels).backward()

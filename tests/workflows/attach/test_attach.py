@@ -81,7 +81,9 @@ def by_scaler(model, optimizer, pruner):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    "loop", [None, by_closure, by_gradients_that_stay, by_explicit_calls, by_scaler], ids=lambda f: getattr(f, "__name__", "plain")
+    "loop",
+    [None, by_closure, by_gradients_that_stay, by_explicit_calls, by_scaler],
+    ids=lambda f: getattr(f, "__name__", "plain"),
 )
 def test_every_loop_gives_what_the_three_calls_give(method, loop):
     model, optimizer = made()
@@ -290,7 +292,10 @@ def test_the_summary_counts_zeros():
         assert layer.zeros == int((model.get_parameter(f"{layer.name}.weight") == 0).sum())
     assert ("12", "keep_dense=['12']") in summary.left_out
     assert summary.sparsity_prunable == pruner.sparsity > 0
-    assert f"{summary.sparsity_prunable:.2%}" in str(summary) and f"{summary.sparsity_prunable:.2%}" in summary._repr_html_()
+    assert (
+        f"{summary.sparsity_prunable:.2%}" in str(summary)
+        and f"{summary.sparsity_prunable:.2%}" in summary._repr_html_()
+    )
     assert "step 6, in the era 2:10" in str(summary)
 
 

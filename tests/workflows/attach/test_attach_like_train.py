@@ -31,7 +31,9 @@ def of_train(tmp_path: Path, **options) -> dict[str, torch.Tensor]:
 def of_attach(tmp_path: Path, *, clip: float | None = None, accumulate: int = 1, ema: float | None = None, **options):
     """As somebody would write it who knows nothing of `starfire train` but its seeds."""
     runtime.seed_everything(0)
-    data = open_data("digits", DataOptions(batch_size=BATCH, augment="none", limit_train=192, limit_val=100, image_size=16))
+    data = open_data(
+        "digits", DataOptions(batch_size=BATCH, augment="none", limit_train=192, limit_val=100, image_size=16)
+    )
     net = Net(10)
     model = Normalized(net, data.info.mean, data.info.std)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3, fused=True)
