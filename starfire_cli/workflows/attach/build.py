@@ -25,8 +25,8 @@ from starfire_cli.workflows.attach.parts import (
     plain_network,
     plain_optimizers,
     refuse_not_held,
-    refuse_unready,
     refuse_unprunable,
+    refuse_unready,
 )
 from starfire_cli.workflows.attach.ranks import average_of_ranks
 from starfire_cli.workflows.attach.when import When, era_of

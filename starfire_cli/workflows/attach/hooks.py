@@ -14,7 +14,10 @@ class Follower(Protocol):
     """The calls of a training step, in their order."""
 
     def prepare(self) -> bool:
-        """Between backward and the step. Returns whether the step is to be made; more calls before `finish` mask only."""
+        """Between backward and the step. Returns whether the step is to be made.
+
+        More calls before `finish` mask gradients only.
+        """
         ...
 
     def finish(self) -> None:

@@ -63,8 +63,8 @@ def _refuse_hookless(optimizer: Any, *, hooks: bool) -> None:
     own = vars(optimizer).get("step")  # that of a learning-rate schedule calls the class's
     if not hooked or not (own is None or hasattr(own, "_wrapped_by_lr_sched")):
         raise BadOption(
-            f"optimizer is a {what} whose step() calls no hooks; hooks=False and two calls, pruner.after_backward() and "
-            "pruner.after_step(), work"
+            f"optimizer is a {what} whose step() calls no hooks; hooks=False and two calls work, "
+            "pruner.after_backward() and pruner.after_step()"
         )
 
 
@@ -135,9 +135,10 @@ def refuse_not_held(
     missing = [layer for layer in layers if id(parameters[layer.key]) not in holders]
     if missing:
         names = [layer.name for layer in missing]
+        which, more = "it" if len(names) == 1 else "them", " and so on" if names[3:] else ""
         raise BadOption(
             f"the optimizer does not hold {some([layer.key for layer in missing])}; give all optimizers as a list, or "
-            f"leave {'it' if len(names) == 1 else 'them'} out: keep_dense={names[:3]!r}{' and so on' if names[3:] else ''}"
+            f"leave {which} out: keep_dense={names[:3]!r}{more}"
         )
     for layer in layers:
         if len(holders[id(parameters[layer.key])]) > 1:

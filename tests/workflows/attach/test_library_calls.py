@@ -40,7 +40,7 @@ class Cells(HTMLParser):
 
 
 def test_inspect_gives_what_the_command_prints(pruned, capsys):
-    model, pruner, path = pruned
+    _, pruner, path = pruned
     found = starfire.inspect(path)
     main(["inspect", str(path), "--json"])
     printed = json.loads(capsys.readouterr().out)
@@ -50,7 +50,7 @@ def test_inspect_gives_what_the_command_prints(pruned, capsys):
 
 
 def test_inspect_compares_two(pruned, tmp_path):
-    model, pruner, path = pruned
+    _, pruner, path = pruned
     torch.save(made(seed=3)[0].state_dict(), tmp_path / "dense.pt")
     found = starfire.inspect(tmp_path / "dense.pt", path)
     assert found.died == sum(int((~m).sum()) for m in pruner.masks.values()) and found.revived == 0
@@ -138,7 +138,7 @@ def test_plot_returns_figures(pruned, tmp_path):
     assert found._repr_html_().count("<img") == len(found)
     (file,) = starfire.plot(pruned[2], kind="layers").save(tmp_path / "layers.png")
     assert file.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(StarfireError, match="unknown kind 'layer'"):
+    with pytest.raises(StarfireError, match="unknown kind='layer'"):
         starfire.plot(pruned[2], kind="layer")
 
 
