@@ -23,7 +23,7 @@ FLOORS = [
     {"records"},  # plain values that workflows make and reports show
     {"formats", "sparse", "distributed"},
     {"models", "data", "attacks", "pruning"},
-    {"registry", "runtime"},
+    {"own_code", "registry", "runtime"},
     {"damage", "options"},
     {"labels", "markup", "text", "values"},
     {"errors", "output", "version"},
