@@ -225,6 +225,11 @@ class Pruner:
         """Mask all gradients of dead weights, where `after_backward` has been called in this step."""
         self._tensors.mask_gradients(self._tensors.touched)
 
+    @torch.no_grad()
+    def enforce(self) -> None:
+        """Write zeros where weights are dead, after they were changed from outside."""
+        self._tensors.enforce(self._tensors.touched)
+
     def follow_layout(self) -> None:
         """Lay masks out as their weights are now, where a memory format was changed."""
         if self._tensors.follow_layout() and isinstance(self._masks, EraMasks):

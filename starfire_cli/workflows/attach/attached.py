@@ -49,7 +49,19 @@ class AttachedPruner:
         core.attach(optimizers[0] if len(optimizers) == 1 else JointOptimizers(optimizers), average)
         self._hooks = StepHooks(self, optimizers, core.weights) if hooks else None
         self._attached = True
+        self._before_begin: dict[str, Tensor] = {}
         _LIVE.add(self)
+
+    def begin(self, loss: Callable[[], Tensor] | None) -> None:
+        """Make the masks of a method that is sparse from the start, by the gradients of `loss` where it looks at them.
+
+        Nothing else of the network is changed: buffers, gradients and the random generator are put back.
+        """
+        if self.core.starts_sparse:  # for a state that is loaded afterwards
+            self._before_begin = {key: weight.detach().clone() for key, weight in self.core.weights.items()}
+        self.core.begin(None if loss is None else lambda: _gradients_of(self.network, loss))
+        if loss is not None and self.core.needs_loss:
+            self.network.zero_grad(set_to_none=True)
 
     @property
     def method(self) -> str:
@@ -117,6 +129,9 @@ class AttachedPruner:
         """The hooks' `after_backward`. Returns whether the step is to be made."""
         if not self._prepared:
             self._refuse_moved()
+            if self._before_begin:  # weights that were loaded since are dead where the masks say so
+                self._before_begin = {}
+                self.core.enforce()
             self.core.follow_layout()
             self._prepared, self._makes_step = True, self.core.after_backward()
         else:
@@ -193,6 +208,7 @@ class AttachedPruner:
         self._check()
         self._refuse_other(state)
         masks = {key: unpack_bits(m["bits"].cpu(), tuple(m["shape"])) for key, m in state["masks"].items()}
+        self._undo_begin()
         self.core.load(masks)
         self.core.load_state_dict(state["core"])
         self._step, self._prepared = int(state["step"]), False
@@ -206,10 +222,6 @@ class AttachedPruner:
             self._hooks.remove()
         self._attached = False
         _LIVE.discard(self)
-
-    def reset_dead(self) -> None:
-        """Write zeros over all dead weights, after weights were changed from outside; training does not need it."""
-        self.core.load(dict(self.masks))
 
     @property
     def is_attached(self) -> bool:
@@ -249,6 +261,15 @@ class AttachedPruner:
         if now is not weight:
             raise StarfireError(f"{key} was replaced by another parameter after starfire.attach; attach afterwards")
 
+    @torch.no_grad()
+    def _undo_begin(self) -> None:
+        """Give weights back what `begin` has taken, where they were loaded before the pruner was attached."""
+        for key, before in self._before_begin.items():
+            weight = self.core.weights[key]
+            if torch.equal(weight, before.masked_fill(~self.masks[key], 0)):
+                weight.copy_(before)
+        self._before_begin = {}
+
     def _refuse_other(self, state: Mapping[str, Any]) -> None:
         try:
             said = (state["method"], state["fc"], float(state["target"]), tuple(state["era"]))
@@ -273,14 +294,6 @@ def refuse_second(weights: Mapping[str, nn.Parameter]) -> None:
     for other in list(_LIVE):
         if any(id(weight) in ours for weight in other.core.weights.values()):
             raise BadOption(f"the model is being pruned already, by {other!r}; pruner.detach() lets go of it first")
-
-
-def begin(core: Pruner, network: nn.Module, loss: Callable[[], Tensor] | None) -> None:
-    """Make the masks of a method that is sparse from the start, by the gradients of `loss` where it looks at them.
-
-    Nothing else of the network is changed: buffers, gradients and the random generator are put back.
-    """
-    core.begin(None if loss is None else lambda: _gradients_of(network, loss))
 
 
 def _gradients_of(network: nn.Module, loss: Callable[[], Tensor]) -> float:

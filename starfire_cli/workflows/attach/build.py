@@ -19,7 +19,7 @@ from starfire_cli.pruning import Layer, Masks, NetworkMethod, Pruner, layers_of_
 from starfire_cli.pruning.axes import Axes
 from starfire_cli.pruning.ties import masks_once, parameters_of, ties_of
 from starfire_cli.text import some
-from starfire_cli.workflows.attach.attached import AttachedPruner, begin, refuse_second
+from starfire_cli.workflows.attach.attached import AttachedPruner, refuse_second
 from starfire_cli.workflows.attach.parts import (
     plain_average,
     plain_network,
@@ -91,8 +91,7 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
     plan_layers(core, pruning, {})  # says so if nothing would be left of a layer
     core.load(dead)
     core.use_average(average_of_ranks)
-    begin(core, network, request.loss)
-    return AttachedPruner(
+    attached = AttachedPruner(
         network,
         average,
         holders,
@@ -107,6 +106,12 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
         },
         hooks=request.hooks,
     )
+    try:
+        attached.begin(request.loss)
+    except BaseException:
+        attached.detach()
+        raise
+    return attached
 
 
 def _pruning(request: AttachRequest) -> Pruning:
