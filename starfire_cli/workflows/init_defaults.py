@@ -96,7 +96,7 @@ def fill_from(checkpoint: Checkpoint, request: TrainRequest, given: frozenset[st
         request: what was asked for.
         given: the fields that the user gave explicitly; those that differ from the default count as given, too.
 
-    Raises BadOption where the file names code as its model or a URL or code as its data: only the user may ask for these.
+    Raises BadOption where the file names code as its model or a URL or code as its data, which only users may.
     """
     usual = {field.name: field.default for field in fields(TrainRequest)}
     own = {name for name in _FILLED if name in given or getattr(request, name) != usual[name]}

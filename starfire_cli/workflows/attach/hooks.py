@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo  # that of torch.compiler would load the compiler now
 
 
 class Follower(Protocol):
@@ -61,7 +62,7 @@ class StepHooks:
         for key, weight in weights.items():
             if weight.requires_grad:
                 mask = partial(_mask, follower, key)
-                handles.append(weight.register_post_accumulate_grad_hook(mask))
+                handles.append(weight.register_post_accumulate_grad_hook(mask))  # type: ignore[no-untyped-call]
         self._handles = handles
 
     def remove(self) -> None:
@@ -76,7 +77,7 @@ class StepHooks:
             self._stepped.clear()
             self._follower.finish()
 
-    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    @_disable_dynamo
     def _before(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -113,7 +114,7 @@ class StepHooks:
             for parameter in held:
                 parameter.grad = None
 
-    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    @_disable_dynamo
     def _after(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._give_back()
         if _overflowed(optimizer):
