@@ -17,7 +17,8 @@ sys.path.insert(0, str(PAGE.parents[1]))
 
 import starfire_cli  # noqa: E402 - the checkout, whatever is installed
 from starfire_cli import errors  # noqa: E402
-from starfire_cli.records import attack, compress, inspect as inspected  # noqa: E402
+from starfire_cli.records import attack, compress  # noqa: E402
+from starfire_cli.records import inspect as inspected  # noqa: E402
 from starfire_cli.records.attach import LayerSummary, PruningSummary  # noqa: E402
 from starfire_cli.report.plot.drawn import Figures  # noqa: E402
 from starfire_cli.workflows.attach.attached import AttachedPruner  # noqa: E402
@@ -51,7 +52,7 @@ CLASSES = {
     "What attach returns": (AttachedPruner, PruningSummary, LayerSummary),
     "Records": (
         *(inspected.Inspection, inspected.LayerFinding, inspected.Comparison, inspected.LayerDifference),
-        *(attack.Robustness, attack.RobustPoint, compress.Compressed, compress.AccuracyChange, Figures),
+        *(attack.RobustAccuracy, attack.RobustPoint, compress.Compressed, compress.AccuracyChange, Figures),
     ),
     "Errors": (errors.StarfireError, errors.BadOption, errors.Mismatch),
 }
@@ -142,9 +143,7 @@ def items(body: list[str]) -> Iterator[str]:
     """The entries of a section, each on one line, with its name as code; `Returns` has one without."""
     entries: list[str] = []
     for line in inspect.cleandoc("\n".join(body)).splitlines():
-        if line.startswith(" ") and entries:
-            entries[-1] += f" {line.strip()}"
-        elif line and entries and not re.match(r"[\w, *]+: ", line):
+        if (line.startswith(" ") and entries) or (line and entries and not re.match(r"[\w, *]+: ", line)):
             entries[-1] += f" {line.strip()}"
         elif line:
             entries.append(line)

@@ -44,7 +44,7 @@ def find_callable(spec: str, noun: str) -> Callable[..., Any]:
 
 
 def called(spec: str, noun: str, /, **arguments: object) -> Any:
-    """What the callable that `spec` names returns for `arguments`. Raises BadOption."""
+    """Call what `spec` names with `arguments`, and return what it returns. Raises BadOption."""
     target, path = find_callable(spec, noun), spec.partition(":")[2]
     try:
         return target(**arguments)

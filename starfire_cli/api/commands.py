@@ -13,7 +13,7 @@ from starfire_cli.api.checkpoints import _channels, load_model
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from starfire_cli.records.attack import Robustness
+    from starfire_cli.records.attack import RobustAccuracy
     from starfire_cli.records.compress import Compressed
     from starfire_cli.records.inspect import Comparison, Inspection
     from starfire_cli.report.plot.drawn import Figures
@@ -38,7 +38,7 @@ def inspect(
     weights: str | None = None,
     image: str | None = None,
 ) -> Inspection | Comparison:
-    """How sparse a checkpoint is, layer by layer, and what its zeros have in common; or what lies between two.
+    """Measure how sparse a checkpoint is, layer by layer, and what its zeros have in common; or compare two.
 
     Args:
         path: a checkpoint of any format, or a run folder.
@@ -83,8 +83,8 @@ def attack(
     control: bool = True,
     seed: int = 0,
     progress: bool | None = None,
-) -> Robustness:
-    """The accuracy of a network on images that are moved against it, by at most `eps`.
+) -> RobustAccuracy:
+    """Measure the accuracy of a network on images that are moved against it, by at most `eps`.
 
     Args:
         model: from images to logits, on its device; or the path of a checkpoint, as for `load_model`.
@@ -103,7 +103,7 @@ def attack(
         progress: whether a bar is shown; None: on a terminal or in a notebook.
 
     Returns:
-        A `Robustness` with `points` (a `RobustPoint` for each eps: `top1`, its interval, `drop`), `controls` and
+        A `RobustAccuracy` with `points` (a `RobustPoint` for each eps: `top1`, its interval, `drop`), `controls` and
         `warnings`; a notebook shows it as a table. `model` is in the mode in which it was.
 
     Raises:

@@ -14,7 +14,7 @@ from starfire_cli.workflows.attach.attached import AttachedPruner
 _FILE = "starfire_pruner.pt"
 
 
-class StarfireCallback(transformers.TrainerCallback):
+class StarfireTrainerCallback(transformers.TrainerCallback):
     """Prunes a model while a Trainer trains it. Its state lies beside the Trainer's in every checkpoint folder.
 
     Args:

@@ -78,7 +78,7 @@ class PruningSummary:
 
     @property
     def phase(self) -> str:
-        """Where the era stands, in words."""
+        """The state of the era, in words."""
         if self.step < self.last_step:
             when = "before" if self.step < self.first_step else "in"
             return f"step {self.step}, {when} the era {self.first_step}:{self.last_step}"

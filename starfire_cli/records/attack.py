@@ -139,7 +139,7 @@ AttackRecord = AttackStarted | AttackProgress | AttackReport
 
 
 @dataclass(frozen=True, kw_only=True)
-class Robustness:
+class RobustAccuracy:
     """The robust accuracy of a network in memory, as `starfire.attack` returns it.
 
     Args:

@@ -54,7 +54,7 @@ class Compressed:
 
     @property
     def ratio(self) -> float:
-        """How many times smaller the file is than the tensors in memory."""
+        """The size of the tensors in memory over that of the file."""
         return self.packed.dense_bytes / max(1, self.packed.packed_bytes)
 
     def _repr_html_(self) -> str:

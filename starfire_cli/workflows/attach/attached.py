@@ -23,7 +23,7 @@ _LIVE: weakref.WeakSet[AttachedPruner] = weakref.WeakSet()
 
 
 class AttachedPruner:
-    """What `starfire.attach` returns: the masks of a model in training, brought up to date at every optimizer step.
+    """The masks of a model in training, brought up to date at every optimizer step; `starfire.attach` returns it.
 
     Attributes:
         network: the plain network, without wrappers.
@@ -166,7 +166,7 @@ class AttachedPruner:
         self.core.verify()
 
     def summary(self) -> PruningSummary:
-        """How sparse the model is now, layer by layer, and where the pruning era stands; has a table for notebooks."""
+        """Measure how sparse the model is now, layer by layer; `print` shows it, and a notebook a table."""
         zeros = self.core.zeros
         return PruningSummary(
             method=self.method,

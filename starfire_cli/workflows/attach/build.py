@@ -168,7 +168,7 @@ def _layers(network: nn.Module, request: AttachRequest, pruning: Pruning) -> Sta
 
 
 def _masks(network: nn.Module, layers: Sequence[Layer], given: MaskSource | None) -> Masks:
-    """What is dead already. Raises BadOption for masks that do not fit."""
+    """The masks of what is dead already. Raises BadOption for masks that do not fit."""
     if given is None:
         return {}
     where = "masks"

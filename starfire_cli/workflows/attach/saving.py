@@ -24,7 +24,7 @@ from starfire_cli.workflows.attach.parts import plain_network
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """What only the user can say of a model; see `starfire.save`."""
+    """Facts that only the user can tell of a model; see `starfire.save`."""
 
     model: str | None = None
     num_classes: int | None = None
@@ -47,7 +47,7 @@ def save(path: str | PathLike[str], pruner: AttachedPruner, described: Described
 
 
 def as_checkpoint(pruner: AttachedPruner, described: Described | None = None) -> Checkpoint:
-    """What `save` would write, in memory: of a moving average, if there is one. Raises as that."""
+    """The checkpoint that `save` would write, in memory: of a moving average, if there is one. Raises as that."""
     described = described or Described()
     if not isinstance(pruner, AttachedPruner):
         raise BadOption(f"pruner is a {type(pruner).__name__}; what starfire.attach returned works")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from starfire_cli.attacks import ATTACKS, parse_sizes, with_options
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.models import Normalized
-from starfire_cli.records.attack import AttackProgress, Robustness
+from starfire_cli.records.attack import AttackProgress, RobustAccuracy
 from starfire_cli.workflows.attack import verdict
 from starfire_cli.workflows.attack.cached import controls_of, spec_of
 from starfire_cli.workflows.attack.run import DEFAULT_SIZES
@@ -34,7 +34,7 @@ def attack_network(
     std: Channels | None,
     control: bool,
     seed: int,
-) -> Iterator[AttackProgress | Robustness]:
+) -> Iterator[AttackProgress | RobustAccuracy]:
     """See `starfire.attack`: yields progress, and at last the result. Raises BadOption and StarfireError."""
     if (mean is None) != (std is None):
         raise BadOption("mean and std go together: both are of the loader's images, or neither")
@@ -68,7 +68,7 @@ def attack_network(
         model.train(training)
     sweep.settle()
     clean = tallies[CLEAN][0.0]
-    yield Robustness(
+    yield RobustAccuracy(
         attack=spec_of(chosen),
         norm=chosen.norm,
         images=clean.images,
@@ -105,7 +105,7 @@ class LoaderSplit:
         self._length = self._images_of(loader, len(labels))
 
     def _images_of(self, loader: Iterable[Any], first: int) -> int:
-        """How many images the loader gives, or at least so many: what does not come is cut off in the end."""
+        """The number of images that the loader gives, or more: what does not come is cut off in the end."""
         dataset = getattr(loader, "dataset", None)
         if isinstance(dataset, Sized):
             return max(len(dataset), first)
