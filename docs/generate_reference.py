@@ -107,7 +107,7 @@ def described(kind: type[Any]) -> list[str]:
         if name.startswith("_") or name in HIDDEN:
             continue
         if isinstance(member, property):
-            rows.append(f"- `{name}`: {' '.join(inspect.getdoc(member.fget).split())}")
+            rows.append(f"- `{name}`: {' '.join((inspect.getdoc(member.fget) or '').split())}")
         elif inspect.isfunction(member):
             methods += function(f"{kind.__name__}.{name}", member, 4)
     return [*lines, *(["Properties:", "", *rows, ""] if rows else []), *methods]
@@ -129,7 +129,8 @@ def text(target: Any) -> list[str]:
 
 def sections(docstring: str) -> Iterator[tuple[str, list[str]]]:
     """(title, lines) of each section; the text before them has no title."""
-    title, body = "", []
+    title = ""
+    body: list[str] = []
     for line in docstring.splitlines():
         if re.fullmatch(r"(Args|Attributes|Returns|Raises):", line):
             yield title, strip(body)

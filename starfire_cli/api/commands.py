@@ -111,6 +111,7 @@ def attack(
     """
     from torch import nn
 
+    from starfire_cli.records.attack import AttackProgress
     from starfire_cli.report.progress import progress as bar
     from starfire_cli.workflows.attack.own_loader import attack_network
 
@@ -118,8 +119,8 @@ def attack(
         means, stds = _channels("mean", mean, 0.0), _channels("std", std, 1e-6)
     network = model if isinstance(model, nn.Module) else load_model(model, mean=means, std=stds)
     with python_errors():
-        if not isinstance(model, nn.Module) and hasattr(network, "net") and means is not None:
-            network = network.net  # which takes normalised images, as the loader has them
+        if not isinstance(model, nn.Module) and means is not None:
+            network = network.get_submodule("net")  # which takes normalised images, as the loader has them
         options = {"norm": norm, "steps": steps, "step_size": step_size, "restarts": restarts}
         found = None
         with bar("attack", progress) as update:
@@ -134,7 +135,7 @@ def attack(
                 control=control,
                 seed=seed,
             ):
-                if hasattr(record, "done"):
+                if isinstance(record, AttackProgress):
                     update(record.done, record.total)
                 else:
                     found = record

@@ -98,4 +98,5 @@ def _decoded(image: Any) -> Tensor:
         image = (image * 255).round().to(torch.uint8)
     if image.dtype is not torch.uint8:
         raise BadOption(f"has type {image.dtype}; {_WANTED} work")
-    return image.expand(3, -1, -1).contiguous()
+    found: Tensor = image.expand(3, -1, -1).contiguous()
+    return found

@@ -11,7 +11,7 @@ from starfire_cli.errors import BadOption
 from starfire_cli.workflows.attach.attached import AttachedPruner
 
 
-class StarfireCallback(lightning.Callback):
+class StarfireCallback(lightning.Callback):  # type: ignore[misc,unused-ignore]
     """Prunes a LightningModule, or one network in it, while a Trainer fits it. Lightning's checkpoints hold its state.
 
     Args:

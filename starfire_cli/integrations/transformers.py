@@ -14,7 +14,7 @@ from starfire_cli.workflows.attach.attached import AttachedPruner
 _FILE = "starfire_pruner.pt"
 
 
-class StarfireTrainerCallback(transformers.TrainerCallback):
+class StarfireTrainerCallback(transformers.TrainerCallback):  # type: ignore[misc,unused-ignore]
     """Prunes a model while a Trainer trains it. Its state lies beside the Trainer's in every checkpoint folder.
 
     Args:

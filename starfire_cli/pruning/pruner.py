@@ -14,6 +14,7 @@ from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.era_masks import EraMasks
 from starfire_cli.pruning.joint_optimizers import AnyOptimizer, keeps_zeros
 from starfire_cli.pruning.kernels import choose
+from starfire_cli.pruning.kernels.torch import write_dead
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masked_weights import MaskedWeights
 from starfire_cli.pruning.masks import Masks, digest
@@ -227,8 +228,9 @@ class Pruner:
 
     @torch.no_grad()
     def enforce(self) -> None:
-        """Write zeros where weights are dead, after they were changed from outside."""
-        self._tensors.enforce(self._tensors.touched)
+        """Write zeros where weights are dead, but into no gradients, after they were changed from outside."""
+        for key in self._tensors.touched:
+            write_dead(self.masks[key], (self._tensors.weights[key], *self._tensors.kept(key)))
 
     def follow_layout(self) -> None:
         """Lay masks out as their weights are now, where a memory format was changed."""
@@ -243,6 +245,11 @@ class Pruner:
     def weights(self) -> dict[str, nn.Parameter]:
         """The parameters that are pruned, by key."""
         return dict(self._tensors.weights)
+
+    @property
+    def zeroed(self) -> dict[str, tuple[Tensor, ...]]:
+        """All tensors that are zero where a layer's weights are dead, by the layer's key."""
+        return {key: self._tensors.tensors(key) for key in self._tensors.weights}
 
     @property
     def warmup_notice(self) -> str | None:

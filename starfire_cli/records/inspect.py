@@ -224,7 +224,7 @@ class Comparison:
             (x.name, f"{x.sparsity_a:.2%}", f"{x.sparsity_b:.2%}", f"{x.iou:.3f}", f"{x.revived:,}", f"{x.died:,}")
             for x in self.layers
         ]
-        total = ("all", f"{self.a.sparsity_prunable:.2%}", f"{self.b.sparsity_prunable:.2%}", f"{self.iou:.3f}")
-        total += (f"{self.revived:,}", f"{self.died:,}")
+        shares = (f"{self.a.sparsity_prunable:.2%}", f"{self.b.sparsity_prunable:.2%}", f"{self.iou:.3f}")
+        total = ("all", *shares, f"{self.revived:,}", f"{self.died:,}")
         head = ("layer", "dead in A", "dead in B", "IoU", "revived", "died")
         return table(f"A: {self.a.path}, B: {self.b.path}", head, rows, total, [f"{n}: {w}" for n, w in self.unmatched])

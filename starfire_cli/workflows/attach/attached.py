@@ -49,7 +49,7 @@ class AttachedPruner:
         core.attach(optimizers[0] if len(optimizers) == 1 else JointOptimizers(optimizers), average)
         self._hooks = StepHooks(self, optimizers, core.weights) if hooks else None
         self._attached = True
-        self._before_begin: dict[str, Tensor] = {}
+        self._before_begin: list[tuple[str, Tensor, Tensor]] = []  # layer, tensor, what it held
         _LIVE.add(self)
 
     def begin(self, loss: Callable[[], Tensor] | None) -> None:
@@ -58,7 +58,7 @@ class AttachedPruner:
         Nothing else of the network is changed: buffers, gradients and the random generator are put back.
         """
         if self.core.starts_sparse:  # for a state that is loaded afterwards
-            self._before_begin = {key: weight.detach().clone() for key, weight in self.core.weights.items()}
+            self._before_begin = [(k, t.detach(), t.detach().clone()) for k, ts in self.core.zeroed.items() for t in ts]
         self.core.begin(None if loss is None else lambda: _gradients_of(self.network, loss))
         if loss is not None and self.core.needs_loss:
             self.network.zero_grad(set_to_none=True)
@@ -130,7 +130,7 @@ class AttachedPruner:
         if not self._prepared:
             self._refuse_moved()
             if self._before_begin:  # weights that were loaded since are dead where the masks say so
-                self._before_begin = {}
+                self._before_begin = []
                 self.core.enforce()
             self.core.follow_layout()
             self._prepared, self._makes_step = True, self.core.after_backward()
@@ -263,12 +263,11 @@ class AttachedPruner:
 
     @torch.no_grad()
     def _undo_begin(self) -> None:
-        """Give weights back what `begin` has taken, where they were loaded before the pruner was attached."""
-        for key, before in self._before_begin.items():
-            weight = self.core.weights[key]
-            if torch.equal(weight, before.masked_fill(~self.masks[key], 0)):
-                weight.copy_(before)
-        self._before_begin = {}
+        """Give weights, optimizer state and average back what `begin` has taken, unless they were loaded since."""
+        for key, tensor, before in self._before_begin:
+            if torch.equal(tensor, before.masked_fill(~self.masks[key], 0)):
+                tensor.copy_(before)
+        self._before_begin = []
 
     def _refuse_other(self, state: Mapping[str, Any]) -> None:
         try:

@@ -23,13 +23,14 @@ def plain_network(model: object) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise BadOption(f"model is a {_kind(model)}; a torch.nn.Module works")
+    network: nn.Module = model
     while True:
-        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
+        if isinstance(inner := getattr(network, "_orig_mod", None), nn.Module):
+            network = inner
+        elif isinstance(network, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            network = network.module
         else:
-            return model
+            return network
 
 
 def plain_optimizers(given: object, *, hooks: bool) -> list[torch.optim.Optimizer]:
@@ -43,7 +44,7 @@ def plain_optimizers(given: object, *, hooks: bool) -> list[torch.optim.Optimize
     found: list[torch.optim.Optimizer] = []
     for one in every:
         inner = getattr(one, "optimizer", None)
-        plain = inner if isinstance(inner, torch.optim.Optimizer) else one
+        plain: Any = inner if isinstance(inner, torch.optim.Optimizer) else one
         _refuse_hookless(plain, hooks=hooks)
         if plain not in found:
             found.append(plain)
