@@ -27,7 +27,7 @@ def test_lightning_goes_on_to_the_bit(tmp_path, method):
     lightning = pytest.importorskip("lightning.pytorch")
     from starfire_cli.integrations.lightning import StarfireCallback
 
-    class Module(lightning.LightningModule):
+    class Module(lightning.LightningModule):  # type: ignore[name-defined,misc]
         def __init__(self):
             super().__init__()
             self.net = network()
@@ -84,7 +84,7 @@ def test_the_trainer_of_transformers_goes_on_to_the_bit(tmp_path):
     def fit(name: str, resume=None):
         model, pruning = (
             Model(),
-            StarfireTrainerCallback(method="rigl:every=3", target=0.5, era_steps=(2, 14), total_steps=16),
+            StarfireTrainerCallback(method="rigl:every=3", target=0.5, era_steps=(2, 14)),
         )
         arguments = transformers.TrainingArguments(
             output_dir=str(tmp_path / name),
