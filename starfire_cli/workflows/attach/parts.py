@@ -74,13 +74,11 @@ def plain_average(ema: object, keys: Collection[str]) -> nn.Module | None:
     if ema is None:
         return None
     found: Any = ema
-    for _ in range(4):
+    while found is not None:
         found = getattr(found, "_orig_mod", found)
         if isinstance(found, nn.Module) and parameters_of(found).keys() >= set(keys):
             return found
-        found = getattr(found, "module", found)
-    if isinstance(found, nn.Module) and parameters_of(found).keys() >= set(keys):
-        return found
+        found = getattr(found, "module", None) or getattr(found, "ema", None)  # the latter in YOLO's way
     raise BadOption(
         f"ema is a {_kind(ema)} without a network whose parameters are called as the model's; "
         "torch.optim.swa_utils.AveragedModel and timm's ModelEmaV3 have one"
