@@ -16,7 +16,7 @@ from starfire_cli.pruning.schedule import Era
 from tests.helpers.pruner_training import batches
 from tests.workflows.attach.loops import PLAIN, STEPS, assert_equal, made, state_of, trained
 
-METHODS = ["window", "gmp", "rigl:every=3", "snfs:every=2", "ssl"]
+METHODS = ["window", "rigl:every=3", "snfs:every=2", "ssl"]
 ERA = {"target": 0.5, "era_steps": (2, 10)}
 
 
@@ -234,7 +234,7 @@ def test_a_memory_format_may_change_after_attaching():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("stop", [1, 7, 11])
+@pytest.mark.parametrize("stop", [1, 7])
 def test_resumed_to_the_bit(tmp_path, method, stop):
     whole, optimizer = made()
     starfire.attach(whole, optimizer, method=method, **ERA)

@@ -14,7 +14,7 @@ from tests.helpers.together import together
 from tests.tiny import Plain
 
 STEPS = 12
-METHODS = ("window", "rigl:every=3", "snip")
+METHODS = ("window", "rigl:every=3")
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
