@@ -111,10 +111,13 @@ def attack(
     """
     from torch import nn
 
+    from starfire_cli.errors import BadOption
     from starfire_cli.records.attack import AttackProgress
     from starfire_cli.report.progress import progress as bar
     from starfire_cli.workflows.attack.own_loader import attack_network
 
+    if not isinstance(model, nn.Module | str | PathLike):
+        raise BadOption(f"model is a {type(model).__name__}; a torch.nn.Module or the path of a checkpoint works")
     with python_errors():
         means, stds = _channels("mean", mean, 0.0), _channels("std", std, 1e-6)
     network = model if isinstance(model, nn.Module) else load_model(model, mean=means, std=stds)
@@ -184,11 +187,14 @@ def compress(
     """
     from torch import nn
 
+    from starfire_cli.errors import BadOption
     from starfire_cli.workflows.attach.attached import AttachedPruner
     from starfire_cli.workflows.compress.request import CompressRequest
     from starfire_cli.workflows.compress.run import compress as compressed
     from starfire_cli.workflows.compress.run import compress_module
 
+    if not isinstance(model, nn.Module | AttachedPruner | str | PathLike):
+        raise BadOption(f"model is a {type(model).__name__}; a pruner, a torch.nn.Module or a checkpoint's path works")
     with python_errors():
         source = None if isinstance(model, nn.Module | AttachedPruner) else Path(model)
         request = CompressRequest(

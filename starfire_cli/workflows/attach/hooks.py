@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -61,7 +62,8 @@ class StepHooks:
             handles.append(optimizer.register_step_post_hook(self._after))
         for key, weight in weights.items():
             if weight.requires_grad:
-                mask = partial(_mask, follower, key)
+                # A tensor's hooks are out of the garbage collector's sight: what they hold would never be freed.
+                mask = partial(_mask, weakref.ref(follower), key)
                 handles.append(weight.register_post_accumulate_grad_hook(mask))  # type: ignore[no-untyped-call]
         self._handles = handles
 
@@ -129,8 +131,9 @@ class StepHooks:
         self._kept = []
 
 
-def _mask(follower: Follower, key: str, weight: Tensor) -> None:
-    follower.mask_gradient(key)
+def _mask(follower: weakref.ref[Follower], key: str, weight: Tensor) -> None:
+    if (alive := follower()) is not None:
+        alive.mask_gradient(key)
 
 
 def _overflowed(optimizer: torch.optim.Optimizer) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -341,6 +343,17 @@ def test_nothing_of_the_model_or_the_optimizer_is_replaced():
     assert list(model.state_dict()) == keys
     copy.deepcopy(model)
     copy.deepcopy(optimizer)
+
+
+def test_a_model_that_nobody_needs_is_freed():
+    """Also in a notebook, where the cell that attaches is run again."""
+    model, optimizer = made()
+    starfire.attach(model, optimizer, **ERA)
+    trained(model, optimizer, 3)
+    left = weakref.ref(model), weakref.ref(optimizer)
+    del model, optimizer
+    gc.collect()
+    assert [one() for one in left] == [None, None]
 
 
 class Hookless(torch.optim.Optimizer):

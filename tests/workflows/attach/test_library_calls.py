@@ -145,3 +145,9 @@ def test_plot_returns_figures(pruned, tmp_path):
 def test_importing_starfire_loads_nothing_heavy():
     code = "import sys, starfire_cli; print([m for m in ('torch', 'numpy', 'matplotlib', 'rich') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("call", [lambda: starfire.attack(3, []), lambda: starfire.compress(3, "x.safetensors")])
+def test_what_is_no_model_is_said(call):
+    with pytest.raises(StarfireError, match="model is a int; "):
+        call()
