@@ -260,6 +260,11 @@ class AttachedPruner:
             )
         if now is not weight:
             raise StarfireError(f"{key} was replaced by another parameter after starfire.attach; attach afterwards")
+        if now.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise StarfireError(
+                "optimizer.step() is being captured in a CUDA graph, whose replays call no hooks; capture forward and "
+                "backward only"
+            )
 
     @torch.no_grad()
     def _undo_begin(self) -> None:
