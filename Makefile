@@ -9,6 +9,7 @@ check:  ## what CI checks beside the tests
 	$(PYTHON) -m mypy
 	$(PYTHON) docs/generate_cli.py --check
 	$(PYTHON) docs/generate_methods.py --check
+	$(PYTHON) docs/generate_reference.py --check
 	$(PYTHON) -m mkdocs build --strict --quiet --site-dir site
 
 format:  ## format, and mend what can be mended
@@ -24,6 +25,7 @@ slow:  ## the others
 docs:  ## the command reference from --help, then the site
 	$(PYTHON) docs/generate_cli.py
 	$(PYTHON) docs/generate_methods.py
+	$(PYTHON) docs/generate_reference.py
 	$(PYTHON) -m mkdocs build --strict --site-dir site
 
 bench:  ## every benchmark of speed, into OUT; a file that is there is gone on with. evidence.py trains for hours, by itself

@@ -16,16 +16,16 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the top down; what stands on one line does not know its neighbours.
 FLOORS = [
     {"__main__"},
-    {"cli"},
+    {"cli", "integrations"},
     {"commands", "api"},
     {"workflows"},
     {"report", "networks"},
     {"records"},  # plain values that workflows make and reports show
     {"formats", "sparse", "distributed"},
     {"models", "data", "attacks", "pruning"},
-    {"registry", "runtime"},
+    {"own_code", "registry", "runtime"},
     {"damage", "options"},
-    {"labels", "text", "values"},
+    {"labels", "markup", "text", "values"},
     {"errors", "output", "version"},
 ]
 FLOOR = {part: height for height, parts in enumerate(reversed(FLOORS)) for part in parts}
@@ -37,6 +37,7 @@ CROSSINGS = {
     ("compare", "attack"),  # measures what it has trained by the other commands
     ("compare", "bench"),
     ("compare", "compress"),
+    ("attach", "train"),  # a call's method and target become methods as in training
     ("plot", "inspect"),  # draws what `inspect` finds in a checkpoint
     ("prune", "inspect"),  # shows what `inspect` finds in what it wrote
     ("prune", "train"),  # a request's method and target become methods as in training

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from starfire_cli.data import scan
 from starfire_cli.data.images import decode
+from starfire_cli.data.own import read_own
 from starfire_cli.data.places import expanded
 from starfire_cli.data.sets import SETS
 from starfire_cli.data.sets.webdataset import WebDataset
 from starfire_cli.data.shards import remote
-from starfire_cli.data.source import Source
+from starfire_cli.data.source import Pixels, Source
 from starfire_cli.errors import BadOption, StarfireError, unknown
+from starfire_cli.own_code import names_code
 
 
 def find(spec: str, image_size: int | None = None) -> Source:
@@ -21,6 +23,8 @@ def find(spec: str, image_size: int | None = None) -> Source:
     url = url_of(spec)
     if url is not None:
         return WebDataset().read_urls(url)
+    if names_own(spec):
+        return read_own(spec)
     name, path = locate(spec)
     return SETS.build(name).read(path, image_size)
 
@@ -31,13 +35,27 @@ def url_of(spec: str) -> str | None:
     return text if remote.is_url(text) else None
 
 
-def refuse_url(spec: str, by: str) -> None:
-    """Raises BadOption where a file names data behind a URL: such data is opened only if the user names it, too.
+def names_own(spec: str) -> bool:
+    """Whether `spec` is a data set of the user, `package.module:callable`, whose code is run."""
+    return names_code(spec) and spec.partition(":")[0] not in SETS.names() and not os.path.exists(spec)
+
+
+def only_asked(spec: str) -> bool:
+    """Whether such data are opened only where the user names them, not a file: URLs, and code."""
+    return url_of(spec) is not None or names_own(spec)
+
+
+def refuse_unasked(spec: str, by: str) -> None:
+    """Raises BadOption where a file names data behind a URL or code: such are opened only if the user names them, too.
 
     Args:
         spec: what the file says.
         by: which file.
     """
+    if names_own(spec):
+        raise BadOption(
+            f"{by} names the data {spec}, whose code is not run unasked; --data {shlex.quote(spec)} runs it"
+        )
     if (url := url_of(spec)) is not None:
         if url.startswith("pipe:"):
             remote.check_url(url)
@@ -81,6 +99,9 @@ def recognise(spec: str) -> tuple[str, int | None]:
     url = url_of(spec)
     if url is not None:
         return WebDataset().described(url)
+    if names_own(spec):
+        part = read_own(spec).train
+        return spec.partition(":")[0], int(part.images.shape[-1]) if isinstance(part, Pixels) else None
     name, path = locate(spec)
     if name == "webdataset" and path is not None:
         return WebDataset().described(path)

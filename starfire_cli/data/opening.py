@@ -12,7 +12,7 @@ from starfire_cli import damage
 from starfire_cli.data import statistics
 from starfire_cli.data.augment import AUGMENTATIONS, Augment
 from starfire_cli.data.draws import Draws
-from starfire_cli.data.finding import find, refuse_url
+from starfire_cli.data.finding import find, refuse_unasked
 from starfire_cli.data.images import decode, decode_cache, input_pipeline
 from starfire_cli.data.images.input_pipeline import InputPipeline
 from starfire_cli.data.images.resident import ResidentSplit
@@ -101,7 +101,7 @@ def open_val(meta: Mapping[str, Any], spec: str | None, options: DataOptions) ->
             split_seed=known.split_seed,
         )
         if spec is None:
-            refuse_url(known.spec, "the checkpoint")
+            refuse_unasked(known.spec, "the checkpoint")
         source = _reopen(known, options) if spec is None else find(spec, options.image_size)
         same_classes(known.classes, source.classes, spec or known.spec)
     # A checkpoint that held out no share means a single folder of classes as it stands.
@@ -130,8 +130,11 @@ def open_val(meta: Mapping[str, Any], spec: str | None, options: DataOptions) ->
 
 
 def recorded(meta: Any) -> DataInfo | None:
-    """The `data` part of a checkpoint's metadata; None where it is empty. Raises DamagedFile."""
-    if not meta:
+    """The `data` part of a checkpoint's metadata; None where it is empty, or only says how images are normalised.
+
+    Raises DamagedFile.
+    """
+    if not meta or (isinstance(meta, Mapping) and meta.keys() <= {"mean", "std"}):
         return None
     with damage.reading("the checkpoint's record of its data"):
         return DataInfo.from_meta(meta)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import is_
 
-import torch
 from torch import Tensor, nn
+
+from starfire_cli.pruning.joint_optimizers import AnyOptimizer
 
 
 class TensorAddresses:
@@ -19,7 +20,7 @@ class TensorAddresses:
     """
 
     def __init__(
-        self, weights: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer | None, others: Sequence[Tensor]
+        self, weights: Sequence[nn.Parameter], optimizer: AnyOptimizer | None, others: Sequence[Tensor]
     ) -> None:
         self._states = list(optimizer.state.values()) if optimizer is not None else []
         mine = [optimizer.state[w] for w in weights if w in optimizer.state] if optimizer is not None else []
@@ -31,7 +32,7 @@ class TensorAddresses:
         self._tensors = [*weights, *others, *self._named]
         self._lie = list(map(Tensor.data_ptr, self._tensors))
 
-    def unchanged(self, optimizer: torch.optim.Optimizer | None) -> bool:
+    def unchanged(self, optimizer: AnyOptimizer | None) -> bool:
         """Whether all of them are where they were, and no other came."""
         states = list(optimizer.state.values()) if optimizer is not None else []
         return (
@@ -43,7 +44,7 @@ class TensorAddresses:
         )
 
 
-def state_of(weight: nn.Parameter, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+def state_of(weight: nn.Parameter, optimizer: AnyOptimizer | None) -> dict[str, Tensor]:
     """The optimizer's state of a parameter as far as it has the parameter's shape, by name."""
     state = optimizer.state.get(weight, {}) if optimizer is not None else {}
     return {name: v for name, v in state.items() if isinstance(v, Tensor) and v.shape == weight.shape}

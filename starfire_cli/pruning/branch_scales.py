@@ -121,8 +121,9 @@ class BoundScales:
                     branch.plain[key] = parameter.detach().clone().copy_(state["plain"][key])
 
     def _move(self) -> None:
-        assert self._tensors.optimizer is not None
-        settings, axis = self._tensors.optimizer.param_groups[0], self._axis
+        optimizer = self._tensors.optimizer
+        assert isinstance(optimizer, torch.optim.Optimizer), "a penalty is moved by one optimizer"
+        settings, axis = optimizer.param_groups[0], self._axis
         rate = float(settings["lr"])
         known = self._gradients.isfinite()  # a step that overflowed in half precision moves nothing
         scales, velocities = accelerated_step(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from starfire_cli.errors import StarfireError
 from starfire_cli.pruning._counts import Counts
 from starfire_cli.pruning._tensor_addresses import TensorAddresses, state_of
+from starfire_cli.pruning.joint_optimizers import AnyOptimizer
 from starfire_cli.pruning.kernels import Kernels, MaskJob
 from starfire_cli.pruning.kernels.torch import write_dead
 from starfire_cli.pruning.layers import Layer
@@ -38,7 +39,7 @@ class MaskedWeights:
         self.masks: Masks = {k: torch.ones_like(w, dtype=torch.bool) for k, w in self.weights.items()}
         self.counts = Counts(self.weights)
         self.touched: dict[str, None] = {}
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: AnyOptimizer | None = None
         self._shadow: dict[str, Tensor] = {}
         self._kernels = kernels
         self.list_candidates = kernels.list_candidates
@@ -48,7 +49,7 @@ class MaskedWeights:
         """The device of the weights."""
         return next((w.device for w in self.weights.values()), torch.device("cpu"))
 
-    def attach(self, optimizer: torch.optim.Optimizer, ema: nn.Module | None) -> None:
+    def attach(self, optimizer: AnyOptimizer, ema: nn.Module | None) -> None:
         """From now on, clear this optimizer's state and this moving average where weights are dead."""
         self.optimizer = optimizer
         shadow = parameters_of(ema) if ema is not None else {}
@@ -69,6 +70,13 @@ class MaskedWeights:
         dead = [key for key, count in self.counts.known.items() if count]
         self.touched.update(dict.fromkeys(dead))
         self.enforce(dead)
+
+    def follow_layout(self) -> bool:
+        """Give masks the strides that their weights have now. Returns whether any had others."""
+        moved = [key for key, weight in self.weights.items() if weight.stride() != self.masks[key].stride()]
+        for key in moved:
+            self.masks[key] = torch.empty_like(self.weights[key], dtype=torch.bool).copy_(self.masks[key])
+        return bool(moved)
 
     def mask_gradients(self, keys: Iterable[str]) -> None:
         """Write zeros where these layers are dead into the gradients that they have."""

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from starfire_cli.errors import Mismatch, StarfireError
 from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.era_masks import EraMasks
+from starfire_cli.pruning.joint_optimizers import AnyOptimizer, keeps_zeros
 from starfire_cli.pruning.kernels import choose
+from starfire_cli.pruning.kernels.torch import write_dead
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masked_weights import MaskedWeights
 from starfire_cli.pruning.masks import Masks, digest
@@ -21,20 +23,6 @@ from starfire_cli.pruning.rewiring import Rewiring
 from starfire_cli.pruning.schedule import Era
 from starfire_cli.pruning.ties import parameters_of
 from starfire_cli.pruning.units import Budget
-
-# With a gradient of zero and a state of zero these leave a weight of zero where it is, so that masking gradients and
-# clearing state when a weight dies is all that has to be done. Any other optimizer is enforced after every step.
-ELEMENTWISE = (
-    torch.optim.SGD,
-    torch.optim.Adam,
-    torch.optim.AdamW,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.Adamax,
-    torch.optim.Adagrad,
-    torch.optim.Adadelta,
-    torch.optim.RMSprop,
-)
 
 
 class Pruner:
@@ -101,8 +89,8 @@ class Pruner:
         """Whether what is dead stays dead."""
         return self._masks.monotone
 
-    def attach(self, optimizer: torch.optim.Optimizer, ema: nn.Module | None = None) -> None:
-        """From now on, clear this optimizer's state and this moving average where weights die."""
+    def attach(self, optimizer: AnyOptimizer, ema: nn.Module | None = None) -> None:
+        """From now on, clear the state of this optimizer, or of these, and this moving average where weights die."""
         self._tensors.attach(optimizer, ema)
 
     def use_average(self, average: Callable[[list[Tensor]], list[Tensor]]) -> None:
@@ -137,6 +125,11 @@ class Pruner:
         return start is not None and "gradient" in start.reads
 
     @property
+    def needs_loss(self) -> bool:
+        """Whether `begin` asks for gradients, or for the loss that comes with them."""
+        return self.needs_batch or (isinstance(self._masks, Rewiring) and self._masks.needs_loss)
+
+    @property
     def adds_gradients(self) -> bool:
         """Whether `after_backward` adds a penalty to the gradients, which must be unscaled then."""
         return isinstance(self._masks, Rewiring) and self._masks.adds_gradients
@@ -160,7 +153,7 @@ class Pruner:
         """After optimizer step number `step` (from 1): evaluate the masks if they are due. True if any changed."""
         started = perf_counter()
         self._step = step
-        if self._tensors.optimizer is not None and type(self._tensors.optimizer) not in ELEMENTWISE:
+        if self._tensors.optimizer is not None and not keeps_zeros(self._tensors.optimizer):
             self._tensors.enforce(self._tensors.touched)
         if isinstance(self._masks, Rewiring):
             changed = self._masks.after_step(step)
@@ -222,6 +215,28 @@ class Pruner:
             raise StarfireError(f"{bad[0]} holds NaN or inf; its smallest weights cannot be told")
         return self._tensors.counts.known
 
+    @torch.no_grad()
+    def mask_gradient(self, key: str) -> None:
+        """Mask one layer's gradient where it has just been computed, unless those of dead weights are read first."""
+        if key in self._tensors.touched and not self.reads_gradients:
+            self._tensors.mask_gradients((key,))
+
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Mask all gradients of dead weights, where `after_backward` has been called in this step."""
+        self._tensors.mask_gradients(self._tensors.touched)
+
+    @torch.no_grad()
+    def enforce(self) -> None:
+        """Write zeros where weights are dead, but into no gradients, after they were changed from outside."""
+        for key in self._tensors.touched:
+            write_dead(self.masks[key], (self._tensors.weights[key], *self._tensors.kept(key)))
+
+    def follow_layout(self) -> None:
+        """Lay masks out as their weights are now, where a memory format was changed."""
+        if self._tensors.follow_layout() and isinstance(self._masks, EraMasks):
+            self._masks.release()
+
     def counts(self) -> Tensor:
         """`zeros` as a tensor, int64, (layers,), on the weights' device, which is not waited for."""
         return self._tensors.counts.tensor(self._tensors.device)
@@ -230,6 +245,11 @@ class Pruner:
     def weights(self) -> dict[str, nn.Parameter]:
         """The parameters that are pruned, by key."""
         return dict(self._tensors.weights)
+
+    @property
+    def zeroed(self) -> dict[str, tuple[Tensor, ...]]:
+        """All tensors that are zero where a layer's weights are dead, by the layer's key."""
+        return {key: self._tensors.tensors(key) for key in self._tensors.weights}
 
     @property
     def warmup_notice(self) -> str | None:

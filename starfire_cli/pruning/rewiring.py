@@ -170,6 +170,11 @@ class Rewiring:
             )
         return self.evaluate(self.era.last_step)
 
+    @property
+    def needs_loss(self) -> bool:
+        """Whether a penalty's strength is set by the loss before the first step."""
+        return isinstance(self._penalty, SetByLoss) and self._penalty.needs_loss
+
     def release(self) -> None:
         """Let go of what is only needed while masks are evaluated."""
         self._gradients, self._signs = {}, {}

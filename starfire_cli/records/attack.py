@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from starfire_cli.markup import table
+
 
 @dataclass(frozen=True, kw_only=True)
 class RobustPoint:
@@ -134,3 +136,44 @@ class AttackReport:
 
 
 AttackRecord = AttackStarted | AttackProgress | AttackReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustAccuracy:
+    """The robust accuracy of a network in memory, as `starfire.attack` returns it.
+
+    Args:
+        attack: its spec.
+        norm: "linf" or "l2".
+        images: how many were attacked.
+        points: one for each eps, ascending; eps 0 is without attack.
+        controls: the same for noise of the same size, and for FGSM beside a stronger attack, by name.
+        warnings: why the numbers may flatter the network, one sentence each.
+        notes: what had to be done on the way.
+    """
+
+    attack: str
+    norm: str
+    images: int
+    points: tuple[RobustPoint, ...]
+    controls: dict[str, tuple[RobustPoint, ...]]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def top1(self, eps: float) -> float:
+        """The accuracy at one of the sizes, as a fraction. Raises KeyError for another size."""
+        return {point.eps: point.top1 for point in self.points}[eps]
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                point.label,
+                f"{point.top1:.2%}",
+                f"{point.low:.2%} to {point.high:.2%}",
+                *(f"{others[place].top1:.2%}" for others in self.controls.values()),
+            )
+            for place, point in enumerate(self.points)
+        ]
+        title = f"{self.attack}, {self.norm}, {self.images:,} images"
+        head = ("eps", "top-1", "95 % interval", *self.controls)
+        return table(title, head, rows, notes=(*self.warnings, *self.notes))

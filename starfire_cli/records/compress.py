@@ -7,6 +7,8 @@ from pathlib import Path
 
 from starfire_cli.formats.packed.rounding import Rounding
 from starfire_cli.formats.packed.sizes import Packed
+from starfire_cli.markup import table
+from starfire_cli.text import size_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class Compressed:
         verified: whether it was read back and compared before it got its name.
         rounding: what `--values` cost; None where every bit was kept.
         accuracy: likewise, where there were data to measure it on.
+        notes: what a user should know, as `starfire.compress` returns it.
     """
 
     input: Path
@@ -47,6 +50,21 @@ class Compressed:
     verified: bool
     rounding: Rounding | None = None
     accuracy: AccuracyChange | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ratio(self) -> float:
+        """The size of the tensors in memory over that of the file."""
+        return self.packed.dense_bytes / max(1, self.packed.packed_bytes)
+
+    def _repr_html_(self) -> str:
+        sizes = sorted(self.packed.tensors, key=lambda size: -size.packed_bytes)[:20]
+        rows = [(x.key, x.encoding, size_text(x.dense_bytes), size_text(x.packed_bytes)) for x in sizes]
+        rest = len(self.packed.tensors) - len(sizes)
+        rows += [(f"{rest} smaller ones", "", "", "")] if rest else []
+        total = ("file", "", size_text(self.packed.dense_bytes), size_text(self.packed.packed_bytes))
+        title = f"{self.output}: {self.ratio:.1f} x smaller"
+        return table(title, ("tensor", "masks", "in memory", "packed"), rows, total, self.notes)
 
 
 @dataclass(frozen=True, kw_only=True)

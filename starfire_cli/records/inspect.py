@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from starfire_cli.markup import table
+from starfire_cli.text import shape_text
+
 if TYPE_CHECKING:
     from starfire_cli.formats.checkpoint.meta import Meta
 
@@ -138,6 +141,16 @@ class Inspection:
         """Whether masks, weights and the digest agree (true where there are no masks)."""
         return self.digest_matches and self.masks_agree and all(layer.consistent for layer in self.layers)
 
+    def _repr_html_(self) -> str:
+        rows = [
+            (x.name, x.kind, shape_text(x.shape), f"{x.weights:,}", f"{x.sparsity:.2%}", x.structure)
+            for x in self.layers
+        ]
+        total = ("all", "", "", f"{self.prunable:,}", f"{self.sparsity_prunable:.2%}", "")
+        return table(
+            str(self.path), ("layer", "kind", "shape", "weights", "dead", "structure"), rows, total, self.notes
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerDifference:
@@ -205,3 +218,13 @@ class Comparison:
     def died(self) -> int:
         """Weights that are alive in the first and dead in the second."""
         return sum(x.died for x in self.layers)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (x.name, f"{x.sparsity_a:.2%}", f"{x.sparsity_b:.2%}", f"{x.iou:.3f}", f"{x.revived:,}", f"{x.died:,}")
+            for x in self.layers
+        ]
+        shares = (f"{self.a.sparsity_prunable:.2%}", f"{self.b.sparsity_prunable:.2%}", f"{self.iou:.3f}")
+        total = ("all", *shares, f"{self.revived:,}", f"{self.died:,}")
+        head = ("layer", "dead in A", "dead in B", "IoU", "revived", "died")
+        return table(f"A: {self.a.path}, B: {self.b.path}", head, rows, total, [f"{n}: {w}" for n, w in self.unmatched])

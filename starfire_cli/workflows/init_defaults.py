@@ -7,7 +7,7 @@ from typing import Any
 
 from starfire_cli.damage import DamagedFile
 from starfire_cli.data import DataInfo
-from starfire_cli.data.finding import url_of
+from starfire_cli.data.finding import names_own, only_asked, url_of
 from starfire_cli.data.sets.folder import differences
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint.meta_reader import LONGEST
@@ -96,7 +96,7 @@ def fill_from(checkpoint: Checkpoint, request: TrainRequest, given: frozenset[st
         request: what was asked for.
         given: the fields that the user gave explicitly; those that differ from the default count as given, too.
 
-    Raises BadOption where the file names code as its model or a URL as its data: only the user may ask for these.
+    Raises BadOption where the file names code as its model or a URL or code as its data, which only users may.
     """
     usual = {field.name: field.default for field in fields(TrainRequest)}
     own = {name for name in _FILLED if name in given or getattr(request, name) != usual[name]}
@@ -104,6 +104,11 @@ def fill_from(checkpoint: Checkpoint, request: TrainRequest, given: frozenset[st
     model, data = _model_of(checkpoint), meta.data
     if "model" not in own and model is None and meta.model.spec is not None:
         raise BadOption(untrusted_text(checkpoint, meta.model.spec))
+    if "data" not in own and data.spec is not None and names_own(data.spec):
+        raise BadOption(
+            f"{checkpoint.path} names the data {data.spec}, whose code is not run because a file says so; --data "
+            f"{data.spec} runs it"
+        )
     if "data" not in own and data.spec is not None and url_of(data.spec) is not None:
         raise BadOption(
             f"{checkpoint.path} names the data {data.spec}, and no URL is opened because a file says so; "
@@ -140,7 +145,7 @@ def fine_tuning(
     Args:
         checkpoint: what was written.
         spec: of its network, where the user named it.
-        url: whether the user named the data, which then may be a URL.
+        url: whether the user named the data, which then may be a URL or code.
         batch_size: to give, where the usual one does not work.
     """
     words = ["starfire", "train", "--init", str(checkpoint.path), "--method", "dense"]
@@ -149,9 +154,9 @@ def fine_tuning(
     if _model_of(checkpoint) is None:
         words += ["--model", spec] if spec is not None else []
         lacking += ["--model"] if spec is None else []
-    if data is None or (url_of(data) is not None and not url):
+    if data is None or (only_asked(data) and not url):
         lacking.append("--data")
-    elif url_of(data) is not None:
+    elif only_asked(data):
         words += ["--data", data]
     if batch_size is not None:
         words += ["--batch-size", str(batch_size)]

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from pathlib import Path
 from statistics import median
 
-from starfire_cli.data.finding import url_of
+from starfire_cli.data.finding import only_asked
 from starfire_cli.errors import StarfireError
 from starfire_cli.networks.model_spec import runs_code
 from starfire_cli.records.attack import AttackProgress, AttackReport
@@ -54,7 +54,7 @@ def robustness(
             control=False,
             images=images or request.limit_val,
             model=model if model is not None and runs_code(model) else None,
-            data=data if data is not None and url_of(data) else None,
+            data=data if data is not None and only_asked(data) else None,
             device=request.device,
             workers=request.workers,
             command=f"starfire attack {checkpoint} --eps 0,{eps} --no-control",

@@ -45,6 +45,22 @@ def compress(request: CompressRequest) -> Iterator[Outcome]:
     output = output_path(path, request.out, ".safetensors", ".packed.safetensors")
     if request.out is None and output.exists() and not is_packed(output):
         raise StarfireError(f"{output} exists and is not a packed file; give --out another name")
+    yield from compress_checkpoint(checkpoint, request, output)
+
+
+def compress_module(checkpoint: Checkpoint, request: CompressRequest) -> Iterator[Outcome]:
+    """As `compress`, of a network in memory, to `request.out`; without masks, every zero of a layer is called dead."""
+    request.check()
+    assert request.out is not None
+    if request.out.is_dir() or request.out.suffix != ".safetensors":
+        raise BadOption(f"path={str(request.out)!r}: a .safetensors file is written; give it that ending")
+    if not checkpoint.masks:
+        checkpoint, _ = zeros_as_masks(checkpoint)
+    yield from compress_checkpoint(checkpoint, request, request.out)
+
+
+def compress_checkpoint(checkpoint: Checkpoint, request: CompressRequest, output: Path) -> Iterator[Outcome]:
+    """Packs a checkpoint that is in memory; yields notes and at last the result. Raises as `compress`."""
     if not checkpoint.masks:
         yield Note(text=_without_masks(checkpoint))
     rounding = stored = accuracy = None
@@ -75,7 +91,7 @@ def compress(request: CompressRequest) -> Iterator[Outcome]:
         verify=request.verify,
     )
     yield Compressed(
-        input=path,
+        input=checkpoint.path,
         output=output,
         packed=packed,
         seconds=perf_counter() - started,

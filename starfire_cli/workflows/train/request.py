@@ -108,7 +108,8 @@ class TrainRequest:
 
     data: str | None = option(
         None,
-        "A path whose layout is recognised, a name (digits), or NAME:PATH such as cifar10:PATH. Default: digits.",
+        "A path whose layout is recognised, a name (digits), NAME:PATH such as cifar10:PATH, or "
+        "package.module:callable for a data set of your own. Default: digits.",
         metavar="SPEC",
         panel=DATA_PANEL,
     )

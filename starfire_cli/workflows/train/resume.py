@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from starfire_cli.damage import reading
-from starfire_cli.data import refuse_url
+from starfire_cli.data import refuse_unasked
 from starfire_cli.distributed import batchnorm
 from starfire_cli.distributed.ranks import Ranks
 from starfire_cli.errors import BadOption, StarfireError
@@ -81,7 +81,7 @@ def _opened(
     if own.model is not None and runs_code(own.model) and "model" not in given:
         raise BadOption(untrusted_text(checkpoint, own.model))
     if own.data is not None and "data" not in given:
-        refuse_url(own.data, str(path))
+        refuse_unasked(own.data, str(path))
     for field in sorted(given - CHANGEABLE - OF_THE_CALL):
         if getattr(request, field) != getattr(own, field):
             raise BadOption(

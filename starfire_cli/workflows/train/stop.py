@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from starfire_cli.data.finding import url_of
+from starfire_cli.data.finding import only_asked
 from starfire_cli.networks.model_spec import runs_code
 from starfire_cli.records.train import Stopped
 from starfire_cli.workflows.train.session import Session
@@ -16,7 +16,7 @@ def stopped(session: Session, signals: Signals) -> Stopped:
     model, data = session.request.model or "", session.request.data
     # What a file alone never makes happen is said again.
     unasked: tuple[str, ...] = ("--model", model) if runs_code(model) else ()
-    unasked += ("--data", data) if data is not None and url_of(data) else ()
+    unasked += ("--data", data) if data is not None and only_asked(data) else ()
     return Stopped(
         signal=signals.agreed,
         checkpoint=last,

@@ -1,0 +1,1 @@
+"""Pruning inside somebody else's training loop."""

@@ -1,0 +1,218 @@
+"""Attaches a pruner to a model and its optimizers; what cannot work is refused before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from starfire_cli import options
+from starfire_cli.errors import BadOption
+from starfire_cli.formats.checkpoint import file as checkpoint
+from starfire_cli.formats.run import find_checkpoint
+from starfire_cli.pruning import Layer, Masks, NetworkMethod, Pruner, layers_of_model, select
+from starfire_cli.pruning.axes import Axes
+from starfire_cli.pruning.ties import masks_once, parameters_of, ties_of
+from starfire_cli.text import some
+from starfire_cli.workflows.attach.attached import AttachedPruner, refuse_second
+from starfire_cli.workflows.attach.parts import (
+    plain_average,
+    plain_network,
+    plain_optimizers,
+    refuse_not_held,
+    refuse_unprunable,
+    refuse_unready,
+)
+from starfire_cli.workflows.attach.ranks import average_of_ranks
+from starfire_cli.workflows.attach.when import When, era_of
+from starfire_cli.workflows.pruning import plan_layers
+from starfire_cli.workflows.train.request import TrainRequest
+from starfire_cli.workflows.train.settings import Pruning, pruning_of
+from starfire_cli.workflows.train.start import Start, leave_fixed
+
+MaskSource = Mapping[str, Tensor] | str | PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachRequest:
+    """One call of `starfire.attach`; see there."""
+
+    method: str = TrainRequest.method
+    fc: str = TrainRequest.fc
+    target: float = TrainRequest.target
+    when: When = field(default_factory=When)
+    only: Sequence[str] = ()
+    keep_dense: Sequence[str] = ()
+    masks: MaskSource | None = None
+    loss: Callable[[], Tensor] | None = None
+    image_size: int | None = None
+    kernels: str = TrainRequest.kernels
+    seed: int = TrainRequest.seed
+    hooks: bool = True
+
+
+def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any = None) -> AttachedPruner:
+    """See `starfire.attach`. Raises BadOption and StarfireError with one line; nothing is changed then."""
+    network = plain_network(model)
+    refuse_unready(network)
+    every = plain_optimizers(optimizers, hooks=request.hooks)
+    pruning = _pruning(request)
+    era = era_of(request.when, pruning)
+    found = _layers(network, request, pruning)
+    refuse_unprunable(network, found.layers)
+    dead = found.masks or {}
+    core = Pruner(
+        network,
+        found.layers,
+        conv=pruning.conv,
+        linear=pruning.linear,
+        target=pruning.target,
+        era=era,
+        masks={key: torch.ones_like(mask) for key, mask in dead.items()},  # which layers have one; what, is said below
+        kernels=request.kernels,
+        seed=request.seed,
+    )
+    left_out = [
+        *found.left_out,
+        *((layer.name, f"method={pruning.method_spec!r} leaves it alone") for layer in core.left_alone),
+    ]
+    if not core.layers and not core.adds_gradients:
+        why = "; ".join(f"{name}: {reason}" for name, reason in left_out[:3]) or "it has no Conv2d and no Linear"
+        raise BadOption(f"nothing of this model would be pruned: {why}")
+    holders = refuse_not_held(network, every, core.layers) or every
+    _refuse_demands(core, pruning, request, holders)
+    average = plain_average(ema, [layer.key for layer in core.layers])
+    refuse_second(core.weights)
+    plan_layers(core, pruning, {})  # says so if nothing would be left of a layer
+    core.load(dead)
+    core.use_average(average_of_ranks)
+    attached = AttachedPruner(
+        network,
+        average,
+        holders,
+        core,
+        pruning,
+        left_out=left_out,
+        options={
+            "only": list(request.only),
+            "keep_dense": list(request.keep_dense),
+            "seed": request.seed,
+            "steps_per_epoch": request.when.steps_per_epoch,
+        },
+        hooks=request.hooks,
+    )
+    try:
+        attached.begin(request.loss)
+    except BaseException:
+        attached.detach()
+        raise
+    return attached
+
+
+def _pruning(request: AttachRequest) -> Pruning:
+    """The methods. Raises BadOption for values out of range, and for methods that change more than weights."""
+    for name in ("only", "keep_dense"):
+        if isinstance(getattr(request, name), str):
+            raise BadOption(f"{name}={getattr(request, name)!r} is one text; a list of globs works")
+    asked = TrainRequest(
+        method=request.method,
+        fc=request.fc,
+        target=request.target,
+        only=tuple(request.only),
+        keep_dense=tuple(request.keep_dense),
+        ramp=request.when.ramp,
+        mask_every=request.when.mask_every,
+        kernels=request.kernels,
+        seed=request.seed,
+    )
+    options.check(asked)
+    pruning = pruning_of(asked)
+    axes = _axes(pruning)
+    if axes is not None and axes.rounds is not None:
+        raise BadOption(
+            f"method={request.method!r} trains in rounds and sets weights back between them, which is more than one "
+            "loop; starfire train does that"
+        )
+    if axes is not None and axes.shrinking is not None:
+        raise BadOption(
+            f"method={request.method!r} removes channels while it trains, and a loop holds on to its parameters; "
+            "starfire train does that, and method='ssl' has a penalty of that kind without the removal"
+        )
+    return pruning
+
+
+def _layers(network: nn.Module, request: AttachRequest, pruning: Pruning) -> Start:
+    """The layers to prune, why others are not, and what is dead already. Raises BadOption."""
+    found, left_out = layers_of_model(network)
+    chosen, exempt = select(found, only=request.only, keep_dense=request.keep_dense)
+    kept = {layer.name for layer in select(found, only=request.only)[0]}
+    why = f"not in only={list(request.only)!r}"
+    left_out += [(name, f"keep_dense={list(request.keep_dense)!r}" if name in kept else why) for name, _ in exempt]
+    start = Start(layers=chosen, left_out=left_out, masks=_masks(network, found, request.masks))
+    if getattr(pruning.conv, "free_outputs_only", False):
+        if request.image_size is None:
+            raise BadOption(
+                f"method={request.method!r} looks at which outputs are added to others; image_size=..., in pixels a "
+                "side, says with which images the model runs"
+            )
+        leave_fixed(start, network, request.image_size)
+    dead = start.masks or {}
+    # What came in dead stays dead, also in layers that the method does not touch.
+    start.layers = [layer for layer in found if layer in start.layers or layer.key in dead]
+    return start
+
+
+def _masks(network: nn.Module, layers: Sequence[Layer], given: MaskSource | None) -> Masks:
+    """The masks of what is dead already. Raises BadOption for masks that do not fit."""
+    if given is None:
+        return {}
+    where = "masks"
+    if not isinstance(given, Mapping):
+        path = find_checkpoint(Path(given))
+        read, where = checkpoint.load(path).masks, f"masks={str(given)!r}"
+        if not read:
+            raise BadOption(f"{where} holds no masks")
+        given = read
+    masks = masks_once(dict(given), ties_of(parameters_of(network)), [layer.key for layer in layers])
+    shapes = {layer.key: layer.shape for layer in layers}
+    for key, mask in masks.items():
+        if key not in shapes:
+            raise BadOption(f"{where}: {key} is no prunable layer of this model, which has {some(list(shapes))}")
+        if not isinstance(mask, Tensor) or mask.dtype is not torch.bool or tuple(mask.shape) != shapes[key]:
+            raise BadOption(f"{where}: {key} is no bool tensor of shape {shapes[key]}, True where a weight is alive")
+    return masks
+
+
+def _refuse_demands(
+    core: Pruner, pruning: Pruning, request: AttachRequest, optimizers: Sequence[torch.optim.Optimizer]
+) -> None:
+    """Raises BadOption where a method asks for what this loop does not give."""
+    method = f"method={request.method!r}"
+    if core.needs_loss and request.loss is None:
+        raise BadOption(
+            f"{method} looks at a batch before the first step; loss=..., a function of no arguments that returns its "
+            "mean loss, such as lambda: criterion(model(images), labels), lets it"
+        )
+    if core.adds_gradients and len(optimizers) > 1:
+        raise BadOption(
+            f"{method} adds a penalty to all gradients at once, and the model has {len(optimizers)} optimizers"
+        )
+    axes = _axes(pruning)
+    reads = frozenset[str]().union(*(stage.reads for stage in axes.stages)) if axes is not None else frozenset()
+    if any(isinstance(one, torch.optim.LBFGS) for one in optimizers) and (
+        core.adds_gradients or reads & {"gradient", "momentum"}
+    ):
+        raise BadOption(
+            f"{method} follows the gradient of each step, and LBFGS computes several; window, ck or gmp work"
+        )
+    if request.masks is not None and not core.monotone:
+        raise BadOption(f"masks says what stays dead, and {method} revives weights; gmp and others revive none")
+
+
+def _axes(pruning: Pruning) -> Axes | None:
+    return pruning.conv.axes() if isinstance(pruning.conv, NetworkMethod) else None

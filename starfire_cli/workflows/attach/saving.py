@@ -1,0 +1,158 @@
+"""Saves a model that somebody else's loop has pruned as a checkpoint like those of `starfire train`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from starfire_cli import runtime
+from starfire_cli.data import DataInfo
+from starfire_cli.errors import BadOption, Mismatch
+from starfire_cli.formats.checkpoint import file as files
+from starfire_cli.formats.checkpoint.meta import PruningMeta, new_meta, read_meta
+from starfire_cli.formats.checkpoint.record import Checkpoint
+from starfire_cli.pruning.ties import apply_once
+from starfire_cli.workflows.attach.attached import AttachedPruner
+from starfire_cli.workflows.attach.parts import plain_network
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """Facts that only the user can tell of a model; see `starfire.save`."""
+
+    model: str | None = None
+    num_classes: int | None = None
+    image_size: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    classes: tuple[str, ...] | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def save(path: str | PathLike[str], pruner: AttachedPruner, described: Described) -> Path:
+    """See `starfire.save`. Raises StarfireError, and Mismatch where a dead weight is not zero."""
+    found, file = as_checkpoint(pruner, described), Path(path)
+    training = {}
+    if pruner.average is not None:
+        # As in a run: `model` is what one measures, and what was trained lies beside it.
+        training["raw"] = apply_once(lambda _, tensor: tensor.detach().cpu(), _state(pruner.network))
+    files.save(file, state=found.state, masks=found.masks, meta=found.meta.values, training=training)
+    return file
+
+
+def as_checkpoint(pruner: AttachedPruner, described: Described | None = None) -> Checkpoint:
+    """The checkpoint that `save` would write, in memory: of a moving average, if there is one. Raises as that."""
+    described = described or Described()
+    if not isinstance(pruner, AttachedPruner):
+        raise BadOption(f"pruner is a {type(pruner).__name__}; what starfire.attach returned works")
+    pruner.settle()
+    pruner.verify()
+    _check(described)
+    path = Path(type(pruner.network).__name__)
+    return Checkpoint(
+        path=path,
+        format=files.FORMAT,
+        state=apply_once(
+            lambda _, tensor: tensor.detach().cpu(),
+            _state(pruner.network if pruner.average is None else pruner.average),
+        ),
+        masks={key: mask.cpu() for key, mask in pruner.masks.items()},
+        meta=read_meta(_meta(pruner, described), path),
+    )
+
+
+def module_checkpoint(model: nn.Module, masks: Mapping[str, Tensor] | None) -> Checkpoint:
+    """A module as a checkpoint in memory. Raises BadOption for masks that do not fit it."""
+    network = plain_network(model)
+    state = _state(network)
+    for key, mask in (masks or {}).items():
+        if key not in state or not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+            raise BadOption(f"masks: {key} is no bool tensor of a weight of the model")
+        if mask.shape != state[key].shape:
+            raise BadOption(f"masks: {key} has shape {tuple(mask.shape)}, its weight {tuple(state[key].shape)}")
+        if bool(state[key][~mask.to(state[key].device)].any()):
+            raise Mismatch(f"{key}: dead weights are not zero")
+    state = apply_once(lambda _, tensor: tensor.detach().cpu(), state)
+    found = {key: mask.cpu() for key, mask in (masks or {}).items()}
+    return Checkpoint(path=Path(type(network).__name__), format=files.FORMAT, state=state, masks=found or None)
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    return {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _meta(pruner: AttachedPruner, described: Described) -> dict[str, Any]:
+    found, era, per_epoch = pruner.summary(), pruner.core.era, pruner.options["steps_per_epoch"]
+    weights = next(iter(pruner.core.weights.values()), None)
+    classes = len(described.classes) if described.classes is not None else None
+    model = {
+        "spec": described.model,
+        "num_classes": described.num_classes or classes,
+        "image_size": described.image_size,
+    }
+    return new_meta(
+        model={name: value for name, value in model.items() if value is not None},
+        data=_data(described),
+        pruning=PruningMeta(
+            method=pruner.method,
+            fc=pruner.fc,
+            target=pruner.target,
+            era=None if per_epoch is None else (era.first_step / per_epoch, era.last_step / per_epoch),
+            era_steps=pruner.era,
+        ),
+        ramp=era.ramp,
+        keep_dense=pruner.options["keep_dense"],
+        only=pruner.options["only"],
+        origin={
+            "metrics": {
+                **{name: float(value) for name, value in described.metrics.items()},
+                "step": pruner.step,
+                "sparsity_prunable": found.sparsity_prunable,
+                "sparsity_total": found.sparsity_total,
+            }
+        },
+        hardware={} if weights is None else runtime.hardware(weights.device),
+        command="starfire.save",
+        seed=pruner.options["seed"],
+    )
+
+
+def _data(described: Described) -> dict[str, Any]:
+    """The record of the data: whole, where enough is known, else how its images are normalised."""
+    mean, std, classes, size = described.mean, described.std, described.classes, described.image_size
+    if mean is not None and std is not None and classes is not None and size is not None:
+        info = DataInfo(
+            name="own", spec="own", classes=classes, mean=mean, std=std, image_size=size, train_images=0, val_images=0
+        )
+        return info.as_meta()
+    known = {"mean": mean, "std": std}
+    return {name: list(value) for name, value in known.items() if value is not None}
+
+
+def _check(described: Described) -> None:
+    """Raises BadOption for what a later command would trip over."""
+    for name, least in (("mean", 0.0), ("std", 1e-6)):
+        value = getattr(described, name)
+        numbers = tuple(value) if isinstance(value, tuple | list) else ()
+        if value is not None and (
+            len(numbers) != 3 or not all(isinstance(x, int | float) and least <= x <= 1 for x in numbers)
+        ):
+            span = "above 0 and up to 1" if least else "from 0 to 1"
+            raise BadOption(f"{name}={value!r} is not three numbers {span}: pixels are in [0, 1]")
+    for name in ("num_classes", "image_size"):
+        value = getattr(described, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise BadOption(f"{name}={value!r} is no whole number of 1 or more")
+    if described.model is not None and not isinstance(described.model, str):
+        raise BadOption(f"model is a {type(described.model).__name__}; its name works, such as model='resnet50'")
+    if described.classes is not None and described.num_classes not in (None, len(described.classes)):
+        raise BadOption(f"num_classes={described.num_classes}, and classes names {len(described.classes)}")
+    for name, value in described.metrics.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise BadOption(f"metrics: {name} is a {type(value).__name__}; numbers work, accuracies as fractions")

@@ -1,0 +1,163 @@
+"""Measures the robust accuracy of a network in memory, on the images of anybody's loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import nullcontext
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from starfire_cli.attacks import ATTACKS, parse_sizes, with_options
+from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.models import Normalized
+from starfire_cli.records.attack import AttackProgress, RobustAccuracy
+from starfire_cli.workflows.attack import verdict
+from starfire_cli.workflows.attack.cached import controls_of, spec_of
+from starfire_cli.workflows.attack.run import DEFAULT_SIZES
+from starfire_cli.workflows.attack.sweep import ATTACK, CLEAN, Sweep, Tallies
+
+_SLACK = 1e-5  # by which rounding puts a pixel outside of [0, 1] that was normalised and is not any more
+Channels = tuple[float, float, float]
+
+
+def attack_network(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    attack: str,
+    eps: str | None,
+    options: dict[str, Any],
+    mean: Channels | None,
+    std: Channels | None,
+    control: bool,
+    seed: int,
+) -> Iterator[AttackProgress | RobustAccuracy]:
+    """See `starfire.attack`: yields progress, and at last the result. Raises BadOption and StarfireError."""
+    if (mean is None) != (std is None):
+        raise BadOption("mean and std go together: both are of the loader's images, or neither")
+    chosen = with_options(ATTACKS.build(attack), **options)
+    sizes = parse_sizes(DEFAULT_SIZES[chosen.norm] if eps is None else eps, chosen.norm)
+    network: nn.Module = model
+    training = model.training
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if mean is not None and std is not None:
+        network = Normalized(model, mean, std).to(device)
+    split = LoaderSplit(loader, device, mean, std)
+    controls = controls_of(chosen) if control else ()
+    tallies: Tallies = {}
+    sweep = Sweep(
+        model=network.eval(),
+        split=split,
+        attacks={ATTACK: chosen, **{name: ATTACKS.build(f"{name}:norm={chosen.norm}") for name in controls}},
+        sizes=tuple(size.eps for size in sizes if size.eps),
+        seed=seed,
+        loaded=split.batch,
+        chunk=split.batch,
+        autocast=nullcontext,
+        other=None,
+        tallies=tallies,
+    )
+    total = len(sweep.wanted()) * len(split)
+    try:
+        for done in sweep.run():
+            yield AttackProgress(title=type(model).__name__, done=done, total=total)
+    finally:
+        model.train(training)
+    sweep.settle()
+    clean = tallies[CLEAN][0.0]
+    yield RobustAccuracy(
+        attack=spec_of(chosen),
+        norm=chosen.norm,
+        images=clean.images,
+        points=verdict.points(tallies, ATTACK, sizes),
+        controls={name: verdict.points(tallies, name, sizes) for name in controls},
+        warnings=verdict.masking_signs(tallies, sizes, spec_of(chosen), controls),
+        notes=tuple(sweep.notes),
+    )
+
+
+class LoaderSplit:
+    """A loader of (images, labels) as a part of a data set, images in [0, 1] on a device.
+
+    Args:
+        loader: passed over once; its batches begin with images (N, C, H, W) and labels (N,).
+        device: where batches are wanted.
+        mean: with which its images are normalised, if they are.
+        std: likewise.
+
+    Raises BadOption for other batches, and for images outside of [0, 1].
+    """
+
+    def __init__(
+        self, loader: Iterable[Any], device: torch.device, mean: Channels | None, std: Channels | None
+    ) -> None:
+        self._device, self._mean, self._std = device, mean, std
+        batches = iter(loader)
+        first = next(batches, None)
+        if first is None:
+            raise BadOption("the loader gives no batch")
+        images, labels = self._checked(first)
+        self._batches: Iterator[Any] = chain([first], batches)
+        self.batch = len(images)
+        self._length = self._images_of(loader, len(labels))
+
+    def _images_of(self, loader: Iterable[Any], first: int) -> int:
+        """The number of images that the loader gives, or more: what does not come is cut off in the end."""
+        dataset = getattr(loader, "dataset", None)
+        if isinstance(dataset, Sized):
+            return max(len(dataset), first)
+        if isinstance(loader, Sized):
+            return len(loader) * first
+        kept = list(self._batches)  # of a generator nobody knows
+        self._batches = iter(kept)
+        return sum(len(batch[1]) for batch in kept)
+
+    @property
+    def steps(self) -> int:
+        """Batches."""
+        return -(-self._length // self.batch)
+
+    @property
+    def skipped(self) -> int:
+        """Corrupt images: none."""
+        return 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def digests(self) -> dict[str, str]:
+        """Nothing that would identify the images."""
+        return {}
+
+    def batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images float32 in [0, 1] and labels; once."""
+        seen = 0
+        for batch in self._batches:
+            images, labels = self._checked(batch)
+            seen += len(labels)
+            if seen > self._length:
+                raise StarfireError(f"the loader gives more images than the {self._length} that its data set has")
+            yield images, labels
+
+    def _checked(self, batch: Any) -> tuple[Tensor, Tensor]:
+        if not isinstance(batch, list | tuple) or len(batch) < 2:
+            raise BadOption(f"a batch of the loader is a {type(batch).__name__}; a pair of images and labels works")
+        images, labels = batch[0], batch[1]
+        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+            raise BadOption("images of the loader are no floating-point tensor (N, C, H, W)")
+        if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.is_floating_point():
+            raise BadOption("labels of the loader are no whole numbers, one an image")
+        images, labels = images.to(self._device, torch.float32), labels.to(self._device, torch.int64)
+        if self._mean is not None and self._std is not None:
+            scale = [images.new_tensor(x).view(1, -1, 1, 1) for x in (self._std, self._mean)]
+            images = images * scale[0] + scale[1]
+        low, high = images.aminmax() if images.numel() else (images.new_zeros(()), images.new_zeros(()))
+        if low < -_SLACK or high > 1 + _SLACK:
+            raise BadOption(
+                f"pixels of the loader go from {float(low):.3g} to {float(high):.3g}, and eps is of pixels in [0, 1]; "
+                "if they are normalised, mean=... and std=... say how"
+            )
+        return images.clamp(0, 1), labels
