@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -16,7 +17,7 @@ from starfire_cli.sparse.pool import LoopWeightsCache, zeros
 from starfire_cli.sparse.reading import Operation
 
 REPEATS = 3
-_SPINNING = 3.0  # times as fast torch must do a small layer: its threads go on spinning, which ours then feel
+SPINNING = 3.0  # times as fast torch must do a small layer: its threads go on spinning, which ours then feel
 BATCH = 4  # images that torch gets at a time where there are several
 
 
@@ -38,7 +39,7 @@ def choose(operations: Sequence[Operation], maps: Maps, *, alone: bool, in_loops
         handicap = 1.0
         if operation.folded is not None and operation.folded.window is None:
             seconds = _linear(operation, alone)
-            handicap = _SPINNING if alone and machine.threads() > 1 else 1.0
+            handicap = SPINNING if alone and machine.threads() > 1 else 1.0
         elif operation.in_torch:
             found.append(Choice(name=operation.name, how="dense", seconds={}))
             continue
@@ -46,7 +47,9 @@ def choose(operations: Sequence[Operation], maps: Maps, *, alone: bool, in_loops
             for kind in _sensible(operation.work):
                 seconds[kind], tilings[kind] = _in_loops(operation, operation.work, kind, maps, alone)
             seconds["dense"] = _dense(operation, maps, alone, min(seconds.values()))
-        how = min(seconds, key=lambda name: seconds[name] * (handicap if name == "dense" else 1.0)) if seconds else "taps" if operation.work else "torch"
+        how = "taps" if operation.work else "torch"
+        if seconds:
+            how = min(seconds, key=lambda name: seconds[name] * (handicap if name == "dense" else 1.0))
         found.append(Choice(name=operation.name, how=_HOW[how], seconds=seconds, tiling=tilings.get(how)))
     hows = {operation.node: choice.how for operation, choice in zip(operations, found, strict=True)}
     for i, operation in enumerate(operations):  # an image becomes a map where a loop reads it
@@ -99,11 +102,8 @@ def _in_loops(operation: Operation, work: Work, kind: Kind, maps: Maps, alone: b
             threads=threads,
             cache=LoopWeightsCache(),
         )
-        program = Program(made)
-        tried[tiling] = _fastest(
-            lambda program=program: program.run_one(memory.data_ptr(), memory.data_ptr(), 0, threads),
-            rival=min(tried.values(), default=0.0),
-        )
+        run = partial(Program(made).run_one, memory.data_ptr(), memory.data_ptr(), 0, threads)
+        tried[tiling] = _fastest(run, rival=min(tried.values(), default=0.0))
     best = min(tried, key=lambda tiling: tried[tiling])
     return tried[best] if alone else tried[best] / machine.threads(), best
 

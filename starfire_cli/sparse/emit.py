@@ -54,7 +54,7 @@ class Code:
         return pointer if offset == 0 else self.let(f"getelementptr i8, ptr {pointer}, i64 {offset}")
 
     def in_register(self, pointer: str) -> str:
-        """The pointer, computed once: else each load would add up its address anew, at the cost of one more operation."""
+        """The pointer, computed once: else each load adds up its address anew, which is one more operation."""
         return self.let(f'call ptr asm "", "=r,0"(ptr {pointer})')
 
     def pointer(self, value: str) -> str:

@@ -168,7 +168,9 @@ def halves(*, lanes: int, in_row: int, out_row: int, rows: int, vectors: int) ->
 def _seen(code: Code, tile: Tile, source: str, place: int) -> str:
     """The inputs of a vector of outputs."""
     first = code.load(code.vector, code.at(source, place))
-    return first if tile.apart == 1 else code.even(first, code.load(code.vector, code.at(source, place + 4 * code.lanes)))
+    return (
+        first if tile.apart == 1 else code.even(first, code.load(code.vector, code.at(source, place + 4 * code.lanes)))
+    )
 
 
 Entry = Callable[[list[Variable], str, str, str, str], None]

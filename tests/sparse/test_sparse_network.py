@@ -18,6 +18,7 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint import file as checkpoint
 from starfire_cli.models import build_model
 from starfire_cli.sparse import SparseNetwork, emit
+from starfire_cli.sparse.choosing import SPINNING
 from starfire_cli.sparse.reading import TracedNetwork
 
 pytest.importorskip("llvmlite")
@@ -172,7 +173,8 @@ def test_each_layer_has_a_choice_and_what_was_measured(sparse: SparseNetwork) ->
     chosen = {c.name: c for c in sparse.choices((1, 3, 64, 64)) if c.seconds}
     assert {"conv1", "layer4.1.conv2", "layer2.0.downsample.0", "fc"} <= set(chosen)
     for choice in chosen.values():
-        assert choice.how in choice.seconds and min(choice.seconds.values()) == choice.seconds[choice.how]
+        least = min(choice.seconds.values())
+        assert choice.seconds[choice.how] <= least * (SPINNING if choice.name == "fc" else 1)
 
 
 @pytest.fixture

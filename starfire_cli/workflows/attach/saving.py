@@ -15,7 +15,8 @@ from starfire_cli import runtime
 from starfire_cli.data import DataInfo
 from starfire_cli.errors import BadOption, Mismatch
 from starfire_cli.formats.checkpoint import file as files
-from starfire_cli.formats.checkpoint.meta import PruningMeta, new_meta, read_meta
+from starfire_cli.formats.checkpoint.meta import PruningMeta, new_meta
+from starfire_cli.formats.checkpoint.meta_reader import read_meta
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.pruning.ties import apply_once
 from starfire_cli.workflows.attach.attached import AttachedPruner
