@@ -22,7 +22,7 @@ _WORTH = 40_000  # multiply-accumulates that are worth the handing out of a task
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """How a loop cuts up its work.
+    """The cut of a loop's work.
 
     Args:
         sums: vectors of them at most that are held in registers.

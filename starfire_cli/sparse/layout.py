@@ -82,7 +82,7 @@ class Layout:
         return found
 
     def rows_in_vector(self, lanes: int) -> int:
-        """How many whole rows a vector of `lanes` floats holds; 1 where a row takes a vector or more."""
+        """The number of whole rows in a vector of `lanes` floats; 1 where a row takes a vector or more."""
         return lanes // self.row if lanes % self.row == 0 and self.row < lanes else 1
 
 
