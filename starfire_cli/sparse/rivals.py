@@ -24,14 +24,15 @@ Run = Callable[[Tensor], Any]
 OpenEngine = Callable[[Callable[[], nn.Module], Tensor, int], Run]
 
 _GAIN = 0.95  # of the loops' time: a rival that takes more is not worth its memory
-_NO_RIVAL = 1 / 3  # of torch's time, layer by layer: no dense engine is so much faster than that
-_NO_ONNX = 0.45  # of torch's time for a whole network, likewise
-_NO_ONNX_SHORT = 0.2  # where torch takes less than `_SHORT`, and much of it not to compute
-_SHORT = 0.01
+_NO_RIVAL = 1 / 3  # of torch's time, layer by layer: no dense engine is so much faster than that,
+_NO_RIVAL_SHORT = 0.2  # but for networks that torch runs in less than `_SHORT`, and much of it not to compute
+_SHORT = 0.02  # seconds of an image
+_NO_ONNX = 0.4  # of torch's time for the whole network, likewise
 _CLOSE = 1e-4  # of the largest output
+_LONG = 0.1  # seconds of a call to which it makes no difference what others have left in the caches
 _IMAGES = 16  # at most, to time
 _ROUNDS, _LEAST, _SECONDS = 12, 3, 0.5  # seconds that each engine gets at most, once it has had the least rounds
-_REST = 0.01  # seconds before each turn: threads of the engine before look for work a while before they sleep
+_REST = 0.02  # seconds before each turn: threads of the engine before look for work a while before they sleep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +85,16 @@ def fastest(seconds: Mapping[str, float]) -> str:
 
 
 def worth_timing(own: float, layers: float) -> bool:
-    """Whether a dense engine may be faster than `own` seconds, if torch takes `layers` for one layer after another."""
-    return own > _NO_RIVAL * layers
+    """Whether a dense engine may take less than `own` seconds an image, if torch takes `layers` for all layers in turn.
+
+    Dense engines are made and timed only then, since they need the dense weights meanwhile.
+    """
+    return own > layers * (_NO_RIVAL if layers > _SHORT else _NO_RIVAL_SHORT)
 
 
-def worth_exporting(own: float, torch_seconds: float) -> bool:
-    """Whether ONNX Runtime may be faster than `own`, if torch takes so long; an export takes seconds, and memory."""
-    return own > torch_seconds * (_NO_ONNX if torch_seconds > _SHORT else _NO_ONNX_SHORT)
+def worth_exporting(own: float, in_torch: float) -> bool:
+    """Whether ONNX Runtime may take less than `own`, if torch takes so long; an export takes seconds, and memory."""
+    return own > in_torch * _NO_ONNX
 
 
 def choose_engine(
@@ -111,20 +115,20 @@ def choose_engine(
     expected = own.run(pixels)
     runs: dict[str, Run] = {OWN: own.run}
     seconds = _in_turns(runs, pixels)
-    layers = count * sum(choice.seconds.get("dense", 0.0) for choice in choices)
-    if not isinstance(expected, Tensor) or not worth_timing(seconds[OWN], layers):
+    layers = sum(choice.seconds.get("dense", 0.0) for choice in choices)
+    if not isinstance(expected, Tensor) or not worth_timing(seconds[OWN] / count, layers):
         return ChosenEngine(
             engine=NetworkEngine(name=OWN, seconds=seconds, images=count), run=None, choices=list(choices)
         )
     runs |= {name: plan.run for name, plan in _in_torch(network, images).items() if _agrees(plan.run(pixels), expected)}
-    seconds = _in_turns(runs, pixels)
+    seconds = _least(seconds, _in_turns(runs, pixels))
     best = fastest(seconds)
     in_torch = min((taken for name, taken in seconds.items() if name != OWN), default=seconds[OWN])
     if rivals.onnxruntime is not None and worth_exporting(seconds[OWN], in_torch):
         runs = {OWN: own.run, best: runs[best]}  # the others' weights are not kept meanwhile
-        if (run := _opened(rivals.onnxruntime, network, pixels)) is not None and _agrees(run(pixels), expected):
+        if (run := _opened(rivals.onnxruntime, network, pixels, expected)) is not None:
             runs[ONNX] = run
-            seconds |= _in_turns(runs, pixels)
+            seconds = _least(seconds, _in_turns(runs, pixels))
             best = fastest({name: seconds[name] for name in runs})
     engine = NetworkEngine(name=best, seconds=seconds, images=count)
     run = None if best == OWN else runs[best]
@@ -182,11 +186,13 @@ def _in_torch(network: TracedNetwork, images: Shape) -> dict[str, ExecutionPlan]
     return found
 
 
-def _opened(opener: OpenEngine, network: TracedNetwork, pixels: Tensor) -> Run | None:
+def _opened(opener: OpenEngine, network: TracedNetwork, pixels: Tensor, expected: Tensor) -> Run | None:
+    """What runs the network by another engine; None where that is not at hand or computes something else."""
     try:
         with torch.inference_mode(False), torch.no_grad():
-            return opener(lambda: dense_network(network), pixels, machine.threads())
-    except Exception:  # noqa: BLE001 - a package is missing, or exporters raise anything: it is not at hand
+            run = opener(lambda: dense_network(network), pixels, machine.threads())
+        return run if _agrees(run(pixels), expected) else None
+    except Exception:  # noqa: BLE001 - a package is missing, or exporters raise anything
         return None
 
 
@@ -206,6 +212,10 @@ def _choices(best: str, choices: Sequence[Choice], network: TracedNetwork) -> li
     return [replace(c, how="dense" if c.name in layers else "torch", tiling=None) for c in choices]
 
 
+def _least(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: min(one.get(name, float("inf")), other.get(name, float("inf"))) for name in {**one, **other}}
+
+
 def _in_turns(runs: Mapping[str, Run], pixels: Tensor) -> dict[str, float]:
     """The least seconds of a call of each engine. They take turns, so that noise on the machine meets all alike."""
     best = dict.fromkeys(runs, float("inf"))
@@ -215,7 +225,7 @@ def _in_turns(runs: Mapping[str, Run], pixels: Tensor) -> dict[str, float]:
             break
         for name, run in runs.items():
             sleep(_REST)
-            for _ in range(2 if best[name] < _SHORT else 1):  # threads sleep, and caches hold what others left
+            for _ in range(2 if best[name] < _LONG else 1):  # threads sleep, and caches hold what others left
                 began = perf_counter()
                 run(pixels)
                 best[name] = min(best[name], perf_counter() - began)
