@@ -199,7 +199,7 @@ def test_a_network_that_cannot_be_traced_is_timed_dense(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.conv(x).mean((2, 3)) if x.sum() > 0 else x
 
-    found = workflow._sparse(Branching().eval())
+    found = workflow._sparse(Branching().eval(), None)
     assert isinstance(found, str) and found
 
 
