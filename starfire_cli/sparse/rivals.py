@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from time import perf_counter, sleep
 from typing import Any
 
@@ -25,13 +26,14 @@ OpenEngine = Callable[[Callable[[], nn.Module], Tensor, int], Run]
 
 _GAIN = 0.95  # of the loops' time: a rival that takes more is not worth its memory
 _NO_RIVAL = 1 / 3  # of torch's time, layer by layer: no dense engine is so much faster than that,
-_NO_RIVAL_SHORT = 0.2  # but for networks that torch runs in less than `_SHORT`, and much of it not to compute
-_SHORT = 0.02  # seconds of an image
+_NO_RIVAL_SHORT = 0.15  # but for networks that torch runs in less than `_SHORT`, and much of it not to compute
+_SHORT = 0.04  # seconds of an image
 _NO_ONNX = 0.4  # of torch's time for the whole network, likewise
 _CLOSE = 1e-4  # of the largest output
 _LONG = 0.1  # seconds of a call to which it makes no difference what others have left in the caches
 _IMAGES = 16  # at most, to time
 _ROUNDS, _LEAST, _SECONDS = 12, 3, 0.5  # seconds that each engine gets at most, once it has had the least rounds
+_TURN = 0.02  # seconds of a turn, or one call that counts
 _REST = 0.02  # seconds before each turn: threads of the engine before look for work a while before they sleep
 
 
@@ -121,14 +123,14 @@ def choose_engine(
             engine=NetworkEngine(name=OWN, seconds=seconds, images=count), run=None, choices=list(choices)
         )
     runs |= {name: plan.run for name, plan in _in_torch(network, images).items() if _agrees(plan.run(pixels), expected)}
-    seconds = _least(seconds, _in_turns(runs, pixels))
+    seconds |= _in_turns(runs, pixels)
     best = fastest(seconds)
     in_torch = min((taken for name, taken in seconds.items() if name != OWN), default=seconds[OWN])
     if rivals.onnxruntime is not None and worth_exporting(seconds[OWN], in_torch):
         runs = {OWN: own.run, best: runs[best]}  # the others' weights are not kept meanwhile
         if (run := _opened(rivals.onnxruntime, network, pixels, expected)) is not None:
             runs[ONNX] = run
-            seconds = _least(seconds, _in_turns(runs, pixels))
+            seconds |= _in_turns(runs, pixels)
             best = fastest({name: seconds[name] for name in runs})
     engine = NetworkEngine(name=best, seconds=seconds, images=count)
     run = None if best == OWN else runs[best]
@@ -212,21 +214,28 @@ def _choices(best: str, choices: Sequence[Choice], network: TracedNetwork) -> li
     return [replace(c, how="dense" if c.name in layers else "torch", tiling=None) for c in choices]
 
 
-def _least(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    return {name: min(one.get(name, float("inf")), other.get(name, float("inf"))) for name in {**one, **other}}
-
-
 def _in_turns(runs: Mapping[str, Run], pixels: Tensor) -> dict[str, float]:
-    """The least seconds of a call of each engine. They take turns, so that noise on the machine meets all alike."""
-    best = dict.fromkeys(runs, float("inf"))
+    """The median seconds of a call of each engine. They take turns, so that noise on the machine meets all alike."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
     started = perf_counter()
     for number in range(_ROUNDS):
         if number >= _LEAST and perf_counter() - started > _SECONDS * len(runs):
             break
         for name, run in runs.items():
             sleep(_REST)
-            for _ in range(2 if best[name] < _LONG else 1):  # threads sleep, and caches hold what others left
-                began = perf_counter()
-                run(pixels)
-                best[name] = min(best[name], perf_counter() - began)
-    return best
+            taken[name] += _turn(run, pixels)
+    return {name: median(calls) for name, calls in taken.items()}
+
+
+def _turn(run: Run, pixels: Tensor) -> list[float]:
+    """Seconds of some calls; the first does not count where calls are short, since caches hold what others left."""
+    taken: list[float] = []
+    spent = 0.0
+    while not taken or spent < _TURN:
+        began = perf_counter()
+        run(pixels)
+        seconds = perf_counter() - began
+        if spent or seconds > _LONG:
+            taken.append(seconds)
+        spent += seconds
+    return taken

@@ -80,6 +80,7 @@ def test_dense_engines_are_made_only_where_they_may_be_faster() -> None:
     assert not worth_timing(0.0155, 0.0543)  # ResNet50 at ck 0.8
     assert worth_timing(0.0216, 0.0575) and worth_exporting(0.0216, 0.045)  # at ck 0.6
     assert worth_timing(0.00057, 0.0023) and worth_exporting(0.00057, 0.00123)  # ResNet-20 at ck 0.5
+    assert worth_timing(0.0051, 0.0188) and not worth_timing(0.00025, 0.0023)  # MobileNetV2, ResNet-20 at ck 0.8
     assert worth_timing(0.0, 0.0) is False and worth_timing(1.0, 0.0)  # nothing was measured by layer
     assert not worth_exporting(0.03, 0.1)
 
