@@ -123,14 +123,14 @@ def choose_engine(
             engine=NetworkEngine(name=OWN, seconds=seconds, images=count), run=None, choices=list(choices)
         )
     runs |= {name: plan.run for name, plan in _in_torch(network, images).items() if _agrees(plan.run(pixels), expected)}
-    seconds |= _in_turns(runs, pixels)
+    seconds = _least(seconds, _in_turns(runs, pixels))
     best = fastest(seconds)
     in_torch = min((taken for name, taken in seconds.items() if name != OWN), default=seconds[OWN])
     if rivals.onnxruntime is not None and worth_exporting(seconds[OWN], in_torch):
         runs = {OWN: own.run, best: runs[best]}  # the others' weights are not kept meanwhile
         if (run := _opened(rivals.onnxruntime, network, pixels, expected)) is not None:
             runs[ONNX] = run
-            seconds |= _in_turns(runs, pixels)
+            seconds = _least(seconds, _in_turns(runs, pixels))
             best = fastest({name: seconds[name] for name in runs})
     engine = NetworkEngine(name=best, seconds=seconds, images=count)
     run = None if best == OWN else runs[best]
@@ -212,6 +212,11 @@ def _choices(best: str, choices: Sequence[Choice], network: TracedNetwork) -> li
         return [replace(choice, how="onnxruntime", tiling=None) for choice in choices]
     layers = {layer.name for layer in network.folded.values()}
     return [replace(c, how="dense" if c.name in layers else "torch", tiling=None) for c in choices]
+
+
+def _least(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """The lesser time of each engine: an engine that will run alone may have been slowed down by another's threads."""
+    return {name: min(times[name] for times in (one, other) if name in times) for name in {**one, **other}}
 
 
 def _in_turns(runs: Mapping[str, Run], pixels: Tensor) -> dict[str, float]:
