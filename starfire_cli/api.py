@@ -86,6 +86,7 @@ def load_model(
         if sparse and place.type != "cpu":
             raise BadOption(f"sparse=True runs on the CPU, not on device={device!r}; leave one of them out")
         net = restore_model(file, place, model=model, num_classes=num_classes, mean=mean, std=std).model
+    del file  # the network has a copy of its weights
     if not sparse:
         return net
     from starfire_cli.sparse import missing
