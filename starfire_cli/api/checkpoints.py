@@ -43,6 +43,7 @@ def load_model(
     *,
     device: str = "cpu",
     sparse: bool = False,
+    rivals: bool = True,
     model: str | None = None,
     weights: str | None = None,
     num_classes: int | None = None,
@@ -56,6 +57,7 @@ def load_model(
         device: where it is wanted; any name that torch knows.
         sparse: run on the CPU from the weights that are not zero (docs/inference.md). Where llvmlite is missing (it
             comes with the extra `fast`), one warning says so and the network is dense.
+        rivals: with `sparse`, let a dense engine run the network where it is faster (see `sparsify`).
         model: which network it is (`resnet50`, `timm:NAME`, `package.module:callable`), if the file does not say.
         weights: as for `load`.
         num_classes: how many logits it gives, if the file does not say.
@@ -84,6 +86,7 @@ def load_model(
         if sparse and place.type != "cpu":
             raise BadOption(f"sparse=True runs on the CPU, not on device={device!r}; leave one of them out")
         net = restore_model(file, place, model=model, num_classes=num_classes, mean=mean, std=std).model
+    del file  # the network has a copy of its weights
     if not sparse:
         return net
     from starfire_cli.sparse import missing
@@ -91,7 +94,7 @@ def load_model(
     if reason := missing():
         warnings.warn(f"sparse=True runs dense: {reason}", stacklevel=2)
         return net
-    return sparsify(net)
+    return sparsify(net, rivals=rivals)
 
 
 def _channels(name: str, given: object, least: float) -> tuple[float, float, float] | None:
@@ -106,19 +109,24 @@ def _channels(name: str, given: object, least: float) -> tuple[float, float, flo
     return float(red), float(green), float(blue)
 
 
-def sparsify(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> SparseNetwork:
+def sparsify(model: nn.Module, masks: Mapping[str, Tensor] | None = None, *, rivals: bool = True) -> SparseNetwork:
     """A network that runs from the weights of `model` that are not zero: on the CPU, in float32, in eval mode.
 
     Args:
         model: any module that torch.fx can trace; it stays as it is.
         masks: by parameter name, bool, True is alive; what is not counts as zero. Without masks, only zeros do.
+        rivals: where the zeros are too few to pay for images of a shape, let the fastest dense engine at hand run the
+            network: torch, or ONNX Runtime, whose export takes some seconds when such images come first. False for
+            own loops alone, with torch for single layers.
 
     Raises:
         StarfireError: it cannot be traced, a mask does not fit, or llvmlite is missing.
     """
+    from starfire_cli.formats.onnx_session import export_and_open
+    from starfire_cli.sparse import Rivals
     from starfire_cli.sparse import sparsify as made
 
-    return made(model, masks)
+    return made(model, masks, rivals=Rivals(onnxruntime=export_and_open) if rivals else None)
 
 
 def warmup(model: SparseNetwork, *images: Sequence[int]) -> None:

@@ -99,7 +99,7 @@ class LayerTiming:
         name: of the module.
         shape: of its weight.
         live: weights that are not zero.
-        how: "kernels" or "taps" for the sparse loops; "dense" or "torch" for torch.
+        how: "kernels" or "taps" for the sparse loops; "dense" or "torch" for torch; "onnxruntime" where that runs all.
         seconds: what each way took for one image when the ways were measured; empty where there was no choice.
         macs: multiply-accumulates on one image with all weights.
     """
@@ -129,12 +129,28 @@ class LayerTiming:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineChoice:
+    """The engine that the sparse network chose for images of one shape.
+
+    Args:
+        name: "starfire" for loops and what torch does for single layers; else the dense engine that runs all.
+        seconds: of a call, by the name of each engine that was timed to choose.
+        images: of such a call.
+    """
+
+    name: str
+    seconds: Mapping[str, float]
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchTimings:
-    """All engines with `batch` images a call; `layers` are those of the sparse network, if it ran."""
+    """All engines with `batch` images a call; `layers` and `engine` are those of the sparse network, if it ran."""
 
     batch: int
     timings: tuple[Timing, ...]
     layers: tuple[LayerTiming, ...] = ()
+    engine: EngineChoice | None = None
 
     @property
     def ours(self) -> Timing | None:

@@ -100,6 +100,13 @@ def _show(console: Console, setting: Setting, found: BatchTimings, layers: bool)
             f"ours is {speedup:.2f} times as fast as the best dense, {best.label} "
             f"(by round {spread[0]:.2f} to {spread[1]:.2f}), with {fewer} times fewer multiply-accumulates"
         )
+    if found.engine is not None and found.ours is not None and found.engine.name != found.ours.name:
+        labels = {timing.name: timing.label for timing in found.timings}
+        engine, own = found.engine.seconds[found.engine.name], found.engine.seconds[found.ours.name]
+        say(
+            f"ours runs as a whole by {labels.get(found.engine.name, found.engine.name)}, which took "
+            f"{1000 * engine:.2f} ms where the loops took {1000 * own:.2f}: its zeros are too few to pay"
+        )
     if layers and found.layers:
         say("")
         say("one image at a time, by layer:" if found.batch == 1 else "an image of several, by layer:")
@@ -165,6 +172,7 @@ def _batch_json(found: BatchTimings) -> dict[str, Any]:
         "best_dense": best.name,
         "speedup": found.speedup(best),
         "speedup_range": found.speedup_range(best),
+        "engine": asdict(found.engine) if found.engine is not None else None,
         "ways": [_way_json(found, timing) for timing in found.timings],
         "layers": [
             asdict(layer) | {"density": layer.density, "macs_effective": layer.macs_left, "faster": layer.faster}

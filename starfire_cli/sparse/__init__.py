@@ -2,5 +2,6 @@
 
 from starfire_cli.sparse.emit import missing
 from starfire_cli.sparse.network import SparseNetwork, sparsify
+from starfire_cli.sparse.rivals import NetworkEngine, Rivals
 
-__all__ = ["SparseNetwork", "missing", "sparsify"]
+__all__ = ["NetworkEngine", "Rivals", "SparseNetwork", "missing", "sparsify"]

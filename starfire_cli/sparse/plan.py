@@ -23,7 +23,7 @@ from starfire_cli.sparse.patterns import Shape
 from starfire_cli.sparse.pool import zeros
 from starfire_cli.sparse.reading import Operation, TracedNetwork
 
-How = Literal["taps", "kernels", "dense", "torch"]
+How = Literal["taps", "kernels", "dense", "torch", "onnxruntime"]
 ROOM = 128 << 20  # bytes of maps that are kept for all images of a pass
 
 
@@ -33,7 +33,7 @@ class Choice:
 
     Args:
         name: of the layer.
-        how: `taps` or `kernels` for the sparse loops, `dense` for torch.
+        how: `taps` or `kernels` for the sparse loops, `dense` for torch, `onnxruntime` where that runs the whole.
         seconds: what each way took for one image; empty where nothing was measured.
         tiling: of the loop, where one was measured.
     """
@@ -122,6 +122,8 @@ class ExecutionPlan:
         operations: of the network for such images.
         maps: their layouts.
         choices: for each operation, in order.
+        dense: the weights of the layers that torch runs; those in `network` by default, made as needed.
+        layout: of maps in torch, where it runs everything.
     """
 
     def __init__(
@@ -131,13 +133,17 @@ class ExecutionPlan:
         operations: Sequence[Operation],
         maps: Maps,
         choices: Sequence[Choice],
+        *,
+        dense: dict[fx.Node, Tensor] | None = None,
+        layout: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        self._network, self._alone = network, images[0] == 1
+        self._network, self._alone, self._layout = network, images[0] == 1, layout
+        self._dense = network.dense if dense is None else dense
         self._how = {operation.node: choice.how for operation, choice in zip(operations, choices, strict=True)}
         self._tiling = {operation.node: choice.tiling for operation, choice in zip(operations, choices, strict=True)}
         for o in operations:
-            if o.folded and self._how[o.node] == "dense" and o.node not in network.dense:
-                network.dense[o.node] = o.folded.live.dense()
+            if o.folded and self._how[o.node] == "dense" and o.node not in self._dense:
+                self._dense[o.node] = o.folded.live.dense()
         self._linear: dict[tuple[fx.Node, int], SparseLinear] = {}
         groups = [list(group) for _, group in groupby(operations, self._in_loops)]
         self._places, halves = self._memory(groups, maps)
@@ -157,7 +163,7 @@ class ExecutionPlan:
     def run(self, images: Tensor) -> Any:
         """The network's output for images (N, C, H, W), float32."""
         passing, kept = self._take(len(images))
-        values: dict[fx.Node, Any] = {self._network.input: images.contiguous()}
+        values: dict[fx.Node, Any] = {self._network.input: images.contiguous(memory_format=self._layout)}
         pixels = list(machine.addresses(values[self._network.input]))
         try:
             for stage in self._stages:
@@ -283,7 +289,7 @@ class ExecutionPlan:
             found = [value(n) for n in operation.inputs]
             if folded.window is None:
                 return self._linearly(operation, found[0])
-            return dense_convolution(operation, self._network.dense[node], found)
+            return dense_convolution(operation, self._dense[node], found)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
         if node.op == "get_attr":
             return attribute(self._network.root, str(node.target))
@@ -298,7 +304,7 @@ class ExecutionPlan:
         assert operation.folded is not None
         live = operation.folded.live
         if self._how[operation.node] == "dense":
-            return F.linear(value, self._network.dense[operation.node][:, :, 0, 0], torch.from_numpy(live.bias))
+            return F.linear(value, self._dense[operation.node][:, :, 0, 0], torch.from_numpy(live.bias))
         rows = value.shape[:-1].numel()
         if not rows:
             return value.new_empty((*value.shape[:-1], live.shape[0]))

@@ -60,7 +60,10 @@ class TracedNetwork:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        traced = trace(model)
+        exact = any(parameter.dtype == torch.float64 for parameter in model.parameters())
+        traced = trace(
+            model, torch.float64 if exact else torch.float32
+        )  # a copy in float64 would be the peak of memory
         check_reading(traced)
         self.in_loops = not mutates_aliases(traced)  # else everything is left to torch
         self.root = traced.root.float()
@@ -72,6 +75,8 @@ class TracedNetwork:
             found = folded(traced, node)
             if found is not None:
                 self.folded[node] = found
+                if traced.once(str(node.target)):  # the copy's weights go one by one, not all at the end
+                    traced.module(node).weight = nn.Parameter(torch.empty(0), requires_grad=False)
         for node, layer in self.folded.items():
             for taken in {str(node.target), str(layer.end.target)}:
                 if traced.once(taken):

@@ -118,7 +118,7 @@ def test_memory_that_another_thread_took_between_look_and_take() -> None:
     sparse = SparseNetwork(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)).eval())
     pixels = torch.randn(2, 3, 8, 8)
     expected = sparse(pixels)
-    plan, _ = sparse._plan((2, 3, 8, 8))
+    plan = sparse._plan((2, 3, 8, 8)).plan
 
     class Emptied(list[object]):
         """As another thread leaves it: something was there when it was looked at."""

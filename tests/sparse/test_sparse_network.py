@@ -54,7 +54,7 @@ def dense() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def sparse(dense: nn.Module) -> SparseNetwork:
-    return starfire_cli.sparsify(dense)
+    return starfire_cli.sparsify(dense, rivals=False)
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
@@ -75,7 +75,7 @@ LARGE: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 def agrees(model: nn.Module, side: int, batches: tuple[int, ...]) -> None:
     model = pruned(model, 0.8)
-    made = starfire_cli.sparsify(model)
+    made = starfire_cli.sparsify(model, rivals=False)
     for batch in batches:
         images = torch.rand(batch, 3, side, side)
         with torch.no_grad():
@@ -118,7 +118,7 @@ def test_two_threads_on_one_image_give_what_one_gives(dense: nn.Module) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        many = starfire_cli.sparsify(dense)
+        many = starfire_cli.sparsify(dense, rivals=False)
         found = [many(images) for _ in range(20)]
     finally:
         torch.set_num_threads(before)
@@ -139,7 +139,7 @@ def test_it_works_after_a_fork(sparse: SparseNetwork) -> None:
 
 
 def test_no_dense_weight_is_kept_where_a_loop_runs(dense: nn.Module) -> None:
-    made = starfire_cli.sparsify(dense)
+    made = starfire_cli.sparsify(dense, rivals=False)
     held = sum(live.alive.nbytes + live.values.nbytes for live in (f.live for f in made._network.folded.values()))
     weights = sum(p.numel() for p in dense.parameters() if p.ndim > 1)
     assert held < 4 * weights * 0.25  # a fifth of the values, and a bit for each weight
@@ -154,7 +154,7 @@ def test_what_networks_do_in_place_is_no_reason_to_leave_them_to_torch(name: str
 def test_masks_count_as_zeros(dense: nn.Module) -> None:
     masks = {n: torch.rand(p.shape) < 0.5 for n, p in dense.named_parameters() if p.ndim == 4}
     before = {n: p.clone() for n, p in dense.named_parameters()}
-    made = starfire_cli.sparsify(dense, masks)
+    made = starfire_cli.sparsify(dense, masks, rivals=False)
     assert all(torch.equal(p, before[n]) for n, p in dense.named_parameters())
     with torch.no_grad():
         for n, p in dense.named_parameters():
@@ -192,7 +192,7 @@ def saved(tmp_path: Path) -> Path:
 def test_a_checkpoint_loads_sparse_with_its_normalisation(saved: Path) -> None:
     images = torch.rand(3, 3, 32, 32)
     dense = starfire_cli.load_model(saved)
-    sparse = starfire_cli.load_model(saved, sparse=True)
+    sparse = starfire_cli.load_model(saved, sparse=True, rivals=False)
     with torch.no_grad():
         assert difference(sparse(images), dense(images)) < 1e-4
     in_torch = {choice.name for choice in sparse.choices((3, 3, 32, 32)) if choice.how == "torch"}

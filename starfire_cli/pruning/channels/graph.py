@@ -118,10 +118,10 @@ class Traced:
         return self.calls[name] == 1 and name not in self.shared
 
 
-def trace(model: nn.Module) -> Traced:
-    """Trace a copy of `model`. Raises StarfireError with the reason where torch.fx cannot."""
+def trace(model: nn.Module, dtype: torch.dtype = torch.float64) -> Traced:
+    """Trace a copy of `model` in `dtype`. Raises StarfireError with the reason where torch.fx cannot."""
     try:
-        twin = copy.deepcopy(model).to("cpu", torch.float64).eval()
+        twin = copy.deepcopy(model).to("cpu", dtype).eval()
     except Exception as error:  # noqa: BLE001 - a user's module may refuse a copy in any way
         raise StarfireError(f"the model cannot be copied: {_one_line(error)}") from None
     try:
@@ -153,15 +153,16 @@ def module_role(module: nn.Module) -> Role:
 
 @torch.no_grad()
 def fitting_image(traced: Traced, example: Tensor | None = None) -> Tensor:
-    """One image of noise that the model takes, (1, C, H, W), float64: of `example`'s shape, or of a usual size.
+    """One image of noise that the model takes, (1, C, H, W), in its dtype: of `example`'s shape, or of a usual size.
 
     Raises StarfireError where no size works.
     """
+    dtype = next((p.dtype for p in traced.model.parameters()), torch.float64)
     if example is not None:
-        return _noise(tuple(example.shape[1:]))
+        return _noise(tuple(example.shape[1:])).to(dtype)
     convs = [m for m in traced.model.modules() if isinstance(m, nn.Conv2d)]
     for size in USUAL_SIZES:
-        image = _noise((convs[0].in_channels if convs else 3, size, size))
+        image = _noise((convs[0].in_channels if convs else 3, size, size)).to(dtype)
         with contextlib.suppress(Exception):
             traced.model(image.clone())
             return image

@@ -21,11 +21,11 @@ from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.models import count_macs
 from starfire_cli.networks.restore import RestoredModel, restore_model
 from starfire_cli.options import check
-from starfire_cli.records.bench import BatchTimings, BenchProgress, LayerTiming, Setting, Timing
-from starfire_cli.sparse import SparseNetwork, missing, sparsify
+from starfire_cli.records.bench import BatchTimings, BenchProgress, EngineChoice, LayerTiming, Setting, Timing
+from starfire_cli.sparse import Rivals, SparseNetwork, missing, sparsify
 from starfire_cli.text import reason
 from starfire_cli.values import parse_input, parse_list, parse_whole
-from starfire_cli.workflows.bench.engines import COMPILED, ENGINES, PLAIN, BenchJob, Engine, Graph, Run
+from starfire_cli.workflows.bench.engines import COMPILED, ENGINES, ONNX, PLAIN, BenchJob, Engine, Graph, Run
 from starfire_cli.workflows.bench.request import BenchRequest
 from starfire_cli.workflows.bench.rounds import time_in_rounds
 
@@ -110,16 +110,20 @@ def _bench(
         macs_left=sum(layer.macs_left for layer in bare),
         notes=tuple(notes),
     )
-    sparse = _sparse(model)
     with tempfile.TemporaryDirectory() as folder:
         graph = Graph(model, side, Path(folder) / "model.onnx")
+        sparse = _sparse(model, graph if any(engine.name == ONNX for engine in engines) else None)
         for batch in batches:
             pixels = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
             job = BenchJob(model=model, images=pixels, threads=torch.get_num_threads(), graph=graph, sparse=sparse)
             timings = yield from _timings(job, engines, request.seconds)
             ran = any(timing.sparse and timing.problem is None for timing in timings)
-            found = _layers(sparse, job.images, bare) if ran and isinstance(sparse, SparseNetwork) else ()
-            yield BatchTimings(batch=batch, timings=timings, layers=found)
+            if not ran or not isinstance(sparse, SparseNetwork):
+                yield BatchTimings(batch=batch, timings=timings)
+                continue
+            layers_found, engine = _layers(sparse, pixels, bare), sparse.engine(tuple(pixels.shape))
+            chosen = EngineChoice(name=engine.name, seconds=dict(engine.seconds), images=engine.images)
+            yield BatchTimings(batch=batch, timings=timings, layers=layers_found, engine=chosen)
 
 
 def _timings(
@@ -176,10 +180,10 @@ def _layers(sparse: SparseNetwork, images: Tensor, bare: list[LayerTiming]) -> t
     return tuple(found)
 
 
-def _sparse(model: nn.Module) -> SparseNetwork | str:
-    """The sparse network, or the reason that there is none."""
+def _sparse(model: nn.Module, graph: Graph | None) -> SparseNetwork | str:
+    """The sparse network, or the reason that there is none. By ONNX Runtime it runs only from a graph."""
     try:
-        return missing() or sparsify(model)
+        return missing() or sparsify(model, rivals=Rivals(onnxruntime=graph.opened if graph else None))
     except StarfireError as error:
         return str(error)
 

@@ -26,6 +26,7 @@ from starfire_cli.workflows.bench.rounds import LEAST, ROUNDS, time_in_rounds
 
 Capture = pytest.CaptureFixture[str]
 QUICK = ("--no-compile", "--seconds", "0.02", "--threads", "1")
+LOOPS = ("taps", "kernels")
 WAYS = ["torch", "torch-channels-last", "onnxruntime", "openvino", "starfire"]
 
 
@@ -102,8 +103,12 @@ def test_all_ways_compute_the_same_and_are_timed(pruned: Path, capsys: Capture) 
         assert list(layers) == ["conv1", "conv2", "point", "fc"]
         assert [layer["density"] for layer in layers.values()] == pytest.approx([2 / 3, 1 / 2, 1, 1])
         assert {name: layer["macs"] for name, layer in layers.items()} == macs
+        chosen = batch["engine"]
+        assert chosen["name"] in chosen["seconds"] and "starfire" in chosen["seconds"]
+        assert chosen["images"] == batch["batch"]
         for layer in layers.values():
-            assert layer["seconds"][layer["how"]] == min(layer["seconds"].values())
+            own = layer["seconds"].get(layer["how"])
+            assert own == min(layer["seconds"].values()) if chosen["name"] == "starfire" else layer["how"] not in LOOPS
 
 
 def test_what_a_person_sees(pruned: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +199,7 @@ def test_a_network_that_cannot_be_traced_is_timed_dense(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.conv(x).mean((2, 3)) if x.sum() > 0 else x
 
-    found = workflow._sparse(Branching().eval())
+    found = workflow._sparse(Branching().eval(), None)
     assert isinstance(found, str) and found
 
 
