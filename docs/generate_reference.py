@@ -132,7 +132,7 @@ def sections(docstring: str) -> Iterator[tuple[str, list[str]]]:
     title = ""
     body: list[str] = []
     for line in docstring.splitlines():
-        if re.fullmatch(r"(Args|Attributes|Returns|Raises):", line):
+        if re.fullmatch(r"(Args|Attributes|Returns|Raises|Warns):", line):
             yield title, strip(body)
             title, body = {"Args": "Arguments"}.get(line[:-1], line[:-1]), []
         else:

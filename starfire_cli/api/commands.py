@@ -58,6 +58,7 @@ def inspect(
     from starfire_cli.workflows.inspect.run import inspect_fitted, open_checkpoint
 
     with python_errors():
+        _refuse_no_path("path", path)
         size = parse_input(image)
         one, first = inspect_fitted(open_checkpoint(Path(path), weights), model=model, image=size)
         if other is None:
@@ -66,6 +67,13 @@ def inspect(
 
         two, second = inspect_fitted(open_checkpoint(Path(other), weights), model=model, image=size)
         return compare(first, second, one, two)
+
+
+def _refuse_no_path(name: str, given: object) -> None:
+    from starfire_cli.errors import BadOption
+
+    if not isinstance(given, str | PathLike):
+        raise BadOption(f"{name} is of type {type(given).__name__}; the path of a checkpoint or run folder works")
 
 
 def attack(

@@ -22,7 +22,7 @@ def attach(
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     *,
     method: str = "window",
-    target: float = 0.6,
+    target: float | None = None,
     fc: str = "fine",
     era: tuple[float, float] | None = None,
     era_epochs: tuple[float, float] | None = None,
@@ -50,10 +50,11 @@ def attach(
     device, wrapped or not, with the weights that training starts from.
 
     Args:
-        model: the network, or its wrapper; `Conv2d` and `Linear` layers can be pruned.
+        model: the network, or its wrapper; `Conv2d` and `Linear` layers can be pruned. Frozen ones
+            (`requires_grad=False`) are left alone and listed in `summary().left_out`.
         optimizer: what trains it; several as a list, where a step of training is one of each.
         method: as `starfire train --method`, such as "window", "ck", "gmp" or "rigl" (docs/methods.md).
-        target: the final sparsity threshold, in [0, 1).
+        target: the final sparsity threshold, in [0, 1); None is 0.6. Penalties ("ssl", "slimming", "sss") meet none.
         fc: the method for linear layers; a method of the whole network takes them itself, and "dense" leaves them.
         era: when pruning begins and ends, as shares of the training, from 0 to 1; needs `total_steps`. Default: the
             method's own share, or (0.2, 0.6).
@@ -137,8 +138,8 @@ def save(
     Args:
         path: the file; written whole or not at all, in a folder that exists.
         pruner: what `attach` returned.
-        model: what builds the network ("resnet50", "timm:NAME", "package.module:callable"), so that `load_model` and
-            `starfire attack` need not be told.
+        model: what builds the network: "resnet50" or "timm:NAME", so that `load_model` and `starfire attack` need not
+            be told. For "package.module:callable" they are told all the same: no file makes code run.
         num_classes: its logits.
         image_size: of its images, in pixels a side.
         mean: of its pixels in [0, 1] per channel, with which it is trained.
@@ -149,7 +150,11 @@ def save(
     Returns:
         The path.
 
+    Warns:
+        The era is not over, or weights are NaN or infinite.
+
     Raises:
+        BadOption: a name or a fact that cannot be, such as a name that ends in .safetensors.
         StarfireError: it cannot be written; an old file is untouched.
         Mismatch: a dead weight is not zero.
     """

@@ -155,10 +155,9 @@ def _meta_lines(found: Inspection) -> list[str]:
     """The metadata in a line or two; empty where there are none."""
     meta = found.meta
     said = []
-    if found.model or meta.model.values:
-        said.append(str(found.model or meta.model.spec))
-    if meta.data.values:
-        data = meta.data
+    if (name := found.model or meta.model.spec) is not None:
+        said.append(str(name))
+    if (data := meta.data).name is not None:
         said.append(f"{data.name} ({len(data.classes or ())} classes, {data.image_size} px)")
     if meta.pruning.method is not None:
         pruning = meta.pruning

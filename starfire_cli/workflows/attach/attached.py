@@ -161,8 +161,9 @@ class AttachedPruner:
         """Check that every dead weight is zero.
 
         Raises:
-            Mismatch: one is not; the error names the layer.
+            Mismatch: one is not; the error names the layer. A later step sets nothing back that was loaded over it.
         """
+        self._check()
         self.core.verify()
 
     def summary(self) -> PruningSummary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -40,11 +41,11 @@ MaskSource = Mapping[str, Tensor] | str | PathLike[str]
 
 @dataclass(frozen=True, kw_only=True)
 class AttachRequest:
-    """One call of `starfire.attach`; see there."""
+    """One call of `starfire.attach`; see there. `target` None is the default of `starfire train`."""
 
     method: str = TrainRequest.method
     fc: str = TrainRequest.fc
-    target: float = TrainRequest.target
+    target: float | None = None
     when: When = field(default_factory=When)
     only: Sequence[str] = ()
     keep_dense: Sequence[str] = ()
@@ -83,7 +84,13 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
     ]
     if not core.layers and not core.adds_gradients:
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out[:3]) or "it has no Conv2d and no Linear"
-        raise BadOption(f"nothing of this model would be pruned: {why}")
+        dense = "; a dense run needs no attach" if pruning.method_spec == "dense" else ""
+        raise BadOption(f"nothing of this model would be pruned: {why}{dense}")
+    if request.target is not None and pruning.shown_target is None:
+        warnings.warn(
+            f"target={request.target:g}: method={pruning.method_spec!r} meets none; summary() shows what comes out",
+            stacklevel=3,
+        )
     holders = refuse_not_held(network, every, core.layers) or every
     _refuse_demands(core, pruning, request, holders)
     average = plain_average(ema, [layer.key for layer in core.layers])
@@ -116,13 +123,24 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
 
 def _pruning(request: AttachRequest) -> Pruning:
     """The methods. Raises BadOption for values out of range, and for methods that change more than weights."""
+    for name, kind, works in (
+        ("method", str, 'a name such as "ck"'),
+        ("fc", str, 'a name such as "fine"'),
+        ("target", int | float | None, "a number such as 0.8"),
+        ("seed", int, "a whole number"),
+    ):
+        value = getattr(request, name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise BadOption(f"{name}={value!r} is a {type(value).__name__}; {works} works")
+    if request.loss is not None and not callable(request.loss):
+        raise BadOption(f"loss={request.loss!r} is no function; one of no arguments that returns the mean loss works")
     for name in ("only", "keep_dense"):
         if isinstance(getattr(request, name), str):
             raise BadOption(f"{name}={getattr(request, name)!r} is one text; a list of globs works")
     asked = TrainRequest(
         method=request.method,
         fc=request.fc,
-        target=request.target,
+        target=TrainRequest.target if request.target is None else request.target,
         only=tuple(request.only),
         keep_dense=tuple(request.keep_dense),
         ramp=request.when.ramp,
@@ -152,6 +170,9 @@ def _layers(network: nn.Module, request: AttachRequest, pruning: Pruning) -> Sta
     chosen, exempt = select(found, only=request.only, keep_dense=request.keep_dense)
     kept = {layer.name for layer in select(found, only=request.only)[0]}
     why = f"not in only={list(request.only)!r}"
+    frozen = [layer for layer in chosen if not network.get_parameter(layer.key).requires_grad]
+    chosen = [layer for layer in chosen if layer not in frozen]
+    left_out += [(layer.name, "it is frozen (requires_grad=False)") for layer in frozen]
     left_out += [(name, f"keep_dense={list(request.keep_dense)!r}" if name in kept else why) for name, _ in exempt]
     start = Start(layers=chosen, left_out=left_out, masks=_masks(network, found, request.masks))
     if getattr(pruning.conv, "free_outputs_only", False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -19,6 +20,7 @@ from starfire_cli.formats.checkpoint.meta import PruningMeta, new_meta
 from starfire_cli.formats.checkpoint.meta_reader import read_meta
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.pruning.ties import apply_once
+from starfire_cli.text import some
 from starfire_cli.workflows.attach.attached import AttachedPruner
 from starfire_cli.workflows.attach.parts import plain_network
 
@@ -38,13 +40,31 @@ class Described:
 
 def save(path: str | PathLike[str], pruner: AttachedPruner, described: Described) -> Path:
     """See `starfire.save`. Raises StarfireError, and Mismatch where a dead weight is not zero."""
+    if Path(path).suffix.lower() in (".safetensors", ".onnx", ".npz"):
+        raise BadOption(
+            f"path={str(path)!r}: this writes a .pt file, of which compress makes a .safetensors"
+        )
     found, file = as_checkpoint(pruner, described), Path(path)
+    _warn(pruner, found)
     training = {}
     if pruner.average is not None:
         # As in a run: `model` is what one measures, and what was trained lies beside it.
         training["raw"] = apply_once(lambda _, tensor: tensor.detach().cpu(), _state(pruner.network))
     files.save(file, state=found.state, masks=found.masks, meta=found.meta.values, training=training)
     return file
+
+
+def _warn(pruner: AttachedPruner, found: Checkpoint) -> None:
+    """Warn of what a reader of the file would not expect: pruning that is not over, weights that are no numbers."""
+    first, last = pruner.era
+    if pruner.step < last:
+        warnings.warn(
+            f"this is step {pruner.step} and the era is {first}:{last}: {pruner.sparsity:.2%} of the prunable weights "
+            "are dead so far",
+            stacklevel=4,
+        )
+    if odd := [key for key, value in found.state.items() if not bool(value.isfinite().all())]:
+        warnings.warn(f"{some(odd)}: weights are NaN or infinite", stacklevel=4)
 
 
 def as_checkpoint(pruner: AttachedPruner, described: Described | None = None) -> Checkpoint:
@@ -152,8 +172,12 @@ def _check(described: Described) -> None:
             raise BadOption(f"{name}={value!r} is no whole number of 1 or more")
     if described.model is not None and not isinstance(described.model, str):
         raise BadOption(f"model is a {type(described.model).__name__}; its name works, such as model='resnet50'")
+    if (described.mean is None) != (described.std is None):
+        raise BadOption("mean and std belong together; give both or neither")
     if described.classes is not None and described.num_classes not in (None, len(described.classes)):
         raise BadOption(f"num_classes={described.num_classes}, and classes names {len(described.classes)}")
     for name, value in described.metrics.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise BadOption(f"metrics: {name} is a {type(value).__name__}; numbers work, accuracies as fractions")
+        if "top" in name and not 0 <= value <= 1:
+            raise BadOption(f"metrics: {name}={value:g} is no fraction; accuracies are from 0 to 1")

@@ -47,7 +47,8 @@ def era_of(when: When, pruning: Pruning) -> Era:
         if given:
             name, value = next(iter(given.items()))
             raise BadOption(
-                f"{name}={value!r}: method={pruning.method_spec!r} makes its mask before the first step, for good"
+                f"{name}={value!r}: method={pruning.method_spec!r} makes its mask before the first step, for good; "
+                f"leave {name} out"
             )
         return Era(first_step=0, last_step=1, ramp=when.ramp, mask_every=when.mask_every)
     if not pruning.target:
