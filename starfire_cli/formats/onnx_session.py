@@ -17,7 +17,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 def open_session(path: Path, *, threads: int, images: int | None = None) -> Run:
-    """What runs the graph in a file.
+    """Open a session that runs the graph in a file.
 
     Args:
         path: of a graph with one input and one output.
@@ -48,7 +48,7 @@ def open_session(path: Path, *, threads: int, images: int | None = None) -> Run:
 
 
 def export_and_open(build: Callable[[], nn.Module], images: Tensor, threads: int) -> Run:
-    """What runs a network by ONNX Runtime, for images like these: one at a time, or any number.
+    """Export a network to ONNX Runtime, for images like these: one at a time, or any number.
 
     Args:
         build: makes the network; not called where a package is missing.

@@ -24,7 +24,7 @@ from starfire_cli.sparse.weights import in_memory
 
 @dataclass(frozen=True, kw_only=True)
 class _Planned:
-    """How images of one shape are run: by `plan`, or by `run` as a whole in the process in which it was made."""
+    """The way in which images of one shape are run: by `plan`, or by `run` as a whole in the process that made it."""
 
     plan: ExecutionPlan
     choices: list[Choice]
@@ -89,7 +89,7 @@ class SparseNetwork(nn.Module):
         return self._plan(_checked(images)).engine
 
     def extra_repr(self) -> str:
-        """What runs how, for the shapes of images that have come so far."""
+        """The engines chosen for the shapes of images that have come so far."""
         lines = []
         for (size, alone, threads), planned in list(self._plans.items()):
             parts = ", ".join(f"{n} {how}" for how, n in Counter(c.how for c in planned.choices).most_common())

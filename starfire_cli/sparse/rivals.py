@@ -189,7 +189,7 @@ def _in_torch(network: TracedNetwork, images: Shape) -> dict[str, ExecutionPlan]
 
 
 def _opened(opener: OpenEngine, network: TracedNetwork, pixels: Tensor, expected: Tensor) -> Run | None:
-    """What runs the network by another engine; None where that is not at hand or computes something else."""
+    """The network as another engine runs it; None where that is not at hand or computes something else."""
     try:
         with torch.inference_mode(False), torch.no_grad():
             run = opener(lambda: dense_network(network), pixels, machine.threads())

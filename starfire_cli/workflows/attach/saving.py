@@ -41,9 +41,7 @@ class Described:
 def save(path: str | PathLike[str], pruner: AttachedPruner, described: Described) -> Path:
     """See `starfire.save`. Raises StarfireError, and Mismatch where a dead weight is not zero."""
     if Path(path).suffix.lower() in (".safetensors", ".onnx", ".npz"):
-        raise BadOption(
-            f"path={str(path)!r}: this writes a .pt file, of which compress makes a .safetensors"
-        )
+        raise BadOption(f"path={str(path)!r}: this writes a .pt file, of which compress makes a .safetensors")
     found, file = as_checkpoint(pruner, described), Path(path)
     _warn(pruner, found)
     training = {}

@@ -48,7 +48,7 @@ class Graph:
         return self._path
 
     def opened(self, _: Callable[[], nn.Module], images: Tensor, threads: int) -> RunImages:
-        """What runs the network by ONNX Runtime in place of the sparse loops. Raises anything where it cannot."""
+        """Open the network in ONNX Runtime, in place of the sparse loops. Raises anything where it cannot."""
         return open_session(self.written(), threads=threads, images=1 if len(images) == 1 else None)
 
 

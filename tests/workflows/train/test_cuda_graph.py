@@ -91,7 +91,7 @@ class StandIn:
             "current_stream": lambda device: Stream(),
         }.items():
             monkeypatch.setattr(torch.cuda, name, member)
-        monkeypatch.setattr("starfire_cli.workflows.train.session.refuse", lambda *args: None)
+        monkeypatch.setattr("starfire_cli.workflows.train.session_setup.refuse", lambda *args: None)
         monkeypatch.setattr("starfire_cli.workflows.train.step.StepGraph", Made)
         trained = training._trained
         monkeypatch.setattr(
