@@ -133,7 +133,8 @@ def save(
     """Write the pruned model as a checkpoint that every command takes: weights, masks and metadata.
 
     It is a `.pt` file, and `torch.load(path, weights_only=True)["model"]` in it a plain state dict. With `ema` given to
-    `attach` the average is saved as `model`, and what was trained beside it. Of several processes, call it in one.
+    `attach` the average is saved as `model`, and what was trained beside it; commands and `load` read the average, and
+    with `weights="model"` what was trained. Of several processes, call it in one.
 
     Args:
         path: the file; written whole or not at all, in a folder that exists.
