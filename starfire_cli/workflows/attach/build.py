@@ -170,7 +170,9 @@ def _layers(network: nn.Module, request: AttachRequest, pruning: Pruning) -> Sta
     chosen, exempt = select(found, only=request.only, keep_dense=request.keep_dense)
     kept = {layer.name for layer in select(found, only=request.only)[0]}
     why = f"not in only={list(request.only)!r}"
-    frozen = [layer for layer in chosen if not network.get_parameter(layer.key).requires_grad]
+    weights = parameters_of(network)
+    # Quantised weights, which need no gradient either, are refused below.
+    frozen = [x for x in chosen if not weights[x.key].requires_grad and weights[x.key].is_floating_point()]
     chosen = [layer for layer in chosen if layer not in frozen]
     left_out += [(layer.name, "it is frozen (requires_grad=False)") for layer in frozen]
     left_out += [(name, f"keep_dense={list(request.keep_dense)!r}" if name in kept else why) for name, _ in exempt]

@@ -18,6 +18,8 @@ from starfire_cli.pruning.schedule import Era
 from tests.helpers.pruner_training import batches
 from tests.workflows.attach.loops import PLAIN, STEPS, assert_equal, made, state_of, trained
 
+pytestmark = pytest.mark.filterwarnings("ignore:target=.* meets none")
+
 METHODS = ["window", "rigl:every=3", "snfs:every=2", "ssl"]
 ERA = {"target": 0.5, "era_steps": (2, 10)}
 

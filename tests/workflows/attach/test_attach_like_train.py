@@ -17,6 +17,8 @@ from starfire_cli.workflows.train.loop import train
 from starfire_cli.workflows.train.request import TrainRequest
 from tests.tiny import Net
 
+pytestmark = pytest.mark.filterwarnings("ignore:target=.* meets none")
+
 EPOCHS, BATCH = 3, 64
 RUN = {"model": "tests.tiny:net", "limit_train": 192, "limit_val": 100, "device": "cpu", "epochs": EPOCHS}
 RUN |= {"batch_size": BATCH, "lr": 0.05, "lr_schedule": "constant", "warmup": 0, "momentum": 0.9, "nesterov": False}
