@@ -6,6 +6,7 @@ from starfire_cli.report.plot.figures._time import counts_steps
 from starfire_cli.report.plot.figures.convergence import convergence_figure
 from starfire_cli.report.plot.figures.kernels import kernels_figure
 from starfire_cli.report.plot.figures.layers import layers_figure
+from starfire_cli.report.plot.figures.overview import overview_figure
 from starfire_cli.report.plot.figures.robustness import attacks_figure, robustness_figure
 from starfire_cli.report.plot.figures.sparsity import sparsity_figure
 from starfire_cli.report.plot.figures.tradeoff import tradeoff_figure
@@ -17,6 +18,7 @@ __all__ = [
     "counts_steps",
     "kernels_figure",
     "layers_figure",
+    "overview_figure",
     "robustness_figure",
     "sparsity_figure",
     "tradeoff_figure",
