@@ -19,7 +19,8 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 WIDTH, HEIGHT = 110, 60  # columns and rows of the terminal in pictures
 
-# In this order; what a page shows needs what stands above it.
+# In this order; what a page shows needs what stands above it. (`bench` and
+# `compare` are not among them: how many lines they print is a matter of time.)
 COMMANDS = (
     "starfire train --method dense --name digits-dense",
     "starfire train --method ck --target 0.8 --name digits-ck",
@@ -29,8 +30,6 @@ COMMANDS = (
     "starfire compress runs/digits-ck",
     "starfire plot runs/digits-ck",
     "starfire prune-mask runs/digits-dense --method window --target 0.6 --out pruned.pt --evaluate",
-    "starfire bench runs/digits-ck --batch 1 --repeats 20",
-    "starfire compare --methods ck,dense --target 0.8 --seeds 1 --epochs 3 --era 1:2 --out comparison",
 )
 PICTURES = {  # by file
     "train.svg": "starfire train --method ck --target 0.8 --name digits-ck-again",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from starfire_cli.records.plot import NetworkPicture
 from starfire_cli.report.plot import style
 from starfire_cli.report.plot.figures._frame import empty, legend, percent, whole
-from starfire_cli.report.plot.figures._layers import kind_of
+from starfire_cli.report.plot.figures._layers import kind_of, titles
 from starfire_cli.report.plot.figures._time import AXES, MANY, draw, finish_time, mark_time, name_groups
 from starfire_cli.report.plot.figures.layers import draw_stems, kind_handles
 from starfire_cli.report.plot.groups import Group
@@ -46,7 +46,7 @@ def overview_figure(
         layers,
         x="layer, from input to output",
         y="sparsity (%)",
-        title=f"{100 * network.inspection.sparsity_prunable:.1f} % of all prunable weights are zero",
+        title=f"{titles([network])[0]}: {100 * network.inspection.sparsity_prunable:.1f} % of all prunable weights",
     )
     layers.set_xlim(-0.6, len(network.inspection.layers) - 0.4)
     whole(layers)
