@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,9 +14,12 @@ from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.pruning import Masks, Pruner
 from starfire_cli.pruning.joint_optimizers import JointOptimizers
 from starfire_cli.pruning.masks import pack_bits, unpack_bits
-from starfire_cli.records.attach import LayerSummary, PruningSummary
+from starfire_cli.records.attach import LayerSummary, PruningSummary, planned_text
 from starfire_cli.text import some
+from starfire_cli.workflows.attach.first_batch import gradients_of
 from starfire_cli.workflows.attach.hooks import StepHooks
+from starfire_cli.workflows.attach.placement import Placement
+from starfire_cli.workflows.attach.stale_average import StaleAverage
 from starfire_cli.workflows.train.settings import Pruning
 
 _VERSION = 1
@@ -41,11 +45,14 @@ class AttachedPruner:
         *,
         left_out: Sequence[tuple[str, str]],
         options: Mapping[str, Any],
+        planned: float | None,
         hooks: bool,
     ) -> None:
         self.network, self.average, self.core = network, average, core
-        self._pruning, self._left_out, self.options = pruning, tuple(left_out), dict(options)
+        self._pruning, self._left_out, self.options, self._planned = pruning, tuple(left_out), dict(options), planned
         self._step, self._prepared, self._makes_step = 0, False, True
+        self._place = Placement(network, core.weights)
+        self._stale = StaleAverage(network, average)
         core.attach(optimizers[0] if len(optimizers) == 1 else JointOptimizers(optimizers), average)
         self._hooks = StepHooks(self, optimizers, core.weights) if hooks else None
         self._attached = True
@@ -59,7 +66,7 @@ class AttachedPruner:
         """
         if self.core.starts_sparse:  # for a state that is loaded afterwards
             self._before_begin = [(k, t.detach(), t.detach().clone()) for k, ts in self.core.zeroed.items() for t in ts]
-        self.core.begin(None if loss is None else lambda: _gradients_of(self.network, loss))
+        self.core.begin(None if loss is None else lambda: gradients_of(self.network, loss))
         if loss is not None and self.core.needs_loss:
             self.network.zero_grad(set_to_none=True)
 
@@ -84,8 +91,21 @@ class AttachedPruner:
         return self.core.era.first_step, self.core.era.last_step
 
     @property
+    def planned(self) -> float | None:
+        """The share of the weights of pruned layers that is dead at the end of the era, from 0 to 1.
+
+        Whole units go, which may be more than `target`. None where the method tells it in the end only.
+        """
+        return self._planned
+
+    @property
+    def average_is_stale(self) -> bool:
+        """Whether `ema` was never updated, while the network has moved on."""
+        return self._stale.is_stale(self.masks)
+
+    @property
     def step(self) -> int:
-        """The number of optimizer steps so far; steps that a GradScaler skipped are not counted."""
+        """The number of optimizer steps so far, without those that a GradScaler skipped or that had no gradients."""
         return self._step
 
     @property
@@ -155,6 +175,12 @@ class AttachedPruner:
         if not self._prepared:
             self.prepare()
         self._step, self._prepared = self._step + 1, False
+        if self._step - 1 == self.options["total_steps"]:
+            warnings.warn(
+                f"this is step {self._step}, and starfire.attach was told total_steps={self._step - 1}, by which the "
+                f"era {self.era[0]}:{self.era[1]} was placed; len(loader) * epochs, over the batches of a step, is usual",
+                stacklevel=6,
+            )
         return self.core.after_step(self._step)
 
     def verify(self) -> None:
@@ -181,6 +207,7 @@ class AttachedPruner:
                 for x in self.core.layers
             ),
             left_out=self._left_out,
+            planned=self._planned,
             parameters=sum(p.numel() for p in self.network.parameters()),
         )
 
@@ -231,10 +258,9 @@ class AttachedPruner:
 
     def __repr__(self) -> str:
         target = "" if self.target is None else f" target={self.target:g}"
-        return (
-            f"<starfire pruner: method={self.method} fc={self.fc}{target}, {len(self.core.layers)} layers, step "
-            f"{self._step}, era {self.era[0]}:{self.era[1]}>"
-        )
+        what = f"method={self.method} fc={self.fc}{target}{planned_text(self.target, self.planned)}"
+        layers = f"{len(self.core.layers)} layers"
+        return f"<starfire pruner: {what}, {layers}, step {self._step}, era {self.era[0]}:{self.era[1]}>"
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
@@ -250,17 +276,19 @@ class AttachedPruner:
 
     def _refuse_moved(self) -> None:
         """Raises StarfireError where the model was moved to another device, or its weights were replaced."""
-        key = next(iter(self.core.weights), None)
-        if key is None:
+        if (moved := self._place.replaced()) is not None:
+            raise StarfireError(
+                f"{moved} was replaced after starfire.attach, and what stands there now is not pruned; attach "
+                "afterwards, or pruner.detach() and attach again, with masks=pruner.masks for what is dead already"
+            )
+        key, now = next(iter(self.core.weights.items()), ("", None))
+        if now is None:
             return
-        weight, now = self.core.weights[key], self.network.get_parameter(key)
         if now.device != self.masks[key].device:
             raise StarfireError(
                 f"the model was moved from {self.masks[key].device} to {now.device} after starfire.attach; move it "
                 "first, then attach"
             )
-        if now is not weight:
-            raise StarfireError(f"{key} was replaced by another parameter after starfire.attach; attach afterwards")
         if now.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise StarfireError(
                 "optimizer.step() is being captured in a CUDA graph, whose replays call no hooks; capture forward and "
@@ -299,27 +327,3 @@ def refuse_second(weights: Mapping[str, nn.Parameter]) -> None:
     for other in list(_LIVE):
         if any(id(weight) in ours for weight in other.core.weights.values()):
             raise BadOption(f"the model is being pruned already, by {other!r}; pruner.detach() lets go of it first")
-
-
-def _gradients_of(network: nn.Module, loss: Callable[[], Tensor]) -> float:
-    kept = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    cuda = sorted({p.device for p in network.parameters() if p.device.type == "cuda"}, key=str)
-    network.zero_grad(set_to_none=True)
-    training = network.training
-    network.train()
-    with torch.random.fork_rng(cuda), torch.enable_grad():
-        found = loss()
-        if not isinstance(found, Tensor) or found.numel() != 1 or not found.requires_grad:
-            raise BadOption(f"loss returned {_shown(found)}; the mean loss of a batch, a tensor of one number, works")
-        found.backward()  # type: ignore[no-untyped-call]
-    network.train(training)
-    with torch.no_grad():
-        for name, buffer in network.named_buffers():
-            buffer.copy_(kept[name])
-    return float(found.detach())
-
-
-def _shown(found: object) -> str:
-    if isinstance(found, Tensor):
-        return f"a tensor of shape {tuple(found.shape)}" + ("" if found.requires_grad else " without a gradient")
-    return f"a {type(found).__name__}"

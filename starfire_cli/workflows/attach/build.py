@@ -36,6 +36,7 @@ from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.settings import Pruning, pruning_of
 from starfire_cli.workflows.train.start import Start, leave_fixed
 
+_NEAR = 0.02  # how far a sparsity may be from the target without a word
 MaskSource = Mapping[str, Tensor] | str | PathLike[str]
 
 
@@ -82,10 +83,9 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
         *found.left_out,
         *((layer.name, f"method={pruning.method_spec!r} leaves it alone") for layer in core.left_alone),
     ]
-    if not core.layers and not core.adds_gradients:
+    if not core.layers and not core.adds_gradients and pruning.method_spec != "dense":
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out[:3]) or "it has no Conv2d and no Linear"
-        dense = "; a dense run needs no attach" if pruning.method_spec == "dense" else ""
-        raise BadOption(f"nothing of this model would be pruned: {why}{dense}")
+        raise BadOption(f"nothing of this model would be pruned: {why}")
     if request.target is not None and pruning.shown_target is None:
         warnings.warn(
             f"target={request.target:g}: method={pruning.method_spec!r} meets none; summary() shows what comes out",
@@ -97,6 +97,7 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
     refuse_second(core.weights)
     plan_layers(core, pruning, {})  # says so if nothing would be left of a layer
     core.load(dead)
+    planned = _planned(core, pruning, request)
     core.use_average(average_of_ranks)
     attached = AttachedPruner(
         network,
@@ -110,7 +111,9 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
             "keep_dense": list(request.keep_dense),
             "seed": request.seed,
             "steps_per_epoch": request.when.steps_per_epoch,
+            "total_steps": request.when.total_steps,
         },
+        planned=planned,
         hooks=request.hooks,
     )
     try:
@@ -119,6 +122,26 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
         attached.detach()
         raise
     return attached
+
+
+def _planned(core: Pruner, pruning: Pruning, request: AttachRequest) -> float | None:
+    """The sparsity of all pruned layers at the end of the era; None where the method tells it in the end only.
+
+    Warns where it is not what was asked for: whole units go, and a cap or a dead layer takes more.
+    """
+    if not pruning.targeted:
+        return None
+    rows = plan_layers(core, pruning, {})
+    dead, weights = sum(row.weights - row.left for row in rows), sum(row.weights for row in rows)
+    planned = dead / max(1, weights)
+    if request.target is not None and rows and abs(planned - pruning.target) > _NEAR:
+        most = max(rows, key=lambda row: (row.weights - row.left) - pruning.target * row.weights)
+        warnings.warn(
+            f"target={pruning.target:g} comes to {planned:.2%} with method={pruning.method_spec!r}, most of it by "
+            f"{most.name}: {most.sparsity:.2%} ({most.rule})",
+            stacklevel=4,
+        )
+    return planned
 
 
 def _pruning(request: AttachRequest) -> Pruning:
