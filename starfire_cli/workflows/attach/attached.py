@@ -148,7 +148,7 @@ class AttachedPruner:
     def prepare(self) -> bool:
         """The hooks' `after_backward`. Returns whether the step is to be made."""
         if not self._prepared:
-            self._refuse_moved()
+            self.refuse_moved()
             if self._before_begin:  # weights that were loaded since are dead where the masks say so
                 self._before_begin = []
                 self.core.enforce()
@@ -177,8 +177,8 @@ class AttachedPruner:
         self._step, self._prepared = self._step + 1, False
         if self._step - 1 == self.options["total_steps"]:
             warnings.warn(
-                f"this is step {self._step}, and starfire.attach was told total_steps={self._step - 1}, by which the "
-                f"era {self.era[0]}:{self.era[1]} was placed; len(loader) * epochs, over the batches of a step, is usual",
+                f"this is step {self._step}, and starfire.attach was told total_steps={self._step - 1} for the era of "
+                f"steps {self.era[0]} to {self.era[1]}; len(loader) * epochs, over the batches of a step, is usual",
                 stacklevel=6,
             )
         return self.core.after_step(self._step)
@@ -274,20 +274,22 @@ class AttachedPruner:
         if not self._attached:
             raise BadOption("this pruner was detached from its model; starfire.attach gives another")
 
-    def _refuse_moved(self) -> None:
+    def refuse_moved(self) -> None:
         """Raises StarfireError where the model was moved to another device, or its weights were replaced."""
-        if (moved := self._place.replaced()) is not None:
-            raise StarfireError(
-                f"{moved} was replaced after starfire.attach, and what stands there now is not pruned; attach "
-                "afterwards, or pruner.detach() and attach again, with masks=pruner.masks for what is dead already"
-            )
-        key, now = next(iter(self.core.weights.items()), ("", None))
-        if now is None:
+        key, weight = next(iter(self.core.weights.items()), ("", None))
+        if weight is None:
             return
+        moved = self._place.replaced()
+        now = weight if moved is None else next(self.network.parameters(), weight)
         if now.device != self.masks[key].device:
             raise StarfireError(
                 f"the model was moved from {self.masks[key].device} to {now.device} after starfire.attach; move it "
                 "first, then attach"
+            )
+        if moved is not None:
+            raise StarfireError(
+                f"{moved} was replaced after starfire.attach, and what stands there now is not pruned; attach "
+                "afterwards, or pruner.detach() and attach again, with masks=pruner.masks for what is dead already"
             )
         if now.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise StarfireError(

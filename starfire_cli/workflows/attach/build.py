@@ -16,7 +16,17 @@ from starfire_cli import options
 from starfire_cli.errors import BadOption
 from starfire_cli.formats.checkpoint import file as checkpoint
 from starfire_cli.formats.run import find_checkpoint
-from starfire_cli.pruning import Layer, Masks, NetworkMethod, Pruner, layers_of_model, select
+from starfire_cli.pruning import (
+    CHANNEL_METHODS,
+    ONESHOT_METHODS,
+    TRAINING_METHODS,
+    Layer,
+    Masks,
+    NetworkMethod,
+    Pruner,
+    layers_of_model,
+    select,
+)
 from starfire_cli.pruning.axes import Axes
 from starfire_cli.pruning.ties import masks_once, parameters_of, ties_of
 from starfire_cli.text import some
@@ -172,6 +182,12 @@ def _pruning(request: AttachRequest) -> Pruning:
         seed=request.seed,
     )
     options.check(asked)
+    name = request.method.partition(":")[0]
+    if name not in TRAINING_METHODS.names() and name in (*ONESHOT_METHODS.names(), *CHANNEL_METHODS.names()):
+        raise BadOption(
+            f"method={request.method!r} prunes a network that is trained already, which starfire prune-mask does; in "
+            f"training there are: {', '.join(TRAINING_METHODS.names())}"
+        )
     pruning = pruning_of(asked)
     axes = _axes(pruning)
     if axes is not None and axes.rounds is not None:

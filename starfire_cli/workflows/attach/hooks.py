@@ -26,6 +26,10 @@ class Follower(Protocol):
         """
         ...
 
+    def refuse_moved(self) -> None:
+        """Raises StarfireError where weights are not where they were."""
+        ...
+
     def finish(self) -> None:
         """After the step of every optimizer."""
         ...
@@ -136,6 +140,7 @@ class StepHooks:
         if id(optimizer) in self._stepped:
             self.settle()
         if not any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+            self._follower.refuse_moved()  # which leaves a loop without gradients, too
             return
         self._fed = True
         if self._follower.uses_gradients:

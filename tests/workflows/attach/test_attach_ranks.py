@@ -13,6 +13,8 @@ from starfire_cli.errors import StarfireError
 from tests.helpers.together import together
 from tests.tiny import Plain
 
+pytestmark = pytest.mark.filterwarnings("ignore:target=.* comes to")
+
 STEPS = 12
 METHODS = ("window", "rigl:every=3")
 
