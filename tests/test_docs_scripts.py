@@ -25,6 +25,7 @@ def script(page: str, title: str) -> str:
     ("page", "title", "needs", "saved", "sparsity"),
     [
         ("library.md", "plain_loop.py", None, "model.pt", 0.6),
+        ("library.md", "resume.py", None, "resumed.pt", 0.75),
         ("lightning.md", "lightning_digits.py", "lightning", "lightning.pt", 0.55),
         ("timm.md", "timm_digits.py", "timm", "timm.pt", 0.5),
         ("huggingface.md", "huggingface_digits.py", "transformers", "huggingface.pt", 0.79),

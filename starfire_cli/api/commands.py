@@ -235,7 +235,7 @@ def compress(
         )
         if isinstance(model, AttachedPruner):
             outcomes = compress_module(as_checkpoint(model), request)
-            warn_early(model, stacklevel=4)
+            warn_early(model)
         elif isinstance(model, nn.Module):
             outcomes = compress_module(module_checkpoint(model, None if isinstance(masks, str) else masks), request)
         else:

@@ -90,5 +90,5 @@ class PruningSummary(LayerTotals):
 def planned_text(target: float | None, planned: float | None) -> str:
     """The planned sparsity in words, where it is not the target."""
     return (
-        "" if target is None or planned is None or abs(planned - target) < 5e-5 else f", which comes to {planned:.2%}"
+        "" if target is None or planned is None or abs(planned - target) < 1e-3 else f", which comes to {planned:.2%}"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from starfire_cli.records.attach import LayerSummary, PruningSummary, planned_te
 from starfire_cli.text import some
 from starfire_cli.workflows.attach.first_batch import gradients_of
 from starfire_cli.workflows.attach.hooks import StepHooks
+from starfire_cli.workflows.attach.notices import warn
 from starfire_cli.workflows.attach.placement import Placement
 from starfire_cli.workflows.attach.stale_average import StaleAverage
 from starfire_cli.workflows.train.settings import Pruning
@@ -176,10 +176,9 @@ class AttachedPruner:
             self.prepare()
         self._step, self._prepared = self._step + 1, False
         if self._step - 1 == self.options["total_steps"]:
-            warnings.warn(
+            warn(
                 f"this is step {self._step}, and starfire.attach was told total_steps={self._step - 1} for the era of "
                 f"steps {self.era[0]} to {self.era[1]}; len(loader) * epochs, over the batches of a step, is usual",
-                stacklevel=6,
             )
         return self.core.after_step(self._step)
 

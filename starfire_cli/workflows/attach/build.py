@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -31,6 +30,7 @@ from starfire_cli.pruning.axes import Axes
 from starfire_cli.pruning.ties import masks_once, parameters_of, ties_of
 from starfire_cli.text import some
 from starfire_cli.workflows.attach.attached import AttachedPruner, refuse_second
+from starfire_cli.workflows.attach.notices import warn
 from starfire_cli.workflows.attach.parts import (
     plain_average,
     plain_network,
@@ -97,9 +97,8 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out[:3]) or "it has no Conv2d and no Linear"
         raise BadOption(f"nothing of this model would be pruned: {why}")
     if request.target is not None and pruning.shown_target is None:
-        warnings.warn(
+        warn(
             f"target={request.target:g}: method={pruning.method_spec!r} meets none; summary() shows what comes out",
-            stacklevel=3,
         )
     holders = refuse_not_held(network, every, core.layers) or every
     _refuse_demands(core, pruning, request, holders)
@@ -146,10 +145,9 @@ def _planned(core: Pruner, pruning: Pruning, request: AttachRequest) -> float | 
     planned = dead / max(1, weights)
     if request.target is not None and rows and abs(planned - pruning.target) > _NEAR:
         most = max(rows, key=lambda row: (row.weights - row.left) - pruning.target * row.weights)
-        warnings.warn(
+        warn(
             f"target={pruning.target:g} comes to {planned:.2%} with method={pruning.method_spec!r}, most of it by "
             f"{most.name}: {most.sparsity:.2%} ({most.rule})",
-            stacklevel=4,
         )
     return planned
 

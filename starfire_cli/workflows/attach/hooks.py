@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,6 +13,7 @@ from torch._compile import _disable_dynamo  # that of torch.compiler would load 
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from starfire_cli.text import some
+from starfire_cli.workflows.attach.notices import warn
 
 
 class Follower(Protocol):
@@ -103,11 +103,10 @@ class StepHooks:
         self._known.add(optimizer)
         held = [self._names[id(p)] for g in optimizer.param_groups for p in g["params"] if id(p) in self._names]
         if held:
-            warnings.warn(
+            warn(
                 f"{type(optimizer).__name__} steps {some(held)}, and is not the optimizer that starfire.attach was "
-                "given: its steps are not counted, and dead weights come back; attach once the optimizer is made, or "
-                "pruner.detach() and attach it with masks=pruner.masks",
-                stacklevel=5,
+                "given: its steps are not counted, and no more is pruned; attach once the optimizer is made, or "
+                "pruner.detach() and attach to it with masks=pruner.masks",
             )
 
     @_disable_dynamo

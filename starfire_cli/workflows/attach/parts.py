@@ -34,7 +34,7 @@ def plain_network(model: object) -> nn.Module:
 
 
 def plain_optimizers(given: object, *, hooks: bool) -> list[torch.optim.Optimizer]:
-    """The optimizers behind the wrappers of Lightning and Accelerate.
+    """The optimizers behind the wrappers of Lightning, Accelerate and fastai.
 
     Raises BadOption for what is none, and with `hooks` for what calls none.
     """
@@ -43,8 +43,8 @@ def plain_optimizers(given: object, *, hooks: bool) -> list[torch.optim.Optimize
         raise BadOption("optimizer=[] holds none; give the optimizer that trains the model, or a list of them")
     found: list[torch.optim.Optimizer] = []
     for one in every:
-        inner = getattr(one, "optimizer", None)
-        plain: Any = inner if isinstance(inner, torch.optim.Optimizer) else one
+        wrapped = (getattr(one, name, None) for name in ("optimizer", "opt"))
+        plain: Any = next((inner for inner in wrapped if isinstance(inner, torch.optim.Optimizer)), one)
         _refuse_hookless(plain, hooks=hooks)
         if plain not in found:
             found.append(plain)

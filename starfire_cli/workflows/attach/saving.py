@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -24,6 +23,7 @@ from starfire_cli.networks.skeleton import build_skeleton
 from starfire_cli.pruning.ties import apply_once
 from starfire_cli.text import some
 from starfire_cli.workflows.attach.attached import AttachedPruner
+from starfire_cli.workflows.attach.notices import warn
 from starfire_cli.workflows.attach.parts import plain_network
 
 
@@ -45,7 +45,7 @@ def save(path: str | PathLike[str], pruner: AttachedPruner, described: Described
     if Path(path).suffix.lower() in (".safetensors", ".onnx", ".npz"):
         raise BadOption(f"path={str(path)!r}: this writes a .pt file, of which compress makes a .safetensors")
     found, file = _with_model(as_checkpoint(pruner, described), described), Path(path)
-    warn_early(pruner, stacklevel=4)
+    warn_early(pruner)
     _warn(pruner, found)
     training = {}
     if pruner.average is not None:
@@ -55,7 +55,7 @@ def save(path: str | PathLike[str], pruner: AttachedPruner, described: Described
     return file
 
 
-def warn_early(pruner: AttachedPruner, *, stacklevel: int) -> None:
+def warn_early(pruner: AttachedPruner) -> None:
     """Warn where pruning is not over, of which the weights say nothing."""
     first, last = pruner.era
     if pruner.step >= last:
@@ -63,19 +63,18 @@ def warn_early(pruner: AttachedPruner, *, stacklevel: int) -> None:
     dead = f"{pruner.sparsity:.2%} of the prunable weights are dead so far"
     if pruner.step == 0:
         dead += "; no step was seen, as where another optimizer trains the model than starfire.attach was given"
-    warnings.warn(f"this is step {pruner.step} and the era is {first}:{last}: {dead}", stacklevel=stacklevel)
+    warn(f"this is step {pruner.step} and the era is {first}:{last}: {dead}")
 
 
 def _warn(pruner: AttachedPruner, found: Checkpoint) -> None:
     """Warn of other things that a reader of the file would not expect."""
     if pruner.average_is_stale:
-        warnings.warn(
+        warn(
             f"the average that starfire.attach was given as ema was never updated in {pruner.step} steps, and is what "
             "the file has as its model; update it after each step, as with ema.update_parameters(model)",
-            stacklevel=4,
         )
     if odd := [key for key, value in found.state.items() if not bool(value.isfinite().all())]:
-        warnings.warn(f"{some(odd)}: weights are NaN or infinite", stacklevel=4)
+        warn(f"{some(odd)}: weights are NaN or infinite")
 
 
 def _with_model(found: Checkpoint, described: Described) -> Checkpoint:

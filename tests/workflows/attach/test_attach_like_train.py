@@ -77,6 +77,7 @@ def assert_same(one, other) -> None:
     [
         ("window", {}),
         ("ck", {"clip_grad": 0.3}),
+        ("intra", {"ramp": "cosine", "mask_every": 2}),
         ("gmp", {"accumulate": 2}),
         ("rigl:every=2", {"keep_dense": ("conv1",)}),
         ("set:every=2", {}),
