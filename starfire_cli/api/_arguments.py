@@ -45,7 +45,7 @@ def whole_argument(name: str, given: object) -> int | None:
 
 
 def model_spec(given: object) -> str | None:
-    """What builds a network, or None. Raises BadOption for other things than a name."""
+    """The name of a network, or None. Raises BadOption for anything else."""
     if given is not None and not isinstance(given, str):
         raise BadOption(f"model is a {type(given).__name__}; its name works, such as model='resnet50'")
     return given
