@@ -14,10 +14,10 @@ from starfire_cli.pruning import Masks, Pruner
 from starfire_cli.pruning.joint_optimizers import JointOptimizers
 from starfire_cli.pruning.masks import pack_bits, unpack_bits
 from starfire_cli.records.attach import LayerSummary, PruningSummary, planned_text
-from starfire_cli.text import some
 from starfire_cli.workflows.attach.first_batch import gradients_of
 from starfire_cli.workflows.attach.hooks import StepHooks
-from starfire_cli.workflows.attach.notices import warn
+from starfire_cli.workflows.attach.notices import warn, warn_of_zeros
+from starfire_cli.workflows.attach.other_state import refuse_other_state
 from starfire_cli.workflows.attach.placement import Placement
 from starfire_cli.workflows.attach.stale_average import StaleAverage
 from starfire_cli.workflows.train.settings import Pruning
@@ -50,7 +50,7 @@ class AttachedPruner:
     ) -> None:
         self.network, self.average, self.core = network, average, core
         self._pruning, self._left_out, self.options, self._planned = pruning, tuple(left_out), dict(options), planned
-        self._step, self._prepared, self._makes_step = 0, False, True
+        self._step, self._prepared, self._makes_step, self._looked = 0, False, True, False
         self._place = Placement(network, core.weights)
         self._stale = StaleAverage(network, average)
         core.attach(optimizers[0] if len(optimizers) == 1 else JointOptimizers(optimizers), average)
@@ -149,6 +149,9 @@ class AttachedPruner:
         """The hooks' `after_backward`. Returns whether the step is to be made."""
         if not self._prepared:
             self.refuse_moved()
+            if not self._step and not self._looked:  # not at `attach`, after which weights and masks may be loaded
+                self._looked = True
+                warn_of_zeros(self.core.weights, self.masks)
             if self._before_begin:  # weights that were loaded since are dead where the masks say so
                 self._before_begin = []
                 self.core.enforce()
@@ -233,7 +236,8 @@ class AttachedPruner:
             BadOption: it is of another method, target, era or model; nothing is changed then.
         """
         self._check()
-        self._refuse_other(state)
+        mine = (self.method, self.fc, self._pruning.target, self.era)
+        refuse_other_state(state, _VERSION, mine, {layer.key: layer.shape for layer in self.core.layers})
         masks = {key: unpack_bits(m["bits"].cpu(), tuple(m["shape"])) for key, m in state["masks"].items()}
         self._undo_begin()
         self.core.load(masks)
@@ -303,23 +307,6 @@ class AttachedPruner:
             if torch.equal(tensor, before.masked_fill(~self.masks[key], 0)):
                 tensor.copy_(before)
         self._before_begin = []
-
-    def _refuse_other(self, state: Mapping[str, Any]) -> None:
-        try:
-            said = (state["method"], state["fc"], float(state["target"]), tuple(state["era"]))
-            version, shapes = state["version"], {k: tuple(m["shape"]) for k, m in state["masks"].items()}
-        except (KeyError, TypeError, ValueError):
-            raise BadOption("this is no state of a pruner: give what pruner.state_dict() returned") from None
-        own = (self.method, self.fc, self._pruning.target, self.era)
-        if version != _VERSION:
-            raise BadOption(f"this state of a pruner has version {version!r}; this starfire reads {_VERSION}")
-        for name, there, here in zip(("method", "fc", "target", "era_steps"), said, own, strict=True):
-            if there != here:
-                raise BadOption(f"the state is of a pruner with {name}={there!r}, and this one has {name}={here!r}")
-        mine = {layer.key: layer.shape for layer in self.core.layers}
-        if shapes != mine:
-            odd = [key for key in {**shapes, **mine} if shapes.get(key) != mine.get(key)]
-            raise BadOption(f"the state is of a pruner of other layers: {some(odd)} differ")
 
 
 def refuse_second(weights: Mapping[str, nn.Parameter]) -> None:

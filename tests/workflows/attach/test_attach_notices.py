@@ -186,6 +186,7 @@ def test_a_layer_that_is_replaced_is_noticed_wherever_it_stands():
         (lambda m: m.body.__setitem__(0, nn.Sequential(nn.Conv2d(8, 8, 3))), "body.0"),
         (lambda m: setattr(m.body[0][0], "weight", nn.Parameter(torch.ones(8, 8, 3, 3))), "body.0.0.weight"),
         (lambda m: nn.utils.parametrizations.weight_norm(m.head), "head"),
+        (lambda m: m.load_state_dict({k: v.clone() for k, v in m.state_dict().items()}, assign=True), "stem.weight"),
     ):
         model, optimizer, pruner = ready()
         change(model)
@@ -198,3 +199,46 @@ def test_a_layer_that_is_replaced_is_noticed_wherever_it_stands():
     model(torch.rand(2, 3, 7, 7)).sum().backward()
     optimizer.step()
     assert pruner.step == 1
+
+
+class Held:
+    """A wrapper as fastai's, which is no optimizer and holds one."""
+
+    def __init__(self, optimizer):
+        self.opt = optimizer
+
+
+def test_the_optimizer_in_a_wrapper_is_found():
+    model, optimizer = made()
+    pruner = starfire.attach(model, Held(optimizer), **ERA)
+    trained(model, optimizer)
+    assert pruner.step == STEPS
+
+
+def test_zeros_of_a_pruned_model_that_are_not_called_dead_are_said():
+    """Unless masks come with it, with `attach` or afterwards."""
+    model, optimizer = made()
+    first = starfire.attach(model, optimizer, **ERA)
+    trained(model, optimizer)
+    weights, state = state_of(model), first.state_dict()
+    for way in ("masks", "state", "nothing"):
+        model, optimizer = made()
+        model.load_state_dict(weights)
+        if way == "masks":
+            starfire.attach(model, optimizer, method="gmp", target=0.5, total_steps=4, masks=first.masks)
+            trained(model, optimizer, 2)
+        elif way == "state":
+            starfire.attach(model, optimizer, **ERA).load_state_dict(state)
+            trained(model, optimizer, 2)
+        else:
+            starfire.attach(model, optimizer, **ERA)
+            with pytest.warns(UserWarning, match=r"50\.\d+% of the weights of .* are zero and count as alive") as said:
+                trained(model, optimizer, 2)
+            assert len(said) == 1
+
+
+def test_layers_that_are_initialised_with_zeros_are_no_pruned_ones():
+    model, optimizer = made()
+    nn.init.zeros_(model[12].weight)
+    starfire.attach(model, optimizer, **ERA)
+    trained(model, optimizer, 2)
