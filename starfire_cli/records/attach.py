@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starfire_cli.markup import RecordTable
 from starfire_cli.records.totals import LayerTotals
+from starfire_cli.records.train import PlanLayer
 from starfire_cli.text import shape_text
 
 
@@ -19,6 +21,7 @@ class LayerSummary:
         shape: (K, C, R, S) or (O, I); C counts the channels of one group.
         weights: their number.
         zeros: dead weights.
+        planned: the share of dead weights at the end of the era; None where the method shares them out among layers.
     """
 
     name: str
@@ -26,6 +29,7 @@ class LayerSummary:
     shape: tuple[int, ...]
     weights: int
     zeros: int
+    planned: float | None = None
 
     @property
     def sparsity(self) -> float:
@@ -78,13 +82,24 @@ class PruningSummary(LayerTotals):
 
     def _table(self) -> RecordTable:
         aim = "" if self.target is None else f", target {self.target:g}"
+        ahead = self.step < self.last_step and any(layer.planned is not None for layer in self.layers)
+        rows = [(x.name, x.kind, shape_text(x.shape), f"{x.weights:,}", f"{x.sparsity:.2%}") for x in self.layers]
+        total = ("all", "", "", f"{self.prunable:,}", f"{self.sparsity_prunable:.2%}")
         return RecordTable(
             title=f"{self.method}, fc {self.fc}{aim}{planned_text(self.target, self.planned)}: {self.phase}",
-            head=("layer", "kind", "shape", "weights", "dead"),
-            rows=[(x.name, x.kind, shape_text(x.shape), f"{x.weights:,}", f"{x.sparsity:.2%}") for x in self.layers],
-            total=("all", "", "", f"{self.prunable:,}", f"{self.sparsity_prunable:.2%}"),
+            head=("layer", "kind", "shape", "weights", "dead", *(("in the end",) if ahead else ())),
+            rows=[
+                (*row, *((_share(layer.planned),) if ahead else ()))
+                for row, layer in zip(rows, self.layers, strict=True)
+            ],
+            total=(*total, *((_share(self.planned),) if ahead else ())),
             notes=[f"left out: {name}: {why}" for name, why in self.left_out],
         )
+
+
+def planned_sparsity(rows: Sequence[PlanLayer]) -> float:
+    """The share of the weights of all these layers that the plan takes, from 0 to 1."""
+    return sum(row.weights - row.left for row in rows) / max(1, sum(row.weights for row in rows))
 
 
 def planned_text(target: float | None, planned: float | None) -> str:
@@ -92,3 +107,7 @@ def planned_text(target: float | None, planned: float | None) -> str:
     return (
         "" if target is None or planned is None or abs(planned - target) < 1e-3 else f", which comes to {planned:.2%}"
     )
+
+
+def _share(planned: float | None) -> str:
+    return "" if planned is None else f"{planned:.2%}"

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.errors import BadOption, StarfireError
-from starfire_cli.pruning import Masks, Pruner
+from starfire_cli.pruning import Masks, NetworkMethod, Pruner
 from starfire_cli.pruning.joint_optimizers import JointOptimizers
 from starfire_cli.pruning.masks import pack_bits, unpack_bits
-from starfire_cli.records.attach import LayerSummary, PruningSummary, planned_text
+from starfire_cli.records.attach import LayerSummary, PruningSummary, planned_sparsity, planned_text
+from starfire_cli.records.train import PlanLayer
 from starfire_cli.workflows.attach.first_batch import gradients_of
 from starfire_cli.workflows.attach.hooks import StepHooks
 from starfire_cli.workflows.attach.notices import warn, warn_of_zeros
@@ -45,11 +46,11 @@ class AttachedPruner:
         *,
         left_out: Sequence[tuple[str, str]],
         options: Mapping[str, Any],
-        planned: float | None,
+        plan: tuple[PlanLayer, ...] | None,
         hooks: bool,
     ) -> None:
         self.network, self.average, self.core = network, average, core
-        self._pruning, self._left_out, self.options, self._planned = pruning, tuple(left_out), dict(options), planned
+        self._pruning, self._left_out, self.options, self._plan = pruning, tuple(left_out), dict(options), plan
         self._step, self._prepared, self._makes_step, self._looked = 0, False, True, False
         self._place = Placement(network, core.weights)
         self._stale = StaleAverage(network, average)
@@ -96,7 +97,7 @@ class AttachedPruner:
 
         Whole units go, which may be more than `target`. None where the method tells it in the end only.
         """
-        return self._planned
+        return None if self._plan is None else planned_sparsity(self._plan)
 
     @property
     def average_is_stale(self) -> bool:
@@ -197,6 +198,9 @@ class AttachedPruner:
     def summary(self) -> PruningSummary:
         """Measure how sparse the model is now, layer by layer; `print` shows it, and a notebook a table."""
         zeros = self.core.zeros
+        # Methods of the whole network share weights out among layers as these turn out.
+        fixed = self._plan if self._plan and not isinstance(self._pruning.conv, NetworkMethod) else ()
+        planned = {row.name: row.sparsity for row in fixed}
         return PruningSummary(
             method=self.method,
             fc=self.fc,
@@ -205,11 +209,18 @@ class AttachedPruner:
             first_step=self.era[0],
             last_step=self.era[1],
             layers=tuple(
-                LayerSummary(name=x.name, kind=x.kind, shape=x.shape, weights=x.weights, zeros=zeros[x.key])
+                LayerSummary(
+                    name=x.name,
+                    kind=x.kind,
+                    shape=x.shape,
+                    weights=x.weights,
+                    zeros=zeros[x.key],
+                    planned=planned.get(x.name),
+                )
                 for x in self.core.layers
             ),
             left_out=self._left_out,
-            planned=self._planned,
+            planned=self.planned,
             parameters=sum(p.numel() for p in self.network.parameters()),
         )
 

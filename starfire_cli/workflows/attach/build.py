@@ -28,6 +28,8 @@ from starfire_cli.pruning import (
 )
 from starfire_cli.pruning.axes import Axes
 from starfire_cli.pruning.ties import masks_once, parameters_of, ties_of
+from starfire_cli.records.attach import planned_sparsity
+from starfire_cli.records.train import PlanLayer
 from starfire_cli.text import some
 from starfire_cli.workflows.attach.attached import AttachedPruner, refuse_second
 from starfire_cli.workflows.attach.notices import warn
@@ -106,7 +108,7 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
     refuse_second(core.weights)
     plan_layers(core, pruning, {})  # says so if nothing would be left of a layer
     core.load(dead)
-    planned = _planned(core, pruning, request)
+    plan = _plan(core, pruning, request)
     core.use_average(average_of_ranks)
     attached = AttachedPruner(
         network,
@@ -122,7 +124,7 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
             "steps_per_epoch": request.when.steps_per_epoch,
             "total_steps": request.when.total_steps,
         },
-        planned=planned,
+        plan=plan,
         hooks=request.hooks,
     )
     try:
@@ -133,23 +135,22 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
     return attached
 
 
-def _planned(core: Pruner, pruning: Pruning, request: AttachRequest) -> float | None:
-    """The sparsity of all pruned layers at the end of the era; None where the method tells it in the end only.
+def _plan(core: Pruner, pruning: Pruning, request: AttachRequest) -> tuple[PlanLayer, ...] | None:
+    """The pruned layers at the end of the era; None where the method tells in the end only.
 
-    Warns where it is not what was asked for: whole units go, and a cap or a dead layer takes more.
+    Warns where the whole is not what was asked for: whole units go, and a cap or a dead layer takes more.
     """
     if not pruning.targeted:
         return None
     rows = plan_layers(core, pruning, {})
-    dead, weights = sum(row.weights - row.left for row in rows), sum(row.weights for row in rows)
-    planned = dead / max(1, weights)
+    planned = planned_sparsity(rows)
     if request.target is not None and rows and abs(planned - pruning.target) > _NEAR:
         most = max(rows, key=lambda row: (row.weights - row.left) - pruning.target * row.weights)
         warn(
             f"target={pruning.target:g} comes to {planned:.2%} with method={pruning.method_spec!r}, most of it by "
-            f"{most.name}: {most.sparsity:.2%} ({most.rule})",
+            f"{most.name}: {most.sparsity:.2%} ({most.rule})"
         )
-    return planned
+    return rows
 
 
 def _pruning(request: AttachRequest) -> Pruning:

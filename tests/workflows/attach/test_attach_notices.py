@@ -46,7 +46,9 @@ def test_a_network_without_layers_is_refused_unless_dense_was_asked_for():
 def test_more_than_the_target_is_said_at_once_and_planned():
     with pytest.warns(UserWarning, match=r"target=0\.7 comes to 7\d\.\d\d% with method='window'.*\(7/9 of a window\)"):
         pruner = starfire.attach(*made(), method="window", target=0.7, total_steps=STEPS)
-    trained(pruner.network, torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), 0)
+    first = pruner.summary()
+    assert [layer.planned for layer in first.layers[:2]] == [pytest.approx(7 / 9)] * 2
+    assert f"all {'':10}" in str(first) and str(first).splitlines()[1].endswith("in the end")
     assert f"target=0.7, which comes to {pruner.planned:.2%}" in repr(pruner)
     assert f"comes to {pruner.planned:.2%}" in str(pruner.summary())
 
@@ -58,6 +60,10 @@ def test_it_comes_to_what_was_planned(method):
     pruner = starfire.attach(model, optimizer, method=method, target=0.6, era_steps=(1, 10))
     trained(model, optimizer)
     assert pruner.planned == pytest.approx(pruner.sparsity, abs=1e-9)
+    found = pruner.summary()
+    assert "in the end" not in str(found)
+    for layer in found.layers:
+        assert layer.planned is None or layer.planned == pytest.approx(layer.sparsity)
 
 
 def test_what_nobody_asked_for_is_not_warned_of():
