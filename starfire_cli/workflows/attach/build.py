@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from starfire_cli.workflows.attach.parts import (
     refuse_unready,
 )
 from starfire_cli.workflows.attach.ranks import average_of_ranks
+from starfire_cli.workflows.attach.shards import ShardedPruner, is_sharded, refuse_demands_of_shards, whole_network
 from starfire_cli.workflows.attach.when import When, era_of
 from starfire_cli.workflows.pruning import plan_layers
 from starfire_cli.workflows.train.request import TrainRequest
@@ -77,11 +79,15 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
     every = plain_optimizers(optimizers, hooks=request.hooks)
     pruning = _pruning(request)
     era = era_of(request.when, pruning)
-    found = _layers(network, request, pruning)
-    refuse_unprunable(network, found.layers)
+    sharded = any(map(is_sharded, network.parameters()))
+    if sharded:
+        refuse_demands_of_shards(request.method, pruning, ema, parameters_of(network))
+    whole = whole_network(network) if sharded else network
+    found = _layers(whole, request, pruning)
+    refuse_unprunable(whole, found.layers)
     dead = found.masks or {}
-    core = Pruner(
-        network,
+    core = (partial(ShardedPruner, network) if sharded else Pruner)(
+        whole,
         found.layers,
         conv=pruning.conv,
         linear=pruning.linear,

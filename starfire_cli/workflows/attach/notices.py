@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from starfire_cli.text import some
+from starfire_cli.workflows.attach.shards import gathered
 
 _MANY = 0.01  # of the weights of a layer, but for one that is zero as a whole, as some are initialised
 _NOT_THE_USERS = ("torch", "starfire_cli", "contextlib")
@@ -28,7 +29,7 @@ def warn(text: str) -> None:
 
 def warn_of_zeros(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
     """Warn where many weights are zero that masks call alive, as those of a network that was pruned before."""
-    zeros = {key: int((weight.detach().eq(0) & masks[key]).sum()) for key, weight in weights.items()}
+    zeros = {key: int((gathered(weight.detach()).eq(0) & masks[key]).sum()) for key, weight in weights.items()}
     found = [key for key, count in zeros.items() if _MANY * weights[key].numel() < count < weights[key].numel()]
     if found:
         share = sum(zeros[key] for key in found) / sum(weights[key].numel() for key in found)

@@ -86,13 +86,8 @@ def plain_average(ema: object, keys: Collection[str]) -> nn.Module | None:
 
 
 def refuse_unready(net: nn.Module) -> None:
-    """Raises BadOption for parameters that are sharded, or have no shape or no memory yet."""
+    """Raises BadOption for parameters that have no shape or no memory yet."""
     for key, weight in parameters_of(net).items():
-        if _sharded(weight):
-            raise BadOption(
-                f"{key} is sharded (DTensor): masks are computed from whole weights, so FSDP2 (fully_shard) and tensor "
-                "parallelism do not work; DistributedDataParallel does"
-            )
         if isinstance(weight, nn.parameter.UninitializedParameter):
             raise BadOption(f"{key} has no shape yet; run one batch through the model before attaching")
         if weight.is_meta:
@@ -144,14 +139,6 @@ def refuse_not_held(
             raise BadOption(f"{layer.key} is held by two optimizers; which of them changes it last cannot be told")
     wanted = {id(holders[id(parameters[layer.key])][0]) for layer in layers}
     return [optimizer for optimizer in optimizers if id(optimizer) in wanted]
-
-
-def _sharded(weight: Tensor) -> bool:
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(weight, DTensor) or isinstance(weight.data, DTensor)
 
 
 def _kind(thing: object) -> str:

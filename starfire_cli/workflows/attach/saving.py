@@ -25,6 +25,7 @@ from starfire_cli.text import some
 from starfire_cli.workflows.attach.attached import AttachedPruner
 from starfire_cli.workflows.attach.notices import warn
 from starfire_cli.workflows.attach.parts import plain_network
+from starfire_cli.workflows.attach.shards import ShardedPruner, gathered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,11 @@ def save(path: str | PathLike[str], pruner: AttachedPruner, described: Described
     if pruner.average is not None:
         # As in a run: `model` is what one measures, and what was trained lies beside it.
         training["raw"] = apply_once(lambda _, tensor: tensor.detach().cpu(), _state(pruner.network))
-    files.save(file, state=found.state, masks=found.masks, meta=found.meta.values, training=training)
+    sharded = isinstance(pruner.core, ShardedPruner)  # then every process is here, and the first of them writes
+    if not sharded or torch.distributed.get_rank() == 0:
+        files.save(file, state=found.state, masks=found.masks, meta=found.meta.values, training=training)
+    if sharded:
+        torch.distributed.barrier()
     return file
 
 
@@ -130,7 +135,7 @@ def module_checkpoint(model: nn.Module, masks: Mapping[str, Tensor] | None) -> C
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:
-    return {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
+    return {key: gathered(value) for key, value in network.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _meta(pruner: AttachedPruner, described: Described) -> dict[str, Any]:
