@@ -211,6 +211,7 @@ def compress(
 
     from starfire_cli.workflows.attach.attached import AttachedPruner
     from starfire_cli.workflows.attach.saving import as_checkpoint, module_checkpoint, warn_early
+    from starfire_cli.workflows.attach.shards import ShardedPruner
     from starfire_cli.workflows.compress.request import CompressRequest
     from starfire_cli.workflows.compress.run import compress as compressed
     from starfire_cli.workflows.compress.run import compress_module
@@ -234,6 +235,10 @@ def compress(
             out=path_argument("path", path, hint=", in compress(model, path)"),
         )
         if isinstance(model, AttachedPruner):
+            if isinstance(model.core, ShardedPruner):
+                raise BadOption(
+                    "the weights are sharded (FSDP2); starfire.save writes them whole, and compress that file"
+                )
             outcomes = compress_module(as_checkpoint(model), request)
             warn_early(model)
         elif isinstance(model, nn.Module):

@@ -45,10 +45,11 @@ def attach(
     """Prune `model` while a loop of your own trains it; the loop needs no other line.
 
     Hooks on the optimizer do all that is to be done at a step: gradients of dead weights are masked as they are
-    computed, masks are evaluated after the step, and what dies is zero from then on, in weights, optimizer state and
-    `ema`. Gradient accumulation, GradScaler, closures, clipping, learning-rate schedules, `torch.compile`,
-    DistributedDataParallel and channels_last work as they are. Call it once model and optimizer are complete: on their
-    device, wrapped or not, with the weights that training starts from.
+    computed, masks are evaluated after the step, and what dies is zero from then on, in weights, optimizer state
+    and `ema`. Gradient accumulation, GradScaler, closures, clipping, learning-rate schedules, `torch.compile`,
+    DistributedDataParallel and channels_last work as they are; FSDP2 works for methods that look layer by layer.
+    Call it once model and optimizer are complete: on their device, wrapped or not, with the weights that training
+    starts from.
 
     Args:
         model: the network, or its wrapper; `Conv2d` and `Linear` layers can be pruned. Frozen ones
@@ -83,7 +84,7 @@ def attach(
 
     Raises:
         BadOption: something cannot work, in one line; nothing is changed then. For example an optimizer that calls no
-            hooks, weights that it does not hold, sharded, quantised or meta parameters, or a second `attach`.
+            hooks, weights that it does not hold, quantised or meta parameters, or a second `attach`.
     """
     from starfire_cli.workflows.attach.build import AttachRequest
     from starfire_cli.workflows.attach.build import attach as attached
@@ -135,7 +136,8 @@ def save(
 
     It is a `.pt` file, and `torch.load(path, weights_only=True)["model"]` in it a plain state dict. With `ema` given to
     `attach` the average is saved as `model`, and what was trained beside it; commands and `load` read the average, and
-    with `weights="model"` what was trained. Of several processes, call it in one.
+    with `weights="model"` what was trained. Of several processes, call it in one; with FSDP2 in each, and the first
+    writes.
 
     Args:
         path: the file; written whole or not at all, in a folder that exists.

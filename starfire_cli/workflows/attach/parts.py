@@ -86,7 +86,12 @@ def plain_average(ema: object, keys: Collection[str]) -> nn.Module | None:
 
 
 def refuse_unready(net: nn.Module) -> None:
-    """Raises BadOption for parameters that have no shape or no memory yet."""
+    """Raises BadOption for parameters that are flattened, or have no shape or no memory yet."""
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in net.modules()):
+        raise BadOption(
+            "FullyShardedDataParallel flattens weights, so that there is nothing to prune; fully_shard (FSDP2) and "
+            "DistributedDataParallel work"
+        )
     for key, weight in parameters_of(net).items():
         if isinstance(weight, nn.parameter.UninitializedParameter):
             raise BadOption(f"{key} has no shape yet; run one batch through the model before attaching")

@@ -364,6 +364,10 @@ class Hookless(torch.optim.Optimizer):
         vars(self)["step"] = lambda closure=None: None
 
 
+class FullyShardedDataParallel(nn.Sequential):
+    """The name by which torch's own is known, without importing it."""
+
+
 def frozen(model):
     return torch.optim.SGD(model[10:].parameters(), lr=0.1)
 
@@ -395,6 +399,7 @@ def frozen(model):
         (lambda m: (3, frozen(m)), {}, "model is a int"),
         (lambda m: (m.to("meta"), frozen(m)), {}, "meta device"),
         (lambda m: (nn.Sequential(nn.LazyLinear(3)), frozen(m)), {}, "no shape yet"),
+        (lambda m: (FullyShardedDataParallel(m), frozen(m)), {}, "FullyShardedDataParallel flattens weights"),
         (lambda m: (nn.BatchNorm2d(3), frozen(m)), {}, "nothing of this model would be pruned"),
     ],
 )
