@@ -47,7 +47,7 @@ def attach(
     Hooks on the optimizer do all that is to be done at a step: gradients of dead weights are masked as they are
     computed, masks are evaluated after the step, and what dies is zero from then on, in weights, optimizer state
     and `ema`. Gradient accumulation, GradScaler, closures, clipping, learning-rate schedules, `torch.compile`,
-    DistributedDataParallel and channels_last work as they are; FSDP2 works for methods that look layer by layer.
+    DistributedDataParallel and channels_last work as they are; FSDP2 works for methods that look at weights alone.
     Call it once model and optimizer are complete: on their device, wrapped or not, with the weights that training
     starts from.
 

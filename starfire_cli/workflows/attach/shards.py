@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.errors import BadOption, Mismatch
-from starfire_cli.pruning import Layer, NetworkMethod, Pruner
+from starfire_cli.pruning import Layer, Method, NetworkMethod, Pruner
 from starfire_cli.pruning._tensor_addresses import state_of
 from starfire_cli.pruning.joint_optimizers import AnyOptimizer, keeps_zeros
 from starfire_cli.pruning.kernels.torch import write_dead
@@ -65,7 +65,7 @@ def whole_network(network: nn.Module) -> nn.Module:
 
 
 class ShardedPruner(Pruner):
-    """A pruner of sharded weights, for methods that look at weights layer by layer.
+    """A pruner of sharded weights, for methods that look at weights alone, when masks are evaluated.
 
     Each process holds a whole copy of the weights that are pruned, gathered at every evaluation of the masks, and the
     whole masks, which are the same everywhere. Weights, gradients and optimizer state are masked where they lie.
@@ -165,10 +165,19 @@ def refuse_demands_of_shards(method: str, pruning: Pruning, ema: object, weights
                 f"{key} is sharded otherwise than by its first axis over one group of processes ({weight.placements}): "
                 "fully_shard over one group works, tensor parallelism does not; DistributedDataParallel does"
             )
-    if isinstance(pruning.conv, NetworkMethod) or getattr(pruning.conv, "free_outputs_only", False):
+    if not _looks_at_weights_only(pruning.conv):
         raise BadOption(
-            f"method={method!r} looks at the whole network, whose weights are sharded (FSDP2); window, ck, intra and "
-            "inter work with these, DistributedDataParallel with all methods"
+            f"method={method!r} looks at more than weights or revives some, and the weights are sharded (FSDP2); "
+            "window, ck, intra, inter and gmp work with these, DistributedDataParallel with all methods"
         )
     if ema is not None:
         raise BadOption("ema is not followed where weights are sharded (FSDP2); DistributedDataParallel has it")
+
+
+def _looks_at_weights_only(method: Method | NetworkMethod) -> bool:
+    """Whether masks are made of weights alone, at evaluations alone, and only shrink."""
+    if not isinstance(method, NetworkMethod):
+        return not getattr(method, "free_outputs_only", False)  # which runs the network
+    axes = method.axes()
+    looks = any(stage.reads for stage in axes.stages)
+    return axes.monotone and axes.start is None and axes.penalty is None and not looks and not axes.replaces_step
