@@ -119,6 +119,7 @@ def of_one_shard(folder):
     return found, said
 
 
+@pytest.mark.slow  # FSDP2's first step takes each process six seconds of imports
 def test_sharded_weights_get_the_masks_and_the_file_of_whole_ones(tmp_path):
     plain, other = sharded(plain_sgd, tmp_path, whole=True), sharded(adam, tmp_path, whole=True)
     weights = [starfire.load(path) for _, _, path in other]
