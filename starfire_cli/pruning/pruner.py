@@ -70,6 +70,7 @@ class Pruner:
         self.kernels, self._kernels = choose(kernels, device, sum(layer.weights for layer in self.layers))
         self._tensors = MaskedWeights(self.layers, weights, self._kernels)
         self._step = 0
+        self._leaves_gradients = False
         self._masks: EraMasks | Rewiring
         if isinstance(conv, NetworkMethod):
             self._masks = Rewiring(model, self._tensors, pruned, axes=conv.axes(), target=target, era=era, seed=seed)
@@ -144,9 +145,14 @@ class Pruner:
         steps = True
         if isinstance(self._masks, Rewiring):
             steps = self._masks.before_step(self._step + 1)
-        self._tensors.mask_gradients(self._tensors.touched)
+        if not self._leaves_gradients:
+            self._tensors.mask_gradients(self._tensors.touched)
         self.seconds += perf_counter() - started
         return steps
+
+    def leave_gradients(self) -> None:
+        """From now on, `after_backward` leaves the gradients of dead weights as they are: nobody reads them."""
+        self._leaves_gradients = True
 
     @torch.no_grad()
     def after_step(self, step: int) -> bool:

@@ -99,6 +99,8 @@ def build_session(
         pruner,
         optimisation.optimizer,
         compact_state=request.compact_state,
+        reads_gradients=request.clip_grad is not None,
+        scaled=precision.scaler.is_enabled(),
         codebook=pruning.codebook,
         shared=network.weights,
     )

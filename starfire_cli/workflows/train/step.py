@@ -33,9 +33,7 @@ def train_step(session: Session, images: Tensor, labels: Tensor, look: Callable[
         look()
         return session.graph.update(images, labels, rate)
     set_rate(session.optimisation.optimizer, rate)
-    sums = update(session, images, labels, look)
-    session.fixed.scatter()
-    return sums
+    return update(session, images, labels, look)
 
 
 def update(session: Session, images: Tensor, labels: Tensor, look: Callable[[Tensor], None]) -> Tensor:
@@ -113,8 +111,10 @@ def _optimize(session: Session) -> None:
         if not session.pruner.adds_gradients:
             scaler.unscale_(optimizer)
         clip_grad_norm_(session.fixed.parameters or session.network.net.parameters(), session.request.clip_grad)
+    session.fixed.step()
     scaler.step(optimizer)
     scaler.update()
+    session.fixed.scatter()
 
 
 def _attacked(session: Session, part: MicroBatch, whole: int) -> Tensor:
