@@ -51,6 +51,8 @@ class Session:
         replica: the exchange of gradients, with several ranks.
         graph: the captured step of `--cuda-graphs`.
         tickets: the rounds of a method that has several; changes with each.
+        sparse_share: the share of a step's multiply-accumulates by live weights that loops over these have computed, as
+            of the last step; None: torch computes all of them.
         folder: of the run; None before it is made.
         resumed: whether a checkpoint's training goes on.
         notes: lines for the user.
@@ -72,6 +74,7 @@ class Session:
     replica: Replica | None = None
     graph: StepGraph | None = None
     tickets: Tickets | None = None
+    sparse_share: Callable[[], float] | None = None
     folder: Run | None = None
     resumed: bool
     notes: tuple[str, ...]
