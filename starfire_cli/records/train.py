@@ -84,6 +84,13 @@ class Started:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Notice:
+    """A line for the user about something that turned out while training."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepRecord:
     """Progress within an epoch: running means over its steps so far, accuracies as fractions."""
 
@@ -170,4 +177,4 @@ class Finished:
     notes: tuple[str, ...] = ()
 
 
-Record = TrainingPlan | Started | StepRecord | EpochRecord | Stopped | Finished
+Record = TrainingPlan | Started | Notice | StepRecord | EpochRecord | Stopped | Finished

@@ -46,6 +46,7 @@ def plan_of(session: Session) -> TrainingPlan:
         "amp": session.precision.amp,
         "channels_last": session.network.channels_last,
         "kernels": session.pruner.kernels,
+        "cuda_graphs": session.captures,
     }
     if session.tickets is not None:
         del settings["era"]

@@ -19,7 +19,7 @@ from starfire_cli.formats.run import Run, find_checkpoint
 from starfire_cli.pruning import NetworkMethod, Pruner
 from starfire_cli.pruning.schedule import Era
 from starfire_cli.workflows.init_defaults import Defaults, fill_from, known_data
-from starfire_cli.workflows.train.cuda_graph import refuse
+from starfire_cli.workflows.train.cuda_graph import wants_graphs
 from starfire_cli.workflows.train.fixed_masks import FixedMasks
 from starfire_cli.workflows.train.idle import idle_notes, refuse_exempt
 from starfire_cli.workflows.train.micro_batches import part_sizes
@@ -91,8 +91,6 @@ def build_session(
     trainings = tickets.trainings if tickets is not None else 1
     optimisation = build_optimisation(request, network, data.train.steps, trainings)
     precision = build_precision(request, device)
-    if request.cuda_graphs:
-        refuse(request, device, ranks.count)
     pruner.attach(optimisation.optimizer, optimisation.averaged)
     position = Position()
     fixed = FixedMasks(
@@ -119,6 +117,7 @@ def build_session(
         pruner=pruner,
         position=position,
         fixed=fixed,
+        captures=wants_graphs(request, device, ranks.count, made),
         agreement=Agreement(ranks, pruner),
         tickets=tickets,
         folder=folder,
