@@ -157,6 +157,14 @@ def main() -> None:
                 "warmup": 0.0,
             }
             results.attempt(f"cuda graphs, {optimizer}", lambda options=options: replayed(device, options))
+        robust: dict[str, object] = {"lr": 2**-5, "lr_schedule": "constant", "warmup": 0.0, "amp": False, **exact}
+        for name, more in {
+            "fgsm": {"adversarial": "fgsm:eps=8/255"},
+            "pgd": {"adversarial": "pgd:eps=8/255,steps=2"},
+            "compact state": {"compact_state": True, "optimizer": "adam", "lr": 2**-10},
+            "compact state, clipping": {"compact_state": True, "clip_grad": 1.0},
+        }.items():
+            results.attempt(f"cuda graphs, {name}", lambda more=more: replayed(device, robust | more))
         graphs = {**exact, "amp": True, "cuda_graphs": "on"}
         results.attempt("resume, cuda graphs, amp", lambda: resumes(device, graphs))
         results.attempt(
