@@ -13,12 +13,9 @@ import torch
 from torch import Tensor
 
 from starfire_cli.attacks import Adversary
-from starfire_cli.errors import BadOption
-from starfire_cli.networks.model_spec import runs_code
 from starfire_cli.pruning import Pruner
 from starfire_cli.text import printable
 from starfire_cli.workflows.train.optim import set_rate
-from starfire_cli.workflows.train.request import TrainRequest
 
 OPTIMIZERS = ("sgd", "adam", "adamw")  # fused, with a learning rate that may be a tensor on the device
 _WARM_UP = 3  # ordinary steps first: libraries are set up, optimizer state and masked layers come into being
@@ -26,31 +23,35 @@ _WARM_UP = 3  # ordinary steps first: libraries are set up, optimizer state and 
 Update = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def wants_graphs(request: TrainRequest, device: torch.device, ranks: int, adversary: Adversary | None) -> bool:
-    """Whether steps are to be captured. Raises BadOption where that was asked for and cannot be had."""
-    why = None if request.cuda_graphs == "off" else unsupported_reason(request, device, ranks, adversary)
-    if request.cuda_graphs == "on" and why is not None:
-        raise BadOption(f"--cuda-graphs {why}")
-    # Code of the user's own may decide things anew at each step, which a graph would freeze: only if asked.
-    unasked = request.cuda_graphs == "auto" and request.model is not None and runs_code(request.model)
-    return request.cuda_graphs != "off" and why is None and not unasked
-
-
 def unsupported_reason(
-    request: TrainRequest, device: torch.device, ranks: int, adversary: Adversary | None
+    device: torch.device,
+    ranks: int,
+    *,
+    optimizer: str | None,
+    fp16: bool = False,
+    adversary: Adversary | None = None,
+    values: str | None = None,
 ) -> str | None:
-    """The reason for which the steps of this run cannot be captured; None where they can."""
-    name = request.optimizer
+    """The reason for which the steps of a run cannot be captured, to stand behind the option; None where they can.
+
+    Args:
+        device: of the network.
+        ranks: processes that train together.
+        optimizer: its name.
+        fp16: whether the loss is scaled for half precision.
+        adversary: that attacks the images.
+        values: the spec of values that weights share.
+    """
     reasons = (
         (device.type != "cuda", f"is for CUDA, and this runs on {device}; --compile works there"),
         (ranks > 1, f"is for one process, and these are {ranks}; --compile works"),
-        (name not in OPTIMIZERS, f"works with the optimizers {', '.join(OPTIMIZERS)}, not with {name}"),
-        (request.amp_dtype == "fp16" and request.amp is not False, "computes in bf16 or float32, not in fp16"),
+        (optimizer not in OPTIMIZERS, f"works with the optimizers {', '.join(OPTIMIZERS)}, not with {optimizer}"),
+        (fp16, "computes in bf16 or float32, not in fp16"),
         (
             adversary is not None and not adversary.captured,
-            f"does not go with --adversarial {request.adversarial}, only with fgsm, and with pgd of one start",
+            "goes with --adversarial fgsm, and with pgd of one start, not with attacks that look at what they found",
         ),
-        (request.values is not None, f"does not go with --values {request.values}"),
+        (values is not None, f"does not go with --values {values}"),
     )
     return next((why for holds, why in reasons if holds), None)
 

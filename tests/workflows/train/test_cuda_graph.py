@@ -22,6 +22,7 @@ from starfire_cli.workflows.train import cuda_graph as graphed
 from starfire_cli.workflows.train import loop as training
 from starfire_cli.workflows.train.loop import train
 from starfire_cli.workflows.train.request import TrainRequest
+from starfire_cli.workflows.train.session_setup import wants_graphs
 
 # A rate that float32 holds exactly, as it is on the device: then the runs are equal to the bit.
 EXACT = {"lr_schedule": "constant", "warmup": 0.0}
@@ -102,7 +103,7 @@ class StandIn:
             monkeypatch.setattr(torch.cuda, name, member)
         monkeypatch.setattr(
             "starfire_cli.workflows.train.session_setup.wants_graphs",
-            lambda request, *others: graphed.wants_graphs(request, CUDA, *others[1:]),
+            lambda request, *others: wants_graphs(request, CUDA, *others[1:]),
         )
         monkeypatch.setattr("starfire_cli.workflows.train.step.StepGraph", Made)
         trained = training._trained
@@ -192,13 +193,13 @@ def test_a_capture_that_fails_says_so_once_and_training_goes_on(
 def test_auto_is_on_where_graphs_work_and_silent_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     request = TrainRequest(optimizer="sgd", model="resnet20")
     assert request.cuda_graphs == "auto"
-    assert graphed.wants_graphs(request, CUDA, 1, None)
-    assert not graphed.wants_graphs(request, CPU, 1, None)
-    assert not graphed.wants_graphs(request, CUDA, 2, None)
-    assert not graphed.wants_graphs(replace(request, cuda_graphs="off"), CUDA, 1, None)
+    assert wants_graphs(request, CUDA, 1, None)
+    assert not wants_graphs(request, CPU, 1, None)
+    assert not wants_graphs(request, CUDA, 2, None)
+    assert not wants_graphs(replace(request, cuda_graphs="off"), CUDA, 1, None)
     own = replace(request, model="tests.tiny:net")  # may count its calls, or draw from random
-    assert not graphed.wants_graphs(own, CUDA, 1, None)
-    assert graphed.wants_graphs(replace(own, cuda_graphs="on"), CUDA, 1, None)
+    assert not wants_graphs(own, CUDA, 1, None)
+    assert wants_graphs(replace(own, cuda_graphs="on"), CUDA, 1, None)
     options = ["train", "--model", "tests.tiny:plain", "--dry-run", "--device", "cpu", "--out", str(tmp_path)]
     assert main(options) == 0
     assert "cuda-graphs" not in capsys.readouterr().out
@@ -232,7 +233,7 @@ def test_a_graph_on_a_gpu(optimizer: str, tmp_path: Path) -> None:
         ({}, CUDA, 2, "is for one process, and these are 2"),
         ({"optimizer": "rmsprop"}, CUDA, 1, "sgd, adam, adamw, not with rmsprop"),
         ({"amp_dtype": "fp16"}, CUDA, 1, "not in fp16"),
-        ({"adversarial": "pgd:restarts=2"}, CUDA, 1, "does not go with --adversarial pgd:restarts=2, only with fgsm"),
+        ({"adversarial": "pgd:restarts=2"}, CUDA, 1, "goes with --adversarial fgsm, and with pgd of one start"),
         ({"values": "codebook:bits=4"}, CUDA, 1, "does not go with --values codebook:bits=4"),
     ],
 )
@@ -240,8 +241,8 @@ def test_what_graphs_do_not_go_with(given: dict[str, object], device: torch.devi
     request = TrainRequest(**{"optimizer": "sgd", "cuda_graphs": "on"} | given)
     made = adversary(request.adversarial) if request.adversarial else None
     with pytest.raises(BadOption, match=f"^--cuda-graphs .*{said}"):
-        graphed.wants_graphs(request, device, ranks, made)
-    assert not graphed.wants_graphs(replace(request, cuda_graphs="auto"), device, ranks, made)
+        wants_graphs(request, device, ranks, made)
+    assert not wants_graphs(replace(request, cuda_graphs="auto"), device, ranks, made)
     if given or ranks > 1:
         other = replace(request, **dict.fromkeys(given, None) | {"optimizer": "adam", "amp_dtype": "bf16"})
-        assert graphed.wants_graphs(other, CUDA, 1, None)
+        assert wants_graphs(other, CUDA, 1, None)
