@@ -120,6 +120,8 @@ class StepGraph:
             self._graph, self.failure = None, printable(first, 160)
             self._images, self._labels, self._sums = (torch.empty(0, device=self._device) for _ in range(3))
             self._optimizer.zero_grad(set_to_none=True)  # gradients that were never computed
+            for weight in self._pruner.weights.values():  # of which a compact optimizer holds vectors in their place
+                weight.grad = None
             if generator is not None and before is not None:  # else it would go on waiting for the capture's end
                 generator.graphsafe_set_state(before)
 

@@ -27,7 +27,9 @@ from starfire_cli.workflows.train.session_setup import wants_graphs
 # A rate that float32 holds exactly, as it is on the device: then the runs are equal to the bit.
 EXACT = {"lr_schedule": "constant", "warmup": 0.0}
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-SHORT = TrainRequest(epochs=4, era="1:3", method="ck", limit_train=200, limit_val=50, batch_size=64, amp=False)
+SHORT = TrainRequest(
+    epochs=4, era="1:3", method="ck", limit_train=200, limit_val=50, batch_size=64, amp=False, cuda_graphs="off"
+)
 
 
 def last(request: TrainRequest) -> Checkpoint:
@@ -177,7 +179,7 @@ def test_a_capture_that_fails_says_so_once_and_training_goes_on(
     request = replace(SHORT, optimizer="sgd", lr=2**-4, out=tmp_path, device="cpu", **EXACT)
     plain = last(replace(request, name="plain", cuda_graphs="off"))
     there = StandIn(monkeypatch, fails=True)
-    records = list(train(replace(request, name="graphs")))  # auto
+    records = list(train(replace(request, name="graphs", cuda_graphs="auto")))
     assert there.replays == 0
     found = load(Run(tmp_path / "graphs").last, training=True)
     assert same(plain, found)
@@ -220,8 +222,10 @@ def test_runs_of_earlier_versions_said_true_or_false() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("optimizer", graphed.OPTIMIZERS)
-def test_a_graph_on_a_gpu(optimizer: str, tmp_path: Path) -> None:
-    request = replace(SHORT, optimizer=optimizer, lr=2**-10, out=tmp_path, device="cuda", deterministic=True, **EXACT)
+@pytest.mark.parametrize("more", [{}, {"adversarial": "fgsm:eps=8/255"}, {"compact_state": True}], ids=str)
+def test_a_graph_on_a_gpu(optimizer: str, more: dict[str, object], tmp_path: Path) -> None:
+    how = {"optimizer": optimizer, "lr": 2**-10, "out": tmp_path, "device": "cuda", "deterministic": True}
+    request = replace(SHORT, **how | more, **EXACT)
     plain = last(replace(request, name="plain"))
     assert same(plain, last(replace(request, name="graphs", cuda_graphs="on")))
 
