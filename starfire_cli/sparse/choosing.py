@@ -100,6 +100,7 @@ def _in_loops(operation: Operation, work: Work, kind: Kind, maps: Maps, alone: b
             other=places[2],
             half=half,
             threads=threads,
+            lanes=emit.lanes(),
             cache=LoopWeightsCache(),
         )
         run = partial(Program(made).run_one, memory.data_ptr(), memory.data_ptr(), 0, threads)

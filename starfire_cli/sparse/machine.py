@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +23,7 @@ import torch
 
 from starfire_cli.sparse import emit
 from starfire_cli.sparse.emit import Code
+from starfire_cli.sparse.loops import FIELDS
 
 Longs = npt.NDArray[np.int64]
 _WIDE = 4  # i64 of each step, in the table that the runner reads
@@ -36,18 +37,23 @@ class Step:
     """A loop, its arguments and its number of tasks.
 
     Args:
-        function: address of the machine code.
-        args: one int64 for each of `loops.FIELDS`.
+        code: of the loop.
+        values: its arguments by the names in `loops.FIELDS`; tables are arrays. Those that are missing are zero.
         tasks: how many.
         grain: tasks that are taken at a time.
-        keeps: arrays whose addresses are among the arguments.
     """
 
-    function: int
-    args: Longs
+    code: Code
+    values: Mapping[str, Any]
     tasks: int
     grain: int
-    keeps: tuple[Any, ...]
+
+    def args(self) -> Longs:
+        """One int64 for each of `loops.FIELDS`; tables by their address, for as long as the step is there."""
+        found = np.zeros(len(FIELDS), np.int64)
+        for name, value in self.values.items():
+            found[FIELDS.index(name)] = value.ctypes.data if isinstance(value, np.ndarray) else value
+        return found
 
 
 class Program:
@@ -59,7 +65,11 @@ class Program:
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self.steps = tuple(steps)
-        rows = [(s.function, s.args.ctypes.data, s.tasks, s.grain) for s in self.steps]
+        self._args = [step.args() for step in self.steps]
+        rows = [
+            (emit.compiled(step.code.text()), args.ctypes.data, step.tasks, step.grain)
+            for step, args in zip(self.steps, self._args, strict=True)
+        ]
         self._table = np.array(rows, np.int64).reshape(-1, _WIDE)
         self._run = ctypes.CFUNCTYPE(None, *_SIGNATURE)(_runner())
         self._offer = ctypes.cast(_offer(), ctypes.c_void_p).value

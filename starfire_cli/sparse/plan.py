@@ -50,9 +50,11 @@ class Maps:
     Args:
         operations: of the network.
         shapes: of all values.
+        lanes: floats in the widest vector; by default those of this processor.
     """
 
-    def __init__(self, operations: Sequence[Operation], shapes: dict[fx.Node, Shape]) -> None:
+    def __init__(self, operations: Sequence[Operation], shapes: dict[fx.Node, Shape], lanes: int | None = None) -> None:
+        self.lanes = emit.lanes() if lanes is None else lanes
         self._needs: dict[tuple[int, int], tuple[int, int]] = {}
         self.shapes = shapes
         for operation in operations:
@@ -89,7 +91,7 @@ class Maps:
     def layout(self, pixels: tuple[int, int]) -> Layout:
         """The layout of maps of so many pixels."""
         above, beside = self._needs[pixels]
-        widest = emit.lanes()
+        widest = self.lanes
         lanes = widest if pixels[1] > widest // 2 else max(4, widest // 2)
         return Layout(height=pixels[0], width=pixels[1], above=above, beside=beside, lanes=lanes)
 
@@ -245,6 +247,7 @@ class ExecutionPlan:
                 other=other,
                 half=halves.get(o.node),
                 threads=sharing,
+                lanes=emit.lanes(),
                 cache=self._network.weights_cache,
             )
         return Program(found)
