@@ -97,9 +97,8 @@ def _peak() -> tuple[Callable[[], None], int]:
         code.store(code.vector, total.get(), code.at(code.pointer(code.field["out"]), 4 * emit.lanes() * i))
     values = {"weights": np.float32([0.9]), "bias": np.float32([0.1]), "out": np.zeros(SUMS * 16, np.float32)}
     memory = zeros(1, 16).data_ptr()
-    return _running(
-        Program([Step(code=code, values=values, tasks=count, grain=count)]), memory, memory, 0
-    ), 2 * count * SUMS * emit.lanes()
+    program = Program([Step(code=code, values=values, tasks=count, grain=count)])
+    return _running(program, memory, memory, 0), 2 * count * SUMS * emit.lanes()
 
 
 def _running(program: Program, passing: int, kept: int, image: int) -> Callable[[], None]:

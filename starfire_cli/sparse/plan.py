@@ -73,6 +73,10 @@ class Maps:
             self._need((H, W), room(0, H, out_H), room(1, W, out_W))
             self._need((out_H, out_W), 0, 0)
 
+    def include(self, pixels: tuple[int, int]) -> None:
+        """Make room for maps of so many pixels, which no operation's own need names."""
+        self._need(pixels, 0, 0)
+
     def too_large(self, operations: Sequence[Operation]) -> set[fx.Node]:
         """The operations that read maps in which the loops' int32 offsets would overflow: they are left to torch."""
         found = set()

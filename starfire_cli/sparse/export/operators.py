@@ -1,0 +1,258 @@
+"""The operations beside convolutions that have loops in an export: activations, sums, products, pools and moves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from starfire_cli.sparse.convolution import Work
+from starfire_cli.sparse.export.activations import activation
+from starfire_cli.sparse.export.jobs import convolving, moving, pointing, pooling
+from starfire_cli.sparse.export.lowering import Lowering, Operator, call
+from starfire_cli.sparse.export.odd_loops import Combination
+from starfire_cli.sparse.export.values import Storage, Value, rearranged
+from starfire_cli.sparse.loops import Finish
+from starfire_cli.sparse.patterns import POINT
+from starfire_cli.sparse.weights import LiveWeights
+
+_POOLS = {"max_pool2d": True, "adaptive_max_pool2d": True, "avg_pool2d": False, "adaptive_avg_pool2d": False}
+_POOL_MODULES: dict[type[nn.Module], bool] = {
+    nn.MaxPool2d: True,
+    nn.AdaptiveMaxPool2d: True,
+    nn.AvgPool2d: False,
+    nn.AdaptiveAvgPool2d: False,
+}
+_REARRANGING = {
+    "flatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "chunk", "split", "getitem", "pad",
+    "channel_shuffle", "contiguous", "clone", "detach", "stack", "unbind", "tensor_split", "flip", "roll", "movedim",
+}  # fmt: skip
+_REARRANGING_MODULES = (
+    "Flatten",
+    "Unflatten",
+    "ChannelShuffle",
+    "ZeroPad2d",
+    "Permute",
+    "PixelShuffle",
+    "PixelUnshuffle",
+)
+_COMBINATIONS: dict[str, Combination] = {
+    **dict.fromkeys(("add", "iadd", "add_"), "add"),
+    **dict.fromkeys(("sub", "isub", "sub_"), "sub"),
+    **dict.fromkeys(("mul", "imul", "mul_"), "mul"),
+}
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", ""))
+
+
+def _module(lowering: Lowering, node: fx.Node) -> nn.Module | None:
+    return lowering.network.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _first(lowering: Lowering, node: fx.Node) -> Any:
+    """The value of the first argument."""
+    given = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+    return lowering.values.get(given) if isinstance(given, fx.Node) else None
+
+
+def _pointwise(lowering: Lowering, node: fx.Node, value: Value, **how: Any) -> Value:
+    """The value of a job that treats each number by itself, whatever order they are in."""
+    name = node.name
+    if not value.is_whole:
+        value = _copied(lowering, node, value)
+    source = value.storage
+    writes = Storage(name=name, channels=source.channels, pixels=source.pixels)
+    lowering.jobs.append(pointing(name, writes, source, **how))
+    return Value(storage=writes, shape=value.shape, index=value.index)
+
+
+def activate(lowering: Lowering, node: fx.Node) -> Any:
+    """Activation functions."""
+    value, module = _first(lowering, node), _module(lowering, node)
+    if not isinstance(value, Value):
+        return None
+    options = dict(node.kwargs)
+    if module is None and node.args[1:]:
+        if _name(node) not in ("relu", "relu6", "silu", "hardswish", "hardsigmoid") or len(node.args) > 2:
+            return None
+        options["inplace"] = node.args[1]
+    found = activation(module, _name(node), options)
+    return None if found is None else _pointwise(lowering, node, value, activation=found)
+
+
+def combine(lowering: Lowering, node: fx.Node) -> Any:
+    """Sums, differences and products of two maps, or of a map and a constant."""
+    how = _COMBINATIONS.get(_name(node))
+    divides = _name(node) in ("truediv", "itruediv", "div", "div_")
+    if node.op == "call_module" or (how is None and not divides) or len(node.args) != 2 or node.kwargs:
+        return None
+    left, right = (lowering.values[arg] if isinstance(arg, fx.Node) else arg for arg in node.args)
+    if isinstance(left, Value) and isinstance(right, Value):
+        return None if divides or how is None else _both(lowering, node, how, left, right)
+    if isinstance(right, Value):
+        if how not in ("add", "mul"):
+            return None
+        left, right = right, left
+    return _with_constant(lowering, node, "div" if divides else str(how), left, right)
+
+
+def _both(lowering: Lowering, node: fx.Node, how: Combination, left: Value, right: Value) -> Value | None:
+    if left.shape == right.shape:
+        alike = left.storage.shape == right.storage.shape and torch.equal(left.indices(), right.indices())
+        if not alike:
+            left, right = (_copied(lowering, node, value) for value in (left, right))
+        if not left.is_whole:
+            return None
+        return _pointwise(lowering, node, left, combine=how, other=right.storage)
+    if how != "sub" and len(left.shape) == len(right.shape) == 4 and left.shape[2:] == (1, 1):
+        left, right = right, left
+    if len(left.shape) != 4 or right.shape != (*left.shape[:2], 1, 1):
+        return None
+    one, other = lowering.map(left, node.name), lowering.map(right, node.name)
+    return _pointwise(lowering, node, Value(storage=one, shape=left.shape), combine=how, other=other)
+
+
+def _copied(lowering: Lowering, node: fx.Node, value: Value) -> Value:
+    """The value in order, in a map of its own shape."""
+    storage = lowering.storage(node.name, value.shape)
+    if value.index is None and value.storage.shape == storage.shape:
+        return value
+    lowering.jobs.append(moving(node.name, storage, value))
+    return Value(storage=storage, shape=value.shape)
+
+
+def _with_constant(lowering: Lowering, node: fx.Node, how: str, value: Any, constant: Any) -> Value | None:
+    """A map and a number, or a number a channel."""
+    if not isinstance(value, Value) or not isinstance(constant, int | float | Tensor):
+        return None
+    number = torch.as_tensor(constant).detach().double()
+    fits = value.is_map and tuple(number.shape)[-3:] == (value.shape[1], 1, 1) and number.numel() == value.shape[1]
+    if number.numel() > 1 and not fits:
+        return None
+    each = number.flatten().numpy() * np.ones(value.storage.channels)
+    one, zero = np.ones_like(each), np.zeros_like(each)
+    scale, shift = {"add": (one, each), "sub": (one, -each), "mul": (each, zero), "div": (1 / each, zero)}[how]
+    return _pointwise(lowering, node, value, affine=(scale.astype(np.float32), shift.astype(np.float32)))
+
+
+def normalise(lowering: Lowering, node: fx.Node) -> Any:
+    """Batch normalisation with no convolution before it."""
+    value, norm = _first(lowering, node), _module(lowering, node)
+    if type(norm) is not nn.BatchNorm2d or not isinstance(value, Value) or norm.running_var is None:
+        return None
+    assert norm.running_mean is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * scale
+    if norm.affine:
+        shift = shift + norm.bias.detach().double()
+    source = lowering.map(value, node.name)
+    affine = (scale.float().numpy(), shift.float().numpy())
+    return _pointwise(lowering, node, Value(storage=source, shape=value.shape), affine=affine)
+
+
+def average(lowering: Lowering, node: fx.Node) -> Any:
+    """The mean of whole maps."""
+    value = _first(lowering, node)
+    if _name(node) != "mean" or node.op == "call_module" or not isinstance(value, Value) or len(value.shape) != 4:
+        return None
+    found, expected = (f(value.indices().double()) for f in (lambda x: call(lowering, node, lambda _: x), _over_pixels))
+    if not torch.equal(found.flatten(), expected.flatten()):
+        return None
+    C = value.shape[1]
+    source = lowering.map(value, node.name)
+    writes = Storage(name=node.name, channels=C, pixels=(1, 1))
+    work = Work(window=POINT, live=LiveWeights.of(torch.ones(C, 1, 1, 1), None, C), finish=Finish(), does="mean")
+    lowering.jobs.append(convolving(node.name, work, writes, (source,)))
+    return Value(storage=writes, shape=lowering.shapes[node])
+
+
+def _over_pixels(images: Tensor) -> Tensor:
+    return images.mean((2, 3))
+
+
+def pool(lowering: Lowering, node: fx.Node) -> Any:
+    """Pooling, by what torch does to single pixels."""
+    value, module = _first(lowering, node), _module(lowering, node)
+    largest = _POOLS.get(_name(node)) if module is None else _POOL_MODULES.get(type(module))
+    if largest is None or not isinstance(value, Value) or len(value.shape) != 4 or node not in lowering.shapes:
+        return None
+    H, W = value.shape[2:]
+    rows = _seen(lowering, node, torch.eye(H)[:, None, :, None].expand(H, 1, H, W))[:, 0].any(2).T
+    columns = _seen(lowering, node, torch.eye(W)[:, None, None, :].expand(W, 1, H, W))[:, 0].any(1).T
+    windows = [
+        (np.flatnonzero(row)[:, None] * W + np.flatnonzero(column)).reshape(-1) for row in rows for column in columns
+    ]
+    if min(map(len, windows)) == 0:
+        return None
+    shares = None
+    if not largest:
+        ones = call(lowering, node, lambda _: torch.ones(1, 1, H, W)).flatten().numpy()
+        shares = (ones / np.array([len(window) for window in windows])).astype(np.float32)
+    source = lowering.map(value, node.name)
+    shape = lowering.shapes[node]
+    writes = lowering.storage(node.name, shape)
+    lowering.jobs.append(pooling(node.name, writes, source, windows, shares))
+    return Value(storage=writes, shape=shape)
+
+
+def _seen(lowering: Lowering, node: fx.Node, images: Tensor) -> Any:
+    with torch.no_grad():
+        return (call(lowering, node, lambda _: images.contiguous()) > 0).numpy()
+
+
+def join(lowering: Lowering, node: fx.Node) -> Any:
+    """Several maps as one, channel after channel."""
+    if _name(node) not in ("cat", "concat", "concatenate") or node not in lowering.shapes:
+        return None
+    given = node.args[0] if node.args else node.kwargs.get("tensors")
+    axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    parts = (
+        [lowering.values[n] if isinstance(n, fx.Node) else n for n in given] if isinstance(given, list | tuple) else []
+    )
+    shape = lowering.shapes[node]
+    if not parts or not all(isinstance(part, Value) for part in parts) or axis not in (1, 1 - len(shape)):
+        return None
+    writes, first = lowering.storage(node.name, shape), 0
+    for part in parts:
+        if len(shape) == 4:
+            source = lowering.map(part, node.name)
+            lowering.jobs.append(pointing(node.name, writes, source, first=first))
+        else:
+            lowering.jobs.append(moving(node.name, writes, part, first=first))
+        first += part.shape[1] if len(shape) == 4 else int(np.prod(part.shape))
+    return Value(storage=writes, shape=shape)
+
+
+def rearrange(lowering: Lowering, node: fx.Node) -> Any:
+    """What only moves numbers about, and what does nothing: by what torch does to their indices."""
+    module, name = _module(lowering, node), _name(node)
+    values = [lowering.values[n] for n in node.all_input_nodes]
+    if any(isinstance(value, Tensor) for value in values):
+        return None
+    found = {
+        part.storage for value in values for part in torch.utils._pytree.tree_leaves(value) if isinstance(part, Value)
+    }
+    if len(found) != 1:
+        return None
+    if name == "stochastic_depth" and not node.kwargs.get("training", node.args[3] if len(node.args) > 3 else True):
+        return _first(lowering, node)
+    if type(module).__name__ not in _REARRANGING_MODULES and (module is not None or name not in _REARRANGING):
+        if type(module).__name__ == "StochasticDepth":
+            return _first(lowering, node)
+        return None
+    if name == "pad" and (
+        node.kwargs.get("value") or node.kwargs.get("mode", "constant") != "constant" or len(node.args) > 2
+    ):
+        return None
+    with torch.no_grad():
+        result = call(lowering, node, lambda value: value.indices())
+    return rearranged(result, found.pop())
+
+
+OPERATORS: tuple[Operator, ...] = (activate, combine, normalise, average, pool, join, rearrange)

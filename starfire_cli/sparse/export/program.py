@@ -1,0 +1,93 @@
+"""Jobs with places in memory: the program that a network becomes for one set of instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starfire_cli.sparse.convolution import TILINGS, Kind, Place, Tiling, Work
+from starfire_cli.sparse.export.jobs import RESULT, Job
+from starfire_cli.sparse.export.lowering import Lowered
+from starfire_cli.sparse.export.targets import Level
+from starfire_cli.sparse.export.values import Storage
+from starfire_cli.sparse.layout import FLOAT
+from starfire_cli.sparse.machine import Step
+from starfire_cli.sparse.memory import Slots
+from starfire_cli.sparse.pool import LoopWeightsCache
+
+Way = Callable[[Job, Work], tuple[Kind, Tiling]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelProgram:
+    """The steps for one set of instructions.
+
+    Args:
+        level: the instructions.
+        steps: in order.
+        memory: bytes for one image on its way.
+    """
+
+    level: Level
+    steps: tuple[Step, ...]
+    memory: int
+
+
+class _Places:
+    """The places of all maps; a `jobs.Room`."""
+
+    def __init__(self, lowered: Lowered, way: Way, *, lanes: int, threads: int, cache: LoopWeightsCache) -> None:
+        self.lanes, self.threads, self.cache = lanes, threads, cache
+        self._way = way
+        self._slots, self._number = Slots(kept=False), dict[Storage, int]()
+        maps = lowered.maps
+        left: dict[Storage, int] = {}
+        for job in lowered.jobs:
+            for storage in job.reads:
+                left[storage] = left.get(storage, 0) + 1
+        for job in lowered.jobs:
+            for storage in filter(None, (job.writes, job.half)):
+                if storage is not RESULT and storage not in self._number:
+                    self._number[storage] = self._slots.take(maps.layout(storage.pixels), storage.channels)
+            if job.half is not None:
+                self._slots.release(self._number[job.half])
+            for storage in job.reads:
+                left[storage] -= 1
+                if not left[storage]:
+                    self._slots.release(self._number[storage])
+        self.floats = self._slots.fix_offsets()
+
+    def place(self, storage: Storage) -> Place:
+        return self._slots.place(self._number[storage], storage.channels)
+
+    def way(self, job: Job, work: Work) -> tuple[Kind, Tiling]:
+        return self._way(job, work)
+
+
+def program(
+    lowered: Lowered, level: Level, *, threads: int, cache: LoopWeightsCache, way: Way | None = None
+) -> LevelProgram:
+    """The program of a network.
+
+    Args:
+        lowered: the network, for as many lanes as `level` has.
+        level: the instructions.
+        threads: among which the work on one image is shared out.
+        cache: weights in the order of loops, which programs may share.
+        way: the loop of each convolution; by rule where none is given.
+    """
+    assert lowered.maps.lanes == level.lanes, "the maps are laid out for other vectors"
+    places = _Places(
+        lowered, way or (lambda _, work: by_rule(work, level)), lanes=level.lanes, threads=threads, cache=cache
+    )
+    steps = [step for job in lowered.jobs for step in job.steps(places)]
+    return LevelProgram(level=level, steps=tuple(steps), memory=FLOAT * places.floats)
+
+
+def by_rule(work: Work, level: Level) -> tuple[Kind, Tiling]:
+    """The loop for a convolution where nothing can be measured: whole kernels where half of their weights are live."""
+    R, S = work.window.size
+    whole = len(work.live.values) > 0.5 * work.live.kernels * R * S
+    kind: Kind = "kernels" if "kernels" in work.kinds() and whole else "taps"
+    tiling = TILINGS[kind][level.lanes][0]
+    return kind, Tiling(sums=min(tiling.sums, level.sums), near=tiling.near)
