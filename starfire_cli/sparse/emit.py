@@ -19,7 +19,7 @@ _ADDRESS = """define internal ptr @address(i64 %at) alwaysinline nounwind {
   %there = inttoptr i64 %at to ptr
   ret ptr %there
 }"""
-_COMPILING = Lock()  # LLVM's contexts are not made for two threads
+COMPILING = Lock()  # LLVM's contexts are not made for two threads
 
 
 class Code:
@@ -269,7 +269,7 @@ _engines: list[Any] = []  # what was compiled stays for as long as the process
 @cache
 def compiled(text: str) -> int:
     """The address of the function `f` in the assembly `text`, compiled for this processor."""
-    with _COMPILING:
+    with COMPILING:
         llvm = _llvm()
         cpu, features = processor()
         module = llvm.parse_assembly(text)

@@ -154,9 +154,27 @@ def _runner() -> int:
     """The machine code of
     `void f(ptr table, ptr state, i64 steps, ptr passing, ptr kept, ptr image, ptr offer, i64 own, i64 threads)`.
     """
-    lines = f"""
-define void @f(ptr %table, ptr %state, i64 %steps, ptr %passing, ptr %kept, ptr %image, ptr %offer, i64 %own,
-               i64 %threads) nounwind {{
+    start = """define void @f(ptr %table, ptr %state, i64 %steps, ptr %passing, ptr %kept, ptr %image, ptr %offer,
+               i64 %own, i64 %threads) nounwind {"""
+    work = """  %function = load ptr, ptr %p
+  %p1 = getelementptr i64, ptr %p, i64 1
+  %args = load ptr, ptr %p1
+  call void %function(ptr %args, ptr %passing, ptr %kept, ptr %image, i64 %begin, i64 %end)"""
+    return emit.compiled(shared_run(start, work, offer="%offer"))
+
+
+def shared_run(start: str, work: str, offer: str) -> str:
+    """A function that runs a program in one of several threads, as assembly.
+
+    Args:
+        start: its head, with the arguments %table (rows of `_WIDE` i64, of which the third is the number of tasks and
+            the fourth the grain), %state (counters, zero at first), i64 %steps, i64 %own, which thread it is, and i64
+            %threads; and whatever `work` needs.
+        work: what does the tasks from i64 %begin to %end of the step i64 %s, whose row is at %p.
+        offer: the function that yields the processor.
+    """
+    return f"""
+{start}
 entry:
   %counters = add i64 %threads, 1
   %wide = mul i64 %counters, {_LINE}
@@ -168,9 +186,6 @@ next:
 step:
   %row = mul i64 %s, {_WIDE}
   %p = getelementptr i64, ptr %table, i64 %row
-  %function = load ptr, ptr %p
-  %p1 = getelementptr i64, ptr %p, i64 1
-  %args = load ptr, ptr %p1
   %p2 = getelementptr i64, ptr %p, i64 2
   %tasks = load i64, ptr %p2
   %p3 = getelementptr i64, ptr %p, i64 3
@@ -197,7 +212,7 @@ work:
   %upto = add i64 %begin, %grain
   %fits = icmp slt i64 %upto, %last
   %end = select i1 %fits, i64 %upto, i64 %last
-  call void %function(ptr %args, ptr %passing, ptr %kept, ptr %image, i64 %begin, i64 %end)
+{work}
   %did = sub i64 %end, %begin
   %before = atomicrmw add ptr %ready, i64 %did acq_rel
   br label %take
@@ -216,7 +231,7 @@ idle:
   %long = icmp sgt i64 %spins1, {_SPINS}
   br i1 %long, label %other, label %look
 other:
-  %ignored = call i32 %offer()
+  %ignored = call i32 {offer}()
   br label %look
 look:
   br label %wait
@@ -224,7 +239,6 @@ done:
   ret void
 }}
 """
-    return emit.compiled(lines)
 
 
 def addresses(memory: torch.Tensor) -> Iterator[int]:
