@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from starfire_cli.sparse import convolution
-from starfire_cli.sparse.convolution import Kind, Place, Tiling, Work
+from starfire_cli.sparse.convolution import TILINGS, Kind, Place, Tiling, Work
 from starfire_cli.sparse.emit import Code
 from starfire_cli.sparse.export import odd_loops
 from starfire_cli.sparse.export.activations import Activation
@@ -69,7 +69,10 @@ def convolving(name: str, work: Work, writes: Storage, reads: Sequence[Storage])
 
     def steps(room: Room) -> list[Step]:
         source, *others = (room.place(storage) for storage in reads or (writes,))
-        kind, tiling = room.way(job, work)
+        kind: Kind = "taps"
+        tiling = TILINGS[kind][room.lanes][0]
+        if work.does in ("sum", "max"):  # of the others there is one loop
+            kind, tiling = room.way(job, work)
         return convolution.steps(
             work,
             kind,

@@ -10,12 +10,13 @@ from starfire_cli.sparse.export.jobs import RESULT, Job
 from starfire_cli.sparse.export.lowering import Lowered
 from starfire_cli.sparse.export.targets import Level
 from starfire_cli.sparse.export.values import Storage
-from starfire_cli.sparse.layout import FLOAT
+from starfire_cli.sparse.layout import FLOAT, Layout
 from starfire_cli.sparse.machine import Step
 from starfire_cli.sparse.memory import Slots
 from starfire_cli.sparse.pool import LoopWeightsCache
 
-Way = Callable[[Job, Work], tuple[Kind, Tiling]]
+Way = Callable[[Work, Layout, Layout, Layout | None], tuple[Kind, Tiling]]
+"""(what is done, the layouts of input, output and halves of the input) to the loop that does it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,9 @@ class _Places:
         return self._slots.place(self._number[storage], storage.channels)
 
     def way(self, job: Job, work: Work) -> tuple[Kind, Tiling]:
-        return self._way(job, work)
+        reads, half = job.reads or (job.writes,), job.half
+        source, target = (self.place(storage).layout for storage in (reads[0], job.writes))
+        return self._way(work, source, target, None if half is None else self.place(half).layout)
 
 
 def program(
@@ -78,7 +81,7 @@ def program(
     """
     assert lowered.maps.lanes == level.lanes, "the maps are laid out for other vectors"
     places = _Places(
-        lowered, way or (lambda _, work: by_rule(work, level)), lanes=level.lanes, threads=threads, cache=cache
+        lowered, way or (lambda work, *_: by_rule(work, level)), lanes=level.lanes, threads=threads, cache=cache
     )
     steps = [step for job in lowered.jobs for step in job.steps(places)]
     return LevelProgram(level=level, steps=tuple(steps), memory=FLOAT * places.floats)
