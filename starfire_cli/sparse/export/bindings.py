@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starfire_cli.sparse.export.module import Identity
 
-_TEXT = '''"""The network NAME, written by `starfire export`; it needs NAME.so and NAME.json, nothing else.
+_TEXT = '''"""The network NAME, written by `starfire export`; it needs libNAME.so and NAME.json, nothing else.
 
     from NAME import Network
 
@@ -30,14 +30,14 @@ class Network:
 
     Args:
         threads: that run it.
-        folder: where NAME.so and NAME.json are; beside this file by default.
+        folder: where libNAME.so and NAME.json are; beside this file by default.
     """
 
     def __init__(self, threads: int = 1, folder: str | Path | None = None) -> None:
         folder = Path(__file__).resolve().parent if folder is None else Path(folder)
         self.about = json.loads((folder / "NAME.json").read_text(encoding="utf-8"))
         self.labels: list[str] = self.about["labels"]
-        self._library = ctypes.CDLL(str(folder / "NAME.so"))
+        self._library = ctypes.CDLL(str(folder / "libNAME.so"))
         self._library.NAME_create.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64]
         self._library.NAME_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
         self._library.NAME_free.argtypes = [ctypes.c_void_p]

@@ -24,12 +24,12 @@ def difference(library: bytes, name: str, model: nn.Module, image: tuple[int, in
     pixels = torch.rand(IMAGES, *image, generator=torch.Generator().manual_seed(0))
     logits = torch.full((IMAGES, outputs), float("nan"))
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"{name}.so")
+        path = Path(folder, f"lib{name}.so")
         path.write_bytes(library)
         try:
             loaded = ctypes.CDLL(str(path))
         except OSError as error:
-            raise StarfireError(f"{name}.so was not written: it cannot be loaded ({error})") from None
+            raise StarfireError(f"lib{name}.so was not written: it cannot be loaded ({error})") from None
         network, zero = ctypes.c_void_p(), ctypes.c_int64(0)
         code = loaded[f"{name}_create"](ctypes.byref(network), 1, None, zero)
         if code == PROCESSOR:
@@ -39,6 +39,6 @@ def difference(library: bytes, name: str, model: nn.Module, image: tuple[int, in
             code = loaded[f"{name}_run"](network, address, ctypes.c_int64(IMAGES), ctypes.c_void_p(logits.data_ptr()))
             loaded[f"{name}_free"](network)
         if code:
-            raise StarfireError(f"{name}.so was not written: it gives error {code}")
+            raise StarfireError(f"lib{name}.so was not written: it gives error {code}")
     expected = model(pixels)
     return float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

@@ -13,9 +13,9 @@ _UNIX = "cc"
 
 
 def link_command(linkers: Sequence[str], name: str, *, threads: bool) -> tuple[str, ...]:
-    """The command that links NAME.so from NAME.o: by the first of the linkers that is installed, else by the first."""
+    """The command that links libNAME.so from NAME.o: by the first of the linkers that is installed, else by the first."""
     found = next((linker for linker in linkers if shutil.which(linker)), linkers[0] if linkers else _UNIX)
-    return (found, "-shared", "-o", f"{name}.so", f"{name}.o", *(("-pthread",) if threads else ()))
+    return (found, "-shared", "-o", f"lib{name}.so", f"{name}.o", *(("-pthread",) if threads else ()))
 
 
 def linked(code: bytes, command: Sequence[str], name: str) -> tuple[bytes | None, str]:
@@ -31,4 +31,4 @@ def linked(code: bytes, command: Sequence[str], name: str) -> tuple[bytes | None
         if done.returncode:
             lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
             return None, f"{command[0]} failed: {lines[-1][:200]}"
-        return Path(folder, f"{name}.so").read_bytes(), ""
+        return Path(folder, f"lib{name}.so").read_bytes(), ""

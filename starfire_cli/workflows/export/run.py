@@ -74,9 +74,9 @@ def export_checkpoint(request: ExportRequest) -> Iterator[ExportOutcome]:
     library, problem = linked(found.file.code, command, name)
     apart: float | None = None
     if library is None:
-        yield ExportNote(text=f"{name}.so was not linked: {problem}")
+        yield ExportNote(text=f"lib{name}.so was not linked: {problem}")
     else:
-        content[f"{name}.so"] = library
+        content[f"lib{name}.so"] = library
         if target.runs_here:
             apart = difference(library, name, restored.model, (3, size, size), found.identity.outputs)
         if apart is not None and not apart <= _CLOSE:
@@ -150,7 +150,7 @@ def _labels(checkpoint: Checkpoint, found: Exported) -> list[str]:
 def _names(target: Target, name: str, *, demo: bool) -> list[str]:
     if target.is_wasm:
         return [f"{name}.wasm", f"{name}.js", f"{name}.json", *([f"{name}.html"] if demo else [])]
-    return [f"{name}.o", f"{name}.so", f"{name}.h", "example.c", f"{name}.py", f"{name}.json"]
+    return [f"{name}.o", f"lib{name}.so", f"{name}.h", "example.c", f"{name}.py", f"{name}.json"]
 
 
 def _check_folder(folder: Path, checkpoint: Path, target: Target, name: str, *, demo: bool) -> None:
