@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from starfire_cli.errors import StarfireError
 
 PROCESSOR = -3
 IMAGES = 2
+_SECONDS = 120
+_IN_NODE = """
+const pixels = require("fs").readFileSync("pixels");
+require("./NAME.js").load().then((network) => {
+  const logits = network.run(new Float32Array(pixels.buffer, pixels.byteOffset, pixels.length / 4));
+  console.log(Array.from(logits).join(" "));
+});
+"""
 
 
 @torch.inference_mode()
@@ -21,7 +31,7 @@ def difference(library: bytes, name: str, model: nn.Module, image: tuple[int, in
 
     None where this processor cannot run it. Raises StarfireError where the library does not work at all.
     """
-    pixels = torch.rand(IMAGES, *image, generator=torch.Generator().manual_seed(0))
+    pixels = _pixels(image)
     logits = torch.full((IMAGES, outputs), float("nan"))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"lib{name}.so")
@@ -40,5 +50,35 @@ def difference(library: bytes, name: str, model: nn.Module, image: tuple[int, in
             loaded[f"{name}_free"](network)
         if code:
             raise StarfireError(f"lib{name}.so was not written: it gives error {code}")
-    expected = model(pixels)
+    return _apart(logits, model(pixels))
+
+
+@torch.inference_mode()
+def difference_in_node(
+    module: bytes, script: str, name: str, model: nn.Module, image: tuple[int, int, int]
+) -> float | None:
+    """As `difference`, of a module of WebAssembly; None where Node is not installed."""
+    if shutil.which("node") is None:
+        return None
+    pixels = _pixels(image)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, f"{name}.wasm").write_bytes(module)
+        Path(folder, f"{name}.js").write_text(script, encoding="utf-8")
+        Path(folder, "pixels").write_bytes(pixels.numpy().tobytes())
+        Path(folder, "check.js").write_text(_IN_NODE.replace("NAME", name), encoding="utf-8")
+        command = ("node", "check.js")
+        try:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=True)
+            logits = torch.tensor([float(number) for number in done.stdout.split()])
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+            raise StarfireError(f"nothing was written: the module does not run in Node ({said[-1][:200]})") from None
+    return _apart(logits.reshape(IMAGES, -1), model(pixels))
+
+
+def _pixels(image: tuple[int, int, int]) -> Tensor:
+    return torch.rand(IMAGES, *image, generator=torch.Generator().manual_seed(0))
+
+
+def _apart(logits: Tensor, expected: Tensor) -> float:
     return float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

@@ -13,7 +13,7 @@ _UNIX = "cc"
 
 
 def link_command(linkers: Sequence[str], name: str, *, threads: bool) -> tuple[str, ...]:
-    """The command that links libNAME.so from NAME.o: by the first of the linkers that is installed, else by the first."""
+    """The command that links libNAME.so from NAME.o: by the first linker that is installed, else by the first."""
     found = next((linker for linker in linkers if shutil.which(linker)), linkers[0] if linkers else _UNIX)
     return (found, "-shared", "-o", f"lib{name}.so", f"{name}.o", *(("-pthread",) if threads else ()))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import keyword
 import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +16,12 @@ from starfire_cli.workflows.options import CHECKPOINT, IMAGE_SIZE, MEAN, MODEL, 
 TARGET_PANEL = "Target"
 TARGETS = ("native", "x86-64", "x86-64-v3", "x86-64-v4", "aarch64", "armv7", "riscv64", "wasm32")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,47}")
+_OF_JAVASCRIPT = (
+    "abstract arguments await case catch const debugger default delete do document enum eval export extends false "
+    "function implements in instanceof interface let location module native new null package private protected public "
+    "require self static super switch this throw top true typeof undefined var void window WebAssembly"
+)
+_TAKEN = {*_OF_JAVASCRIPT.split(), *keyword.kwlist, *sys.stdlib_module_names, "example"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +68,10 @@ class ExportRequest:
         check(self)
         if self.name is not None and not _NAME.fullmatch(self.name):
             raise BadOption(f"--name {self.name}: give letters, digits and _, 48 at most, as in --name digits_net")
+        if self.name in _TAKEN:
+            raise BadOption(
+                f"--name {self.name} means something in Python or JavaScript; --name {self.name}_net does not"
+            )
         if self.target == "wasm32" and self.threads:
             raise BadOption("--threads: --target wasm32 has none; every other target has")
         if self.target != "wasm32" and self.demo:
@@ -72,4 +84,4 @@ def identifier(path: Path) -> str:
     if stem in ("best", "last", "final", "checkpoint", "model"):
         stem = path.resolve().parent.name or stem
     found = re.sub(r"[^A-Za-z0-9_]+", "_", stem).strip("_")[:48] or "network"
-    return found if _NAME.fullmatch(found) else f"net_{found}"[:48]
+    return found if _NAME.fullmatch(found) and found not in _TAKEN else f"net_{found}"[:48]

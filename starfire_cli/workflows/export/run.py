@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from time import perf_counter
@@ -20,13 +18,10 @@ from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.networks.restore import RestoredModel, restore_model
 from starfire_cli.pruning.masks import digest
 from starfire_cli.records.export import ExportedFiles, ExportNote, ExportOutcome
-from starfire_cli.sparse.export.bindings import python_module
-from starfire_cli.sparse.export.header import example, header
 from starfire_cli.sparse.export.network import Exported, export_network
 from starfire_cli.sparse.export.targets import Target, find_target
 from starfire_cli.version import __version__
-from starfire_cli.workflows.export.checking import difference
-from starfire_cli.workflows.export.linking import link_command, linked
+from starfire_cli.workflows.export import products
 from starfire_cli.workflows.export.request import ExportRequest, identifier
 
 _CLOSE = 1e-4  # of the largest logit: what float32 sums in another order may differ by
@@ -69,47 +64,29 @@ def export_checkpoint(request: ExportRequest) -> Iterator[ExportOutcome]:
         digest=masks,
         threads=request.threads,
     )
-    content: dict[str, bytes] = {f"{name}.o": found.file.code}
-    command = link_command(target.linkers, name, threads=request.threads)
-    library, problem = linked(found.file.code, command, name)
-    apart: float | None = None
-    if library is None:
-        yield ExportNote(text=f"lib{name}.so was not linked: {problem}")
-    else:
-        content[f"lib{name}.so"] = library
-        if target.runs_here:
-            apart = difference(library, name, restored.model, (3, size, size), found.identity.outputs)
-        if apart is not None and not apart <= _CLOSE:
-            raise StarfireError(f"nothing was written: its logits differ by {apart:.2g} of the largest")
     about = _about(found, checkpoint, restored, target, masks=masks, labels=_labels(checkpoint, found))
-    content |= _sources(found, request, command)
-    content[f"{name}.json"] = (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()
-    written = _write(folder, content)
+    if target.is_wasm:
+        made = products.module(found, about, restored.model, demo=request.demo)
+    else:
+        made = products.library(found, target, about, restored.model, threads=request.threads)
+    yield from (ExportNote(text=note) for note in made.notes)
+    if made.difference is not None and not made.difference <= _CLOSE:
+        raise StarfireError(f"nothing was written: its logits differ by {made.difference:.2g} of the largest")
+    written = _write(folder, made.files)
     yield ExportedFiles(
         input=path,
         name=name,
         target=target.name,
-        files=tuple((file, len(content[file.name])) for file in written),
+        files=tuple((file, len(made.files[file.name])) for file in written),
         image=found.identity.image,
         outputs=found.identity.outputs,
         live=found.live,
         weights=found.weights,
         memory=found.file.memory,
-        difference=apart,
-        command=shlex.join(command) if library is None else None,
+        difference=made.difference,
+        command=made.command,
         seconds=perf_counter() - started,
     )
-
-
-def _sources(found: Exported, request: ExportRequest, command: tuple[str, ...]) -> dict[str, bytes]:
-    identity = found.identity
-    name, threads = identity.name, " -pthread" if request.threads else ""
-    build = f"{command[0]} -O2 -o example example.c {name}.o{threads} && ./example"
-    return {
-        f"{name}.h": header(identity, threads=request.threads).encode(),
-        "example.c": example(identity, build).encode(),
-        f"{name}.py": python_module(identity).encode(),
-    }
 
 
 def _about(
@@ -147,12 +124,6 @@ def _labels(checkpoint: Checkpoint, found: Exported) -> list[str]:
     return [str(i) for i in range(outputs)]
 
 
-def _names(target: Target, name: str, *, demo: bool) -> list[str]:
-    if target.is_wasm:
-        return [f"{name}.wasm", f"{name}.js", f"{name}.json", *([f"{name}.html"] if demo else [])]
-    return [f"{name}.o", f"lib{name}.so", f"{name}.h", "example.c", f"{name}.py", f"{name}.json"]
-
-
 def _check_folder(folder: Path, checkpoint: Path, target: Target, name: str, *, demo: bool) -> None:
     """Raises StarfireError or BadOption where a file could not be written."""
     if folder.exists() and not folder.is_dir():
@@ -160,7 +131,7 @@ def _check_folder(folder: Path, checkpoint: Path, target: Target, name: str, *, 
     if not folder.exists():
         check_writable(folder)
         return
-    for file in _names(target, name, demo=demo):
+    for file in products.file_names(target, name, demo=demo):
         refuse_overwriting(folder / file, files_of(checkpoint))
         check_writable(folder / file)
 
