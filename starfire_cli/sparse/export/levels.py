@@ -51,8 +51,8 @@ def choosing(target: Target) -> str:
 def _checked(number: int, level: Level) -> list[str]:
     """Go to `is` where the processor has the level, else to the next one."""
     after, lines = f"try{number + 1}", []
-    needed = {4: (), 8: _V3, 16: _V4}[level.lanes]
-    if not needed:
+    needed = {8: _V3, 16: _V4}.get(level.lanes)
+    if needed is None or level.cpu == "x86-64":
         return [f"  br label %is{number}"]
     for i, (leaf, name, bits) in enumerate(needed):
         at = f"{number}.{i}"

@@ -100,7 +100,11 @@ def lower(network: TracedNetwork, image: tuple[int, int, int], lanes: int, opera
     """
     if not network.in_loops:
         raise Unsupported("the network changes a tensor in place which another operation reads; write x = x + y for it")
-    shapes = network.shapes((1, *image))
+    try:
+        shapes = network.shapes((1, *image))
+    except Exception as error:  # noqa: BLE001 - the network's own code may raise anything
+        told = (str(error).splitlines() or [""])[0]
+        raise StarfireError(f"the network does not take images of {' x '.join(map(str, image))}: {told}") from None
     operations = network.operations(shapes)
     maps = Maps(operations, shapes, lanes)
     if too_large := maps.too_large(operations):

@@ -117,7 +117,7 @@ def compiled(identity: Identity, target: Target, programs: Sequence[LevelProgram
     functions = "\n".join(line for line in functions.splitlines() if not line.startswith("declare "))
     about = _about(identity, interface.threads, exported)
     text = "\n".join([*sorted(declarations), *parts, choosing(target), about, functions])
-    code = _object(text, tables.assembly("tables"), target)
+    code = tables.filled(_object(text, tables.placeholder("tables"), target))
     return ObjectFile(code=code, tables=tables.size, memory=interface.maps)
 
 

@@ -27,7 +27,8 @@ _POOL_MODULES: dict[type[nn.Module], bool] = {
 }
 _REARRANGING = {
     "flatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "chunk", "split", "getitem", "pad",
-    "channel_shuffle", "contiguous", "clone", "detach", "stack", "unbind", "tensor_split", "flip", "roll", "movedim",
+    "channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "contiguous", "clone", "detach", "stack", "unbind",
+    "tensor_split", "flip", "roll", "movedim",
 }  # fmt: skip
 _REARRANGING_MODULES = (
     "Flatten",

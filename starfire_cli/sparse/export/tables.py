@@ -11,6 +11,7 @@ from starfire_cli.sparse.loops import FIELDS
 from starfire_cli.sparse.machine import Step
 
 ALIGNED = 64  # bytes: a cache line, and the widest vector
+_MARK = hashlib.sha256(b"the tables of starfire export").digest()  # is in no object file by chance
 
 
 class Tables:
@@ -38,19 +39,23 @@ class Tables:
             found[FIELDS.index(name)] = self.add(value) if isinstance(value, np.ndarray) else value
         return self.add(found)
 
-    def data(self) -> bytes:
-        """All of them."""
-        return b"".join(self._parts)
+    def placeholder(self, name: str) -> str:
+        """A module of LLVM's assembly with a hidden constant that `filled` replaces by the tables.
 
-    def assembly(self, name: str) -> str:
-        """A module of LLVM's assembly with the data as a hidden constant."""
-        data = self.data()
-        return f'@{name} = hidden constant [{len(data)} x i8] c"{_escaped(data)}", align {ALIGNED}\n'
+        As text the tables themselves would take three times their size, and LLVM some more.
+        """
+        mark = "".join(f"\\{byte:02X}" for byte in _MARK)
+        kind = f"<{{ [{len(_MARK)} x i8], [{self._room - len(_MARK)} x i8] }}>"
+        value = f'<{{ [{len(_MARK)} x i8] c"{mark}", [{self._room - len(_MARK)} x i8] zeroinitializer }}>'
+        return f"@{name} = hidden constant {kind} {value}, align {ALIGNED}\n"
 
+    def filled(self, code: bytes) -> bytes:
+        """An object file with the tables where the placeholder was."""
+        at = code.find(_MARK)
+        assert at >= 0 and code.find(_MARK, at + 1) < 0, "the placeholder is there once"
+        parts = [*self._parts, bytes(self._room - self.size)]
+        return b"".join([code[:at], *parts, code[at + self._room :]])
 
-def _escaped(data: bytes) -> str:
-    r"""Bytes as LLVM writes them in a string: those that are no plain letters as \XX."""
-    plain = np.array([33 <= i < 127 and chr(i) not in '"\\' for i in range(256)])
-    table = np.array([chr(i) if plain[i] else f"\\{i:02X}" for i in range(256)], dtype=object)
-    parts = np.frombuffer(data, np.uint8)
-    return "".join("".join(table[parts[i : i + (1 << 20)]]) for i in range(0, len(parts), 1 << 20))
+    @property
+    def _room(self) -> int:
+        return max(self.size, ALIGNED)

@@ -69,7 +69,7 @@ class Target:
 _X86 = (
     Level(name="x86-64-v4", cpu="x86-64-v4", lanes=16),
     Level(name="x86-64-v3", cpu="x86-64-v3", lanes=8),
-    Level(name="x86-64", cpu="x86-64", sums=8, fused=False),
+    Level(name="x86-64", cpu="x86-64", lanes=8, fused=False),  # two registers a vector, and the tables of v3
 )
 _HERE = ("cc", "gcc", "clang")
 
