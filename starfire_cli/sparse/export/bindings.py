@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from starfire_cli.sparse.export.module import Identity
+from starfire_cli.sparse.export.module import Description
 
 _TEXT = '''"""The network NAME, written by `starfire export`; it needs libNAME.so and NAME.json, nothing else.
 
@@ -71,7 +71,7 @@ class Network:
 '''
 
 
-def python_module(identity: Identity) -> str:
+def python_module(identity: Description) -> str:
     """NAME.py."""
     shape = ", ".join(map(str, (*identity.image, identity.outputs)))
     text = _TEXT.replace("(N, CHANNELS, HEIGHT, WIDTH)", f"(N, {', '.join(map(str, identity.image))})", 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from starfire_cli.sparse.export.targets import Target
+from starfire_cli.sparse.export.targets import ExportTarget
 from starfire_cli.sparse.layout import FLOAT
 
 HEADER = 128  # bytes
@@ -21,7 +21,7 @@ ARGUMENT, MEMORY, PROCESSOR, BUSY = -1, -2, -3, -4  # what functions return wher
 
 @dataclass(frozen=True, kw_only=True)
 class Interface:
-    """What the driver is told about a network.
+    """Facts about a network that the driver needs.
 
     Args:
         name: an identifier of C.
@@ -63,7 +63,7 @@ class Interface:
         return ALIGNED if self.threads > 1 else 0
 
 
-def driver(interface: Interface, target: Target, *, exported: str, run: str) -> str:
+def driver(interface: Interface, target: ExportTarget, *, exported: str, run: str) -> str:
     """The functions, and what they need.
 
     Args:

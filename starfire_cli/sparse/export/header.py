@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from starfire_cli.sparse.export.driver import ARGUMENT, BUSY, MEMORY, PROCESSOR
-from starfire_cli.sparse.export.module import THREADS, Identity
+from starfire_cli.sparse.export.module import THREADS, Description
 
 
-def header(identity: Identity, *, threads: bool) -> str:
+def header(identity: Description, *, threads: bool) -> str:
     """NAME.h."""
     name, (C, H, W) = identity.name, identity.image
     guard = f"{name.upper()}_H"
@@ -70,7 +70,7 @@ void {name}_free({name}_network *network);
 """
 
 
-def example(identity: Identity, link: str) -> str:
+def example(identity: Description, link: str) -> str:
     """example.c: a program that classifies one image of raw floats, or a grey one."""
     name, (C, H, W) = identity.name, identity.image
     return f"""/* Classifies an image of {C} x {H} x {W} raw float32 in [0, 1], or a grey one.

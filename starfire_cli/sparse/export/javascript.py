@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from starfire_cli.sparse.export.driver import ALIGNED
-from starfire_cli.sparse.export.module import Identity
+from starfire_cli.sparse.export.module import Description
 
 _TEXT = """// The network NAME, written by `starfire export`.
 //
@@ -93,7 +93,7 @@ if (typeof module !== "undefined") module.exports = NAME;
 """
 
 
-def script(identity: Identity, about: Mapping[str, object]) -> str:
+def script(identity: Description, about: Mapping[str, object]) -> str:
     """NAME.js.
 
     Args:

@@ -15,24 +15,24 @@ from starfire_cli.sparse.emit import Code
 from starfire_cli.sparse.export import odd_loops
 from starfire_cli.sparse.export.activations import Activation
 from starfire_cli.sparse.export.odd_loops import Combination
-from starfire_cli.sparse.export.values import Storage, Value
+from starfire_cli.sparse.export.values import Buffer, Value
 from starfire_cli.sparse.layout import FLOAT
 from starfire_cli.sparse.linear import gathering
 from starfire_cli.sparse.machine import Step
 from starfire_cli.sparse.pool import LoopWeightsCache
 from starfire_cli.sparse.weights import LiveWeights
 
-RESULT = Storage(name="result", channels=1, pixels=(1, 1))  # what the caller gets, in memory of the caller
+RESULT = Buffer(name="result", channels=1, pixels=(1, 1))  # what the caller gets, in memory of the caller
 
 
-class Room(Protocol):
-    """Where maps lie, and how loops are made."""
+class Placement(Protocol):
+    """The places of maps, and the way in which loops are made."""
 
     lanes: int
     threads: int
     cache: LoopWeightsCache
 
-    def place(self, storage: Storage) -> Place:
+    def place(self, buffer: Buffer) -> Place:
         """The place of a map."""
 
     def way(self, job: Job, work: Work) -> tuple[Kind, Tiling]:
@@ -53,22 +53,22 @@ class Job:
     """
 
     name: str
-    writes: Storage
-    reads: tuple[Storage, ...]
-    steps: Callable[[Room], list[Step]] = field(repr=False)
+    writes: Buffer
+    reads: tuple[Buffer, ...]
+    steps: Callable[[Placement], list[Step]] = field(repr=False)
     work: Work | None = None
-    half: Storage | None = None
+    half: Buffer | None = None
 
 
-def convolving(name: str, work: Work, writes: Storage, reads: Sequence[Storage]) -> Job:
+def convolving(name: str, work: Work, writes: Buffer, reads: Sequence[Buffer]) -> Job:
     """A convolution, pooling, mean or intake of an image."""
     half = None
     if work.halved:
         (H, W), halves = reads[0].pixels, len(work.halves())
-        half = Storage(name=name, channels=reads[0].channels * halves, pixels=(-(-H // 2), -(-W // 2)))
+        half = Buffer(name=name, channels=reads[0].channels * halves, pixels=(-(-H // 2), -(-W // 2)))
 
-    def steps(room: Room) -> list[Step]:
-        source, *others = (room.place(storage) for storage in reads or (writes,))
+    def steps(room: Placement) -> list[Step]:
+        source, *others = (room.place(buffer) for buffer in reads or (writes,))
         kind: Kind = "taps"
         tiling = TILINGS[kind][room.lanes][0]
         if work.does in ("sum", "max"):  # of the others there is one loop
@@ -92,12 +92,12 @@ def convolving(name: str, work: Work, writes: Storage, reads: Sequence[Storage])
 
 def pointing(
     name: str,
-    writes: Storage,
-    source: Storage,
+    writes: Buffer,
+    source: Buffer,
     *,
     activation: Activation | None = None,
     combine: Combination | None = None,
-    other: Storage | None = None,
+    other: Buffer | None = None,
     affine: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None,
     first: int = 0,
 ) -> Job:
@@ -114,7 +114,7 @@ def pointing(
         first: the channel of `writes` that takes the first one.
     """
 
-    def steps(room: Room) -> list[Step]:
+    def steps(room: Placement) -> list[Step]:
         place, out = room.place(source), room.place(writes)
         out = replace(out, offset=out.offset + first * out.layout.plane)
         beside = None if other is None else room.place(other)
@@ -139,8 +139,8 @@ def pointing(
 
 def pooling(
     name: str,
-    writes: Storage,
-    source: Storage,
+    writes: Buffer,
+    source: Buffer,
     windows: Sequence[npt.NDArray[np.int64]],
     shares: npt.NDArray[np.float32] | None,
 ) -> Job:
@@ -154,7 +154,7 @@ def pooling(
         shares: what the sum of each window is multiplied by; None for the largest instead.
     """
 
-    def steps(room: Room) -> list[Step]:
+    def steps(room: Placement) -> list[Step]:
         place, out = room.place(source), room.place(writes)
         code = odd_loops.pooled(lanes=room.lanes, largest=shares is None, plane=FLOAT * place.layout.plane)
         W, out_W = source.pixels[1], writes.pixels[1]
@@ -175,20 +175,20 @@ def pooling(
     return Job(name=name, writes=writes, reads=(source,), steps=steps)
 
 
-def gathers(name: str, writes: Storage, value: Value, live: LiveWeights) -> Job:
+def gathers(name: str, writes: Buffer, value: Value, live: LiveWeights) -> Job:
     """A linear layer."""
 
-    def steps(room: Room) -> list[Step]:
-        place = room.place(value.storage)
+    def steps(room: Placement) -> list[Step]:
+        place = room.place(value.buffer)
         positions = value.positions(place.layout).astype(np.int32)
         places = {**place.fields("in"), **room.place(writes).fields("out")}
         step = gathering(live, positions, places, lanes=room.lanes)
         return [replace(step, grain=_grain(step.tasks, room.threads))]
 
-    return Job(name=name, writes=writes, reads=(value.storage,), steps=steps)
+    return Job(name=name, writes=writes, reads=(value.buffer,), steps=steps)
 
 
-def moving(name: str, writes: Storage, value: Value, first: int = 0) -> Job:
+def moving(name: str, writes: Buffer, value: Value, first: int = 0) -> Job:
     """A copy of a value, in order; into what the caller gets where `writes` is RESULT.
 
     Args:
@@ -198,8 +198,8 @@ def moving(name: str, writes: Storage, value: Value, first: int = 0) -> Job:
         first: the number of `writes` that takes the first one.
     """
 
-    def steps(room: Room) -> list[Step]:
-        place = room.place(value.storage)
+    def steps(room: Placement) -> list[Step]:
+        place = room.place(value.buffer)
         starts = value.positions(place.layout)
         if writes is RESULT:
             ends, target = np.arange(len(starts)), {"out_region": 1, "out": 0}
@@ -214,10 +214,10 @@ def moving(name: str, writes: Storage, value: Value, first: int = 0) -> Job:
         }
         return _shared(odd_loops.moved(lanes=room.lanes), values, len(starts), room)
 
-    return Job(name=name, writes=writes, reads=(value.storage,), steps=steps)
+    return Job(name=name, writes=writes, reads=(value.buffer,), steps=steps)
 
 
-def _shared(code: Code, values: dict[str, object], tasks: int, room: Room) -> list[Step]:
+def _shared(code: Code, values: dict[str, object], tasks: int, room: Placement) -> list[Step]:
     return [Step(code=code, values=values, tasks=tasks, grain=_grain(tasks, room.threads))]
 
 

@@ -6,7 +6,7 @@ import platform
 from typing import NamedTuple
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.sparse.export.targets import X86, Level, Target
+from starfire_cli.sparse.export.targets import X86, ExportTarget, Level
 
 
 class _Register(NamedTuple):
@@ -30,7 +30,7 @@ _V4 = (*_V3, _Register(7, "bx", _bits(16, 17, 28, 30, 31)))  # AVX-512 F, DQ, CD
 _SAVED = {8: 0x06, 16: 0xE6}  # registers that the system must save: those of AVX, those of AVX-512
 
 
-def choosing(target: Target) -> str:
+def choosing(target: ExportTarget) -> str:
     """`i32 @level()`: the number of the first level of `target` that the processor has; -1 for none.
 
     Raises StarfireError where this machine cannot write it.

@@ -14,7 +14,7 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.pruning.channels.graph import node_name
 from starfire_cli.sparse.convolution import Work
 from starfire_cli.sparse.export.jobs import RESULT, Job, convolving, gathers, moving
-from starfire_cli.sparse.export.values import Storage, Value
+from starfire_cli.sparse.export.values import Buffer, Value
 from starfire_cli.sparse.folding import attribute
 from starfire_cli.sparse.loops import Finish
 from starfire_cli.sparse.patterns import POINT, Shape
@@ -44,17 +44,17 @@ class Lowering:
     jobs: list[Job] = field(default_factory=list)
     values: dict[fx.Node, Any] = field(default_factory=dict)
 
-    def storage(self, name: str, shape: tuple[int, ...]) -> Storage:
+    def buffer(self, name: str, shape: tuple[int, ...]) -> Buffer:
         """A new map for a value of this shape, one image in front."""
         if len(shape) == 4:
-            return Storage(name=name, channels=shape[1], pixels=(shape[2], shape[3]))
-        return Storage(name=name, channels=1, pixels=(1, int(np.prod(shape))))
+            return Buffer(name=name, channels=shape[1], pixels=(shape[2], shape[3]))
+        return Buffer(name=name, channels=1, pixels=(1, int(np.prod(shape))))
 
-    def map(self, value: Value, name: str) -> Storage:
+    def map(self, value: Value, name: str) -> Buffer:
         """The map of a value (1, C, H, W), which is copied where it does not lie so."""
         if value.is_map:
-            return value.storage
-        found = self.storage(name, value.shape)
+            return value.buffer
+        found = self.buffer(name, value.shape)
         self.jobs.append(moving(name, found, value))
         return found
 
@@ -119,8 +119,8 @@ def lower(network: TracedNetwork, image: tuple[int, int, int], lanes: int, opera
         raise Unsupported(f"the network returns {_described(result)}, not one tensor (N, classes); {_INSTEAD}")
     lowering.jobs.append(moving("output", RESULT, result))
     for job in lowering.jobs:
-        for storage in (*job.reads, job.writes):
-            maps.include(storage.pixels)
+        for buffer in (*job.reads, job.writes):
+            maps.include(buffer.pixels)
     return Lowered(jobs=tuple(_needed(lowering.jobs)), maps=maps, image=image, outputs=result.shape[1])
 
 
@@ -147,9 +147,9 @@ def _value(lowering: Lowering, operation: Operation, operators: tuple[Operator, 
 def _worked(lowering: Lowering, operation: Operation, work: Work) -> Value:
     shape = lowering.shapes[operation.node]
     reads = [lowering.map(lowering.values[n], operation.name) for n in operation.inputs]
-    writes = lowering.storage(operation.name, shape)
+    writes = lowering.buffer(operation.name, shape)
     lowering.jobs.append(convolving(operation.name, work, writes, reads))
-    return Value(storage=writes, shape=shape)
+    return Value(buffer=writes, shape=shape)
 
 
 def _linear(lowering: Lowering, operation: Operation) -> Value:
@@ -157,22 +157,22 @@ def _linear(lowering: Lowering, operation: Operation) -> Value:
     value, live, name = lowering.values[operation.inputs[0]], operation.folded.live, operation.name
     shape = lowering.shapes[operation.node]
     if int(np.prod(shape[:-1])) == 1:
-        writes = lowering.storage(name, (1, shape[-1]))
+        writes = lowering.buffer(name, (1, shape[-1]))
         lowering.jobs.append(gathers(name, writes, value, live))
-        return Value(storage=writes, shape=shape)
+        return Value(buffer=writes, shape=shape)
     if not value.is_channels_last:
         raise lowering.refuse(operation.node, f"a linear layer of {len(shape)} dimensions, {tuple(shape)}")
-    source = value.storage
-    writes = Storage(name=name, channels=live.shape[0], pixels=source.pixels)
+    source = value.buffer
+    writes = Buffer(name=name, channels=live.shape[0], pixels=source.pixels)
     work = Work(window=POINT, live=live, finish=Finish())
     lowering.jobs.append(convolving(name, work, writes, (source,)))
     return channels_last(writes)
 
 
-def channels_last(storage: Storage) -> Value:
+def channels_last(buffer: Buffer) -> Value:
     """A whole map as (1, H, W, C)."""
-    index = Value(storage=storage, shape=(1, *storage.shape)).indices().permute(0, 2, 3, 1)
-    return Value(storage=storage, shape=tuple(index.shape), index=index)
+    index = Value(buffer=buffer, shape=(1, *buffer.shape)).indices().permute(0, 2, 3, 1)
+    return Value(buffer=buffer, shape=tuple(index.shape), index=index)
 
 
 def _needed(jobs: list[Job]) -> list[Job]:
@@ -187,13 +187,13 @@ def _needed(jobs: list[Job]) -> list[Job]:
 
 
 def _computed(lowering: Lowering, node: fx.Node) -> Any:
-    """What a node gives that is no tensor, a size for instance; or a constant tensor."""
+    """The result of a node that is no tensor, a size for instance; or a constant tensor."""
     with torch.no_grad():
         return call(lowering, node, lambda value: torch.empty(value.shape, device="meta"))
 
 
 def call(lowering: Lowering, node: fx.Node, tensor: Callable[[Value], Tensor]) -> Any:
-    """What a node's operation gives where `tensor` stands for each value."""
+    """The result of a node's operation where `tensor` stands for each value."""
 
     def filled(n: fx.Node) -> Any:
         return torch.utils._pytree.tree_map(lambda v: tensor(v) if isinstance(v, Value) else v, lowering.values[n])

@@ -14,7 +14,7 @@ from starfire_cli.sparse.export.driver import Interface, driver, run_alone
 from starfire_cli.sparse.export.levels import choosing
 from starfire_cli.sparse.export.program import LevelProgram
 from starfire_cli.sparse.export.tables import Tables
-from starfire_cli.sparse.export.targets import Level, Target
+from starfire_cli.sparse.export.targets import ExportTarget, Level
 from starfire_cli.sparse.export.threading import run_in_threads
 
 VERSION = 1  # of the functions
@@ -30,8 +30,8 @@ _LOOP = "ptr %passing, ptr %kept, ptr %image"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity:
-    """What a network says about itself.
+class Description:
+    """Facts about a network, as it tells them itself.
 
     Args:
         name: an identifier of C.
@@ -70,7 +70,9 @@ class ObjectFile:
     memory: int
 
 
-def compiled(identity: Identity, target: Target, programs: Sequence[LevelProgram], *, threads: bool) -> ObjectFile:
+def compiled(
+    identity: Description, target: ExportTarget, programs: Sequence[LevelProgram], *, threads: bool
+) -> ObjectFile:
     """Compile a network.
 
     Args:
@@ -122,7 +124,7 @@ def compiled(identity: Identity, target: Target, programs: Sequence[LevelProgram
 
 
 def _functions(
-    number: int, program: LevelProgram, target: Target, parts: list[str], declarations: set[str]
+    number: int, program: LevelProgram, target: ExportTarget, parts: list[str], declarations: set[str]
 ) -> list[str]:
     """The names of the loops of a program's steps; their texts are added, each once."""
     attributes = f"nounwind noinline {_attributes(program.level, target)}"
@@ -143,7 +145,7 @@ def _rounding(text: str, level: Level) -> str:
     return text if level.fused else text.replace("@llvm.fma.", "@llvm.fmuladd.")
 
 
-def _attributes(level: Level, target: Target) -> str:
+def _attributes(level: Level, target: ExportTarget) -> str:
     if len(target.levels) == 1:
         return ""  # the whole module is for it
     return f'"target-cpu"="{level.cpu}"'
@@ -173,7 +175,7 @@ def _steps(number: int, names: Sequence[str], arguments: Sequence[int]) -> str:
     return "\n".join([*lines, "done:", "  ret void", "}", ""])
 
 
-def _about(identity: Identity, threads: int, exported: str) -> str:
+def _about(identity: Description, threads: int, exported: str) -> str:
     data = "".join(f"\\{byte:02X}" for byte in identity.packed(threads))
     size = len(identity.packed(threads))
     function = f"{identity.name}_info"
@@ -185,7 +187,7 @@ define ptr @{function}() {exported.format(name=function)} {{
 """
 
 
-def _object(text: str, data: str, target: Target) -> bytes:
+def _object(text: str, data: str, target: ExportTarget) -> bytes:
     import llvmlite.binding as llvm
 
     with emit.COMPILING:

@@ -14,10 +14,10 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.sparse import emit
 from starfire_cli.sparse.choosing import fastest_loop
 from starfire_cli.sparse.export.lowering import Lowered, lower
-from starfire_cli.sparse.export.module import Identity, ObjectFile, compiled
+from starfire_cli.sparse.export.module import Description, ObjectFile, compiled
 from starfire_cli.sparse.export.operators import OPERATORS
 from starfire_cli.sparse.export.program import LevelProgram, program
-from starfire_cli.sparse.export.targets import NATIVE, Target
+from starfire_cli.sparse.export.targets import NATIVE, ExportTarget
 from starfire_cli.sparse.pool import LoopWeightsCache
 from starfire_cli.sparse.reading import TracedNetwork
 
@@ -36,7 +36,7 @@ class Exported:
         weights: of the dense network.
     """
 
-    identity: Identity
+    identity: Description
     file: ObjectFile
     programs: tuple[LevelProgram, ...]
     live: int
@@ -45,7 +45,7 @@ class Exported:
 
 def export_network(
     model: nn.Module,
-    target: Target,
+    target: ExportTarget,
     *,
     name: str,
     image: tuple[int, int, int],
@@ -84,7 +84,7 @@ def export_network(
             programs.append(program(found, level, threads=SHARED if threads else 1, cache=cache, way=way))
     outputs = next(iter(lowered.values())).outputs
     means, stds = ((float(v[0]), float(v[1]), float(v[2])) for v in (mean, std))
-    identity = Identity(name=name, image=image, outputs=outputs, mean=means, std=stds, digest=digest)
+    identity = Description(name=name, image=image, outputs=outputs, mean=means, std=stds, digest=digest)
     layers = [layer.live for layer in network.folded.values()]
     return Exported(
         identity=identity,

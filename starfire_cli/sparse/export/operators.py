@@ -13,7 +13,7 @@ from starfire_cli.sparse.export.activations import activation
 from starfire_cli.sparse.export.jobs import convolving, moving, pointing, pooling
 from starfire_cli.sparse.export.lowering import Lowering, Operator, call
 from starfire_cli.sparse.export.odd_loops import Combination
-from starfire_cli.sparse.export.values import Storage, Value, rearranged
+from starfire_cli.sparse.export.values import Buffer, Value, rearranged
 from starfire_cli.sparse.loops import Finish
 from starfire_cli.sparse.patterns import POINT
 from starfire_cli.sparse.weights import LiveWeights
@@ -65,10 +65,10 @@ def _pointwise(lowering: Lowering, node: fx.Node, value: Value, **how: Any) -> V
     name = node.name
     if not value.is_whole:
         value = _copied(lowering, node, value)
-    source = value.storage
-    writes = Storage(name=name, channels=source.channels, pixels=source.pixels)
+    source = value.buffer
+    writes = Buffer(name=name, channels=source.channels, pixels=source.pixels)
     lowering.jobs.append(pointing(name, writes, source, **how))
-    return Value(storage=writes, shape=value.shape, index=value.index)
+    return Value(buffer=writes, shape=value.shape, index=value.index)
 
 
 def activate(lowering: Lowering, node: fx.Node) -> Any:
@@ -103,27 +103,27 @@ def combine(lowering: Lowering, node: fx.Node) -> Any:
 
 def _both(lowering: Lowering, node: fx.Node, how: Combination, left: Value, right: Value) -> Value | None:
     if left.shape == right.shape:
-        alike = left.storage.shape == right.storage.shape and torch.equal(left.indices(), right.indices())
+        alike = left.buffer.shape == right.buffer.shape and torch.equal(left.indices(), right.indices())
         if not alike:
             left, right = (_copied(lowering, node, value) for value in (left, right))
         if not left.is_whole:
             return None
-        return _pointwise(lowering, node, left, combine=how, other=right.storage)
+        return _pointwise(lowering, node, left, combine=how, other=right.buffer)
     if how != "sub" and len(left.shape) == len(right.shape) == 4 and left.shape[2:] == (1, 1):
         left, right = right, left
     if len(left.shape) != 4 or right.shape != (*left.shape[:2], 1, 1):
         return None
     one, other = lowering.map(left, node.name), lowering.map(right, node.name)
-    return _pointwise(lowering, node, Value(storage=one, shape=left.shape), combine=how, other=other)
+    return _pointwise(lowering, node, Value(buffer=one, shape=left.shape), combine=how, other=other)
 
 
 def _copied(lowering: Lowering, node: fx.Node, value: Value) -> Value:
     """The value in order, in a map of its own shape."""
-    storage = lowering.storage(node.name, value.shape)
-    if value.index is None and value.storage.shape == storage.shape:
+    buffer = lowering.buffer(node.name, value.shape)
+    if value.index is None and value.buffer.shape == buffer.shape:
         return value
-    lowering.jobs.append(moving(node.name, storage, value))
-    return Value(storage=storage, shape=value.shape)
+    lowering.jobs.append(moving(node.name, buffer, value))
+    return Value(buffer=buffer, shape=value.shape)
 
 
 def _with_constant(lowering: Lowering, node: fx.Node, how: str, value: Any, constant: Any) -> Value | None:
@@ -134,7 +134,7 @@ def _with_constant(lowering: Lowering, node: fx.Node, how: str, value: Any, cons
     fits = value.is_map and tuple(number.shape)[-3:] == (value.shape[1], 1, 1) and number.numel() == value.shape[1]
     if number.numel() > 1 and not fits:
         return None
-    each = number.flatten().numpy() * np.ones(value.storage.channels)
+    each = number.flatten().numpy() * np.ones(value.buffer.channels)
     one, zero = np.ones_like(each), np.zeros_like(each)
     scale, shift = {"add": (one, each), "sub": (one, -each), "mul": (each, zero), "div": (1 / each, zero)}[how]
     return _pointwise(lowering, node, value, affine=(scale.astype(np.float32), shift.astype(np.float32)))
@@ -154,7 +154,7 @@ def normalise(lowering: Lowering, node: fx.Node) -> Any:
         shift = shift + norm.bias.detach().double()
     source = lowering.map(value, node.name)
     affine = (scale.float().numpy(), shift.float().numpy())
-    return _pointwise(lowering, node, Value(storage=source, shape=value.shape), affine=affine)
+    return _pointwise(lowering, node, Value(buffer=source, shape=value.shape), affine=affine)
 
 
 def average(lowering: Lowering, node: fx.Node) -> Any:
@@ -167,10 +167,10 @@ def average(lowering: Lowering, node: fx.Node) -> Any:
         return None
     C = value.shape[1]
     source = lowering.map(value, node.name)
-    writes = Storage(name=node.name, channels=C, pixels=(1, 1))
+    writes = Buffer(name=node.name, channels=C, pixels=(1, 1))
     work = Work(window=POINT, live=LiveWeights.of(torch.ones(C, 1, 1, 1), None, C), finish=Finish(), does="mean")
     lowering.jobs.append(convolving(node.name, work, writes, (source,)))
-    return Value(storage=writes, shape=lowering.shapes[node])
+    return Value(buffer=writes, shape=lowering.shapes[node])
 
 
 def _over_pixels(images: Tensor) -> Tensor:
@@ -197,9 +197,9 @@ def pool(lowering: Lowering, node: fx.Node) -> Any:
         shares = (ones / np.array([len(window) for window in windows])).astype(np.float32)
     source = lowering.map(value, node.name)
     shape = lowering.shapes[node]
-    writes = lowering.storage(node.name, shape)
+    writes = lowering.buffer(node.name, shape)
     lowering.jobs.append(pooling(node.name, writes, source, windows, shares))
-    return Value(storage=writes, shape=shape)
+    return Value(buffer=writes, shape=shape)
 
 
 def _seen(lowering: Lowering, node: fx.Node, images: Tensor) -> Any:
@@ -219,7 +219,7 @@ def join(lowering: Lowering, node: fx.Node) -> Any:
     shape = lowering.shapes[node]
     if not parts or not all(isinstance(part, Value) for part in parts) or axis not in (1, 1 - len(shape)):
         return None
-    writes, first = lowering.storage(node.name, shape), 0
+    writes, first = lowering.buffer(node.name, shape), 0
     for part in parts:
         if len(shape) == 4:
             source = lowering.map(part, node.name)
@@ -227,17 +227,17 @@ def join(lowering: Lowering, node: fx.Node) -> Any:
         else:
             lowering.jobs.append(moving(node.name, writes, part, first=first))
         first += part.shape[1] if len(shape) == 4 else int(np.prod(part.shape))
-    return Value(storage=writes, shape=shape)
+    return Value(buffer=writes, shape=shape)
 
 
 def rearrange(lowering: Lowering, node: fx.Node) -> Any:
-    """What only moves numbers about, and what does nothing: by what torch does to their indices."""
+    """Operations that only move numbers about, or do nothing: by what torch does to their indices."""
     module, name = _module(lowering, node), _name(node)
     values = [lowering.values[n] for n in node.all_input_nodes]
     if any(isinstance(value, Tensor) for value in values):
         return None
     found = {
-        part.storage for value in values for part in torch.utils._pytree.tree_leaves(value) if isinstance(part, Value)
+        part.buffer for value in values for part in torch.utils._pytree.tree_leaves(value) if isinstance(part, Value)
     }
     if len(found) != 1:
         return None

@@ -9,7 +9,7 @@ from starfire_cli.sparse.convolution import TILINGS, Kind, Place, Tiling, Work
 from starfire_cli.sparse.export.jobs import RESULT, Job
 from starfire_cli.sparse.export.lowering import Lowered
 from starfire_cli.sparse.export.targets import Level
-from starfire_cli.sparse.export.values import Storage
+from starfire_cli.sparse.export.values import Buffer
 from starfire_cli.sparse.layout import FLOAT, Layout
 from starfire_cli.sparse.machine import Step
 from starfire_cli.sparse.memory import Slots
@@ -35,35 +35,35 @@ class LevelProgram:
 
 
 class _Places:
-    """The places of all maps; a `jobs.Room`."""
+    """The places of all maps; a `jobs.Placement`."""
 
     def __init__(self, lowered: Lowered, way: Way, *, lanes: int, threads: int, cache: LoopWeightsCache) -> None:
         self.lanes, self.threads, self.cache = lanes, threads, cache
         self._way = way
-        self._slots, self._number = Slots(kept=False), dict[Storage, int]()
+        self._slots, self._number = Slots(kept=False), dict[Buffer, int]()
         maps = lowered.maps
-        left: dict[Storage, int] = {}
+        left: dict[Buffer, int] = {}
         for job in lowered.jobs:
-            for storage in job.reads:
-                left[storage] = left.get(storage, 0) + 1
+            for buffer in job.reads:
+                left[buffer] = left.get(buffer, 0) + 1
         for job in lowered.jobs:
-            for storage in filter(None, (job.writes, job.half)):
-                if storage is not RESULT and storage not in self._number:
-                    self._number[storage] = self._slots.take(maps.layout(storage.pixels), storage.channels)
+            for buffer in filter(None, (job.writes, job.half)):
+                if buffer is not RESULT and buffer not in self._number:
+                    self._number[buffer] = self._slots.take(maps.layout(buffer.pixels), buffer.channels)
             if job.half is not None:
                 self._slots.release(self._number[job.half])
-            for storage in job.reads:
-                left[storage] -= 1
-                if not left[storage]:
-                    self._slots.release(self._number[storage])
+            for buffer in job.reads:
+                left[buffer] -= 1
+                if not left[buffer]:
+                    self._slots.release(self._number[buffer])
         self.floats = self._slots.fix_offsets()
 
-    def place(self, storage: Storage) -> Place:
-        return self._slots.place(self._number[storage], storage.channels)
+    def place(self, buffer: Buffer) -> Place:
+        return self._slots.place(self._number[buffer], buffer.channels)
 
     def way(self, job: Job, work: Work) -> tuple[Kind, Tiling]:
         reads, half = job.reads or (job.writes,), job.half
-        source, target = (self.place(storage).layout for storage in (reads[0], job.writes))
+        source, target = (self.place(buffer).layout for buffer in (reads[0], job.writes))
         return self._way(work, source, target, None if half is None else self.place(half).layout)
 
 

@@ -35,7 +35,7 @@ class Level:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class ExportTarget:
     """A kind of machine.
 
     Args:
@@ -74,44 +74,44 @@ _X86 = (
 _HERE = ("cc", "gcc", "clang")
 
 
-def _x86(name: str, levels: tuple[Level, ...]) -> Target:
+def _x86(name: str, levels: tuple[Level, ...]) -> ExportTarget:
     linkers = (*_HERE, "x86_64-linux-gnu-gcc") if platform.machine().lower() in X86 else ("x86_64-linux-gnu-gcc",)
-    return Target(name=name, triple="x86_64-unknown-linux-gnu", levels=levels, linkers=linkers)
+    return ExportTarget(name=name, triple="x86_64-unknown-linux-gnu", levels=levels, linkers=linkers)
 
 
-def _others() -> tuple[Target, ...]:
+def _others() -> tuple[ExportTarget, ...]:
     arm = Level(name="armv7", cpu="cortex-a7", features="+neon,+vfp4", sums=7)
     riscv = Level(name="riscv64", cpu="generic-rv64", features="+m,+a,+f,+d,+c", sums=5)
     wasm = Level(name="wasm32", cpu="generic", features="+simd128,+bulk-memory", sums=8, fused=False)
     return (
-        Target(
+        ExportTarget(
             name="aarch64",
             triple="aarch64-unknown-linux-gnu",
             levels=(Level(name="aarch64", cpu="generic", features="+neon"),),
             linkers=("aarch64-linux-gnu-gcc",),
         ),
-        Target(
+        ExportTarget(
             name="armv7",
             triple="armv7-unknown-linux-gnueabihf",
             levels=(arm,),
             pointer=32,
             linkers=("arm-linux-gnueabihf-gcc",),
         ),
-        Target(
+        ExportTarget(
             name="riscv64",
             triple="riscv64-unknown-linux-gnu",
             levels=(riscv,),
             linkers=("riscv64-linux-gnu-gcc",),
             abi="lp64d",
         ),
-        Target(name="wasm32", triple="wasm32-unknown-unknown", levels=(wasm,), pointer=32),
+        ExportTarget(name="wasm32", triple="wasm32-unknown-unknown", levels=(wasm,), pointer=32),
     )
 
 
 TARGETS = (NATIVE, "x86-64", "x86-64-v3", "x86-64-v4", "aarch64", "armv7", "riscv64", "wasm32")
 
 
-def find_target(name: str) -> Target:
+def find_target(name: str) -> ExportTarget:
     """The target called `name`. Raises BadOption for a name that there is not."""
     if name == NATIVE:
         return _native()
@@ -123,10 +123,10 @@ def find_target(name: str) -> Target:
     raise unknown("--target", name, TARGETS)
 
 
-def _native() -> Target:
+def _native() -> ExportTarget:
     cpu, features = emit.processor()
     level = Level(name=NATIVE, cpu=cpu, features=features, lanes=emit.lanes())
-    return Target(name=NATIVE, triple=_llvm().get_default_triple(), levels=(level,), linkers=_HERE)
+    return ExportTarget(name=NATIVE, triple=_llvm().get_default_triple(), levels=(level,), linkers=_HERE)
 
 
 def _llvm() -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from starfire_cli.sparse.export.driver import COUNTER, HEADER, Interface
-from starfire_cli.sparse.export.targets import Target
+from starfire_cli.sparse.export.targets import ExportTarget
 from starfire_cli.sparse.layout import FLOAT
 from starfire_cli.sparse.machine import shared_run
 
@@ -19,7 +19,7 @@ _PIXELS, _IMAGES, _LOGITS, _NEXT = 32, 40, 48, 56
 _OWN, _HANDLE = 8, 16
 
 
-def run_in_threads(interface: Interface, target: Target, tables: Sequence[tuple[int, int]]) -> str:
+def run_in_threads(interface: Interface, target: ExportTarget, tables: Sequence[tuple[int, int]]) -> str:
     """`run_images` for one thread or several; it needs `run_alone`'s as `@run_in_turn`, and `@step_L` of each level L.
 
     Args:

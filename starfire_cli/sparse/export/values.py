@@ -1,4 +1,4 @@
-"""Where the values of a network lie while it runs: in which map, and in what order."""
+"""The values of a network while it runs: the map that each lies in, and the order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starfire_cli.sparse.layout import Layout
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Storage:
+class Buffer:
     """A map that some step writes.
 
     Args:
@@ -40,28 +40,28 @@ class Storage:
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    """What a node of the graph gives for one image: numbers of a map, in their order or in another.
+    """The value of a node of the graph for one image: numbers of a map, in their order or in another.
 
     Args:
-        storage: where they lie.
+        buffer: where they lie.
         shape: as torch sees it, with the images in front, of which there is one.
         index: int64, of that shape: 1 for the map's first number, 2 for the next, 0 for zero; None where they lie in
             order.
     """
 
-    storage: Storage
+    buffer: Buffer
     shape: tuple[int, ...]
     index: Tensor | None = None
 
     @property
     def is_map(self) -> bool:
         """Whether it is a whole map, (1, C, H, W), as it lies."""
-        return self.index is None and self.shape == (1, *self.storage.shape)
+        return self.index is None and self.shape == (1, *self.buffer.shape)
 
     @property
     def is_whole(self) -> bool:
         """Whether it has each number of the map once."""
-        size = int(np.prod(self.storage.shape))
+        size = int(np.prod(self.buffer.shape))
         if self.index is None:
             return True
         return self.index.numel() == size and bool(
@@ -71,7 +71,7 @@ class Value:
     @property
     def is_channels_last(self) -> bool:
         """Whether it is a whole map, (1, H, W, C)."""
-        C, H, W = self.storage.shape
+        C, H, W = self.buffer.shape
         if self.shape != (1, H, W, C) or self.index is None:
             return False
         return torch.equal(self.index, _ordered((1, C, H, W)).permute(0, 2, 3, 1))
@@ -82,19 +82,19 @@ class Value:
 
     def positions(self, layout: Layout) -> npt.NDArray[np.int64]:
         """Floats from the map's first pixel to each number; those that are zero are read from what is before it."""
-        there = np.concatenate([[-1], self.storage.positions(layout)])
+        there = np.concatenate([[-1], self.buffer.positions(layout)])
         found: npt.NDArray[np.int64] = there[self.indices().flatten().numpy()]
         return found
 
 
-def rearranged(result: Any, storage: Storage) -> Any:
+def rearranged(result: Any, buffer: Buffer) -> Any:
     """The values that an operation gives which was run on `indices` in place of numbers."""
     if isinstance(result, Tensor):
         plain = torch.equal(result.flatten(), _ordered((result.numel(),)))
-        whole = plain and result.numel() == int(np.prod(storage.shape))
-        return Value(storage=storage, shape=tuple(result.shape), index=None if whole else result)
+        whole = plain and result.numel() == int(np.prod(buffer.shape))
+        return Value(buffer=buffer, shape=tuple(result.shape), index=None if whole else result)
     if isinstance(result, tuple | list):
-        return tuple(rearranged(part, storage) for part in result)
+        return tuple(rearranged(part, buffer) for part in result)
     return result
 
 

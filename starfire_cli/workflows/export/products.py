@@ -14,7 +14,7 @@ from starfire_cli.sparse.export.header import example, header
 from starfire_cli.sparse.export.javascript import script
 from starfire_cli.sparse.export.network import Exported
 from starfire_cli.sparse.export.page import page
-from starfire_cli.sparse.export.targets import Target
+from starfire_cli.sparse.export.targets import ExportTarget
 from starfire_cli.sparse.export.wasm import link
 from starfire_cli.workflows.export import checking
 from starfire_cli.workflows.export.linking import link_command, linked
@@ -24,7 +24,7 @@ About = Mapping[str, object]
 
 @dataclass(kw_only=True)
 class Product:
-    """What is going to be written.
+    """Files that are going to be written.
 
     Args:
         files: their content by name.
@@ -39,14 +39,14 @@ class Product:
     notes: list[str] = field(default_factory=list)
 
 
-def file_names(target: Target, name: str, *, demo: bool) -> list[str]:
+def file_names(target: ExportTarget, name: str, *, demo: bool) -> list[str]:
     """The names of all files that there may be."""
     if target.is_wasm:
         return [f"{name}.wasm", f"{name}.js", f"{name}.json", *([f"{name}.html"] if demo else [])]
     return [f"{name}.o", f"lib{name}.so", f"{name}.h", "example.c", f"{name}.py", f"{name}.json"]
 
 
-def library(found: Exported, target: Target, about: About, model: nn.Module, *, threads: bool) -> Product:
+def library(found: Exported, target: ExportTarget, about: About, model: nn.Module, *, threads: bool) -> Product:
     """A library with what C and Python need to call it. Raises StarfireError where it does not work."""
     identity = found.identity
     name = identity.name

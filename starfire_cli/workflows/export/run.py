@@ -19,7 +19,7 @@ from starfire_cli.networks.restore import RestoredModel, restore_model
 from starfire_cli.pruning.masks import digest
 from starfire_cli.records.export import ExportedFiles, ExportNote, ExportOutcome
 from starfire_cli.sparse.export.network import Exported, export_network
-from starfire_cli.sparse.export.targets import Target, find_target
+from starfire_cli.sparse.export.targets import ExportTarget, find_target
 from starfire_cli.version import __version__
 from starfire_cli.workflows.export import products
 from starfire_cli.workflows.export.request import ExportRequest, identifier
@@ -90,7 +90,13 @@ def export_checkpoint(request: ExportRequest) -> Iterator[ExportOutcome]:
 
 
 def _about(
-    found: Exported, checkpoint: Checkpoint, restored: RestoredModel, target: Target, *, masks: str, labels: list[str]
+    found: Exported,
+    checkpoint: Checkpoint,
+    restored: RestoredModel,
+    target: ExportTarget,
+    *,
+    masks: str,
+    labels: list[str],
 ) -> dict[str, object]:
     """NAME.json: what the network is, and where it came from."""
     C, H, W = found.identity.image
@@ -124,7 +130,7 @@ def _labels(checkpoint: Checkpoint, found: Exported) -> list[str]:
     return [str(i) for i in range(outputs)]
 
 
-def _check_folder(folder: Path, checkpoint: Path, target: Target, name: str, *, demo: bool) -> None:
+def _check_folder(folder: Path, checkpoint: Path, target: ExportTarget, name: str, *, demo: bool) -> None:
     """Raises StarfireError or BadOption where a file could not be written."""
     if folder.exists() and not folder.is_dir():
         raise StarfireError(f"--out {folder} is a file; give the name of a folder")

@@ -15,7 +15,7 @@ from torch import nn
 from starfire_cli.errors import StarfireError
 from starfire_cli.sparse.export.driver import ARGUMENT, BUSY, MEMORY
 from starfire_cli.sparse.export.header import example, header
-from starfire_cli.sparse.export.module import Identity
+from starfire_cli.sparse.export.module import Description
 from starfire_cli.sparse.plan import Choice, ExecutionPlan, Maps
 from starfire_cli.sparse.reading import TracedNetwork
 from tests.helpers.exported import COMPILER, Library, export_small
@@ -158,7 +158,7 @@ def test_all_levels_of_x86_in_one_file(model: nn.Module, alone: Library, tmp_pat
 
 def test_the_header_and_the_example_compile_without_a_warning(model: nn.Module, tmp_path: Path) -> None:
     assert COMPILER is not None
-    identity = Identity(name="net", image=(3, SIDE, SIDE), outputs=5, mean=(0, 0, 0), std=(1, 1, 1), digest="")
+    identity = Description(name="net", image=(3, SIDE, SIDE), outputs=5, mean=(0, 0, 0), std=(1, 1, 1), digest="")
     (tmp_path / "net.h").write_text(header(identity, threads=False))
     (tmp_path / "example.c").write_text(example(identity, "cc"))
     (tmp_path / "net.o").write_bytes(export_small(model, SIDE, "native"))

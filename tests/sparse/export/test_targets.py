@@ -12,7 +12,7 @@ from torch import nn
 
 from starfire_cli.errors import BadOption
 from starfire_cli.sparse.export.header import example, header
-from starfire_cli.sparse.export.module import Identity
+from starfire_cli.sparse.export.module import Description
 from starfire_cli.sparse.export.targets import TARGETS, find_target
 from starfire_cli.workflows.export.request import TARGETS as CHOICES
 from tests.helpers.exported import export_small
@@ -53,7 +53,7 @@ def test_emulated_processors(name: str, threads: bool, tmp_path: Path) -> None:
         pytest.skip(f"needs {emulator} and {compiler}")
     torch.manual_seed(0)
     model = Net(5).eval()
-    identity = Identity(name="net", image=(3, SIDE, SIDE), outputs=5, mean=(0, 0, 0), std=(1, 1, 1), digest="")
+    identity = Description(name="net", image=(3, SIDE, SIDE), outputs=5, mean=(0, 0, 0), std=(1, 1, 1), digest="")
     (tmp_path / "net.h").write_text(header(identity, threads=threads))
     text = example(identity, "cc")
     (tmp_path / "example.c").write_text(text.replace("_create(&network, 1", "_create(&network, 2") if threads else text)

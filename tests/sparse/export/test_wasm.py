@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from starfire_cli.sparse.export.javascript import safe_json, script
-from starfire_cli.sparse.export.module import Identity
+from starfire_cli.sparse.export.module import Description
 from starfire_cli.sparse.export.page import page
 from starfire_cli.sparse.export.wasm import link
 from tests.helpers.exported import export_small
@@ -21,7 +21,7 @@ from tests.tiny import Net
 
 pytest.importorskip("llvmlite")
 SIDE = 12
-IDENTITY = Identity(name="net", image=(3, SIDE, SIDE), outputs=5, mean=(0, 0, 0), std=(1, 1, 1), digest="")
+IDENTITY = Description(name="net", image=(3, SIDE, SIDE), outputs=5, mean=(0, 0, 0), std=(1, 1, 1), digest="")
 ABOUT = {"image": {"channels": 3, "height": SIDE, "width": SIDE}, "outputs": 5, "labels": [*"abcd", "</script>"]}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NODE = shutil.which("node")
