@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from starfire_cli.sparse import emit, machine
-from starfire_cli.sparse.convolution import TILINGS, Kind, Place, Tiling, steps
+from starfire_cli.sparse.convolution import TILINGS, Kind, Place, Tiling, Work, steps
 from starfire_cli.sparse.folding import attribute
 from starfire_cli.sparse.layout import Layout
 from starfire_cli.sparse.linear import SparseLinear
@@ -63,15 +63,19 @@ class Maps:
             if not operation.inputs:
                 self._need(self.pixels(operation.node), 0, 0)
                 continue
-            (H, W), (out_H, out_W) = self.pixels(operation.inputs[0]), self.pixels(operation.node)
-            window, room = operation.work.window, operation.work.window.room
-            if operation.work.in_place:
-                room = window.room_in_place
-            elif operation.work.halved:
-                self._need((H, W), 1, 1)
-                H, W = -(-H // 2), -(-W // 2)
-            self._need((H, W), room(0, H, out_H), room(1, W, out_W))
-            self._need((out_H, out_W), 0, 0)
+            self.include_work(operation.work, self.pixels(operation.inputs[0]), self.pixels(operation.node))
+
+    def include_work(self, work: Work, source: tuple[int, int], target: tuple[int, int]) -> None:
+        """Make room for maps of so many pixels that a loop reads and writes."""
+        (H, W), (out_H, out_W) = source, target
+        room = work.window.room
+        if work.in_place:
+            room = work.window.room_in_place
+        elif work.halved:
+            self._need((H, W), 1, 1)
+            H, W = -(-H // 2), -(-W // 2)
+        self._need((H, W), room(0, H, out_H), room(1, W, out_W))
+        self._need((out_H, out_W), 0, 0)
 
     def include(self, pixels: tuple[int, int]) -> None:
         """Make room for maps of so many pixels, which no operation's own need names."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.sparse import emit
+from starfire_cli.sparse.export.all_operators import OPERATORS
 from starfire_cli.sparse.export.lowering import lower
 from starfire_cli.sparse.export.network import export_network
-from starfire_cli.sparse.export.operators import OPERATORS
 from starfire_cli.sparse.export.program import program
 from starfire_cli.sparse.export.targets import Level, find_target
 from starfire_cli.sparse.machine import Program

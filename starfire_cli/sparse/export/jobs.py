@@ -175,6 +175,27 @@ def pooling(
     return Job(name=name, writes=writes, reads=(source,), steps=steps)
 
 
+def norming(
+    name: str,
+    writes: Buffer,
+    source: Buffer,
+    scale: npt.NDArray[np.float32],
+    shift: npt.NDArray[np.float32],
+    eps: float,
+) -> Job:
+    """Layer normalisation over the channels of each pixel; see `odd_loops.normed`."""
+
+    def steps(room: Placement) -> list[Step]:
+        place, out = room.place(source), room.place(writes)
+        layout = place.layout
+        code = odd_loops.normed(layout, channels=source.channels, eps=eps)
+        mask = layout.mask().numpy()
+        values = {**place.fields("in"), **out.fields("out"), "mask": mask, "weights": scale, "bias": shift}
+        return _shared(code, values, layout.height * layout.vectors, room)
+
+    return Job(name=name, writes=writes, reads=(source,), steps=steps)
+
+
 def gathers(name: str, writes: Buffer, value: Value, live: LiveWeights) -> Job:
     """A linear layer."""
 

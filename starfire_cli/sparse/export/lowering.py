@@ -121,6 +121,8 @@ def lower(network: TracedNetwork, image: tuple[int, int, int], lanes: int, opera
     for job in lowering.jobs:
         for buffer in (*job.reads, job.writes):
             maps.include(buffer.pixels)
+        if job.work is not None and job.reads:
+            maps.include_work(job.work, job.reads[0].pixels, job.writes.pixels)
     return Lowered(jobs=tuple(_needed(lowering.jobs)), maps=maps, image=image, outputs=result.shape[1])
 
 

@@ -13,9 +13,9 @@ from torch import nn
 from starfire_cli.errors import StarfireError
 from starfire_cli.sparse import emit
 from starfire_cli.sparse.choosing import fastest_loop
+from starfire_cli.sparse.export.all_operators import OPERATORS
 from starfire_cli.sparse.export.lowering import Lowered, lower
 from starfire_cli.sparse.export.module import Description, ObjectFile, compiled
-from starfire_cli.sparse.export.operators import OPERATORS
 from starfire_cli.sparse.export.program import LevelProgram, program
 from starfire_cli.sparse.export.targets import NATIVE, ExportTarget
 from starfire_cli.sparse.pool import LoopWeightsCache
@@ -86,12 +86,13 @@ def export_network(
     means, stds = ((float(v[0]), float(v[1]), float(v[2])) for v in (mean, std))
     identity = Description(name=name, image=image, outputs=outputs, mean=means, std=stds, digest=digest)
     layers = [layer.live for layer in network.folded.values()]
+    rest = [layer.weight for layer in network.root.modules() if isinstance(layer, nn.Conv2d)]
     return Exported(
         identity=identity,
         file=compiled(identity, target, programs, threads=threads),
         programs=tuple(programs),
-        live=sum(len(live.values) for live in layers),
-        weights=sum(math.prod(live.shape) for live in layers),
+        live=sum(len(live.values) for live in layers) + sum(int(weight.count_nonzero()) for weight in rest),
+        weights=sum(math.prod(live.shape) for live in layers) + sum(weight.numel() for weight in rest),
     )
 
 

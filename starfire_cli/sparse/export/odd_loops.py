@@ -1,6 +1,6 @@
 """The loops of operations that torch does where networks run in process: over maps as `sparse/layout.py` lays them out.
 
-In all of them a task is a channel, but in `moved`, where it is a number.
+In most of them a task is a channel; in `moved` it is a number, in `normed` a vector.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from starfire_cli.sparse.emit import Code
-from starfire_cli.sparse.export.activations import Activation
+from starfire_cli.sparse.export.activations import Activation, constant
 from starfire_cli.sparse.layout import FLOAT, Layout
 from starfire_cli.sparse.loops import FIELDS
 
@@ -111,4 +111,50 @@ def moved(*, lanes: int) -> Code:
     with code.loop("%begin", "%end") as i:
         value = code.load("float", code.at(source, code.offset_at(starts_in, i)))
         code.store("float", value, code.at(target, code.offset_at(starts_out, i)))
+    return code
+
+
+def normed(layout: Layout, *, channels: int, eps: float) -> Code:
+    """Each pixel's channels less their mean, over their standard deviation; times `weights`, plus `bias`.
+
+    A task is a vector of a row.
+
+    Args:
+        layout: of input and output.
+        channels: how many.
+        eps: what is added to the variance.
+    """
+    code = Code(FIELDS, layout.lanes)
+    f, vector = code.field, code.vector
+    source, target = code.region("in"), code.region("out")
+    mask, weights, bias = (code.pointer(f[name]) for name in ("mask", "weights", "bias"))
+    total = code.variable(vector, "zeroinitializer")
+    share = constant(code, 1 / channels)
+    with code.loop("%begin", "%end") as task:
+        row = code.mul(code.let(f"sdiv i64 {task}, {layout.vectors}"), FLOAT * layout.row)
+        place = code.add(row, code.mul(code.let(f"srem i64 {task}, {layout.vectors}"), FLOAT * layout.lanes))
+        start, out = code.at(source, place), code.at(target, place)
+
+        def each(c: str) -> str:
+            return code.load(vector, code.at(start, code.mul(c, FLOAT * layout.plane)))
+
+        total.set("zeroinitializer")
+        with code.loop(0, channels) as c:
+            total.set(code.let(f"fadd {vector} {total.get()}, {each(c)}"))
+        mean = code.let(f"fmul {vector} {total.get()}, {share}")
+        total.set("zeroinitializer")
+        with code.loop(0, channels) as c:
+            apart = code.let(f"fsub {vector} {each(c)}, {mean}")
+            total.set(code.call("fma", apart, apart, total.get()))
+        variance = code.call("fma", total.get(), share, constant(code, eps))
+        scale = code.let(f"fdiv {vector} {constant(code, 1.0)}, {code.call('sqrt', variance)}")
+        kept = code.load(code.bits, code.at(mask, place))
+        with code.loop(0, channels) as c:
+            factor, shift = (
+                code.splat(code.load("float", code.let(f"getelementptr float, ptr {array}, i64 {c}")))
+                for array in (weights, bias)
+            )
+            value = code.let(f"fmul {vector} {code.let(f'fsub {vector} {each(c)}, {mean}')}, {scale}")
+            value = code.masked(code.call("fma", value, factor, shift), kept)
+            code.store(vector, value, code.at(out, code.mul(c, FLOAT * layout.plane)))
     return code

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from starfire_cli.sparse.convolution import Work
 from starfire_cli.sparse.export.activations import activation
 from starfire_cli.sparse.export.jobs import convolving, moving, pointing, pooling
-from starfire_cli.sparse.export.lowering import Lowering, Operator, call
+from starfire_cli.sparse.export.lowering import Lowering, call
 from starfire_cli.sparse.export.odd_loops import Combination
 from starfire_cli.sparse.export.values import Buffer, Value, rearranged
 from starfire_cli.sparse.loops import Finish
@@ -46,15 +46,17 @@ _COMBINATIONS: dict[str, Combination] = {
 }
 
 
-def _name(node: fx.Node) -> str:
+def function_name(node: fx.Node) -> str:
+    """The name of the function or method that a node calls."""
     return str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", ""))
 
 
-def _module(lowering: Lowering, node: fx.Node) -> nn.Module | None:
+def module_of(lowering: Lowering, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls."""
     return lowering.network.root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def _first(lowering: Lowering, node: fx.Node) -> Any:
+def first_value(lowering: Lowering, node: fx.Node) -> Any:
     """The value of the first argument."""
     given = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
     return lowering.values.get(given) if isinstance(given, fx.Node) else None
@@ -73,22 +75,22 @@ def _pointwise(lowering: Lowering, node: fx.Node, value: Value, **how: Any) -> V
 
 def activate(lowering: Lowering, node: fx.Node) -> Any:
     """Activation functions."""
-    value, module = _first(lowering, node), _module(lowering, node)
+    value, module = first_value(lowering, node), module_of(lowering, node)
     if not isinstance(value, Value):
         return None
     options = dict(node.kwargs)
     if module is None and node.args[1:]:
-        if _name(node) not in ("relu", "relu6", "silu", "hardswish", "hardsigmoid") or len(node.args) > 2:
+        if function_name(node) not in ("relu", "relu6", "silu", "hardswish", "hardsigmoid") or len(node.args) > 2:
             return None
         options["inplace"] = node.args[1]
-    found = activation(module, _name(node), options)
+    found = activation(module, function_name(node), options)
     return None if found is None else _pointwise(lowering, node, value, activation=found)
 
 
 def combine(lowering: Lowering, node: fx.Node) -> Any:
     """Sums, differences and products of two maps, or of a map and a constant."""
-    how = _COMBINATIONS.get(_name(node))
-    divides = _name(node) in ("truediv", "itruediv", "div", "div_")
+    how = _COMBINATIONS.get(function_name(node))
+    divides = function_name(node) in ("truediv", "itruediv", "div", "div_")
     if node.op == "call_module" or (how is None and not divides) or len(node.args) != 2 or node.kwargs:
         return None
     left, right = (lowering.values[arg] if isinstance(arg, fx.Node) else arg for arg in node.args)
@@ -142,7 +144,7 @@ def _with_constant(lowering: Lowering, node: fx.Node, how: str, value: Any, cons
 
 def normalise(lowering: Lowering, node: fx.Node) -> Any:
     """Batch normalisation with no convolution before it."""
-    value, norm = _first(lowering, node), _module(lowering, node)
+    value, norm = first_value(lowering, node), module_of(lowering, node)
     if type(norm) is not nn.BatchNorm2d or not isinstance(value, Value) or norm.running_var is None:
         return None
     assert norm.running_mean is not None
@@ -159,8 +161,13 @@ def normalise(lowering: Lowering, node: fx.Node) -> Any:
 
 def average(lowering: Lowering, node: fx.Node) -> Any:
     """The mean of whole maps."""
-    value = _first(lowering, node)
-    if _name(node) != "mean" or node.op == "call_module" or not isinstance(value, Value) or len(value.shape) != 4:
+    value = first_value(lowering, node)
+    if (
+        function_name(node) != "mean"
+        or node.op == "call_module"
+        or not isinstance(value, Value)
+        or len(value.shape) != 4
+    ):
         return None
     found, expected = (f(value.indices().double()) for f in (lambda x: call(lowering, node, lambda _: x), _over_pixels))
     if not torch.equal(found.flatten(), expected.flatten()):
@@ -179,8 +186,8 @@ def _over_pixels(images: Tensor) -> Tensor:
 
 def pool(lowering: Lowering, node: fx.Node) -> Any:
     """Pooling, by what torch does to single pixels."""
-    value, module = _first(lowering, node), _module(lowering, node)
-    largest = _POOLS.get(_name(node)) if module is None else _POOL_MODULES.get(type(module))
+    value, module = first_value(lowering, node), module_of(lowering, node)
+    largest = _POOLS.get(function_name(node)) if module is None else _POOL_MODULES.get(type(module))
     if largest is None or not isinstance(value, Value) or len(value.shape) != 4 or node not in lowering.shapes:
         return None
     H, W = value.shape[2:]
@@ -209,7 +216,7 @@ def _seen(lowering: Lowering, node: fx.Node, images: Tensor) -> Any:
 
 def join(lowering: Lowering, node: fx.Node) -> Any:
     """Several maps as one, channel after channel."""
-    if _name(node) not in ("cat", "concat", "concatenate") or node not in lowering.shapes:
+    if function_name(node) not in ("cat", "concat", "concatenate") or node not in lowering.shapes:
         return None
     given = node.args[0] if node.args else node.kwargs.get("tensors")
     axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
@@ -232,7 +239,7 @@ def join(lowering: Lowering, node: fx.Node) -> Any:
 
 def rearrange(lowering: Lowering, node: fx.Node) -> Any:
     """Operations that only move numbers about, or do nothing: by what torch does to their indices."""
-    module, name = _module(lowering, node), _name(node)
+    module, name = module_of(lowering, node), function_name(node)
     values = [lowering.values[n] for n in node.all_input_nodes]
     if any(isinstance(value, Tensor) for value in values):
         return None
@@ -242,10 +249,10 @@ def rearrange(lowering: Lowering, node: fx.Node) -> Any:
     if len(found) != 1:
         return None
     if name == "stochastic_depth" and not node.kwargs.get("training", node.args[3] if len(node.args) > 3 else True):
-        return _first(lowering, node)
+        return first_value(lowering, node)
     if type(module).__name__ not in _REARRANGING_MODULES and (module is not None or name not in _REARRANGING):
         if type(module).__name__ == "StochasticDepth":
-            return _first(lowering, node)
+            return first_value(lowering, node)
         return None
     if name == "pad" and (
         node.kwargs.get("value") or node.kwargs.get("mode", "constant") != "constant" or len(node.args) > 2
@@ -254,6 +261,3 @@ def rearrange(lowering: Lowering, node: fx.Node) -> Any:
     with torch.no_grad():
         result = call(lowering, node, lambda value: value.indices())
     return rearranged(result, found.pop())
-
-
-OPERATORS: tuple[Operator, ...] = (activate, combine, normalise, average, pool, join, rearrange)

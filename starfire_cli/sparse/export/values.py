@@ -72,9 +72,7 @@ class Value:
     def is_channels_last(self) -> bool:
         """Whether it is a whole map, (1, H, W, C)."""
         C, H, W = self.buffer.shape
-        if self.shape != (1, H, W, C) or self.index is None:
-            return False
-        return torch.equal(self.index, _ordered((1, C, H, W)).permute(0, 2, 3, 1))
+        return self.shape == (1, H, W, C) and torch.equal(self.indices(), _ordered((1, C, H, W)).permute(0, 2, 3, 1))
 
     def indices(self) -> Tensor:
         """`index`, or what it is where it is None."""

@@ -125,6 +125,53 @@ def test_a_network_of_many_kinds(lanes: int, threads: int) -> None:
 
 
 @pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 6, 4, stride=4),
+        nn.Conv2d(3, 6, 7, stride=3, padding=2),
+        nn.Conv2d(3, 6, 3, stride=(1, 2), padding=1, groups=3),
+        nn.Conv2d(3, 6, 3, stride=(3, 1), dilation=2),
+        nn.Conv2d(3, 6, (3, 4), padding="same", dilation=2),
+        nn.Conv2d(3, 6, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(3, 6, 3, padding=2, stride=2, padding_mode="circular"),
+        nn.Conv2d(3, 6, 2, padding="valid"),
+    ],
+    ids=str,
+)
+def test_rare_convolutions(layer: nn.Module) -> None:
+    size = layer(torch.zeros(1, 3, 11, 13)).numel()
+    check(
+        nn.Sequential(layer, nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(size, 3)), torch.rand(1, 3, 11, 13)
+    )
+
+
+class Next(nn.Module):
+    """A block of ConvNeXt: layer norm, linear layers of each pixel, a scale of each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(3, 6, 3, padding=1, groups=3)
+        self.norm = nn.LayerNorm(6, eps=1e-6)
+        self.up, self.down = nn.Linear(6, 12), nn.Linear(12, 6)
+        self.scale = nn.Parameter(torch.rand(6, 1, 1))
+        self.last, self.head = nn.LayerNorm(6), nn.Linear(6, 4)
+        for norm in (self.norm, self.last):
+            nn.init.uniform_(norm.weight)
+            nn.init.uniform_(norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depthwise(x)
+        y = self.down(F.gelu(self.up(self.norm(x.permute(0, 2, 3, 1))))).permute(0, 3, 1, 2)
+        x = x + self.scale * y
+        x = F.layer_norm(x.permute(0, 2, 3, 1), (6,), self.last.weight).permute(0, 3, 1, 2)
+        return self.head(self.last(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)))
+
+
+def test_layer_norm_and_linear_layers_of_pixels() -> None:
+    check(Next(), torch.rand(2, 3, 9, 7))
+
+
+@pytest.mark.parametrize(
     ("function", "told"),
     [
         (lambda x: torch.cumsum(x, 1), "cumsum: there is no loop for cumsum"),
@@ -153,7 +200,7 @@ def test_images_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize(
     "name",
     ["resnet18", "vgg11_bn", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf", "densenet121",
-     "squeezenet1_1", "shufflenet_v2_x0_5", "googlenet"],
+     "squeezenet1_1", "shufflenet_v2_x0_5", "googlenet", "alexnet", "convnext_tiny"],
 )  # fmt: skip
 def test_networks_of_torchvision(name: str) -> None:
     from torchvision import models

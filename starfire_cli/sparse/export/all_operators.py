@@ -1,0 +1,18 @@
+"""The operations that torch does where networks run in process, and that have loops in an export."""
+
+from __future__ import annotations
+
+from starfire_cli.sparse.export import operators, rare_layers
+from starfire_cli.sparse.export.lowering import Operator
+
+OPERATORS: tuple[Operator, ...] = (
+    operators.activate,
+    operators.combine,
+    operators.normalise,
+    operators.average,
+    operators.pool,
+    operators.join,
+    operators.rearrange,
+    rare_layers.convolve,
+    rare_layers.normalise_layer,
+)
