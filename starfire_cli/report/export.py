@@ -42,7 +42,9 @@ def _show(console: Console, result: ExportedFiles) -> None:
         f"{result.live} of {result.weights} weights live, {size_text(result.memory)} while it runs, "
         f"{result.seconds:.1f} s"
     ]
-    if result.difference is not None:
+    if result.difference is None:
+        lines.append("it was not run on this machine")
+    else:
         lines.append(f"its logits differ from the network's by {result.difference:.1g} of the largest at most")
     if result.command is not None:
         lines.append(f"to link it: {result.command}")
