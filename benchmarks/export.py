@@ -122,7 +122,7 @@ def measured(net: str, side: int, method: str, target: float, threads: int, turn
 
 
 def by_turns(ways: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
-    """The seconds of each call of each way, which take turns; threads that spin after a call have come to rest before."""
+    """The seconds of each call of each way, in turns; threads that spin after a call come to rest before the next."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(turns + 3):
         for name, run in ways.items():
