@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from starfire_cli.sparse.export import operators, rare_layers
+from starfire_cli.sparse.export import operators, rare_layers, rearranging
 from starfire_cli.sparse.export.lowering import Operator
 
 OPERATORS: tuple[Operator, ...] = (
@@ -12,7 +12,8 @@ OPERATORS: tuple[Operator, ...] = (
     operators.average,
     operators.pool,
     operators.join,
-    operators.rearrange,
+    rearranging.rearrange,
     rare_layers.convolve,
+    rare_layers.apply_linear,
     rare_layers.normalise_layer,
 )

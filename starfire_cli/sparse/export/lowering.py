@@ -20,6 +20,7 @@ from starfire_cli.sparse.loops import Finish
 from starfire_cli.sparse.patterns import POINT, Shape
 from starfire_cli.sparse.plan import Maps
 from starfire_cli.sparse.reading import Operation, TracedNetwork
+from starfire_cli.sparse.weights import LiveWeights
 
 _INSTEAD = "docs/export.md lists what can be exported; starfire compress --to onnx writes any network"
 
@@ -131,7 +132,7 @@ def _value(lowering: Lowering, operation: Operation, operators: tuple[Operator, 
     if operation.work is not None:
         return _worked(lowering, operation, operation.work)
     if operation.folded is not None:
-        return _linear(lowering, operation)
+        return linear(lowering, node, name, lowering.values[operation.inputs[0]], operation.folded.live)
     if node.op == "get_attr":
         return attribute(lowering.network.root, str(node.target))
     constant = not any(_holds_value(lowering.values[n]) for n in node.all_input_nodes)
@@ -154,16 +155,15 @@ def _worked(lowering: Lowering, operation: Operation, work: Work) -> Value:
     return Value(buffer=writes, shape=shape)
 
 
-def _linear(lowering: Lowering, operation: Operation) -> Value:
-    assert operation.folded is not None
-    value, live, name = lowering.values[operation.inputs[0]], operation.folded.live, operation.name
-    shape = lowering.shapes[operation.node]
+def linear(lowering: Lowering, node: fx.Node, name: str, value: Value, live: LiveWeights) -> Value:
+    """The value of a linear layer: of one vector, or of the channels of each pixel."""
+    shape = lowering.shapes[node]
     if int(np.prod(shape[:-1])) == 1:
         writes = lowering.buffer(name, (1, shape[-1]))
         lowering.jobs.append(gathers(name, writes, value, live))
         return Value(buffer=writes, shape=shape)
     if not value.is_channels_last:
-        raise lowering.refuse(operation.node, f"a linear layer of {len(shape)} dimensions, {tuple(shape)}")
+        raise lowering.refuse(node, f"a linear layer of {len(shape)} dimensions, {tuple(shape)}")
     source = value.buffer
     writes = Buffer(name=name, channels=live.shape[0], pixels=source.pixels)
     work = Work(window=POINT, live=live, finish=Finish())

@@ -1,4 +1,4 @@
-"""The operations beside convolutions that have loops in an export: activations, sums, products, pools and moves."""
+"""The operations beside convolutions that have loops in an export: activations, sums, products and pools."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starfire_cli.sparse.export.activations import activation
 from starfire_cli.sparse.export.jobs import convolving, moving, pointing, pooling
 from starfire_cli.sparse.export.lowering import Lowering, call
 from starfire_cli.sparse.export.odd_loops import Combination
-from starfire_cli.sparse.export.values import Buffer, Value, rearranged
+from starfire_cli.sparse.export.values import Buffer, Value
 from starfire_cli.sparse.loops import Finish
 from starfire_cli.sparse.patterns import POINT
 from starfire_cli.sparse.weights import LiveWeights
@@ -25,20 +25,6 @@ _POOL_MODULES: dict[type[nn.Module], bool] = {
     nn.AvgPool2d: False,
     nn.AdaptiveAvgPool2d: False,
 }
-_REARRANGING = {
-    "flatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "chunk", "split", "getitem", "pad",
-    "channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "contiguous", "clone", "detach", "stack", "unbind",
-    "tensor_split", "flip", "roll", "movedim",
-}  # fmt: skip
-_REARRANGING_MODULES = (
-    "Flatten",
-    "Unflatten",
-    "ChannelShuffle",
-    "ZeroPad2d",
-    "Permute",
-    "PixelShuffle",
-    "PixelUnshuffle",
-)
 _COMBINATIONS: dict[str, Combination] = {
     **dict.fromkeys(("add", "iadd", "add_"), "add"),
     **dict.fromkeys(("sub", "isub", "sub_"), "sub"),
@@ -143,9 +129,17 @@ def _with_constant(lowering: Lowering, node: fx.Node, how: str, value: Any, cons
 
 
 def normalise(lowering: Lowering, node: fx.Node) -> Any:
-    """Batch normalisation with no convolution before it."""
+    """Batch normalisation with no convolution before it, or with an activation behind it (timm's BatchNormAct2d)."""
     value, norm = first_value(lowering, node), module_of(lowering, node)
-    if type(norm) is not nn.BatchNorm2d or not isinstance(value, Value) or norm.running_var is None:
+    if not isinstance(norm, nn.BatchNorm2d) or not isinstance(value, Value) or norm.running_var is None:
+        return None
+    after = None
+    if type(norm).__name__ == "BatchNormAct2d" and isinstance(norm.drop, nn.Identity):
+        act = norm.get_submodule("act")
+        after = activation(act, "", {})
+        if after is None and not isinstance(act, nn.Identity):
+            return None
+    elif type(norm) is not nn.BatchNorm2d:
         return None
     assert norm.running_mean is not None
     scale = (norm.running_var.double() + norm.eps).rsqrt()
@@ -156,7 +150,7 @@ def normalise(lowering: Lowering, node: fx.Node) -> Any:
         shift = shift + norm.bias.detach().double()
     source = lowering.map(value, node.name)
     affine = (scale.float().numpy(), shift.float().numpy())
-    return _pointwise(lowering, node, Value(buffer=source, shape=value.shape), affine=affine)
+    return _pointwise(lowering, node, Value(buffer=source, shape=value.shape), affine=affine, activation=after)
 
 
 def average(lowering: Lowering, node: fx.Node) -> Any:
@@ -235,29 +229,3 @@ def join(lowering: Lowering, node: fx.Node) -> Any:
             lowering.jobs.append(moving(node.name, writes, part, first=first))
         first += part.shape[1] if len(shape) == 4 else int(np.prod(part.shape))
     return Value(buffer=writes, shape=shape)
-
-
-def rearrange(lowering: Lowering, node: fx.Node) -> Any:
-    """Operations that only move numbers about, or do nothing: by what torch does to their indices."""
-    module, name = module_of(lowering, node), function_name(node)
-    values = [lowering.values[n] for n in node.all_input_nodes]
-    if any(isinstance(value, Tensor) for value in values):
-        return None
-    found = {
-        part.buffer for value in values for part in torch.utils._pytree.tree_leaves(value) if isinstance(part, Value)
-    }
-    if len(found) != 1:
-        return None
-    if name == "stochastic_depth" and not node.kwargs.get("training", node.args[3] if len(node.args) > 3 else True):
-        return first_value(lowering, node)
-    if type(module).__name__ not in _REARRANGING_MODULES and (module is not None or name not in _REARRANGING):
-        if type(module).__name__ == "StochasticDepth":
-            return first_value(lowering, node)
-        return None
-    if name == "pad" and (
-        node.kwargs.get("value") or node.kwargs.get("mode", "constant") != "constant" or len(node.args) > 2
-    ):
-        return None
-    with torch.no_grad():
-        result = call(lowering, node, lambda value: value.indices())
-    return rearranged(result, found.pop())

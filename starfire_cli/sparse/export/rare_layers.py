@@ -1,4 +1,4 @@
-"""Layers that the loops know in another form only: convolutions of other strides, and layer normalisation."""
+"""Layers that loops know in another form only: convolutions of other strides, layer normalisation, linear functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from starfire_cli.sparse.convolution import SlidingWindow, Work
 from starfire_cli.sparse.export.jobs import convolving, moving, norming
-from starfire_cli.sparse.export.lowering import Lowering, channels_last
+from starfire_cli.sparse.export.lowering import Lowering, channels_last, linear
 from starfire_cli.sparse.export.operators import first_value, function_name, module_of
 from starfire_cli.sparse.export.values import Buffer, Value
 from starfire_cli.sparse.folding import pair
@@ -78,6 +78,18 @@ def _by_stride(image: Tensor, weight: Tensor, stride: tuple[int, int], out: tupl
         .reshape(x.shape[0], -1, x.shape[2] // stride[0], x.shape[3] // stride[1])
         for x in (image, weight)
     )
+
+
+def apply_linear(lowering: Lowering, node: fx.Node) -> Any:
+    """Linear layers that are called as a function of their weight."""
+    value = first_value(lowering, node)
+    if function_name(node) != "linear" or node.op != "call_function" or not isinstance(value, Value):
+        return None
+    given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | dict(node.kwargs)
+    weight, bias = (lowering.values.get(given.get(name)) for name in ("weight", "bias"))  # type: ignore[arg-type]
+    if not isinstance(weight, Tensor) or (bias is not None and not isinstance(bias, Tensor)):
+        return None
+    return linear(lowering, node, node.name, value, LiveWeights.of(weight[:, :, None, None], bias, 1))
 
 
 def normalise_layer(lowering: Lowering, node: fx.Node) -> Any:

@@ -88,6 +88,7 @@ class Value:
 def rearranged(result: Any, buffer: Buffer) -> Any:
     """The values that an operation gives which was run on `indices` in place of numbers."""
     if isinstance(result, Tensor):
+        result = result.long()
         plain = torch.equal(result.flatten(), _ordered((result.numel(),)))
         whole = plain and result.numel() == int(np.prod(buffer.shape))
         return Value(buffer=buffer, shape=tuple(result.shape), index=None if whole else result)

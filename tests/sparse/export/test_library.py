@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -24,6 +25,25 @@ from tests.tiny import Net
 pytest.importorskip("llvmlite")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 SIDE = 12
+_CHECK = """
+#include <stdlib.h>
+#include "net.h"
+int main(void) {
+    for (int own = 0; own < 2; own++)
+        for (int images = 0; images < 6; images++) {
+            int64_t size = net_memory(THREADS);
+            char *memory = own ? malloc(size) : NULL;
+            float *pixels = malloc(4 * 3 * 12 * 12 * (images + 1)), *logits = malloc(4 * 5 * images + 1);
+            net_network *network;
+            for (int i = 0; i < 3 * 12 * 12 * images; i++) pixels[i] = i % 7 / 7.0f;
+            if (net_create(&network, THREADS, memory, size) || net_run(network, pixels, images, logits)) return 1;
+            for (int i = 0; i < 5 * images; i++) if (!(logits[i] * logits[i] < 1e6f)) return 2;
+            net_free(network);
+            free(memory), free(pixels), free(logits);
+        }
+    return 0;
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +189,25 @@ def test_the_header_and_the_example_compile_without_a_warning(model: nn.Module, 
         expected = int(model(torch.full((1, 3, SIDE, SIDE), 0.5)).argmax())
     assert done.stdout.splitlines()[-1] == f"class {expected}"
     assert subprocess.run(["./example", "/dev/null"], cwd=tmp_path, capture_output=True, check=False).returncode == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [False, True])
+@pytest.mark.parametrize(
+    "checker", [("valgrind", "--error-exitcode=9", "--leak-check=full"), ()], ids=["valgrind", "sanitizers"]
+)
+def test_memory_errors(model: nn.Module, tmp_path: Path, checker: tuple[str, ...], threads: bool) -> None:
+    """Neither reads nor writes what it should not, in memory that the caller gives to the byte."""
+    if checker and not shutil.which(checker[0]):
+        pytest.skip("no valgrind")
+    identity = Description(name="net", image=(3, SIDE, SIDE), outputs=5, mean=(0, 0, 0), std=(1, 1, 1), digest="")
+    (tmp_path / "net.h").write_text(header(identity, threads=threads))
+    (tmp_path / "net.o").write_bytes(export_small(model, SIDE, "x86-64", threads=threads))
+    (tmp_path / "check.c").write_text(_CHECK.replace("THREADS", "3" if threads else "1"))
+    flags = [] if checker else ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    assert COMPILER is not None
+    subprocess.run([COMPILER, "-g", *flags, "-o", "check", "check.c", "net.o", "-pthread"], cwd=tmp_path, check=True)
+    subprocess.run([*checker, "./check"], cwd=tmp_path, check=True, capture_output=True)
 
 
 def test_weights_that_are_no_numbers_are_refused() -> None:

@@ -68,6 +68,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "shuffle": shuffled,
     "halves": halves,
     "pad": lambda x: F.pad(x, (1, 2, 0, 1)) * 1.5,
+    "pad by reflection": lambda x: F.pad(x, (1, 2, 0, 1), mode="reflect"),
+    "upsample": lambda x: F.interpolate(x, scale_factor=2),
     "permute": lambda x: x.permute(0, 2, 3, 1),
     "slice": lambda x: x[:, 1:, ::2, 3:],
     "unshuffle": lambda x: F.pixel_shuffle(x[:, :4], 2),
@@ -165,6 +167,22 @@ class Next(nn.Module):
         x = x + self.scale * y
         x = F.layer_norm(x.permute(0, 2, 3, 1), (6,), self.last.weight).permute(0, 3, 1, 2)
         return self.head(self.last(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)))
+
+
+class Called(nn.Module):
+    """A linear layer that is called as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.weight, self.bias = nn.Parameter(torch.randn(5, 4 * 49)), nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.conv(x).flatten(1), self.weight, self.bias)
+
+
+def test_linear_layers_as_functions() -> None:
+    check(Called(), torch.rand(2, 3, 9, 9))
 
 
 def test_layer_norm_and_linear_layers_of_pixels() -> None:
