@@ -85,10 +85,12 @@ def driver(interface: Interface, target: ExportTarget, *, exported: str, run: st
 define i64 @{name}_memory(i32 %threads) {public("memory")} {{
   %some = icmp sge i32 %threads, 1
   %few = icmp sle i32 %threads, {interface.threads}
-  %fits = and i1 %some, %few
+  %counted = and i1 %some, %few
   %wide = zext i32 %threads to i64
   %maps = mul i64 %wide, {interface.maps + interface.counters + interface.slots}
   %all = add i64 %maps, {HEADER + ALIGNED + interface.counters}
+  %there = icmp sle i64 %all, {(1 << (target.pointer - 1)) - 1}
+  %fits = and i1 %counted, %there
   %found = select i1 %fits, i64 %all, i64 0
   ret i64 %found
 }}

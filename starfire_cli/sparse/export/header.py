@@ -73,7 +73,7 @@ void {name}_free({name}_network *network);
 def example(identity: Description, link: str) -> str:
     """example.c: a program that classifies one image of raw floats, or a grey one."""
     name, (C, H, W) = identity.name, identity.image
-    return f"""/* Classifies an image of {C} x {H} x {W} raw float32 in [0, 1], or a grey one.
+    return f"""/* Classifies an image of {C} x {H} x {W} raw float32 in [0, 1], or a grey one; written by `starfire export`.
    {link} */
 #include <stdio.h>
 #include <stdlib.h>

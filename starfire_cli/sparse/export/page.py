@@ -173,6 +173,7 @@ def page(name: str, title: str, script: str, module: bytes) -> str:
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="generator" content="starfire export">
 <meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title>
 <style>{_STYLE}</style>

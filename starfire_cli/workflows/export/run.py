@@ -140,6 +140,16 @@ def _check_folder(folder: Path, checkpoint: Path, target: ExportTarget, name: st
     for file in products.file_names(target, name, demo=demo):
         refuse_overwriting(folder / file, files_of(checkpoint))
         check_writable(folder / file)
+        if _is_of_others(folder / file):
+            raise StarfireError(f"{folder / file} was not written by starfire export; give --out another folder")
+
+
+def _is_of_others(path: Path) -> bool:
+    """Whether a text is there that no export has written; all of ours name `starfire` near their beginning."""
+    if path.suffix in (".o", ".so", ".wasm") or not path.exists():
+        return False
+    with open(path, "rb") as file:
+        return b"starfire" not in file.read(4096)
 
 
 def _write(folder: Path, content: Mapping[str, bytes]) -> list[Path]:

@@ -125,6 +125,17 @@ def test_what_cannot_be_done_is_one_line(
     assert sorted(checkpoint.parent.iterdir()) == [checkpoint], "nothing is written"
 
 
+def test_a_file_of_others_is_not_overwritten(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = checkpoint.parent / "example.c"
+    own.write_text("int main(void) { return 0; }")
+    flags = ("--out", checkpoint.parent, "--target", "riscv64", "--mean", "0.5", "--std", "0.25")
+    code, _, err = run(capsys, checkpoint, *flags)
+    assert code == 1 and "example.c was not written by starfire export; give --out another folder" in err
+    own.unlink()
+    assert run(capsys, checkpoint, *flags)[0] == 0
+    assert run(capsys, checkpoint, *flags)[0] == 0, "its own are"
+
+
 def test_weights_that_are_no_numbers(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = files.load(checkpoint)
     state = {key: value.clone() for key, value in found.state.items()}
