@@ -73,7 +73,8 @@ void {name}_free({name}_network *network);
 def example(identity: Description, link: str) -> str:
     """example.c: a program that classifies one image of raw floats, or a grey one."""
     name, (C, H, W) = identity.name, identity.image
-    return f"""/* Classifies an image of {C} x {H} x {W} raw float32 in [0, 1], or a grey one; written by `starfire export`.
+    return f"""/* Written by `starfire export`: classifies an image of {C} x {H} x {W} raw float32 in [0, 1].
+   Without one it takes a grey image. To build and run it:
    {link} */
 #include <stdio.h>
 #include <stdlib.h>

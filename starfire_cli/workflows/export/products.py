@@ -77,10 +77,10 @@ def module(found: Exported, about: About, model: nn.Module, *, demo: bool) -> Pr
     made = Product(files={f"{name}.wasm": code, f"{name}.js": text.encode(), f"{name}.json": _json(about)})
     if demo:
         title = f"{name}: {about['title']}"
-        made.files[f"{name}.html"] = page(name, title, text, code).encode()
+        made.files[f"{name}.html"] = page(name, title, text, code).encode(errors="replace")
     made.difference = checking.difference_in_node(code, text, name, model, identity.image)
     return made
 
 
 def _json(about: About) -> bytes:
-    return (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(about, indent=2) + "\n").encode()
