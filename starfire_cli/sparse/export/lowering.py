@@ -195,19 +195,21 @@ def _computed(lowering: Lowering, node: fx.Node) -> Any:
 
 
 def call(lowering: Lowering, node: fx.Node, tensor: Callable[[Value], Tensor]) -> Any:
-    """The result of a node's operation where `tensor` stands for each value."""
+    """The result of a node's operation where `tensor` stands for each value. Raises StarfireError if it has none."""
 
     def filled(n: fx.Node) -> Any:
         return torch.utils._pytree.tree_map(lambda v: tensor(v) if isinstance(v, Value) else v, lowering.values[n])
 
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), filled)
-    root = lowering.network.root
     if node.op == "call_module":
-        return root.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
+        run: Any = lowering.network.root.get_submodule(str(node.target))
+    else:
+        run = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target
+    try:
+        return run(*(args[1:] if node.op == "call_method" else args), **kwargs)
+    except Exception as error:  # noqa: BLE001 - operations may want anything of what they are given
+        told = (str(error).splitlines() or [""])[0]
+        raise lowering.refuse(node, f"there is no loop for it here ({type(error).__name__}: {told})") from None
 
 
 def _holds_value(found: Any) -> bool:

@@ -203,6 +203,20 @@ def test_what_has_no_loop_is_refused_by_name(function: Callable[[Tensor], Tensor
         run_steps(Made(function), torch.rand(1, 3, 9, 9))
 
 
+def test_layers_with_several_results_are_refused() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.lstm = nn.Conv2d(3, 4, 1), nn.LSTM(4, 5, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found, _ = self.lstm(self.conv(x).flatten(2).transpose(1, 2))
+            return found[:, -1]
+
+    with pytest.raises(StarfireError, match="lstm: there is no loop"):
+        run_steps(Recurrent(), torch.rand(1, 3, 3, 3))
+
+
 def test_other_results_than_logits_are_refused() -> None:
     with pytest.raises(StarfireError, match=r"the network returns \(1, 4, 9, 9\), not one tensor"):
         run_steps(nn.Sequential(nn.Conv2d(3, 4, 1)), torch.rand(1, 3, 9, 9))
