@@ -25,7 +25,7 @@ from starfire_cli.sparse.weights import LiveWeights
 RESULT = Buffer(name="result", channels=1, pixels=(1, 1))  # what the caller gets, in memory of the caller
 
 
-class Placement(Protocol):
+class LoweringContext(Protocol):
     """The places of maps, and the way in which loops are made."""
 
     lanes: int
@@ -55,7 +55,7 @@ class Job:
     name: str
     writes: Buffer
     reads: tuple[Buffer, ...]
-    steps: Callable[[Placement], list[Step]] = field(repr=False)
+    steps: Callable[[LoweringContext], list[Step]] = field(repr=False)
     work: Work | None = None
     half: Buffer | None = None
 
@@ -67,23 +67,23 @@ def convolving(name: str, work: Work, writes: Buffer, reads: Sequence[Buffer]) -
         (H, W), halves = reads[0].pixels, len(work.halves())
         half = Buffer(name=name, channels=reads[0].channels * halves, pixels=(-(-H // 2), -(-W // 2)))
 
-    def steps(room: Placement) -> list[Step]:
-        source, *others = (room.place(buffer) for buffer in reads or (writes,))
+    def steps(context: LoweringContext) -> list[Step]:
+        source, *others = (context.place(buffer) for buffer in reads or (writes,))
         kind: Kind = "taps"
-        tiling = TILINGS[kind][room.lanes][0]
+        tiling = TILINGS[kind][context.lanes][0]
         if work.does in ("sum", "max"):  # of the others there is one loop
-            kind, tiling = room.way(job, work)
+            kind, tiling = context.way(job, work)
         return convolution.steps(
             work,
             kind,
             tiling,
             source,
-            room.place(writes),
+            context.place(writes),
             other=others[0] if others else None,
-            half=None if half is None else room.place(half),
-            threads=room.threads,
-            lanes=room.lanes,
-            cache=room.cache,
+            half=None if half is None else context.place(half),
+            threads=context.threads,
+            lanes=context.lanes,
+            cache=context.cache,
         )
 
     job = Job(name=name, writes=writes, reads=tuple(reads), steps=steps, work=work, half=half)
@@ -114,10 +114,10 @@ def pointing(
         first: the channel of `writes` that takes the first one.
     """
 
-    def steps(room: Placement) -> list[Step]:
-        place, out = room.place(source), room.place(writes)
+    def steps(context: LoweringContext) -> list[Step]:
+        place, out = context.place(source), context.place(writes)
         out = replace(out, offset=out.offset + first * out.layout.plane)
-        beside = None if other is None else room.place(other)
+        beside = None if other is None else context.place(other)
         each = other is not None and other.pixels != source.pixels
         code = odd_loops.pointwise(
             place.layout,
@@ -131,7 +131,7 @@ def pointing(
             values |= beside.fields("other")
         if affine is not None:
             values |= {"weights": affine[0], "bias": affine[1]}
-        return _shared(code, values, source.channels, room)
+        return _shared(code, values, source.channels, context)
 
     reads = (source,) if other is None else (source, other)
     return Job(name=name, writes=writes, reads=reads, steps=steps)
@@ -154,9 +154,9 @@ def pooling(
         shares: what the sum of each window is multiplied by; None for the largest instead.
     """
 
-    def steps(room: Placement) -> list[Step]:
-        place, out = room.place(source), room.place(writes)
-        code = odd_loops.pooled(lanes=room.lanes, largest=shares is None, plane=FLOAT * place.layout.plane)
+    def steps(context: LoweringContext) -> list[Step]:
+        place, out = context.place(source), context.place(writes)
+        code = odd_loops.pooled(lanes=context.lanes, largest=shares is None, plane=FLOAT * place.layout.plane)
         W, out_W = source.pixels[1], writes.pixels[1]
         seen = np.concatenate(windows)
         o = np.arange(len(windows))
@@ -170,7 +170,7 @@ def pooling(
             "starts_out": (FLOAT * (o // out_W * out.layout.row + o % out_W)).astype(np.int32),
             "weights": np.ones(1, np.float32) if shares is None else shares,
         }
-        return _shared(code, values, source.channels, room)
+        return _shared(code, values, source.channels, context)
 
     return Job(name=name, writes=writes, reads=(source,), steps=steps)
 
@@ -185,13 +185,13 @@ def norming(
 ) -> Job:
     """Layer normalisation over the channels of each pixel; see `odd_loops.normed`."""
 
-    def steps(room: Placement) -> list[Step]:
-        place, out = room.place(source), room.place(writes)
+    def steps(context: LoweringContext) -> list[Step]:
+        place, out = context.place(source), context.place(writes)
         layout = place.layout
         code = odd_loops.normed(layout, channels=source.channels, eps=eps)
         mask = layout.mask().numpy()
         values = {**place.fields("in"), **out.fields("out"), "mask": mask, "weights": scale, "bias": shift}
-        return _shared(code, values, layout.height * layout.vectors, room)
+        return _shared(code, values, layout.height * layout.vectors, context)
 
     return Job(name=name, writes=writes, reads=(source,), steps=steps)
 
@@ -199,12 +199,12 @@ def norming(
 def gathers(name: str, writes: Buffer, value: Value, live: LiveWeights) -> Job:
     """A linear layer."""
 
-    def steps(room: Placement) -> list[Step]:
-        place = room.place(value.buffer)
+    def steps(context: LoweringContext) -> list[Step]:
+        place = context.place(value.buffer)
         positions = value.positions(place.layout).astype(np.int32)
-        places = {**place.fields("in"), **room.place(writes).fields("out")}
-        step = gathering(live, positions, places, lanes=room.lanes)
-        return [replace(step, grain=_grain(step.tasks, room.threads))]
+        places = {**place.fields("in"), **context.place(writes).fields("out")}
+        step = gathering(live, positions, places, lanes=context.lanes)
+        return [replace(step, grain=_grain(step.tasks, context.threads))]
 
     return Job(name=name, writes=writes, reads=(value.buffer,), steps=steps)
 
@@ -219,13 +219,13 @@ def moving(name: str, writes: Buffer, value: Value, first: int = 0) -> Job:
         first: the number of `writes` that takes the first one.
     """
 
-    def steps(room: Placement) -> list[Step]:
-        place = room.place(value.buffer)
+    def steps(context: LoweringContext) -> list[Step]:
+        place = context.place(value.buffer)
         starts = value.positions(place.layout)
         if writes is RESULT:
             ends, target = np.arange(len(starts)), {"out_region": 1, "out": 0}
         else:
-            out = room.place(writes)
+            out = context.place(writes)
             ends, target = writes.positions(out.layout)[first : first + len(starts)], out.fields("out")
         values = {
             **place.fields("in"),
@@ -233,13 +233,13 @@ def moving(name: str, writes: Buffer, value: Value, first: int = 0) -> Job:
             "starts_in": (FLOAT * starts).astype(np.int32),
             "starts_out": (FLOAT * ends).astype(np.int32),
         }
-        return _shared(odd_loops.moved(lanes=room.lanes), values, len(starts), room)
+        return _shared(odd_loops.moved(lanes=context.lanes), values, len(starts), context)
 
     return Job(name=name, writes=writes, reads=(value.buffer,), steps=steps)
 
 
-def _shared(code: Code, values: dict[str, object], tasks: int, room: Placement) -> list[Step]:
-    return [Step(code=code, values=values, tasks=tasks, grain=_grain(tasks, room.threads))]
+def _shared(code: Code, values: dict[str, object], tasks: int, context: LoweringContext) -> list[Step]:
+    return [Step(code=code, values=values, tasks=tasks, grain=_grain(tasks, context.threads))]
 
 
 def _grain(tasks: int, threads: int) -> int:

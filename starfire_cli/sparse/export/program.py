@@ -35,7 +35,7 @@ class LevelProgram:
 
 
 class _Places:
-    """The places of all maps; a `jobs.Placement`."""
+    """The places of all maps; a `jobs.LoweringContext`."""
 
     def __init__(self, lowered: Lowered, way: Way, *, lanes: int, threads: int, cache: LoopWeightsCache) -> None:
         self.lanes, self.threads, self.cache = lanes, threads, cache

@@ -13,7 +13,7 @@ from starfire_cli.options import check, option
 from starfire_cli.values import Channels
 from starfire_cli.workflows.options import CHECKPOINT, IMAGE_SIZE, MEAN, MODEL, OUT, OUTPUT_PANEL, STD, WEIGHTS
 
-TARGET_PANEL = "ExportTarget"
+TARGET_PANEL = "Target"
 TARGETS = ("native", "x86-64", "x86-64-v3", "x86-64-v4", "aarch64", "armv7", "riscv64", "wasm32")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,47}")
 _OF_JAVASCRIPT = (
