@@ -160,6 +160,18 @@ def test_networks_of_several_threads_at_a_time(threaded: Library) -> None:
     assert len(found) == 20 and all(torch.equal(one, expected) for one in found)
 
 
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
+@pytest.mark.parametrize("threads", [False, True])
+def test_libc_is_all_it_needs(model: nn.Module, tmp_path: Path, threads: bool) -> None:
+    (tmp_path / "net.o").write_bytes(export_small(model, SIDE, "native", threads=threads))
+    found = subprocess.run(["nm", "net.o"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    symbols = [line.split()[-2:] for line in found.splitlines()]
+    pthreads = {"pthread_create", "pthread_join", "sched_yield"} if threads else set()
+    assert {name for kind, name in symbols if kind == "U"} == {"malloc", "free", "memset"} | pthreads
+    functions = {f"net_{name}" for name in ("info", "memory", "create", "run", "free")}
+    assert {name for kind, name in symbols if kind == "T"} == functions
+
+
 def test_the_description(alone: Library, threaded: Library) -> None:
     assert struct.unpack("<6i", alone.info(24)) == (1, 3, SIDE, SIDE, 5, 1)
     assert struct.unpack("<6i", threaded.info(24))[5] == 64
