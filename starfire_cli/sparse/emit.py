@@ -15,7 +15,11 @@ from typing import Any
 
 from starfire_cli.errors import StarfireError
 
-_COMPILING = Lock()  # LLVM's contexts are not made for two threads
+_ADDRESS = """define internal ptr @address(i64 %at) alwaysinline nounwind {
+  %there = inttoptr i64 %at to ptr
+  ret ptr %there
+}"""
+COMPILING = Lock()  # LLVM's contexts are not made for two threads
 
 
 class Code:
@@ -58,8 +62,8 @@ class Code:
         return self.let(f'call ptr asm "", "=r,0"(ptr {pointer})')
 
     def pointer(self, value: str) -> str:
-        """The pointer with an address given as a number."""
-        return self.let(f"inttoptr i64 {value} to ptr")
+        """The pointer to a table, of which an argument tells the place: an address, or what `@address` makes of it."""
+        return self.let(f"call ptr @address(i64 {value})")
 
     def region(self, name: str) -> str:
         """The address of the map called `name`, in the region that the argument `name_region` selects."""
@@ -198,12 +202,20 @@ class Code:
     def equal(self, a: str | int, b: str | int) -> str:
         return self.let(f"icmp eq i64 {a}, {b}")
 
+    @property
+    def declarations(self) -> frozenset[str]:
+        """The intrinsics that it calls, each declared by a line of assembly."""
+        return frozenset(self._declared)
+
+    def function(self, name: str, attributes: str = "nounwind") -> str:
+        """The function as assembly, under a name and with LLVM's attributes; it calls `@address`."""
+        args = "ptr noalias %args, ptr %passing, ptr %kept, ptr %image, i64 %begin, i64 %end"
+        start = f"define void @{name}({args}) {attributes} {{"
+        return "\n".join([start, "entry:", *self._head, *self._lines, "  ret void", "}", ""])
+
     def text(self) -> str:
-        """The function as assembly, whole."""
-        start = (
-            "define void @f(ptr noalias %args, ptr %passing, ptr %kept, ptr %image, i64 %begin, i64 %end) nounwind {"
-        )
-        return "\n".join([*sorted(self._declared), start, "entry:", *self._head, *self._lines, "  ret void", "}", ""])
+        """A module with the function as `f`, whose tables lie where its arguments say."""
+        return "\n".join([*sorted(self._declared), _ADDRESS, self.function("f")])
 
 
 class Variable:
@@ -257,23 +269,29 @@ _engines: list[Any] = []  # what was compiled stays for as long as the process
 @cache
 def compiled(text: str) -> int:
     """The address of the function `f` in the assembly `text`, compiled for this processor."""
-    with _COMPILING:
+    with COMPILING:
         llvm = _llvm()
         cpu, features = processor()
         module = llvm.parse_assembly(text)
         module.verify()
         target = llvm.Target.from_default_triple()
         machine = target.create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
-        module.triple, module.data_layout = machine.triple, str(machine.target_data)
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
-        options.loop_unrolling = False
-        options.slp_vectorization = options.loop_vectorization = False
-        passes = llvm.create_pass_builder(machine, options)
-        passes.getModulePassManager().run(module, passes)
+        optimise(module, machine)
         engine = llvm.create_mcjit_compiler(module, machine)
         engine.finalize_object()
         _engines.append((engine, machine))
         return int(engine.get_function_address("f"))
+
+
+def optimise(module: Any, machine: Any) -> None:
+    """Run LLVM's passes over a module for a target machine; loops stay as they are written."""
+    llvm = _llvm()
+    module.triple, module.data_layout = machine.triple, str(machine.target_data)
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_unrolling = False
+    options.slp_vectorization = options.loop_vectorization = False
+    passes = llvm.create_pass_builder(machine, options)
+    passes.getModulePassManager().run(module, passes)
 
 
 @lru_cache(maxsize=1)
