@@ -49,6 +49,10 @@ class Code:
         """Emit an instruction without a value."""
         self._lines.append("  " + line)
 
+    def declare(self, line: str) -> None:
+        """Declare what LLVM brings."""
+        self._declared.add(line)
+
     def at(self, pointer: str, offset: str | int) -> str:
         """`pointer` plus `offset` bytes."""
         return pointer if offset == 0 else self.let(f"getelementptr i8, ptr {pointer}, i64 {offset}")

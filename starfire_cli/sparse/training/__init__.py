@@ -1,0 +1,1 @@
+"""Training steps that compute with live weights only, on a CPU."""

@@ -1,0 +1,163 @@
+"""A network whose training steps go over live weights only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
+
+from starfire_cli.errors import StarfireError
+from starfire_cli.pruning.channels.graph import trace
+from starfire_cli.sparse import emit
+from starfire_cli.sparse.aliases import check_reading, mutates_aliases
+from starfire_cli.sparse.training.convolution import LiveConvolution
+from starfire_cli.sparse.training.geometry import ConvShape, Pair
+from starfire_cli.sparse.training.maps import padded
+from starfire_cli.sparse.training.norm import MapNorm
+from starfire_cli.sparse.training.reading import ConvolutionNode, NormNode, Reading, read
+from starfire_cli.sparse.training.tape import Layers, Tape
+
+
+class SparseTraining(nn.Module):
+    """A module that computes what its model computes; while it is engaged, over live weights only.
+
+    Parameters, buffers and gradients are the model's own.
+
+    Args:
+        model: on a CPU, in float32.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.engaged = False
+        self._masks: dict[int, Tensor] = {}
+        self._capacity = 0
+        self._readings: dict[bool, Reading] = {}
+        self._layers: dict[tuple[bool, tuple[int, ...], int], Layers] = {}
+        self._convolutions: dict[tuple[str, Pair, int], LiveConvolution] = {}
+
+    def engage(self, masks: Mapping[nn.Parameter, Tensor], images: int) -> None:
+        """From now on compute over live weights; call it anew when masks change.
+
+        Args:
+            masks: bool, of weights with dead ones.
+            images: in a batch; smaller ones are computed with room for as many.
+
+        Raises StarfireError with the reason where the network cannot be.
+        """
+        if not self._readings:
+            self._check()
+        self._masks = {id(weight): mask for weight, mask in masks.items()}
+        for layer in self._convolutions.values():
+            layer.update(self._masks.get(id(layer.weight)))
+        self._capacity, self.engaged = images, True
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """The model's result."""
+        if not self.engaged or not self._takes(images_NCHW):
+            result: Tensor = self.model(images_NCHW)
+            return result
+        keep = torch.is_grad_enabled()
+        parameters = [p for p in self.model.parameters() if p.requires_grad] if keep else []
+        pixels = keep and images_NCHW.requires_grad
+        layers = self._plan(images_NCHW)
+        reading = self._readings[self.model.training]
+        keep = keep and (pixels or bool(parameters))
+        tape = Tape(reading, layers, keep=keep, wanted={id(p) for p in parameters}, pixels=pixels)
+        made: Tensor = _Step.apply(tape, images_NCHW, *parameters)  # type: ignore[no-untyped-call]
+        return made
+
+    def _takes(self, images: Tensor) -> bool:
+        fits = images.dim() == 4 and images.dtype == torch.float32 and images.device.type == "cpu"
+        return fits and 0 < len(images) and 2 * len(images) > self._capacity and not torch.is_autocast_enabled("cpu")
+
+    def _check(self) -> None:
+        """Raise StarfireError where the network cannot be read."""
+        if reason := emit.missing():
+            raise StarfireError(reason)
+        if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in self.model.parameters()):
+            raise StarfireError("sparse compute takes networks in float32 on a CPU")
+        copy = trace(self.model)
+        check_reading(copy)
+        if mutates_aliases(copy):
+            raise StarfireError("the network changes a tensor in place that something else reads")
+        self._read()
+
+    def _read(self) -> Reading:
+        mode = self.model.training
+        if mode not in self._readings:
+            self._readings[mode] = read(self.model)
+        return self._readings[mode]
+
+    def _plan(self, images: Tensor) -> Layers:
+        held = padded(max(self._capacity, len(images)), emit.lanes())
+        key = self.model.training, tuple(images.shape[1:]), held
+        if key not in self._layers:
+            reading = self._read()
+            shapes = _Shapes(reading).of(images)
+            convolutions, norms = {}, {}
+            for operation in reading.operations:
+                if isinstance(operation, ConvolutionNode):
+                    pixels = shapes[operation.source][2:]
+                    convolutions[operation.node] = self._convolution(operation.name, (pixels[0], pixels[1]), held)
+                elif isinstance(operation, NormNode):
+                    module = self.model.get_submodule(operation.name)
+                    assert isinstance(module, nn.BatchNorm2d)
+                    add = operation.other is not None
+                    norms[operation.node] = MapNorm(module, add=add, relu=operation.relu)
+            self._layers[key] = Layers(convolutions, norms, held)
+        return self._layers[key]
+
+    def _convolution(self, name: str, pixels: Pair, held: int) -> LiveConvolution:
+        key = name, pixels, held
+        if key not in self._convolutions:
+            m: Any = self.model.get_submodule(name)
+            shape = ConvShape(
+                size=m.kernel_size, stride=m.stride, padding=m.padding, dilation=m.dilation, pixels=pixels
+            )
+            made = LiveConvolution(m, shape, held)
+            made.update(self._masks.get(id(m.weight)))
+            self._convolutions[key] = made
+        return self._convolutions[key]
+
+
+class _Step(torch.autograd.Function):
+    """The network as one operation of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, tape: Tape, images: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.tape, ctx.parameters = tape, parameters
+        return tape.forward(images)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        pixels, found = ctx.tape.backward(gradient)
+        return None, pixels, *(found.get(id(p)) for p in ctx.parameters)
+
+
+class _Shapes(fx.Interpreter):
+    """The shape of every value, found by a pass over tensors without values."""
+
+    def __init__(self, reading: Reading) -> None:
+        import copy
+
+        super().__init__(copy.deepcopy(reading.root).to("meta"))
+        self._nodes = {node.name: node for node in reading.root.graph.nodes}
+        self._found: dict[fx.Node, Sequence[int]] = {}
+
+    @torch.no_grad()
+    def of(self, images: Tensor) -> dict[fx.Node, Sequence[int]]:
+        """By node, for such images."""
+        self.run(torch.empty(images.shape, device="meta"))
+        return self._found
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self._found[self._nodes[n.name]] = tuple(result.shape)
+        return result
