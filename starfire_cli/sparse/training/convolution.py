@@ -86,15 +86,21 @@ class LiveConvolution:
         """The share of live weights."""
         return 1.0 if self._mask is None else float(self._mask.float().mean())
 
-    def update(self, mask_KCRS: Tensor | None) -> None:
-        """Take new masks. None: all weights live."""
+    def update(self, mask_KCRS: Tensor | None, whole: bool | None = None) -> None:
+        """Take new masks.
+
+        Args:
+            mask_KCRS: bool; None: all weights live.
+            whole: compute whole kernels; None: where most weights of live kernels live.
+        """
         alive = torch.ones(self.weight.shape, dtype=torch.bool) if mask_KCRS is None else mask_KCRS.detach().cpu()
-        kernels = int(alive.flatten(2).any(2).sum()) * self.weight[0, 0].numel()
-        whole = kernels == 0 or float(alive.sum()) / kernels > _WHOLE
+        if whole is None:
+            kernels = int(alive.flatten(2).any(2).sum()) * self.weight[0, 0].numel()
+            whole = kernels == 0 or float(alive.sum()) / kernels > _WHOLE
         if whole != self.whole:
             self._launches.clear()
         self.whole, self._mask = whole, mask_KCRS
-        self._live = LiveKernels.of(alive, self.weight.stride(), self.module.groups, whole=whole)
+        self._live = LiveKernels(alive, self.weight.stride(), self.module.groups, whole=whole)
         self._tables.clear()
         self._moves.clear()
         for (name, way, _), launch in self._launches.items():
@@ -113,6 +119,15 @@ class LiveConvolution:
         tiles = [(4, 4, 1), (2, 4, 2), (2, 2, 4)] if wide else [(2, 4, 1), (2, 2, 2)]
         return [Way(tile=TileSize(rows=r, columns=c, vectors=v)) for r, c, v in tiles]
 
+    def forget_others(self) -> None:
+        """Give back the memory of ways that were not chosen."""
+        chosen = {(name, self.way(name)) for name in PASSES}
+        self._launches = {key: made for key, made in self._launches.items() if key[:2] in chosen}
+        self._tables.clear()
+        self._moves.clear()
+        for (name, way, _), launch in self._launches.items():
+            self._set_table(launch, name, way)
+
     def way(self, name: Pass) -> Way:
         """The way that was chosen for a pass."""
         return self.ways.get(name) or self.candidates(name)[0]
@@ -125,7 +140,7 @@ class LiveConvolution:
             images: in it.
         """
         way = self.way("forward")
-        if way is IN_TORCH:
+        if way.tile is None:
             y = self._dense_forward(x)
         else:
             y = new_map(self.module.out_channels, *self.shape.outputs, self.images)
@@ -142,7 +157,7 @@ class LiveConvolution:
             into: a gradient of the input map that this one is added to.
         """
         way = self.way("input")
-        if way is IN_TORCH:
+        if way.tile is None:
             return self._dense_input_gradient(dy, into)
         dx = new_map(self.module.in_channels, *self.shape.pixels, self.images) if into is None else into
         self._correlate("input", way, dy, dx, add=into is not None)
@@ -151,7 +166,7 @@ class LiveConvolution:
     def weight_gradient(self, x: Tensor, dy: Tensor) -> Tensor:
         """The gradient of the weight, (K, C / groups, R, S); zero where it is dead."""
         way = self.way("weight")
-        if way is IN_TORCH:
+        if way.tile is None:
             found = self._dense_weight_gradient(x, dy)
             return found if self._mask is None else found.mul_(self._mask)
         launch = self._launch("weight", way)

@@ -13,7 +13,8 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.pruning.channels.graph import trace
 from starfire_cli.sparse import emit
 from starfire_cli.sparse.aliases import check_reading, mutates_aliases
-from starfire_cli.sparse.training.convolution import LiveConvolution
+from starfire_cli.sparse.training.choosing import choose_ways
+from starfire_cli.sparse.training.convolution import PASSES, LiveConvolution, Pass, Way, way_of
 from starfire_cli.sparse.training.geometry import ConvShape, Pair
 from starfire_cli.sparse.training.maps import padded
 from starfire_cli.sparse.training.norm import MapNorm
@@ -39,6 +40,7 @@ class SparseTraining(nn.Module):
         self._readings: dict[bool, Reading] = {}
         self._layers: dict[tuple[bool, tuple[int, ...], int], Layers] = {}
         self._convolutions: dict[tuple[str, Pair, int], LiveConvolution] = {}
+        self._ways: dict[str, tuple[bool, dict[Pass, Way]]] = {}
 
     def engage(self, masks: Mapping[nn.Parameter, Tensor], images: int) -> None:
         """From now on compute over live weights; call it anew when masks change.
@@ -55,6 +57,27 @@ class SparseTraining(nn.Module):
         for layer in self._convolutions.values():
             layer.update(self._masks.get(id(layer.weight)))
         self._capacity, self.engaged = images, True
+
+    def choose(self, pixels: Sequence[int]) -> None:
+        """Time the ways of each layer, for images (C, H, W) and whole batches, and keep the fastest."""
+        self._plan(torch.empty((self._capacity, *pixels), device="meta"))
+        choose_ways(self._convolutions.values())
+
+    def ways(self) -> dict[str, dict[str, Any]]:
+        """What was chosen for each layer, as plain values; `take_ways` takes them back."""
+        found = {}
+        for (name, pixels, held), layer in self._convolutions.items():
+            key = f"{name} {pixels[0]}x{pixels[1]} {held}"
+            found[key] = {"whole": layer.whole, **{each: layer.way(each).text for each in PASSES}}
+        return found
+
+    def take_ways(self, ways: Mapping[str, Mapping[str, Any]]) -> None:
+        """From now on compute as another run did. Raises ValueError for what is no way."""
+        self._ways = {
+            key: (bool(known["whole"]), {each: way_of(known[each]) for each in PASSES}) for key, known in ways.items()
+        }
+        self._convolutions.clear()
+        self._layers.clear()
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """The model's result."""
@@ -120,7 +143,9 @@ class SparseTraining(nn.Module):
                 size=m.kernel_size, stride=m.stride, padding=m.padding, dilation=m.dilation, pixels=pixels
             )
             made = LiveConvolution(m, shape, held)
-            made.update(self._masks.get(id(m.weight)))
+            whole, ways = self._ways.get(f"{name} {pixels[0]}x{pixels[1]} {held}", (None, {}))
+            made.ways = dict(ways)
+            made.update(self._masks.get(id(m.weight)), whole)
             self._convolutions[key] = made
         return self._convolutions[key]
 

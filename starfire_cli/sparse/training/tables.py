@@ -18,7 +18,7 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Entries by block of source channels, channel of the target, group of places in the kernel, source channel.
+    """Entries by block of source channels, channel of the target, place in the kernel, source channel.
 
     Args:
         steps: blocks of source channels.
@@ -40,71 +40,71 @@ class Table:
         return len(self.where)
 
 
-@dataclass(frozen=True, kw_only=True)
 class LiveKernels:
-    """The live weights of a convolution.
+    """The live weights of a convolution, single ones or whole kernels with any.
 
     Args:
-        k: (n,) output channel of each entry.
-        c: (n,) input channel, counted over all groups.
-        tap: (n,) place in the kernel; None where entries are whole kernels.
-        where: (n, 1) or (n, R * S) places in the weight's memory.
-        channels: output and input channels.
-        taps: R * S.
+        mask_KCRS: bool (K, C / groups, R, S), True where a weight lives.
+        strides: of the weight in memory, in floats.
+        groups: of the convolution.
+        whole: entries are kernels; else single weights.
     """
 
-    k: Any
-    c: Any
-    tap: Any
-    where: Any
-    channels: tuple[int, int]
-    taps: int
-
-    @classmethod
-    def of(cls, mask_KCRS: Tensor, strides: tuple[int, ...], groups: int, *, whole: bool) -> LiveKernels:
-        """Of a mask, True where a weight lives.
-
-        Args:
-            mask_KCRS: bool (K, C / groups, R, S).
-            strides: of the weight in memory, in floats.
-            groups: of the convolution.
-            whole: entries are kernels with any live weight; else single live weights.
-        """
+    def __init__(self, mask_KCRS: Tensor, strides: tuple[int, ...], groups: int, *, whole: bool) -> None:
         K, C, R, S = mask_KCRS.shape
-        alive = mask_KCRS.detach().cpu().contiguous().numpy()
-        places = (np.arange(R)[:, None] * strides[2] + np.arange(S) * strides[3]).reshape(-1)
-        if whole:
-            k, c = np.nonzero(alive.reshape(K, C, R * S).any(2))
-            tap, inner = None, places[None, :]
-        else:
-            k, c, tap = np.nonzero(alive.reshape(K, C, R * S))
-            inner = places[tap][:, None]
-        where = (k * strides[0] + c * strides[1])[:, None] + inner
-        return cls(
-            k=k, c=c + k // (K // groups) * C, tap=tap, where=where, channels=(K, C * groups), taps=R * S
-        )
+        alive = mask_KCRS.detach().cpu().contiguous().numpy().reshape(K, C, R * S)
+        # Groups of entries are whole kernels, or places in them: (K, places, C).
+        self._alive = alive.any(2)[:, None, :] if whole else np.ascontiguousarray(alive.transpose(0, 2, 1))
+        self._groups, self._strides = groups, strides
+        self._places = (np.arange(R)[:, None] * strides[2] + np.arange(S) * strides[3]).reshape(-1)
+        self._whole = whole
 
     def forward(self, at_once: int) -> Table:
         """Ordered for the output: by output channel, over `at_once` input channels a step."""
-        return self._ordered(self.k, self.c, self.channels[0], self.channels[1], at_once)
+        K, places, C = self._alive.shape
+        if self._groups > 1:  # of few channels each
+            k, place, c = np.nonzero(self._alive)
+            return self._table(k, place, self._absolute(k, c), (k, c), 1, K, np.zeros_like(k))
+        return self._blocks(self._alive, at_once, flipped=False)
 
     def backward(self, at_once: int) -> Table:
         """Ordered for the input's gradient: by input channel, over `at_once` output channels a step."""
-        return self._ordered(self.c, self.k, self.channels[1], self.channels[0], at_once)
+        K, places, C = self._alive.shape
+        if self._groups > 1:
+            k, place, c = np.nonzero(self._alive)
+            target = self._absolute(k, c)
+            order = np.argsort((target * places + place) * K + k)
+            k, place, c, target = k[order], place[order], c[order], target[order]
+            return self._table(target, place, k, (k, c), 1, C * self._groups, np.zeros_like(k))
+        return self._blocks(self._alive.transpose(2, 1, 0), at_once, flipped=True)
 
-    def _ordered(self, target: Any, source: Any, targets: int, sources: int, at_once: int) -> Table:
-        steps = -(-sources // at_once)
-        groups = 1 if self.tap is None else self.taps
-        segment = source // at_once * targets + target
-        if self.tap is not None:
-            segment = segment * groups + self.tap
-        order = np.argsort(segment * sources + source, kind="stable")
+    def _absolute(self, k: Any, c: Any) -> Any:
+        K, _, C = self._alive.shape
+        return c + k // (K // self._groups) * C
+
+    def _blocks(self, alive: Any, at_once: int, *, flipped: bool) -> Table:
+        targets, _, sources = alive.shape
+        found = []
+        for number, start in enumerate(range(0, sources, at_once)):
+            target, place, source = np.nonzero(alive[:, :, start : start + at_once])
+            found.append((target, place, source + start, np.full_like(target, number)))
+        target, place, source, step = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        k, c = (source, target) if flipped else (target, source)
+        return self._table(target, place, source, (k, c), len(found), targets, step)
+
+    def _table(
+        self, target: Any, place: Any, source: Any, weight: tuple[Any, Any], steps: int, targets: int, step: Any
+    ) -> Table:
+        groups = self._alive.shape[1]
+        segment = (step * targets + target) * groups + place
         starts = np.zeros(steps * targets * groups + 1, np.int32)
         np.cumsum(np.bincount(segment, minlength=steps * targets * groups), out=starts[1:])
+        where = weight[0] * self._strides[0] + weight[1] * self._strides[1]
+        inner = (where[:, None] + self._places).reshape(-1) if self._whole else where + self._places[place]
         return Table(
             steps=steps,
             channels=targets,
             segments=starts,
-            entries=np.ascontiguousarray(source[order], np.int32),
-            where=np.ascontiguousarray(self.where[order].reshape(-1), np.int32),
+            entries=np.ascontiguousarray(source, np.int32),
+            where=np.ascontiguousarray(inner, np.int32),
         )

@@ -128,20 +128,22 @@ def _row(
         _keep(code, sums, code.at(out, code.mul(j, 4)))
     with code.loop(code.add(first, code.mul(fours, 4)), until) as j:
         product(j, sums[0])
-        _keep(code, sums[:1], code.at(out, code.mul(j, 4)))
+        _keep(code, sums[:1], code.at(out, code.mul(j, 4)))  # in the same order: other weights change no bit of it
 
 
 def _keep(code: Code, sums: Sequence[Variable], out: str) -> None:
     """Add the sums of the lanes of each vector to the floats at `out`."""
-    whole = len(sums) // 4 * 4
-    for i in range(0, whole, 4):
-        four = _four(code, [total.get() for total in sums[i : i + 4]])
-        place = code.at(out, 4 * i)
-        before = code.load("<4 x float>", place)
-        code.store("<4 x float>", code.let(f"fadd <4 x float> {before}, {four}"), place)
-    for i in range(whole, len(sums)):
-        place = code.at(out, 4 * i)
-        code.store("float", code.sum(sums[i].get(), code.load("float", place)), place)
+    for i in range(0, len(sums), 4):
+        some = [total.get() for total in sums[i : i + 4]]
+        four = _four(code, [*some, *["zeroinitializer"] * (4 - len(some))])
+        for n in range(len(some)) if len(some) < 4 else ():
+            place = code.at(out, 4 * (i + n))
+            found = code.let(f"extractelement <4 x float> {four}, i32 {n}")
+            code.store("float", code.let(f"fadd float {code.load('float', place)}, {found}"), place)
+        if len(some) == 4:
+            place = code.at(out, 4 * i)
+            before = code.load("<4 x float>", place)
+            code.store("<4 x float>", code.let(f"fadd <4 x float> {before}, {four}"), place)
 
 
 def _four(code: Code, vectors: list[str]) -> str:
