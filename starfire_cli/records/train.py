@@ -80,6 +80,13 @@ class Started:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Notice:
+    """A line for the user in the middle of training."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepRecord:
     """Progress within an epoch: running means over its steps so far, accuracies as fractions."""
 
@@ -157,4 +164,4 @@ class Finished:
     notes: tuple[str, ...] = ()
 
 
-Record = TrainingPlan | Started | StepRecord | EpochRecord | Stopped | Finished
+Record = TrainingPlan | Started | Notice | StepRecord | EpochRecord | Stopped | Finished

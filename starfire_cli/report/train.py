@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from starfire_cli.records.train import EpochRecord, Finished, Record, Started, StepRecord, Stopped, TrainingPlan
+from starfire_cli.records.train import EpochRecord, Finished, Notice, Record, Started, StepRecord, Stopped, TrainingPlan
 from starfire_cli.report.console import open_console
 from starfire_cli.report.dry_run import show_plan, show_settings
 from starfire_cli.text import command_text, counted
@@ -35,6 +35,8 @@ def display(records: Iterable[Record], *, quiet: bool = False, to_stderr: bool =
                     screen.plan(record)
                 case Started():
                     screen.started(record)
+                case Notice():
+                    screen.notice(record)
                 case StepRecord():
                     screen.step(record)
                 case EpochRecord():
@@ -109,6 +111,10 @@ class _Screen:
             self._progress.start()
             self._progress.add_task(f"epoch {record.epoch + 1}/{record.epochs}", total=record.steps, figures="")
             self._progress.update(self._progress.task_ids[0], completed=record.step)
+
+    def notice(self, notice: Notice) -> None:
+        if not self._quiet:
+            self._console.print(notice.text, markup=False)
 
     def step(self, r: StepRecord) -> None:
         if self._progress is None:

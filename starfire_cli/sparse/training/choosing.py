@@ -11,6 +11,7 @@ from starfire_cli.sparse.training.convolution import IN_TORCH, PASSES, LiveConvo
 from starfire_cli.sparse.training.maps import new_map
 
 REPEATS = 3
+_SPARSE = 0.3  # of weights live: up to here torch is not tried
 _HOPELESS = 3.0  # times as slow as the best so far: not looked at again
 
 
@@ -33,7 +34,8 @@ def _fastest(layer: LiveConvolution) -> dict[Pass, Way]:
     chosen: dict[Pass, Way] = {}
     for name in PASSES:
         best = float("inf")
-        for way in [*layer.candidates(name), IN_TORCH]:
+        in_torch = [IN_TORCH] if layer.density > _SPARSE else []
+        for way in [*layer.candidates(name), *in_torch]:
             layer.ways[name] = way
             seconds = _seconds(layer, name, x, dy, best)
             if seconds < best:

@@ -113,10 +113,8 @@ class LiveConvolution:
             sizes = [(8, 48), (16, 32)] if wide else [(8, 48), (4, 96)]
             if self.shape.is_flat:
                 return [Way(tile=TileSize(rows=1, columns=n, vectors=1), at_once=at) for n, at in sizes]
-            return [
-                Way(tile=TileSize(rows=2, columns=n // 2, vectors=1), at_once=at) for n, at in sizes
-            ]
-        tiles = [(4, 4, 1), (2, 4, 2), (2, 2, 4)] if wide else [(2, 4, 1), (2, 2, 2)]
+            return [Way(tile=TileSize(rows=2, columns=n // 2, vectors=1), at_once=at) for n, at in sizes]
+        tiles = [(4, 4, 1), (2, 2, 4)] if wide else [(2, 4, 1), (2, 2, 2)]
         return [Way(tile=TileSize(rows=r, columns=c, vectors=v)) for r, c, v in tiles]
 
     def forget_others(self) -> None:
@@ -172,9 +170,7 @@ class LiveConvolution:
         launch = self._launch("weight", way)
         table, _ = self._table("weight", way)
         sums = torch.zeros(table.weights)
-        launch.run(
-            gradient=dy, source=x, gradient_plane=4 * dy.stride(0), source_plane=4 * x.stride(0), sums=sums
-        )
+        launch.run(gradient=dy, source=x, gradient_plane=4 * dy.stride(0), source_plane=4 * x.stride(0), sums=sums)
         found = torch.zeros_like(self.weight, memory_format=torch.preserve_format)
         self._move("scatter", "weight", way, sums, found)
         return found
@@ -240,10 +236,7 @@ class LiveConvolution:
         blocks = [-(-channels // n) for n in sizes]
         codes = [correlate.correlation(kind, lanes=self.lanes, whole=self.whole) for kind in kinds]
         made = Launch(
-            [
-                Loop(code=code, tasks=n * len(kind.starts))
-                for code, kind, n in zip(codes, kinds, blocks, strict=True)
-            ]
+            [Loop(code=code, tasks=n * len(kind.starts)) for code, kind, n in zip(codes, kinds, blocks, strict=True)]
         )
         for i, (kind, n, size) in enumerate(zip(kinds, blocks, sizes, strict=True)):
             made.set({"starts": np.array(kind.starts, np.int32), "blocks": n, "per_block": size}, only=i)
@@ -311,5 +304,3 @@ class LiveConvolution:
 
 def _as_torch_likes(values: Tensor) -> Tensor:
     return values.permute(3, 0, 1, 2).contiguous(memory_format=torch.channels_last)
-
-

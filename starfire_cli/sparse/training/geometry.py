@@ -48,9 +48,7 @@ class ConvShape:
         """For rows and columns: which input an output reads, through which position of the kernel."""
 
         def along(axis: int) -> Reads:
-            stride, padding, dilation, n = (
-                v[axis] for v in (self.stride, self.padding, self.dilation, self.pixels)
-            )
+            stride, padding, dilation, n = (v[axis] for v in (self.stride, self.padding, self.dilation, self.pixels))
 
             def read(tap: int, target: int) -> int | None:
                 source = target * stride - padding + tap * dilation
@@ -64,9 +62,7 @@ class ConvShape:
         """For rows and columns: which output an input went into, through which position of the kernel."""
 
         def along(axis: int) -> Reads:
-            stride, padding, dilation, n = (
-                v[axis] for v in (self.stride, self.padding, self.dilation, self.outputs)
-            )
+            stride, padding, dilation, n = (v[axis] for v in (self.stride, self.padding, self.dilation, self.outputs))
 
             def read(tap: int, target: int) -> int | None:
                 source, rest = divmod(target + padding - tap * dilation, stride)

@@ -52,7 +52,7 @@ class SparseTraining(nn.Module):
         Raises StarfireError with the reason where the network cannot be.
         """
         if not self._readings:
-            self._check()
+            self.check()
         self._masks = {id(weight): mask for weight, mask in masks.items()}
         for layer in self._convolutions.values():
             layer.update(self._masks.get(id(layer.weight)))
@@ -65,7 +65,7 @@ class SparseTraining(nn.Module):
 
     def ways(self) -> dict[str, dict[str, Any]]:
         """What was chosen for each layer, as plain values; `take_ways` takes them back."""
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for (name, pixels, held), layer in self._convolutions.items():
             key = f"{name} {pixels[0]}x{pixels[1]} {held}"
             found[key] = {"whole": layer.whole, **{each: layer.way(each).text for each in PASSES}}
@@ -91,15 +91,15 @@ class SparseTraining(nn.Module):
         reading = self._readings[self.model.training]
         keep = keep and (pixels or bool(parameters))
         tape = Tape(reading, layers, keep=keep, wanted={id(p) for p in parameters}, pixels=pixels)
-        made: Tensor = _Step.apply(tape, images_NCHW, *parameters)  # type: ignore[no-untyped-call]
+        made: Tensor = _Step.apply(tape, images_NCHW, *parameters)
         return made
 
     def _takes(self, images: Tensor) -> bool:
         fits = images.dim() == 4 and images.dtype == torch.float32 and images.device.type == "cpu"
-        return fits and 0 < len(images) and 2 * len(images) > self._capacity and not torch.is_autocast_enabled("cpu")
+        return fits and len(images) > 0 and 2 * len(images) > self._capacity and not torch.is_autocast_enabled("cpu")
 
-    def _check(self) -> None:
-        """Raise StarfireError where the network cannot be read."""
+    def check(self) -> None:
+        """Raise StarfireError with the reason where the network cannot be computed this way."""
         if reason := emit.missing():
             raise StarfireError(reason)
         if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in self.model.parameters()):
@@ -159,7 +159,7 @@ class _Step(torch.autograd.Function):
         return tape.forward(images)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         pixels, found = ctx.tape.backward(gradient)
         return None, pixels, *(found.get(id(p)) for p in ctx.parameters)

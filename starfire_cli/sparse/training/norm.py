@@ -67,7 +67,9 @@ class MapNorm:
         batch = m.training or m.running_mean is None
         count = H * W * images
         if m.training and count == 1:
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {[images, C, H, W]}")
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got input size {[images, C, H, W]}"
+            )
         if batch:
             mean, variance = torch.empty(C), torch.empty(C)
         else:

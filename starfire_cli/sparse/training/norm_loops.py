@@ -87,7 +87,7 @@ def normalize(kind: NormKind, *, lanes: int) -> Code:
 
 
 def normalize_backward(kind: NormKind, *, lanes: int, fork: int) -> Code:
-    """The loop backward: a task is a channel. `target` may be `gradient` itself, and so may `other` where it is written.
+    """The loop backward: a task is a channel. `target` may be `gradient`, or `other` where that is written.
 
     Args:
         kind: of the loop forward.
@@ -99,9 +99,7 @@ def normalize_backward(kind: NormKind, *, lanes: int, fork: int) -> Code:
     plain, crossed = ([code.variable(vector, "zeroinitializer") for _ in range(_ROW)] for _ in range(2))
     count = _float(code, f["count"])
     with code.loop("%begin", "%end") as c:
-        gradient, source, output, target, other = _planes(
-            code, c, ("gradient", "source", "output", "target", "other")
-        )
+        gradient, source, output, target, other = _planes(code, c, ("gradient", "source", "output", "target", "other"))
         at = _entries(code, c, ("mean", "variance", "weight", "bias", "weight_gradient", "bias_gradient"))
         scale, shift, deviation = _scaling(code, at)
         center = code.splat(code.load("float", at["mean"]))

@@ -91,7 +91,9 @@ class Reading:
 
 def read(model: nn.Module) -> Reading:
     """Read a network in the mode that it is in. Raises StarfireError with the reason where it cannot be read."""
-    hooked = [name for name, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks]
+    hooked = [
+        name for name, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
+    ]
     if hooked:
         raise StarfireError(f"{hooked[0] or 'the network'} has hooks, which sparse compute would not call")
     try:
@@ -170,9 +172,7 @@ def _norm(root: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> Nor
             follower = only_user(last)
     if follower is not None and kind(root, follower) in RELU:
         last, relu = follower, True
-    return NormNode(
-        node=last, source=node.all_input_nodes[0], name=str(node.target), other=other, relu=relu
-    )
+    return NormNode(node=last, source=node.all_input_nodes[0], name=str(node.target), other=other, relu=relu)
 
 
 def _between(first: fx.Node, last: fx.Node) -> set[fx.Node]:

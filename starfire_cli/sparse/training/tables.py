@@ -54,14 +54,15 @@ class LiveKernels:
         K, C, R, S = mask_KCRS.shape
         alive = mask_KCRS.detach().cpu().contiguous().numpy().reshape(K, C, R * S)
         # Groups of entries are whole kernels, or places in them: (K, places, C).
-        self._alive = alive.any(2)[:, None, :] if whole else np.ascontiguousarray(alive.transpose(0, 2, 1))
+        entries: Any = alive.any(2, keepdims=True) if whole else alive
+        self._alive = np.ascontiguousarray(entries.transpose(0, 2, 1))
         self._groups, self._strides = groups, strides
         self._places = (np.arange(R)[:, None] * strides[2] + np.arange(S) * strides[3]).reshape(-1)
         self._whole = whole
 
     def forward(self, at_once: int) -> Table:
         """Ordered for the output: by output channel, over `at_once` input channels a step."""
-        K, places, C = self._alive.shape
+        K = len(self._alive)
         if self._groups > 1:  # of few channels each
             k, place, c = np.nonzero(self._alive)
             return self._table(k, place, self._absolute(k, c), (k, c), 1, K, np.zeros_like(k))

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
+from torch import Tensor, fx
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.sparse.folding import kind
 from starfire_cli.sparse.training.convolution import LiveConvolution
 from starfire_cli.sparse.training.norm import MapNorm, NormSaved
-from starfire_cli.sparse.training.reading import RELU, ConvolutionNode, NormNode, Reading, Segment
+from starfire_cli.sparse.training.reading import ConvolutionNode, NormNode, Reading, Segment
+from starfire_cli.sparse.training.segment import SegmentSaved, run_segment, segment_gradients
 from starfire_cli.sparse.training.values import Value
-
-_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_POOL_FUNCTIONS = (F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d)
-_IN_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub}
 
 
 class Layers:
@@ -62,6 +55,7 @@ class Tape:
         if self._pixels:
             self._depends.add(r.input)
         for number, operation in enumerate(r.operations):
+            saved: Any
             if isinstance(operation, ConvolutionNode):
                 saved = self._convolve(operation, values)
             elif isinstance(operation, NormNode):
@@ -168,99 +162,24 @@ class Tape:
         before = gradients.get(node)
         gradients[node] = made if before is None else before.added(made)
 
-    def _segment(self, segment: Segment, values: dict[fx.Node, Any]) -> tuple[dict[fx.Node, Tensor], dict[fx.Node, Tensor], list[Tensor]]:
-        leaves: dict[fx.Node, Tensor] = {}
-        env: dict[fx.Node, Any] = {}
-        parameters: dict[int, Tensor] = {}
-        for node in segment.inputs:
-            value = values[node]
-            if isinstance(value, Value):
-                leaf = value.tensor().detach()
-                if self._keep and node in self._depends and leaf.is_floating_point():
-                    leaf.requires_grad_()
-                    leaves[node] = leaf
-                value = leaf
-            env[node] = value
-        with torch.set_grad_enabled(self._keep):
-            for node in segment.nodes:
-                env[node] = self._run(node, env, parameters)
-        made: dict[fx.Node, Tensor] = {}
-        for node in segment.outputs:
-            result = env[node]
-            if isinstance(result, Tensor):
-                if result.requires_grad:
-                    made[node] = result
-                    self._depends.add(node)
-                values[node] = self._plain(result.detach())
-            elif isinstance(result, tuple | list) and any(isinstance(item, Tensor) for item in result):
-                raise StarfireError(f"{node.name} gives several tensors, which sparse compute does not follow")
-            else:
-                values[node] = result
-        return leaves, made, list(parameters.values())
+    def _segment(self, segment: Segment, values: dict[fx.Node, Any]) -> SegmentSaved:
+        inputs = {n: values[n].tensor().detach() if isinstance(values[n], Value) else values[n] for n in segment.inputs}
+        wanted = self._wanted if self._keep else None
+        results, saved = run_segment(self._reading.root, segment, inputs, track=self._depends, wanted=wanted)
+        self._depends |= saved.made.keys()
+        for node, result in results.items():
+            values[node] = self._plain(result.detach()) if isinstance(result, Tensor) else result
+        return saved
 
     def _segment_back(
-        self,
-        segment: Segment,
-        saved: tuple[dict[fx.Node, Tensor], dict[fx.Node, Tensor], list[Tensor]],
-        gradients: dict[fx.Node, Value],
-        found: dict[int, Tensor],
+        self, segment: Segment, saved: SegmentSaved, gradients: dict[fx.Node, Value], found: dict[int, Tensor]
     ) -> None:
-        leaves, made, parameters = saved
-        given = {node: gradients.pop(node) for node in segment.outputs if node in gradients}
-        ends = [node for node in given if node in made]
-        wanted = [*leaves.values(), *parameters]
-        if not ends or not wanted:
-            return
-        results = torch.autograd.grad(
-            [made[node] for node in ends],
-            wanted,
-            [given[node].tensor() for node in ends],
-            allow_unused=True,
-        )
-        for node, gradient in zip(leaves, results, strict=False):
-            if gradient is not None:
-                self._add(gradients, node, self._plain(gradient))
-        for parameter, gradient in zip(parameters, results[len(leaves) :], strict=True):
-            if gradient is not None:
-                _collect(found, parameter, gradient)
-
-    def _run(self, node: fx.Node, env: dict[fx.Node, Any], parameters: dict[int, Tensor]) -> Any:
-        """One operation of torch; what it would change in place, it gets as a copy."""
-        root = self._reading.root
-        if node.op == "get_attr":
-            value = operator.attrgetter(str(node.target))(root)
-            if isinstance(value, nn.Parameter) and id(value) in self._wanted:
-                parameters[id(value)] = value
-            return value
-        args = fx.node.map_arg(node.args, env.__getitem__)
-        kwargs = fx.node.map_arg(node.kwargs, env.__getitem__)
-        does = kind(root, node)
-        if does in RELU:
-            return F.relu(args[0] if args else kwargs["input"])
-        if node.op == "call_function":
-            target = _IN_PLACE.get(node.target, node.target)  # type: ignore[arg-type]
-            if target in _POOL_FUNCTIONS and args and args[0].dim() == 4:
-                return target(args[0].transpose(0, 1), *args[1:], **kwargs).transpose(0, 1)
-            if getattr(target, "__name__", "").endswith("_") or kwargs.get("inplace") or any(v is True for v in args[1:]):
-                args = tuple(_copied(value) for value in args)
-            return target(*args, **kwargs)
-        if node.op == "call_method":
-            own, *rest = args
-            name = str(node.target)
-            return getattr(_copied(own) if name.endswith("_") else own, name)(*rest, **kwargs)
-        module = root.get_submodule(str(node.target))
-        for parameter in module.parameters():
-            if id(parameter) in self._wanted:
-                parameters[id(parameter)] = parameter
-        if isinstance(module, _POOLS) and args and args[0].dim() == 4 and not getattr(module, "return_indices", False):
-            return module(args[0].transpose(0, 1)).transpose(0, 1)
-        if getattr(module, "inplace", False):
-            args = tuple(_copied(value) for value in args)
-        return module(*args, **kwargs)
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
+        given = {node: gradients.pop(node).tensor() for node in segment.outputs if node in gradients}
+        inputs, parameters = segment_gradients(saved, given)
+        for node, gradient in inputs.items():
+            self._add(gradients, node, self._plain(gradient))
+        for parameter, gradient in parameters:
+            _collect(found, parameter, gradient)
 
 
 def _collect(found: dict[int, Tensor], parameter: Tensor, gradient: Tensor) -> None:

@@ -122,4 +122,6 @@ def _attacked(session: Session, part: MicroBatch, whole: int) -> Tensor:
     who = places(part, accumulate=accumulate, whole=whole, rank=ranks.rank, ranks=ranks.count)
     step = session.position.step * accumulate
     assert session.adversary is not None
-    return session.adversary.perturb(session.network.model, part.images, part.labels, step=step, places_N=who)
+    return session.adversary.perturb(
+        session.sparse.model(session.network.model), part.images, part.labels, step=step, places_N=who
+    )
