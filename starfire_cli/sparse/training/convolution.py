@@ -71,6 +71,7 @@ class LiveConvolution:
         self.whole = True
         self.ways: dict[Pass, Way] = {}
         self._live: LiveKernels | None = None
+        self._ragged = False  # whether dead weights are computed with live ones of their kernels
         self._mask: Tensor | None = None
         self._launches: dict[tuple[Pass, Way, bool], Launch] = {}
         self._tables: dict[tuple[bool, int], tuple[Table, Tensor]] = {}
@@ -94,9 +95,10 @@ class LiveConvolution:
             whole: compute whole kernels; None: where most weights of live kernels live.
         """
         alive = torch.ones(self.weight.shape, dtype=torch.bool) if mask_KCRS is None else mask_KCRS.detach().cpu()
+        inside, live = int(alive.flatten(2).any(2).sum()) * self.weight[0, 0].numel(), int(alive.sum())
         if whole is None:
-            kernels = int(alive.flatten(2).any(2).sum()) * self.weight[0, 0].numel()
-            whole = kernels == 0 or float(alive.sum()) / kernels > _WHOLE
+            whole = live >= _WHOLE * inside
+        self._ragged = whole and live < inside
         if whole != self.whole:
             self._launches.clear()
         self.whole, self._mask = whole, mask_KCRS
@@ -173,7 +175,7 @@ class LiveConvolution:
         launch.run(gradient=dy, source=x, gradient_plane=4 * dy.stride(0), source_plane=4 * x.stride(0), sums=sums)
         found = torch.zeros_like(self.weight, memory_format=torch.preserve_format)
         self._move("scatter", "weight", way, sums, found)
-        return found
+        return found.mul_(self._mask) if self._ragged and self._mask is not None else found
 
     def _correlate(self, name: Pass, way: Way, source: Tensor, target: Tensor, *, add: bool) -> None:
         launch = self._launch(name, way)

@@ -171,7 +171,7 @@ class _Shapes(fx.Interpreter):
     def __init__(self, reading: Reading) -> None:
         import copy
 
-        super().__init__(copy.deepcopy(reading.root).to("meta"))
+        super().__init__(copy.deepcopy(reading.root).eval().to("meta"))
         self._nodes = {node.name: node for node in reading.root.graph.nodes}
         self._found: dict[fx.Node, Sequence[int]] = {}
 

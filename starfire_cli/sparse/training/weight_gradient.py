@@ -96,7 +96,7 @@ def single_weights(kinds: Sequence[TileKind], *, lanes: int) -> Code:
                     until = code.offset_at(segments, code.add(segment, tap + 1))
                     places = [(p, v) for p, v in zip(kind.sources[tap], values, strict=True) if p is not None]
                     if places:
-                        _row(code, f, begin, until, (entries, right, out), places, sums)
+                        _row(code, f, begin, until, (entries, right, out), places, sums, four_at_once=taps == 1)
                     begin.set(until)
     return code
 
@@ -109,8 +109,10 @@ def _row(
     pointers: tuple[str, str, str],
     places: list[tuple[int, str]],
     sums: list[Variable],
+    *,
+    four_at_once: bool,
 ) -> None:
-    """The entries of one output channel and one place in the kernel, four at a time."""
+    """The entries of one output channel and one place in the kernel."""
     entries, right, out = pointers
 
     def product(j: str, total: Variable) -> None:
@@ -120,6 +122,11 @@ def _row(
             total.set(code.call("fma", code.load(code.vector, code.at(x, place)), value, total.get()))
 
     first = begin.get()
+    if not four_at_once:
+        with code.loop(first, until) as j:
+            product(j, sums[0])
+            _keep(code, sums[:1], code.at(out, code.mul(j, 4)))
+        return
     fours = code.let(f"sdiv i64 {code.let(f'sub i64 {until}, {first}')}, 4")
     with code.loop(0, fours) as four:
         j = code.add(first, code.mul(four, 4))
