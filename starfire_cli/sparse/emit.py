@@ -259,8 +259,13 @@ _engines: list[Any] = []  # what was compiled stays for as long as the process
 
 
 @cache
-def compiled(text: str) -> int:
-    """The address of the function `f` in the assembly `text`, compiled for this processor."""
+def compiled(text: str, *, quickly: bool = False) -> int:
+    """The address of the function `f` in the assembly `text`, compiled for this processor.
+
+    Args:
+        text: assembly.
+        quickly: with few passes, in half the time; enough for loops that are as they should run already.
+    """
     with _COMPILING:
         llvm = _llvm()
         cpu, features = processor()
@@ -273,11 +278,24 @@ def compiled(text: str) -> int:
         options.loop_unrolling = False
         options.slp_vectorization = options.loop_vectorization = False
         passes = llvm.create_pass_builder(machine, options)
-        passes.getModulePassManager().run(module, passes)
+        manager = _few_passes(llvm) if quickly else None
+        (manager or passes.getModulePassManager()).run(module, passes)
         engine = llvm.create_mcjit_compiler(module, machine)
         engine.finalize_object()
         _engines.append((engine, machine))
         return int(engine.get_function_address("f"))
+
+
+def _few_passes(llvm: Any) -> Any:
+    """What puts variables into registers and tidies up; None where llvmlite does not let passes be chosen."""
+    if not hasattr(llvm, "create_new_module_pass_manager"):
+        return None
+    manager = llvm.create_new_module_pass_manager()
+    for name in ("sroa", "loop_rotate", "instruction_combine", "simplify_cfg", "dead_code_elimination"):
+        if not hasattr(manager, f"add_{name}_pass"):
+            return None
+        getattr(manager, f"add_{name}_pass")()
+    return manager
 
 
 @lru_cache(maxsize=1)

@@ -97,7 +97,7 @@ class LiveConvolution:
         alive = torch.ones(self.weight.shape, dtype=torch.bool) if mask_KCRS is None else mask_KCRS.detach().cpu()
         inside, live = int(alive.flatten(2).any(2).sum()) * self.weight[0, 0].numel(), int(alive.sum())
         if whole is None:
-            whole = live >= _WHOLE * inside
+            whole = self.shape.size != (1, 1) and live >= _WHOLE * inside
         self._ragged = whole and live < inside
         if whole != self.whole:
             self._launches.clear()

@@ -43,7 +43,13 @@ class Launch:
         grains = [max(1, loop.tasks // (SHARES * machine.threads())) for loop in loops]
         self._program = Program(
             [
-                Step(function=emit.compiled(loop.code.text()), args=args, tasks=loop.tasks, grain=grain, keeps=())
+                Step(
+                    function=emit.compiled(loop.code.text(), quickly=True),
+                    args=args,
+                    tasks=loop.tasks,
+                    grain=grain,
+                    keeps=(),
+                )
                 for loop, args, grain in zip(loops, self._args, grains, strict=True)
             ]
         )
