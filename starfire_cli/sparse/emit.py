@@ -110,6 +110,11 @@ class Code:
         found.set(value)
         return found
 
+    def prefetch(self, pointer: str, *, written: bool = False) -> None:
+        """Ask for the line of memory at `pointer`, which need not be anybody's."""
+        self._declared.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        self.do(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 {int(written)}, i32 3, i32 1)")
+
     def add(self, a: str | int, b: str | int) -> str:
         return self.let(f"add i64 {a}, {b}")
 

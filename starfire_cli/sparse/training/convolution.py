@@ -225,6 +225,7 @@ class LiveConvolution:
             {
                 "channels": table.channels,
                 "steps": table.steps,
+                "at_once": table.at_once,
                 "segments": table.segments,
                 "entries": table.entries,
             }

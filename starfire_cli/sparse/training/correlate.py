@@ -22,6 +22,7 @@ FIELDS = (
     "segments",  # address: int32 (steps * channels * groups + 1), where the entries of each begin
     "entries",  # address: int32, the channel of the source
     "weights",  # address: float32, one for each entry, or R * S
+    "at_once",  # channels of the source in a step
     "add",  # 1: to what is in the target already
 )  # fmt: skip
 
@@ -53,6 +54,13 @@ def correlation(kind: TileKind, *, lanes: int, whole: bool) -> Code:
             out = code.in_register(code.at(target, code.add(place, code.mul(k, f["target_plane"]))))
             fresh = code.let(f"or i64 {step}, {f['add']}")
             is_fresh = code.equal(fresh, 0)
+            if len(kind.sources) == 1:
+                ahead = code.add(code.mul(code.add(step, 1), f["at_once"]), code.let(f"sub i64 {k}, {first}"))
+                near = code.at(start, code.mul(ahead, f["source_plane"]))
+                there = code.at(out, code.mul(f["target_plane"], 2))
+                for p in kind.targets:
+                    code.prefetch(code.at(near, p))
+                    code.prefetch(code.at(there, p), written=True)
             with code.when(is_fresh):
                 for total in sums:
                     total.set("zeroinitializer")

@@ -88,7 +88,7 @@ class SparseTraining(nn.Module):
         parameters = [p for p in self.model.parameters() if p.requires_grad] if keep else []
         pixels = keep and images_NCHW.requires_grad
         layers = self._plan(images_NCHW)
-        reading = self._readings[self.model.training]
+        reading = self._readings[self.model.training]  # which a plan may have changed
         keep = keep and (pixels or bool(parameters))
         tape = Tape(reading, layers, keep=keep, wanted={id(p) for p in parameters}, pixels=pixels)
         made: Tensor = _Step.apply(tape, images_NCHW, *parameters)
@@ -122,6 +122,10 @@ class SparseTraining(nn.Module):
         if key not in self._layers:
             reading = self._read()
             shapes = _Shapes(reading).of(images)
+            uneven = _uneven_sums(reading, shapes)
+            if uneven:
+                reading = self._readings[self.model.training] = read(self.model, uneven)
+                shapes = _Shapes(reading).of(images)
             convolutions, norms = {}, {}
             for operation in reading.operations:
                 if isinstance(operation, ConvolutionNode):
@@ -148,6 +152,12 @@ class SparseTraining(nn.Module):
             made.update(self._masks.get(id(m.weight)), whole)
             self._convolutions[key] = made
         return self._convolutions[key]
+
+
+def _uneven_sums(reading: Reading, shapes: Mapping[fx.Node, Sequence[int]]) -> set[str]:
+    """The BatchNorm layers behind which something of another shape is added."""
+    norms = [o for o in reading.operations if isinstance(o, NormNode) and o.other is not None]
+    return {o.name for o in norms if o.other is not None and shapes.get(o.other) != shapes[o.source]}
 
 
 class _Step(torch.autograd.Function):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -89,8 +89,15 @@ class Reading:
     last_use: dict[fx.Node, int]
 
 
-def read(model: nn.Module) -> Reading:
-    """Read a network in the mode that it is in. Raises StarfireError with the reason where it cannot be read."""
+def read(model: nn.Module, apart: Collection[str] = ()) -> Reading:
+    """Read a network in the mode that it is in.
+
+    Args:
+        model: the network.
+        apart: names of BatchNorm layers behind which nothing is added by their loops.
+
+    Raises StarfireError with the reason where it cannot be read.
+    """
     hooked = [
         name for name, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
     ]
@@ -105,7 +112,7 @@ def read(model: nn.Module) -> Reading:
     end = next(node for node in graph.nodes if node.op == "output")
     if len(images) != 1 or not isinstance(end.args[0], fx.Node):
         raise StarfireError("the network has more than one input or output")
-    operations = tuple(_operations(root))
+    operations = tuple(_operations(root, apart))
     if not any(isinstance(o, ConvolutionNode) for o in operations):
         raise StarfireError("the network has no convolution that the loops can do")
     last_use: dict[fx.Node, int] = {}
@@ -124,22 +131,26 @@ def inputs_of(operation: NetworkNode) -> tuple[fx.Node, ...]:
     return (operation.source,) if other is None else (operation.source, other)
 
 
-def _operations(root: fx.GraphModule) -> Iterator[NetworkNode]:
-    order = {node: i for i, node in enumerate(root.graph.nodes)}
-    waiting: list[fx.Node] = []
+def _operations(root: fx.GraphModule, apart: Collection[str]) -> Iterator[NetworkNode]:
+    """All operations; a BatchNorm stands where the last of the nodes stands that it takes in."""
+    norms: dict[fx.Node, NormNode] = {}
     inside: set[fx.Node] = set()
     for node in root.graph.nodes:
-        if node.op in ("placeholder", "output") or node in inside:
+        norm = _norm(root, node, inside, adds=str(node.target) not in apart)
+        if norm is not None:
+            norms[norm.node] = norm
+            inside |= _between(node, norm.node)
+    waiting: list[fx.Node] = []
+    for node in root.graph.nodes:
+        if node.op in ("placeholder", "output") or (node in inside and node not in norms):
             continue
-        found = _convolution(root, node) or _norm(root, node, order)
+        found = norms.get(node) or _convolution(root, node)
         if found is None:
             waiting.append(node)
             continue
         if waiting:
             yield _segment(waiting)
             waiting = []
-        if isinstance(found, NormNode):
-            inside |= _between(node, found.node)
         yield found
     if waiting:
         yield _segment(waiting)
@@ -156,7 +167,8 @@ def _convolution(root: fx.GraphModule, node: fx.Node) -> ConvolutionNode | None:
     return ConvolutionNode(node=node, source=node.all_input_nodes[0], name=str(node.target))
 
 
-def _norm(root: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> NormNode | None:
+def _norm(root: fx.GraphModule, node: fx.Node, taken: set[fx.Node], *, adds: bool) -> NormNode | None:
+    """The BatchNorm that `node` calls, with an addition and ReLU behind it that no other has taken."""
     if node.op != "call_module":
         return None
     module = root.get_submodule(str(node.target))
@@ -164,10 +176,11 @@ def _norm(root: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> Nor
         return None
     last, other, relu = node, None, False
     follower = only_user(last)
-    if follower is not None and kind(root, follower) in _ADD and len(follower.args) == 2 and not follower.kwargs:
+    plain = follower is not None and len(follower.args) == 2 and not follower.kwargs and follower not in taken
+    if follower is not None and adds and plain and kind(root, follower) in _ADD:
         left, right = follower.args
         added = right if left is last else left
-        if isinstance(added, fx.Node) and added is not last and order[added] < order[node]:
+        if isinstance(added, fx.Node) and added is not last:
             last, other = follower, added
             follower = only_user(last)
     if follower is not None and kind(root, follower) in RELU:

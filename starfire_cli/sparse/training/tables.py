@@ -22,6 +22,7 @@ class Table:
 
     Args:
         steps: blocks of source channels.
+        at_once: source channels in each.
         channels: of the target.
         segments: (steps * channels * groups + 1,) where each begins.
         entries: (n,) the source channel.
@@ -29,6 +30,7 @@ class Table:
     """
 
     steps: int
+    at_once: int
     channels: int
     segments: Ints
     entries: Ints
@@ -65,7 +67,7 @@ class LiveKernels:
         K = len(self._alive)
         if self._groups > 1:  # of few channels each
             k, place, c = np.nonzero(self._alive)
-            return self._table(k, place, self._absolute(k, c), (k, c), 1, K, np.zeros_like(k))
+            return self._table(k, place, self._absolute(k, c), (k, c), 0, 1, K, np.zeros_like(k))
         return self._blocks(self._alive, at_once, flipped=False)
 
     def backward(self, at_once: int) -> Table:
@@ -76,7 +78,7 @@ class LiveKernels:
             target = self._absolute(k, c)
             order = np.argsort((target * places + place) * K + k)
             k, place, c, target = k[order], place[order], c[order], target[order]
-            return self._table(target, place, k, (k, c), 1, C * self._groups, np.zeros_like(k))
+            return self._table(target, place, k, (k, c), 0, 1, C * self._groups, np.zeros_like(k))
         return self._blocks(self._alive.transpose(2, 1, 0), at_once, flipped=True)
 
     def _absolute(self, k: Any, c: Any) -> Any:
@@ -91,10 +93,18 @@ class LiveKernels:
             found.append((target, place, source + start, np.full_like(target, number)))
         target, place, source, step = (np.concatenate(parts) for parts in zip(*found, strict=True))
         k, c = (source, target) if flipped else (target, source)
-        return self._table(target, place, source, (k, c), len(found), targets, step)
+        return self._table(target, place, source, (k, c), min(at_once, sources), len(found), targets, step)
 
     def _table(
-        self, target: Any, place: Any, source: Any, weight: tuple[Any, Any], steps: int, targets: int, step: Any
+        self,
+        target: Any,
+        place: Any,
+        source: Any,
+        weight: tuple[Any, Any],
+        at_once: int,
+        steps: int,
+        targets: int,
+        step: Any,
     ) -> Table:
         groups = self._alive.shape[1]
         segment = (step * targets + target) * groups + place
@@ -104,6 +114,7 @@ class LiveKernels:
         inner = (where[:, None] + self._places).reshape(-1) if self._whole else where + self._places[place]
         return Table(
             steps=steps,
+            at_once=at_once,
             channels=targets,
             segments=starts,
             entries=np.ascontiguousarray(source, np.int32),

@@ -17,6 +17,7 @@ SHARED_FIELDS = (
     "gradient_plane", "source_plane",  # bytes from one channel to the next
     "channels",  # of the output
     "chunks",  # of tiles
+    "at_once",  # channels of the input in a step
     "steps",  # blocks of the input's channels
     "segments",  # address: int32 (steps * channels * groups + 1), where the entries of each begin
     "entries",  # address: int32, the channel of the input
@@ -89,6 +90,13 @@ def single_weights(kinds: Sequence[TileKind], *, lanes: int) -> Code:
             right = code.at(source, code.offset_at(starts, code.add(place, 1)))
             with code.loop(0, f["steps"]) as step, code.loop("%begin", "%end") as o:
                 y = code.in_register(code.at(left, code.mul(o, f["gradient_plane"])))
+                if taps == 1:
+                    ahead = code.add(code.mul(code.add(step, 1), f["at_once"]), code.let(f"sub i64 {o}, %begin"))
+                    near = code.at(right, code.mul(ahead, f["source_plane"]))
+                    there = code.at(y, code.mul(f["gradient_plane"], 2))
+                    for p in kind.targets:
+                        code.prefetch(code.at(near, p))
+                        code.prefetch(code.at(there, p))
                 values = [code.load(vector, code.at(y, p)) for p in kind.targets]
                 segment = code.mul(code.add(code.mul(step, f["channels"]), o), taps)
                 begin.set(code.offset_at(segments, segment))

@@ -7,13 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.models import build_model
 from starfire_cli.sparse.training import SparseTraining
+from tests.tiny import residual
 
 pytest.importorskip("llvmlite")
 
@@ -31,7 +30,7 @@ class Block(nn.Module):
         self.short, self.norm3 = nn.Conv2d(12, 12, 1), nn.BatchNorm2d(12, affine=False)
         self.pool, self.act = nn.MaxPool2d(3, stride=2, padding=1), nn.ReLU(inplace=True)
         self.last, self.norm4 = nn.Conv2d(24, 16, 3, stride=2, groups=2), nn.BatchNorm2d(16, track_running_stats=False)
-        self.scale = nn.Parameter(torch.rand(1, 16, 1, 1))
+        self.scale, self.shift = nn.Parameter(torch.rand(1, 16, 1, 1)), nn.Parameter(torch.rand(16, 1, 1))
         self.fc = nn.Linear(16, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,7 +40,7 @@ class Block(nn.Module):
         y = self.act(y)
         z = torch.sigmoid(self.conv2(y)) + x
         x = torch.cat([y, z], 1)
-        x = self.norm4(self.last(x)) * self.scale
+        x = (self.norm4(self.last(x)) + self.shift) * self.scale
         return self.fc(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
@@ -62,8 +61,7 @@ class Smooth(nn.Module):
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "smooth": (Smooth, 9),
     "block": (Block, 14),
-    "resnet20": (lambda: build_model("resnet20", num_classes=CLASSES, image_size=32), 16),
-    "squeezenet": (lambda: torchvision.models.squeezenet1_1(num_classes=CLASSES, dropout=0), 33),
+    "residual": (lambda: residual(CLASSES), 16),
 }
 
 
