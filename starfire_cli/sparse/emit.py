@@ -292,7 +292,7 @@ def compiled(text: str, *, quickly: bool = False) -> int:
 
 
 def _few_passes(llvm: Any) -> Any:
-    """What puts variables into registers and tidies up; None where llvmlite does not let passes be chosen."""
+    """The passes that put variables into registers and tidy up; None where llvmlite does not let passes be chosen."""
     if not hasattr(llvm, "create_new_module_pass_manager"):
         return None
     manager = llvm.create_new_module_pass_manager()

@@ -16,7 +16,7 @@ from starfire_cli.sparse.training import correlate, weight_gradient, weight_move
 from starfire_cli.sparse.training.geometry import ConvShape, TileKind, TileSize, tile_kinds
 from starfire_cli.sparse.training.launch import Launch, Loop
 from starfire_cli.sparse.training.maps import new_map, to_map
-from starfire_cli.sparse.training.tables import LiveKernels, Table
+from starfire_cli.sparse.training.tables import LiveKernels, WeightTable
 
 Pass = Literal["forward", "input", "weight"]
 PASSES: tuple[Pass, ...] = ("forward", "input", "weight")
@@ -28,7 +28,7 @@ _TASKS = 4  # of each thread, at least
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How a pass is computed.
+    """A way to compute a pass.
 
     Args:
         tile: of the loop; None in torch.
@@ -74,7 +74,7 @@ class LiveConvolution:
         self._ragged = False  # whether dead weights are computed with live ones of their kernels
         self._mask: Tensor | None = None
         self._launches: dict[tuple[Pass, Way, bool], Launch] = {}
-        self._tables: dict[tuple[bool, int], tuple[Table, Tensor]] = {}
+        self._tables: dict[tuple[bool, int], tuple[WeightTable, Tensor]] = {}
         self._moves: dict[tuple[str, bool, int], Launch] = {}
 
     @property
@@ -190,7 +190,7 @@ class LiveConvolution:
             add=int(add),
         )
 
-    def _table(self, name: Pass, way: Way) -> tuple[Table, Tensor]:
+    def _table(self, name: Pass, way: Way) -> tuple[WeightTable, Tensor]:
         assert self._live is not None, "update() comes first"
         at_once = _ALL if name == "weight" and self.whole else way.at_once
         key = name == "input", at_once

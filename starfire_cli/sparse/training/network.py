@@ -18,7 +18,7 @@ from starfire_cli.sparse.training.convolution import PASSES, LiveConvolution, Pa
 from starfire_cli.sparse.training.geometry import ConvShape, Pair
 from starfire_cli.sparse.training.maps import padded
 from starfire_cli.sparse.training.norm import MapNorm
-from starfire_cli.sparse.training.reading import ConvolutionNode, NormNode, Reading, read
+from starfire_cli.sparse.training.reading import ConvolutionNode, NormNode, TracedTraining, read
 from starfire_cli.sparse.training.tape import Layers, Tape
 
 
@@ -37,7 +37,7 @@ class SparseTraining(nn.Module):
         self.engaged = False
         self._masks: dict[int, Tensor] = {}
         self._capacity = 0
-        self._readings: dict[bool, Reading] = {}
+        self._readings: dict[bool, TracedTraining] = {}
         self._layers: dict[tuple[bool, tuple[int, ...], int], Layers] = {}
         self._convolutions: dict[tuple[str, Pair, int], LiveConvolution] = {}
         self._ways: dict[str, tuple[bool, dict[Pass, Way]]] = {}
@@ -64,7 +64,7 @@ class SparseTraining(nn.Module):
         choose_ways(self._convolutions.values())
 
     def ways(self) -> dict[str, dict[str, Any]]:
-        """What was chosen for each layer, as plain values; `take_ways` takes them back."""
+        """The ways of all layers, as plain values; `take_ways` takes them back."""
         found: dict[str, dict[str, Any]] = {}
         for (name, pixels, held), layer in self._convolutions.items():
             key = f"{name} {pixels[0]}x{pixels[1]} {held}"
@@ -110,7 +110,7 @@ class SparseTraining(nn.Module):
             raise StarfireError("the network changes a tensor in place that something else reads")
         self._read()
 
-    def _read(self) -> Reading:
+    def _read(self) -> TracedTraining:
         mode = self.model.training
         if mode not in self._readings:
             self._readings[mode] = read(self.model)
@@ -154,7 +154,7 @@ class SparseTraining(nn.Module):
         return self._convolutions[key]
 
 
-def _uneven_sums(reading: Reading, shapes: Mapping[fx.Node, Sequence[int]]) -> set[str]:
+def _uneven_sums(reading: TracedTraining, shapes: Mapping[fx.Node, Sequence[int]]) -> set[str]:
     """The BatchNorm layers behind which something of another shape is added."""
     norms = [o for o in reading.operations if isinstance(o, NormNode) and o.other is not None]
     return {o.name for o in norms if o.other is not None and shapes.get(o.other) != shapes[o.source]}
@@ -178,7 +178,7 @@ class _Step(torch.autograd.Function):
 class _Shapes(fx.Interpreter):
     """The shape of every value, found by a pass over tensors without values."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: TracedTraining) -> None:
         import copy
 
         super().__init__(copy.deepcopy(reading.root).eval().to("meta"))

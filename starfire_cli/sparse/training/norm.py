@@ -16,7 +16,7 @@ from starfire_cli.sparse.training.norm_loops import NormKind, normalize, normali
 
 @dataclass(frozen=True, kw_only=True)
 class NormSaved:
-    """What backward needs.
+    """The values that a pass backward needs.
 
     Args:
         source: the map that was normalised.

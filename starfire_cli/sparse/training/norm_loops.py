@@ -29,7 +29,7 @@ Each = Callable[[str, int, str], None]  # what is done with a vector: its place 
 
 @dataclass(frozen=True, kw_only=True)
 class NormKind:
-    """What a BatchNorm loop does.
+    """The work of a BatchNorm loop.
 
     Args:
         add: another map is added.
@@ -149,7 +149,7 @@ def normalize_backward(kind: NormKind, *, lanes: int, fork: int) -> Code:
 
 
 def _each(code: Code, kind: NormKind, body: Each) -> None:
-    """Do `body` for every vector of a channel."""
+    """Repeat `body` for every vector of a channel."""
     f, size = code.field, 4 * code.lanes
     if kind.padded:
         images = code.pointer(f["images"])

@@ -71,8 +71,8 @@ NetworkNode = ConvolutionNode | NormNode | Segment
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """A network as operations.
+class TracedTraining:
+    """A traced network as operations.
 
     Args:
         root: the graph, with the network's own modules.
@@ -89,7 +89,7 @@ class Reading:
     last_use: dict[fx.Node, int]
 
 
-def read(model: nn.Module, apart: Collection[str] = ()) -> Reading:
+def read(model: nn.Module, apart: Collection[str] = ()) -> TracedTraining:
     """Read a network in the mode that it is in.
 
     Args:
@@ -120,7 +120,7 @@ def read(model: nn.Module, apart: Collection[str] = ()) -> Reading:
         for node in inputs_of(operation):
             last_use[node] = number
     last_use[end.args[0]] = len(operations)
-    return Reading(root=root, input=images[0], output=end.args[0], operations=operations, last_use=last_use)
+    return TracedTraining(root=root, input=images[0], output=end.args[0], operations=operations, last_use=last_use)
 
 
 def inputs_of(operation: NetworkNode) -> tuple[fx.Node, ...]:

@@ -17,7 +17,7 @@ Ints = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class WeightTable:
     """Entries by block of source channels, channel of the target, place in the kernel, source channel.
 
     Args:
@@ -62,7 +62,7 @@ class LiveKernels:
         self._places = (np.arange(R)[:, None] * strides[2] + np.arange(S) * strides[3]).reshape(-1)
         self._whole = whole
 
-    def forward(self, at_once: int) -> Table:
+    def forward(self, at_once: int) -> WeightTable:
         """Ordered for the output: by output channel, over `at_once` input channels a step."""
         K = len(self._alive)
         if self._groups > 1:  # of few channels each
@@ -70,7 +70,7 @@ class LiveKernels:
             return self._table(k, place, self._absolute(k, c), (k, c), 0, 1, K, np.zeros_like(k))
         return self._blocks(self._alive, at_once, flipped=False)
 
-    def backward(self, at_once: int) -> Table:
+    def backward(self, at_once: int) -> WeightTable:
         """Ordered for the input's gradient: by input channel, over `at_once` output channels a step."""
         K, places, C = self._alive.shape
         if self._groups > 1:
@@ -85,7 +85,7 @@ class LiveKernels:
         K, _, C = self._alive.shape
         return c + k // (K // self._groups) * C
 
-    def _blocks(self, alive: Any, at_once: int, *, flipped: bool) -> Table:
+    def _blocks(self, alive: Any, at_once: int, *, flipped: bool) -> WeightTable:
         targets, _, sources = alive.shape
         found = []
         for number, start in enumerate(range(0, sources, at_once)):
@@ -105,14 +105,14 @@ class LiveKernels:
         steps: int,
         targets: int,
         step: Any,
-    ) -> Table:
+    ) -> WeightTable:
         groups = self._alive.shape[1]
         segment = (step * targets + target) * groups + place
         starts = np.zeros(steps * targets * groups + 1, np.int32)
         np.cumsum(np.bincount(segment, minlength=steps * targets * groups), out=starts[1:])
         where = weight[0] * self._strides[0] + weight[1] * self._strides[1]
         inner = (where[:, None] + self._places).reshape(-1) if self._whole else where + self._places[place]
-        return Table(
+        return WeightTable(
             steps=steps,
             at_once=at_once,
             channels=targets,

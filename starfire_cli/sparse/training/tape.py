@@ -10,13 +10,13 @@ from torch import Tensor, fx
 from starfire_cli.errors import StarfireError
 from starfire_cli.sparse.training.convolution import LiveConvolution
 from starfire_cli.sparse.training.norm import MapNorm, NormSaved
-from starfire_cli.sparse.training.reading import ConvolutionNode, NormNode, Reading, Segment
+from starfire_cli.sparse.training.reading import ConvolutionNode, NormNode, Segment, TracedTraining
 from starfire_cli.sparse.training.segment import SegmentSaved, run_segment, segment_gradients
 from starfire_cli.sparse.training.values import Value
 
 
 class Layers:
-    """What runs the layers of a network for maps of one size.
+    """The layers of a network for maps of one size.
 
     Args:
         convolutions: by node.
@@ -41,7 +41,7 @@ class Tape:
         pixels: whether the gradient of the images is wanted.
     """
 
-    def __init__(self, reading: Reading, layers: Layers, *, keep: bool, wanted: set[int], pixels: bool) -> None:
+    def __init__(self, reading: TracedTraining, layers: Layers, *, keep: bool, wanted: set[int], pixels: bool) -> None:
         self._reading, self._layers, self._keep, self._wanted, self._pixels = reading, layers, keep, wanted, pixels
         self._saved: list[Any] = []
         self._depends: set[fx.Node] = set()  # on something whose gradient is wanted

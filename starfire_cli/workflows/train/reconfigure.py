@@ -19,8 +19,7 @@ from starfire_cli.workflows.train.fixed_masks import FixedMasks
 from starfire_cli.workflows.train.live_macs import count_live_macs
 from starfire_cli.workflows.train.network import Removed, TrainingNetwork
 from starfire_cli.workflows.train.session import Session
-from starfire_cli.workflows.train.session_setup import build_forward, build_pruner
-from starfire_cli.workflows.train.sparse_compute import build_sparse_compute
+from starfire_cli.workflows.train.session_setup import build_forward, build_pruner, build_sparse
 from starfire_cli.workflows.train.step import with_step_graph
 
 
@@ -111,7 +110,7 @@ def _rebuilt(session: Session, network: TrainingNetwork, pruner: Pruner) -> Sess
     """The session on another network: masks, their checks, replica, compiled model and captured step are new."""
     request, ranks = session.request, session.ranks
     fixed = FixedMasks(pruner, session.optimisation.optimizer, compact_state=False)
-    sparse = build_sparse_compute(request, network, ranks)
+    sparse = build_sparse(request, network, ranks)
     if request.compile:
         torch.compiler.reset()  # or it would compile for no more than a few sizes of one function
     session = replace(

@@ -105,7 +105,7 @@ def build_session(
     )
     if ranks.rank:  # what the network draws in training, each rank draws for itself
         torch.manual_seed(ranks.own_seed(request.seed))
-    sparse = build_sparse_compute(request, network, ranks)
+    sparse = build_sparse(request, network, ranks)
     return Session(
         request=request,
         pruning=pruning,
@@ -178,6 +178,19 @@ def build_pruner(request: TrainRequest, pruning: Pruning, network: TrainingNetwo
         masks=network.start.masks,
         kernels=request.kernels,
         seed=request.seed,
+    )
+
+
+def build_sparse(request: TrainRequest, network: TrainingNetwork, ranks: Ranks) -> SparseCompute:
+    """The sparse compute that `--sparse-compute` asks for. Raises BadOption where it cannot be had."""
+    return build_sparse_compute(
+        request.sparse_compute,
+        network,
+        batch=-(-(request.batch_size or 1) // ranks.count),
+        accumulate=request.accumulate,
+        compiled=request.compile,
+        mixed=bool(request.amp),
+        deterministic=request.deterministic,
     )
 
 

@@ -22,7 +22,6 @@ from starfire_cli.sparse.emit import missing
 from starfire_cli.sparse.training import SparseTraining
 from starfire_cli.workflows.train.micro_batches import part_sizes
 from starfire_cli.workflows.train.network import TrainingNetwork
-from starfire_cli.workflows.train.request import TrainRequest
 
 _LARGE = 10**9  # multiply-accumulates of a step, dense: below, `auto` has nothing to gain
 _SHARES = (0.6, 0.45, 0.3, 0.2)  # of the multiply-accumulates by live weights at which `auto` measures
@@ -53,7 +52,7 @@ class SparseCompute:
     fixed: bool = False
 
     def model(self, dense: nn.Module) -> nn.Module:
-        """What a step runs in place of the `dense` model."""
+        """The module that a step runs in place of the `dense` model."""
         return dense if self.module is None else self.module
 
     def before_step(
@@ -82,7 +81,7 @@ class SparseCompute:
             self.module.engaged = not pruner.reads_gradients
 
     def state_dict(self) -> dict[str, Any] | None:
-        """What a resumed run needs; None while steps are dense and nothing was measured."""
+        """The state that a resumed run needs; None while steps are dense and nothing was measured."""
         if self.module is None or (self.covered is None and not self.tried):
             return None
         ways = self.module.ways() if self.covered is not None else {}
@@ -169,17 +168,35 @@ class SparseCompute:
             yield f"sparse compute: not yet, at {share:.0%} of the multiply-accumulates ({times})"
 
 
-def build_sparse_compute(request: TrainRequest, network: TrainingNetwork, ranks: Ranks) -> SparseCompute:
-    """The sparse compute of a run. Raises BadOption where it was asked for and cannot be."""
-    share = -(-(request.batch_size or 1) // ranks.count)
-    sizes = part_sizes(share, request.accumulate, pairs=network.pairs)
-    asked = request.sparse_compute
+def build_sparse_compute(
+    asked: str,
+    network: TrainingNetwork,
+    *,
+    batch: int,
+    accumulate: int,
+    compiled: bool,
+    mixed: bool,
+    deterministic: bool,
+) -> SparseCompute:
+    """The sparse compute of a run.
+
+    Args:
+        asked: auto, on or off.
+        network: that is trained.
+        batch: images of a step that one process has.
+        accumulate: parts that they are worked through in.
+        compiled: whether the network is compiled.
+        mixed: whether precision is mixed.
+        deterministic: whether each run must give the same bits.
+
+    Raises BadOption where it was asked for and cannot be.
+    """
     reasons = (
         (network.device.type != "cpu", f"is for a CPU, and this runs on {network.device}"),
-        (request.compile, "does not go with --compile, which compiles the dense network"),
-        (bool(request.amp), "computes in float32, and --amp does not"),
+        (compiled, "does not go with --compile, which compiles the dense network"),
+        (mixed, "computes in float32, and --amp does not"),
         (missing() is not None, f"needs a compiler of loops: {missing()}"),
-        (asked == "auto" and request.deterministic, "is decided by the clock"),
+        (asked == "auto" and deterministic, "is decided by the clock"),
     )
     why = next((reason for holds, reason in reasons if holds), None)
     if asked == "on" and why is not None:
@@ -190,7 +207,8 @@ def build_sparse_compute(request: TrainRequest, network: TrainingNetwork, ranks:
             module.check()
         except StarfireError as error:
             raise BadOption(f"--sparse-compute on: {error}; auto leaves it off then") from None
-    return SparseCompute(asked=asked, module=module, capacity=max(sizes), macs=network.macs)
+    capacity = max(part_sizes(batch, accumulate, pairs=network.pairs))
+    return SparseCompute(asked=asked, module=module, capacity=capacity, macs=network.macs)
 
 
 def _seconds(module: SparseTraining, images: Tensor, labels: Tensor, repeats: int = 2) -> float:
@@ -208,7 +226,7 @@ def _seconds(module: SparseTraining, images: Tensor, labels: Tensor, repeats: in
 
 @contextmanager
 def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """What a measurement changes is set back: buffers and the random generator."""
+    """Set back buffers and the random generator at the end."""
     kept, state = [buffer.clone() for buffer in module.buffers()], torch.get_rng_state()
     yield
     torch.set_rng_state(state)

@@ -78,7 +78,9 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Conv2d, tuple[int, int], int, floa
     number = lambda low, high: draw(st.integers(low, high))  # noqa: E731
     size, dilation = (number(1, 4), number(1, 4)), (number(1, 2), number(1, 2))
     padding = number(0, 2), number(0, 2)
-    pixels = tuple(max(number(1, 9), d * (k - 1) + 1 - 2 * p) for k, d, p in zip(size, dilation, padding, strict=True))
+    rows, columns = (
+        max(number(1, 9), d * (k - 1) + 1 - 2 * p) for k, d, p in zip(size, dilation, padding, strict=True)
+    )
     groups = draw(st.sampled_from([1, 1, 2, 4]))
     channels = groups * number(1, 5)
     module = nn.Conv2d(
@@ -94,7 +96,7 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Conv2d, tuple[int, int], int, floa
     layout = draw(st.sampled_from([torch.contiguous_format, torch.channels_last]))
     return (
         module.to(memory_format=layout),
-        pixels,
+        (rows, columns),
         draw(st.sampled_from([1, 3, 17, 32])),
         draw(st.sampled_from([0.0, 0.2, 0.7, 1.0])),
         draw(st.booleans()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.sparse.training import SparseTraining
-from tests.tiny import residual
+from tests.tiny import branching, residual
 
 pytest.importorskip("llvmlite")
 
@@ -66,14 +67,15 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 
 def pruned(model: nn.Module, live: float = 0.4, *, whole: bool = True) -> dict[nn.Parameter, Tensor]:
-    generator, masks = torch.Generator().manual_seed(0), {}
+    generator = torch.Generator().manual_seed(0)
+    masks: dict[nn.Parameter, Tensor] = {}
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            weight = module.weight
+            weight: Any = module.weight
             shape = (*weight.shape[:2], 1, 1) if whole else weight.shape
             mask = (torch.rand(shape, generator=generator) < live).expand(weight.shape).clone()
             with torch.no_grad():
-                weight *= mask
+                weight.mul_(mask)
             masks[weight] = mask
     return masks
 
@@ -114,8 +116,8 @@ def test_a_step_is_that_of_the_dense_network(name: str, images: int) -> None:
             assert not parameter.grad[~masks[parameter]].count_nonzero()
             expected[2 + position] = expected[2 + position] * masks[parameter]
     check(found, expected, 1e-5 if name == "smooth" else 1e-4)  # ReLU turns rounding over here and there
-    for (buffer_name, buffer), twin in zip(model.named_buffers(), dense.buffers(), strict=True):
-        torch.testing.assert_close(buffer, twin, rtol=1e-5, atol=1e-5, msg=buffer_name)
+    for (key, buffer), other in zip(model.named_buffers(), dense.buffers(), strict=True):
+        torch.testing.assert_close(buffer, other, rtol=1e-5, atol=1e-5, msg=key)
 
 
 def test_smaller_batches_have_room_and_tiny_ones_stay_dense(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +168,7 @@ def test_new_masks_and_changed_weights_are_seen() -> None:
         module.engage(masks, 16)
         with torch.no_grad():
             for weight, mask in masks.items():
-                weight += 0.1 * torch.randn(weight.shape) * mask
+                weight.add_(0.1 * torch.randn(weight.shape) * mask)
         dense = copy.deepcopy(model)
         for network in (module, dense):
             network.zero_grad()
@@ -209,20 +211,9 @@ def test_a_step_cannot_go_backward_twice() -> None:
         loss.backward()
 
 
-class Branches(nn.Module):
-    """Its way depends on the values, which torch.fx cannot follow."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x) if x.sum() > 0 else self.conv(-x)
-
-
 def test_networks_that_cannot_be_read_say_why() -> None:
     hooked = Smooth()
     hooked.body.register_forward_hook(lambda *_: None)
-    for model, why in ((Branches(), "cannot trace"), (hooked, "hooks"), (Smooth().double(), "float32")):
+    for model, why in ((branching(CLASSES), "cannot trace"), (hooked, "hooks"), (Smooth().double(), "float32")):
         with pytest.raises(StarfireError, match=why):
             SparseTraining(model).engage({}, 4)

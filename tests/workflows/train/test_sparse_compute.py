@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from starfire_cli.cli import main
 from starfire_cli.formats.checkpoint.file import load
@@ -23,22 +22,6 @@ from starfire_cli.workflows.train.request import TrainRequest
 from tests.helpers.together import PLAIN, run
 
 pytest.importorskip("llvmlite")
-
-
-class Branches(nn.Module):
-    """Its way depends on the values, which torch.fx cannot follow."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, num_classes, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(x if x.sum() > 0 else -x).mean((2, 3))
-
-
-def branches(num_classes: int) -> nn.Module:
-    return Branches(num_classes)
-
 
 NET: dict[str, Any] = {"model": "tests.tiny:net", "method": "ck", "target": 0.7}
 
@@ -164,7 +147,7 @@ def test_a_measurement_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     [
         (["--compile"], "does not go with --compile"),
         (["--amp"], "--amp does not"),
-        (["--model", f"{__name__}:branches"], "cannot trace"),
+        (["--model", "tests.tiny:branching"], "cannot trace"),
     ],
 )
 def test_where_it_cannot_be_it_says_so(
