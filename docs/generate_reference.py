@@ -20,6 +20,7 @@ from starfire_cli import errors  # noqa: E402
 from starfire_cli.records import attack, compress  # noqa: E402
 from starfire_cli.records import inspect as inspected  # noqa: E402
 from starfire_cli.records.attach import LayerSummary, PruningSummary  # noqa: E402
+from starfire_cli.records.totals import LayerTotals  # noqa: E402
 from starfire_cli.report.plot.drawn import Figures  # noqa: E402
 from starfire_cli.workflows.attach.attached import AttachedPruner  # noqa: E402
 
@@ -56,7 +57,15 @@ CLASSES = {
     ),
     "Errors": (errors.StarfireError, errors.BadOption, errors.Mismatch),
 }
-HIDDEN = {"begin", "prepare", "finish", "mask_gradient", "uses_gradients", "settle"}  # the hooks' own calls
+HIDDEN = {
+    "begin",
+    "prepare",
+    "finish",
+    "mask_gradient",
+    "refuse_moved",
+    "uses_gradients",
+    "settle",
+}  # the hooks' own calls
 _WIDE = 100
 
 
@@ -103,7 +112,8 @@ def described(kind: type[Any]) -> list[str]:
     lines = [f"### {kind.__name__}", "", *text(kind)]
     rows = []
     methods: list[str] = []
-    for name, member in vars(kind).items():
+    inherited = LayerTotals if issubclass(kind, LayerTotals) else object
+    for name, member in {**vars(inherited), **vars(kind)}.items():
         if name.startswith("_") or name in HIDDEN:
             continue
         if isinstance(member, property):

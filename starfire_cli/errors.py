@@ -31,7 +31,10 @@ class LostRank(StarfireError):
 def unknown(noun: str, given: str, known: Iterable[str]) -> BadOption:
     """The error for a name nobody registered: repeats it, lists what exists, guesses what was meant."""
     names = sorted(known)
-    close = get_close_matches(given, names, n=1)
+    # Letters in another order are too far apart for short names, so that "kc" would not be "ck".
+    close = [name for name in names if sorted(name) == sorted(given.lower())] or get_close_matches(
+        given.lower(), names, n=1
+    )
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return BadOption(f"unknown {noun} {given!r}; there are: {', '.join(names)}.{hint}")
 

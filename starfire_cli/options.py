@@ -117,6 +117,8 @@ def check(request: Any) -> None:
                 raise unknown(flag, str(value), said.choices)
         if (said.low is None and said.high is None) or value is None:
             continue
+        if not isinstance(value, int | float):  # from Python; the command line has converted it
+            raise BadOption(f"{flag} {value!r} is a {type(value).__name__}; {said.range} works")
         most = LARGEST_WHOLE if isinstance(value, int) else LARGEST
         low, high = -most if said.low is None else said.low, most if said.high is None else said.high
         if not low <= value <= high:

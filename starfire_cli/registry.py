@@ -49,10 +49,9 @@ class Family(Generic[T]):
     def names(self) -> list[str]:
         """The members' names, sorted; read from the folder, nothing is imported."""
         folder = Path(__file__).parent.joinpath(*self.package.split(".")[1:])
-        found = pkgutil.iter_modules([str(folder)])
-        stems = [m.name for m in found if not m.ispkg and not m.name.startswith("_")]
+        stems = _stems(folder)
         if self._taking:
-            stems = [stem for stem in stems if self._taking & _uses(folder / f"{stem}.py")]
+            stems = tuple(stem for stem in stems if self._taking & _uses(folder / f"{stem}.py"))
         return sorted(stem.replace("_", "-") for stem in stems)
 
     def register(self, name: str, *uses: str) -> Callable[[type[T]], type[T]]:
@@ -129,6 +128,13 @@ def given_options(spec: str) -> list[str]:
     """The names of the options that are written out in `name:option=value,...`."""
     parts = spec.partition(":")[2].split(",")
     return [part.partition("=")[0].strip().replace("-", "_") for part in parts if part.strip()]
+
+
+@cache
+def _stems(folder: Path) -> tuple[str, ...]:
+    """The files of the members, without their endings."""
+    found = pkgutil.iter_modules([str(folder)])
+    return tuple(m.name for m in found if not m.ispkg and not m.name.startswith("_"))
 
 
 @cache

@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from starfire_cli.errors import BadOption, for_python
+from starfire_cli.api._arguments import Normalisation, model_spec, path_argument, whole_argument
+from starfire_cli.api._errors import python_errors
+from starfire_cli.errors import BadOption
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,8 +32,8 @@ def load(path: str | PathLike[str], *, weights: str | None = None) -> dict[str, 
     from starfire_cli.formats.packed import read as packed
     from starfire_cli.formats.run import find_checkpoint
 
-    with for_python():
-        file = find_checkpoint(Path(path))
+    with python_errors():
+        file = find_checkpoint(path_argument("path", path))
         if packed.is_packed(file) and weights is None:
             return packed.load_state(file)
         return checkpoint.load(file, weights=weights).state
@@ -75,17 +76,19 @@ def load_model(
     from starfire_cli.formats.run import find_checkpoint
     from starfire_cli.networks.restore import restore_model
 
-    with for_python():
-        if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
-            raise BadOption(f"num_classes={num_classes!r} is no number of classes; 1 or more works")
-        if model is not None and not isinstance(model, str):
-            raise BadOption(f"model is a {type(model).__name__}; its name works, such as model='resnet50'")
-        mean, std = _channels("mean", mean, 0.0), _channels("std", std, 1e-6)
-        file = checkpoint.load(find_checkpoint(Path(path)), weights=weights)
+    with python_errors():
+        classes, spec, normalised = (
+            whole_argument("num_classes", num_classes),
+            model_spec(model),
+            Normalisation.given(mean, std),
+        )
+        file = checkpoint.load(find_checkpoint(path_argument("path", path)), weights=weights)
         place = runtime.pick_device(device)
         if sparse and place.type != "cpu":
             raise BadOption(f"sparse=True runs on the CPU, not on device={device!r}; leave one of them out")
-        net = restore_model(file, place, model=model, num_classes=num_classes, mean=mean, std=std).model
+        net = restore_model(
+            file, place, model=spec, num_classes=classes, mean=normalised.mean, std=normalised.std
+        ).model
     del file  # the network has a copy of its weights
     if not sparse:
         return net
@@ -95,18 +98,6 @@ def load_model(
         warnings.warn(f"sparse=True runs dense: {reason}", stacklevel=2)
         return net
     return sparsify(net, rivals=rivals)
-
-
-def _channels(name: str, given: object, least: float) -> tuple[float, float, float] | None:
-    """A mean or std as a triple. Raises BadOption for what pixels in [0, 1] cannot have."""
-    if given is None:
-        return None
-    numbers = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
-    if len(numbers) != 3 or not all(isinstance(x, int | float) and least <= x <= 1 for x in numbers):
-        span = "above 0 and up to 1" if least else "from 0 to 1"
-        raise BadOption(f"{name}={given!r} is not three numbers {span}: pixels are in [0, 1]")
-    red, green, blue = numbers
-    return float(red), float(green), float(blue)
 
 
 def sparsify(model: nn.Module, masks: Mapping[str, Tensor] | None = None, *, rivals: bool = True) -> SparseNetwork:
@@ -122,10 +113,14 @@ def sparsify(model: nn.Module, masks: Mapping[str, Tensor] | None = None, *, riv
     Raises:
         StarfireError: it cannot be traced, a mask does not fit, or llvmlite is missing.
     """
+    from torch import nn
+
     from starfire_cli.formats.onnx_session import export_and_open
     from starfire_cli.sparse import Rivals
     from starfire_cli.sparse import sparsify as made
 
+    if not isinstance(model, nn.Module):
+        raise BadOption(f"model is a {type(model).__name__}; a torch.nn.Module works, or load_model(path, sparse=True)")
     return made(model, masks, rivals=Rivals(onnxruntime=export_and_open) if rivals else None)
 
 

@@ -1,14 +1,17 @@
-"""`inspect`, `attack`, `compress` and `plot`: what the commands of these names do, from Python."""
+"""`inspect`, `attack` and `compress`: what the commands of these names do, from Python."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from starfire_cli.api._errors import python_errors
-from starfire_cli.api.checkpoints import _channels, load_model
+from starfire_cli.api._arguments import SAVED, AnyPath, Normalisation, path_argument
+from starfire_cli.api._errors import in_python, python_errors
+from starfire_cli.api.checkpoints import load_model
+from starfire_cli.errors import BadOption
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,10 +19,7 @@ if TYPE_CHECKING:
     from starfire_cli.records.attack import RobustAccuracy
     from starfire_cli.records.compress import Compressed
     from starfire_cli.records.inspect import Comparison, Inspection
-    from starfire_cli.report.plot.drawn import Figures
     from starfire_cli.workflows.attach.attached import AttachedPruner
-
-AnyPath = str | PathLike[str]
 
 
 @overload
@@ -57,23 +57,19 @@ def inspect(
     from starfire_cli.values import parse_input
     from starfire_cli.workflows.inspect.run import inspect_fitted, open_checkpoint
 
-    with python_errors():
-        _refuse_no_path("path", path)
+    with python_errors(input="image"):
+        files = [path_argument("path", path, hint=SAVED)]
+        files += [] if other is None else [path_argument("other", other, hint=SAVED)]
+        if image is not None and not isinstance(image, str):
+            raise BadOption(f"image={image!r} is of type {type(image).__name__}; a text such as '3x224x224' works")
         size = parse_input(image)
-        one, first = inspect_fitted(open_checkpoint(Path(path), weights), model=model, image=size)
-        if other is None:
-            return one
+        fitted = [inspect_fitted(open_checkpoint(file, weights), model=model, image=size) for file in files]
+        found = [replace(one, notes=tuple(map(in_python, one.notes))) for one, _ in fitted]
+        if len(files) == 1:
+            return found[0]
         from starfire_cli.workflows.inspect.compare import compare
 
-        two, second = inspect_fitted(open_checkpoint(Path(other), weights), model=model, image=size)
-        return compare(first, second, one, two)
-
-
-def _refuse_no_path(name: str, given: object) -> None:
-    from starfire_cli.errors import BadOption
-
-    if not isinstance(given, str | PathLike):
-        raise BadOption(f"{name} is of type {type(given).__name__}; the path of a checkpoint or run folder works")
+        return compare(fitted[0][1], fitted[1][1], *found)
 
 
 def attack(
@@ -95,9 +91,10 @@ def attack(
     """Measure the accuracy of a network on images that are moved against it, by at most `eps`.
 
     Args:
-        model: from images to logits, on its device; or the path of a checkpoint, as for `load_model`.
+        model: from images to logits, or to something with `logits`, on its device; or the path of a checkpoint, as for
+            `load_model`.
         loader: batches of images, (N, C, H, W), and labels, (N,); pixels in [0, 1] unless `mean` and `std` are given.
-        eps: sizes in pixels of [0, 1]: a list of numbers or texts such as "8/255", or one; 0 is without attack.
+        eps: sizes in pixels of [0, 1]: a list of numbers or texts such as "8/255", or one of them; 0 is without attack.
             Default: 0, 0.01, 0.05; for l2 0, 0.25, 0.5, 1.
         attack: "fgsm", "pgd", "autoattack", ..., with options as in "pgd:steps=20" (docs/attack.md).
         norm: "linf" or "l2".
@@ -119,7 +116,6 @@ def attack(
     """
     from torch import nn
 
-    from starfire_cli.errors import BadOption
     from starfire_cli.records.attack import AttackProgress
     from starfire_cli.report.progress import progress as bar
     from starfire_cli.workflows.attack.own_loader import attack_network
@@ -127,8 +123,13 @@ def attack(
     if not isinstance(model, nn.Module | str | PathLike):
         raise BadOption(f"model is a {type(model).__name__}; a torch.nn.Module or the path of a checkpoint works")
     with python_errors():
-        means, stds = _channels("mean", mean, 0.0), _channels("std", std, 1e-6)
-    network = model if isinstance(model, nn.Module) else load_model(model, mean=means, std=stds)
+        normalised = Normalisation.given(mean, std)
+        sizes = _sizes(eps)
+    means, stds = normalised.mean, normalised.std
+    try:
+        network = model if isinstance(model, nn.Module) else load_model(model, mean=means, std=stds)
+    except BadOption as error:
+        raise BadOption(f"{error}; attack takes it from starfire.load_model(path, ...)") from None
     with python_errors():
         if not isinstance(model, nn.Module) and means is not None:
             network = network.get_submodule("net")  # which takes normalised images, as the loader has them
@@ -139,7 +140,7 @@ def attack(
                 network,
                 loader,
                 attack=attack,
-                eps=_sizes(eps),
+                eps=sizes,
                 options=options,
                 mean=means,
                 std=stds,
@@ -154,18 +155,27 @@ def attack(
         return found
 
 
-def _sizes(eps: Sequence[float | str] | float | str | None) -> str | None:
-    """As the command line takes them."""
+def _sizes(eps: object) -> str | None:
+    """As the command line takes them. Raises BadOption."""
     if eps is None or isinstance(eps, str):
         return eps
-    return ",".join(map(str, eps)) if isinstance(eps, Sequence) else str(eps)
+    if hasattr(eps, "tolist"):  # a tensor or an array, which may hold float32
+        listed = eps.tolist()
+        return ",".join(f"{one:.7g}" for one in listed) if isinstance(listed, list) else f"{listed:.7g}"
+    every = list(eps) if isinstance(eps, Iterable) else [eps]
+    if not every:
+        raise BadOption(f"eps={eps!r} names no size; numbers and texts work, such as [0, 0.01, '8/255']")
+    for one in every:
+        if isinstance(one, bool) or not isinstance(one, int | float | str):
+            raise BadOption(f"eps: {one!r} is a {type(one).__name__}; numbers and texts work, such as '8/255'")
+    return ",".join(map(str, every))
 
 
 def compress(
     model: nn.Module | AttachedPruner | AnyPath,
     path: AnyPath,
     *,
-    masks: Mapping[str, Tensor] | None = None,
+    masks: Mapping[str, Tensor] | Literal["stored", "from-zeros"] | None = None,
     values: str = "exact",
     effort: str = "normal",
     keep_plain: bool = False,
@@ -178,7 +188,8 @@ def compress(
     Args:
         model: what `attach` returned, a module, or the path of a checkpoint.
         path: the packed file, NAME.safetensors.
-        masks: of a module, by state-dict key; without them, every zero of a layer is called dead.
+        masks: of a module, by state-dict key; without them, every zero of a layer is called dead. Of a checkpoint,
+            "stored" or "from-zeros".
         values: "exact", or round weights: "bf16", "fp16" or "codebook:bits=5" (docs/compress.md).
         effort: time spent on size: "fast", "normal" or "best".
         keep_plain: leave every layer that was never pruned readable by any safetensors reader.
@@ -189,131 +200,68 @@ def compress(
     Returns:
         A `Compressed` with `packed` (sizes, in total and by tensor), `ratio`, `rounding`, `accuracy` and `notes`.
 
+    Warns:
+        Nothing of it is pruned, or the era of the pruner is not over.
+
     Raises:
         StarfireError: it cannot be written, or the model is no checkpoint; an old file is untouched.
         Mismatch: a dead weight is not zero.
     """
     from torch import nn
 
-    from starfire_cli.errors import BadOption
     from starfire_cli.workflows.attach.attached import AttachedPruner
+    from starfire_cli.workflows.attach.saving import as_checkpoint, module_checkpoint, warn_early
+    from starfire_cli.workflows.attach.shards import ShardedPruner
     from starfire_cli.workflows.compress.request import CompressRequest
     from starfire_cli.workflows.compress.run import compress as compressed
     from starfire_cli.workflows.compress.run import compress_module
 
-    if not isinstance(model, nn.Module | AttachedPruner | str | PathLike):
+    in_memory = isinstance(model, nn.Module | AttachedPruner)
+    if not in_memory and not isinstance(model, str | PathLike):
         raise BadOption(f"model is a {type(model).__name__}; a pruner, a torch.nn.Module or a checkpoint's path works")
-    with python_errors():
-        source = None if isinstance(model, nn.Module | AttachedPruner) else Path(model)
+    with python_errors(out="path"):
+        if isinstance(masks, str) if in_memory else isinstance(masks, Mapping):
+            works = "masks by state-dict key" if in_memory else "'stored' or 'from-zeros'"
+            raise BadOption(f"masks: of {'a network in memory' if in_memory else 'a checkpoint'}, {works} work")
         request = CompressRequest(
-            checkpoint=source,
+            checkpoint=None if in_memory else path_argument("model", model),
+            masks=masks if isinstance(masks, str) else CompressRequest.masks,
             values=values,
             effort=effort,
             keep_plain=keep_plain,
             verify=verify,
             data=data,
             images=images,
-            out=Path(path),
+            out=path_argument("path", path, hint=", in compress(model, path)"),
         )
         if isinstance(model, AttachedPruner):
-            from starfire_cli.workflows.attach.saving import as_checkpoint
-
+            if isinstance(model.core, ShardedPruner):
+                raise BadOption(
+                    "the weights are sharded (FSDP2); starfire.save writes them whole, and compress that file"
+                )
             outcomes = compress_module(as_checkpoint(model), request)
+            warn_early(model)
         elif isinstance(model, nn.Module):
-            from starfire_cli.workflows.attach.saving import module_checkpoint
-
-            outcomes = compress_module(module_checkpoint(model, masks), request)
+            outcomes = compress_module(module_checkpoint(model, None if isinstance(masks, str) else masks), request)
         else:
             outcomes = compressed(request)
         return _with_notes(outcomes)
 
 
 def _with_notes(outcomes: Iterable[Any]) -> Compressed:
-    from dataclasses import replace
-
     from starfire_cli.records.compress import Compressed, Note
 
     found, notes = None, []
     for outcome in outcomes:
         if isinstance(outcome, Note):
-            notes.append(outcome.text)
+            notes.append(in_python(outcome.text))
         elif isinstance(outcome, Compressed):
             found = outcome
     assert found is not None, "it ends with a result or raises"
+    if not any(size.live < size.weights for size in found.packed.tensors):
+        warnings.warn(
+            f"nothing of {found.input} is pruned, so there is nothing to leave out: {found.output} is "
+            f"{found.ratio:.2f} x smaller than its tensors in memory, by entropy coding alone",
+            stacklevel=4,
+        )
     return replace(found, notes=tuple(notes))
-
-
-def plot(
-    *paths: AnyPath,
-    kind: str | Sequence[str] = (),
-    x: str = "epoch",
-    layer: str | None = None,
-    weights: str | None = None,
-    width: float = 7.2,
-    progress: bool | None = None,
-) -> Figures:
-    """Draw runs and checkpoints: accuracy, sparsity, layers, masks, robustness, trade-offs.
-
-    Args:
-        paths: run folders, folders of them, checkpoints, results of attack or compress. Default: the newest run.
-        kind: "convergence", "sparsity", "tradeoff", "layers", "window", "kernels" or "robustness", or several.
-            Default: what the paths allow.
-        x: time in "epoch" or "step".
-        layer: glob of the layers whose masks "kernels" shows.
-        weights: of a file with several networks which; as for `load`.
-        width: inches, 3 to 20.
-        progress: whether a bar is shown; None: on a terminal or in a notebook.
-
-    Returns:
-        `Figures`: a dict of matplotlib figures by kind, with `notes` and `save(path)`; a notebook shows them.
-
-    Raises:
-        StarfireError: nothing can be drawn, in one line.
-    """
-    from starfire_cli.workflows.plot.request import PlotRequest
-
-    with python_errors():
-        from starfire_cli import options
-        from starfire_cli.report.plot.kinds import parse_kinds
-
-        kinds = (kind,) if isinstance(kind, str) else tuple(kind)
-        request = PlotRequest(paths=tuple(map(Path, paths)), kind=kinds, x=x, layer=layer, weights=weights, width=width)
-        options.check(request)
-        return _drawn(request, parse_kinds(kinds), progress)
-
-
-def _drawn(request: Any, kinds: list[str], shown: bool | None) -> Figures:
-    from starfire_cli.errors import StarfireError
-    from starfire_cli.records.plot import NetworkPicture
-    from starfire_cli.report.plot.drawn import Figures
-    from starfire_cli.report.plot.groups import group_runs, with_experiment_titles
-    from starfire_cli.report.plot.kinds import checkpoints_to_open, default_kinds, draw, omission_notes
-    from starfire_cli.report.progress import progress
-    from starfire_cli.workflows.plot.networks import open_networks
-    from starfire_cli.workflows.plot.run import build_material, collect_sources
-
-    sources = collect_sources(request.paths)
-    groups = group_runs(sources.runs)
-    wanted = kinds or default_kinds(sources.runs, sources.checkpoints, sources.curves)
-    paths = checkpoints_to_open(wanted, groups, sources.checkpoints)
-    networks = []
-    looking = open_networks(sources, paths, masks="kernels" in wanted, layers=request.layer, weights=request.weights)
-    with progress("checkpoints", shown if len(paths) > 1 else False) as update:
-        for number, found in enumerate(looking, 1):
-            update(number, len(paths))
-            if isinstance(found, NetworkPicture):
-                networks.append(found)
-            else:
-                sources.notes.append(found)
-    material = with_experiment_titles(build_material(sources, networks), groups)
-    figures, problems = {}, []
-    for name in wanted:
-        try:
-            figures[name] = draw(name, material, axis=request.x, width=request.width, groups=groups)
-        except StarfireError as error:
-            problems.append(error)
-    if not figures:
-        raise problems[0] if problems else StarfireError(f"there is nothing to draw yet: {'; '.join(material.notes)}")
-    said = [f"left out: {problem}" for problem in problems] if kinds else []
-    left_out = omission_notes(list(figures), material, groups, sources.checkpoints)
-    return Figures(figures, (*said, *material.notes, *left_out))

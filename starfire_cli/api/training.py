@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from starfire_cli.api._arguments import Normalisation, model_spec, path_argument, whole_argument
 from starfire_cli.api._errors import python_errors
 
 if TYPE_CHECKING:
@@ -44,10 +45,11 @@ def attach(
     """Prune `model` while a loop of your own trains it; the loop needs no other line.
 
     Hooks on the optimizer do all that is to be done at a step: gradients of dead weights are masked as they are
-    computed, masks are evaluated after the step, and what dies is zero from then on, in weights, optimizer state and
-    `ema`. Gradient accumulation, GradScaler, closures, clipping, learning-rate schedules, `torch.compile`,
-    DistributedDataParallel and channels_last work as they are. Call it once model and optimizer are complete: on their
-    device, wrapped or not, with the weights that training starts from.
+    computed, masks are evaluated after the step, and what dies is zero from then on, in weights, optimizer state
+    and `ema`. Gradient accumulation, GradScaler, closures, clipping, learning-rate schedules, `torch.compile`,
+    DistributedDataParallel and channels_last work as they are; FSDP2 works for methods that look at weights alone.
+    Call it once model and optimizer are complete: on their device, wrapped or not, with the weights that training
+    starts from.
 
     Args:
         model: the network, or its wrapper; `Conv2d` and `Linear` layers can be pruned. Frozen ones
@@ -82,7 +84,7 @@ def attach(
 
     Raises:
         BadOption: something cannot work, in one line; nothing is changed then. For example an optimizer that calls no
-            hooks, weights that it does not hold, sharded, quantised or meta parameters, or a second `attach`.
+            hooks, weights that it does not hold, quantised or meta parameters, or a second `attach`.
     """
     from starfire_cli.workflows.attach.build import AttachRequest
     from starfire_cli.workflows.attach.build import attach as attached
@@ -134,14 +136,16 @@ def save(
 
     It is a `.pt` file, and `torch.load(path, weights_only=True)["model"]` in it a plain state dict. With `ema` given to
     `attach` the average is saved as `model`, and what was trained beside it; commands and `load` read the average, and
-    with `weights="model"` what was trained. Of several processes, call it in one.
+    with `weights="model"` what was trained. Of several processes, call it in one; with FSDP2 in each, and the first
+    writes.
 
     Args:
         path: the file; written whole or not at all, in a folder that exists.
         pruner: what `attach` returned.
         model: what builds the network: "resnet50" or "timm:NAME", so that `load_model` and `starfire attack` need not
-            be told. For "package.module:callable" they are told all the same: no file makes code run.
-        num_classes: its logits.
+            be told. It must be the model that these weights are of. "package.module:callable" is written down only, and
+            they are told it all the same: no file makes code run.
+        num_classes: its logits. Default: those that the weights of `model` tell.
         image_size: of its images, in pixels a side.
         mean: of its pixels in [0, 1] per channel, with which it is trained.
         std: likewise.
@@ -152,10 +156,11 @@ def save(
         The path.
 
     Warns:
-        The era is not over, or weights are NaN or infinite.
+        The era is not over, `ema` was never updated, or weights are NaN or infinite.
 
     Raises:
-        BadOption: a name or a fact that cannot be, such as a name that ends in .safetensors.
+        BadOption: a name or a fact that cannot be, such as a name that ends in .safetensors, or a `model` whose tensors
+            are others.
         StarfireError: it cannot be written; an old file is untouched.
         Mismatch: a dead weight is not zero.
     """
@@ -163,15 +168,16 @@ def save(
     from starfire_cli.workflows.attach.saving import save as saved
 
     with python_errors():
+        normalised = Normalisation.given(mean, std)
         return saved(
-            path,
+            path_argument("path", path, hint=", in save(path, pruner)"),
             pruner,
             Described(
-                model=model,
-                num_classes=num_classes,
-                image_size=image_size,
-                mean=mean,
-                std=std,
+                model=model_spec(model),
+                num_classes=whole_argument("num_classes", num_classes),
+                image_size=whole_argument("image_size", image_size),
+                mean=normalised.mean,
+                std=normalised.std,
                 classes=None if classes is None else tuple(classes),
                 metrics=dict(metrics or {}),
             ),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starfire_cli.markup import table
+from starfire_cli.markup import RecordTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +138,9 @@ class AttackReport:
 AttackRecord = AttackStarted | AttackProgress | AttackReport
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RobustAccuracy:
-    """The robust accuracy of a network in memory, as `starfire.attack` returns it.
+    """The robust accuracy of a network in memory, as `starfire.attack` returns it; `print` shows it as a table.
 
     Args:
         attack: its spec.
@@ -164,16 +164,24 @@ class RobustAccuracy:
         """The accuracy at one of the sizes, as a fraction. Raises KeyError for another size."""
         return {point.eps: point.top1 for point in self.points}[eps]
 
+    def __repr__(self) -> str:
+        return self._table().text()
+
     def _repr_html_(self) -> str:
-        rows = [
-            (
-                point.label,
-                f"{point.top1:.2%}",
-                f"{point.low:.2%} to {point.high:.2%}",
-                *(f"{others[place].top1:.2%}" for others in self.controls.values()),
-            )
-            for place, point in enumerate(self.points)
-        ]
-        title = f"{self.attack}, {self.norm}, {self.images:,} images"
-        head = ("eps", "top-1", "95 % interval", *self.controls)
-        return table(title, head, rows, notes=(*self.warnings, *self.notes))
+        return self._table().html()
+
+    def _table(self) -> RecordTable:
+        return RecordTable(
+            title=f"{self.attack}, {self.norm}, {self.images:,} images",
+            head=("eps", "top-1", "95 % interval", *self.controls),
+            rows=[
+                (
+                    point.label,
+                    f"{point.top1:.2%}",
+                    f"{point.low:.2%} to {point.high:.2%}",
+                    *(f"{others[place].top1:.2%}" for others in self.controls.values()),
+                )
+                for place, point in enumerate(self.points)
+            ],
+            notes=(*self.warnings, *self.notes),
+        )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from starfire_cli.formats.packed.rounding import Rounding
 from starfire_cli.formats.packed.sizes import Packed
-from starfire_cli.markup import table
+from starfire_cli.markup import RecordTable
 from starfire_cli.text import size_text
 
 
@@ -28,9 +28,9 @@ class AccuracyChange:
     after: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Compressed:
-    """The result of packing a checkpoint.
+    """The result of packing a checkpoint; `print` shows it as a table.
 
     Args:
         input: the checkpoint.
@@ -57,14 +57,25 @@ class Compressed:
         """The size of the tensors in memory over that of the file."""
         return self.packed.dense_bytes / max(1, self.packed.packed_bytes)
 
+    def __repr__(self) -> str:
+        return self._table().text()
+
     def _repr_html_(self) -> str:
+        return self._table().html()
+
+    def _table(self) -> RecordTable:
         sizes = sorted(self.packed.tensors, key=lambda size: -size.packed_bytes)[:20]
         rows = [(x.key, x.encoding, size_text(x.dense_bytes), size_text(x.packed_bytes)) for x in sizes]
         rest = len(self.packed.tensors) - len(sizes)
-        rows += [(f"{rest} smaller ones", "", "", "")] if rest else []
-        total = ("file", "", size_text(self.packed.dense_bytes), size_text(self.packed.packed_bytes))
-        title = f"{self.output}: {self.ratio:.1f} x smaller"
-        return table(title, ("tensor", "masks", "in memory", "packed"), rows, total, self.notes)
+        change = self.accuracy
+        measured = [f"top-1 {change.before:.2%} before, {change.after:.2%} after"] if change else []
+        return RecordTable(
+            title=f"{self.output}: {self.ratio:.1f} x smaller",
+            head=("tensor", "masks", "in memory", "packed"),
+            rows=rows + ([(f"{rest} smaller ones", "", "", "")] if rest else []),
+            total=("file", "", size_text(self.packed.dense_bytes), size_text(self.packed.packed_bytes)),
+            notes=(*measured, *self.notes),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from starfire_cli.markup import table
-from starfire_cli.text import shape_text
+from starfire_cli.markup import RecordTable
+from starfire_cli.records.totals import LayerTotals
+from starfire_cli.text import shape_text, size_text
 
 if TYPE_CHECKING:
     from starfire_cli.formats.checkpoint.meta import Meta
@@ -75,9 +76,9 @@ class LayerFinding:
         return self.zeros / self.weights
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inspection:
-    """The findings on one checkpoint.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Inspection(LayerTotals):
+    """The findings on one checkpoint; `print` shows them as a table.
 
     Args:
         layers: prunable layers in model order (file order without a model).
@@ -111,26 +112,6 @@ class Inspection:
     masks_agree: bool = True
 
     @property
-    def prunable(self) -> int:
-        """The number of weights in all prunable layers."""
-        return sum(layer.weights for layer in self.layers)
-
-    @property
-    def zeros(self) -> int:
-        """The number of dead weights in all prunable layers."""
-        return sum(layer.zeros for layer in self.layers)
-
-    @property
-    def sparsity_prunable(self) -> float:
-        """Dead weights over prunable weights."""
-        return self.zeros / max(1, self.prunable)
-
-    @property
-    def sparsity_total(self) -> float:
-        """Dead weights over all parameters."""
-        return self.zeros / max(1, self.parameters)
-
-    @property
     def macs(self) -> tuple[int, int] | None:
         """Multiply-accumulates on one image: all, and those by live weights."""
         known = [(x.macs, x.macs_left) for x in self.layers if x.macs is not None and x.macs_left is not None]
@@ -141,14 +122,25 @@ class Inspection:
         """Whether masks, weights and the digest agree (true where there are no masks)."""
         return self.digest_matches and self.masks_agree and all(layer.consistent for layer in self.layers)
 
+    def __repr__(self) -> str:
+        return self._table().text()
+
     def _repr_html_(self) -> str:
-        rows = [
-            (x.name, x.kind, shape_text(x.shape), f"{x.weights:,}", f"{x.sparsity:.2%}", x.structure)
-            for x in self.layers
-        ]
-        total = ("all", "", "", f"{self.prunable:,}", f"{self.sparsity_prunable:.2%}", "")
-        return table(
-            str(self.path), ("layer", "kind", "shape", "weights", "dead", "structure"), rows, total, self.notes
+        return self._table().html()
+
+    def _table(self) -> RecordTable:
+        sizes = f"{size_text(self.bytes_dense)} dense, about {size_text(self.bytes_packed)} packed"
+        macs = [f"multiply-accumulates: {self.macs[0]:,} dense, {self.macs[1]:,} by live weights"] if self.macs else []
+        wrong = [] if self.consistent else ["masks and weights contradict each other: starfire inspect says where"]
+        return RecordTable(
+            title=str(self.path),
+            head=("layer", "kind", "shape", "weights", "dead", "structure"),
+            rows=[
+                (x.name, x.kind, shape_text(x.shape), f"{x.weights:,}", f"{x.sparsity:.2%}", x.structure)
+                for x in self.layers
+            ],
+            total=("all", "", "", f"{self.prunable:,}", f"{self.sparsity_prunable:.2%}", ""),
+            notes=(*wrong, *macs, sizes, *self.notes),
         )
 
 
@@ -190,7 +182,7 @@ class Predictions:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Comparison:
     """Two checkpoints side by side; `unmatched` are layers of one only, or of two shapes, with the reason."""
 
@@ -219,12 +211,21 @@ class Comparison:
         """Weights that are alive in the first and dead in the second."""
         return sum(x.died for x in self.layers)
 
+    def __repr__(self) -> str:
+        return self._table().text()
+
     def _repr_html_(self) -> str:
-        rows = [
-            (x.name, f"{x.sparsity_a:.2%}", f"{x.sparsity_b:.2%}", f"{x.iou:.3f}", f"{x.revived:,}", f"{x.died:,}")
-            for x in self.layers
-        ]
+        return self._table().html()
+
+    def _table(self) -> RecordTable:
         shares = (f"{self.a.sparsity_prunable:.2%}", f"{self.b.sparsity_prunable:.2%}", f"{self.iou:.3f}")
-        total = ("all", *shares, f"{self.revived:,}", f"{self.died:,}")
-        head = ("layer", "dead in A", "dead in B", "IoU", "revived", "died")
-        return table(f"A: {self.a.path}, B: {self.b.path}", head, rows, total, [f"{n}: {w}" for n, w in self.unmatched])
+        return RecordTable(
+            title=f"A: {self.a.path}, B: {self.b.path}",
+            head=("layer", "dead in A", "dead in B", "IoU", "revived", "died"),
+            rows=[
+                (x.name, f"{x.sparsity_a:.2%}", f"{x.sparsity_b:.2%}", f"{x.iou:.3f}", f"{x.revived:,}", f"{x.died:,}")
+                for x in self.layers
+            ],
+            total=("all", *shares, f"{self.revived:,}", f"{self.died:,}"),
+            notes=[f"{name}: {why}" for name, why in self.unmatched],
+        )

@@ -114,7 +114,7 @@ class TracedNetwork:
         chains = {node: self._chain(node, folded, shapes, order) for node, folded in self.folded.items()}
         inside = {part for chain in chains.values() for part in chain.nodes}
         last = {chain.nodes[-1]: node for node, chain in chains.items()}
-        possible = [node for node in order if node not in in_torch]
+        possible = [node for node in order if self.in_loops and node not in in_torch]
         thinned = {node: work for node in possible if (work := subsampling(node, shapes)) is not None}
         inside |= {first(node) for node in thinned}
         taken = intake(self.root, self.input, shapes)

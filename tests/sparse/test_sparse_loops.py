@@ -278,6 +278,12 @@ def viewed(a: nn.Module, c: nn.Module, d: nn.Module, x: Tensor) -> Tensor:
     return c(a(x)).view(x.shape[0], -1)
 
 
+def thinned_and_changed(a: nn.Module, c: nn.Module, d: nn.Module, x: Tensor) -> Tensor:
+    y = a(x)
+    y.flatten(2).mul_(2)
+    return nn.functional.pad(c(y)[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+
+
 def returned_twice(a: nn.Module, c: nn.Module, d: nn.Module, x: Tensor) -> Tensor:
     y = torch.relu(a(x))
     return torch.cat([y, torch.relu(c(y))])
@@ -293,6 +299,7 @@ def returned_twice(a: nn.Module, c: nn.Module, d: nn.Module, x: Tensor) -> Tenso
         added_in_place,
         activation_in_place,
         viewed,
+        thinned_and_changed,
         returned_twice,
     ],
 )

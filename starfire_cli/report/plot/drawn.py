@@ -30,7 +30,7 @@ class Figures(dict[str, "Figure"]):
 
         Raises StarfireError where they cannot be written.
         """
-        return save_figures(self, Path(path), dpi=dpi)
+        return save_figures(self, Path(path), dpi=dpi, option="path")
 
     def _repr_html_(self) -> str:
         pictures = [base64.b64encode(render(figure, "png", dpi=100)).decode() for figure in self.values()]

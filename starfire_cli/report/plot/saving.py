@@ -23,16 +23,22 @@ SHOWN = "what is shown"
 """The noun for files that are drawn, in the error where they would be written over."""
 
 
-def check_target(out: Path) -> None:
-    """Raises BadOption, before any work is done, if no figure can have that name."""
+def check_target(out: Path, option: str = "--out") -> None:
+    """Raises BadOption, before any work is done, if no figure can have that name; `option` is what it was given as."""
     if out.suffix.lower() not in ENDINGS:
-        raise BadOption(f"--out {out} does not end in {', '.join(ENDINGS)}; the ending says what to write")
+        raise BadOption(f"{option} {out} does not end in {', '.join(ENDINGS)}; the ending says what to write")
     if not out.parent.is_dir():
-        raise BadOption(f"--out {out}: there is no folder {out.parent}")
+        raise BadOption(f"{option} {out}: there is no folder {out.parent}")
 
 
 def save_figures(
-    figures: Mapping[str, Figure], out: Path, *, dpi: int = DPI, several: bool = False, read: Sequence[Path] = ()
+    figures: Mapping[str, Figure],
+    out: Path,
+    *,
+    dpi: int = DPI,
+    several: bool = False,
+    read: Sequence[Path] = (),
+    option: str = "--out",
 ) -> list[Path]:
     """Writes figures and returns the files: one PDF with a page each; PNG and SVG one file each, `out-NAME.png`.
 
@@ -42,20 +48,21 @@ def save_figures(
         dpi: of PNG, and of masks in the others.
         several: name files by their kind in any case.
         read: files that are shown, which are not written over.
+        option: as which `out` was given, for errors.
 
     Raises:
         BadOption, StarfireError: nothing can be written there.
     """
-    check_target(out)
+    check_target(out, option)
     ending = out.suffix.lower()
     if ending == ".pdf":
-        refuse_overwriting(out, read, noun=SHOWN)
+        refuse_overwriting(out, read, option=option, noun=SHOWN)
         _write(out, _pdf(list(figures.values()), dpi))
         return [out]
     alone = len(figures) == 1 and not several
     paths = [out if alone else out.with_name(f"{out.stem}-{name}{out.suffix}") for name in figures]
     for path in paths:
-        refuse_overwriting(path, read, noun=SHOWN)
+        refuse_overwriting(path, read, option=option, noun=SHOWN)
     for path, figure in zip(paths, figures.values(), strict=True):
         _write(path, render(figure, ending[1:], dpi=dpi))
     return paths

@@ -10,12 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.errors import BadOption, StarfireError
-from starfire_cli.pruning import Masks, Pruner
+from starfire_cli.pruning import Masks, NetworkMethod, Pruner
 from starfire_cli.pruning.joint_optimizers import JointOptimizers
 from starfire_cli.pruning.masks import pack_bits, unpack_bits
-from starfire_cli.records.attach import LayerSummary, PruningSummary
-from starfire_cli.text import some
+from starfire_cli.records.attach import LayerSummary, PruningSummary, planned_sparsity, planned_text
+from starfire_cli.records.train import PlanLayer
+from starfire_cli.workflows.attach.first_batch import gradients_of
 from starfire_cli.workflows.attach.hooks import StepHooks
+from starfire_cli.workflows.attach.notices import warn, warn_of_zeros
+from starfire_cli.workflows.attach.other_state import refuse_other_state
+from starfire_cli.workflows.attach.placement import Placement
+from starfire_cli.workflows.attach.stale_average import StaleAverage
 from starfire_cli.workflows.train.settings import Pruning
 
 _VERSION = 1
@@ -41,11 +46,14 @@ class AttachedPruner:
         *,
         left_out: Sequence[tuple[str, str]],
         options: Mapping[str, Any],
+        plan: tuple[PlanLayer, ...] | None,
         hooks: bool,
     ) -> None:
         self.network, self.average, self.core = network, average, core
-        self._pruning, self._left_out, self.options = pruning, tuple(left_out), dict(options)
-        self._step, self._prepared, self._makes_step = 0, False, True
+        self._pruning, self._left_out, self.options, self._plan = pruning, tuple(left_out), dict(options), plan
+        self._step, self._prepared, self._makes_step, self._looked = 0, False, True, False
+        self._place = Placement(network, core.weights)
+        self._stale = StaleAverage(network, average)
         core.attach(optimizers[0] if len(optimizers) == 1 else JointOptimizers(optimizers), average)
         self._hooks = StepHooks(self, optimizers, core.weights) if hooks else None
         self._attached = True
@@ -59,7 +67,7 @@ class AttachedPruner:
         """
         if self.core.starts_sparse:  # for a state that is loaded afterwards
             self._before_begin = [(k, t.detach(), t.detach().clone()) for k, ts in self.core.zeroed.items() for t in ts]
-        self.core.begin(None if loss is None else lambda: _gradients_of(self.network, loss))
+        self.core.begin(None if loss is None else lambda: gradients_of(self.network, loss))
         if loss is not None and self.core.needs_loss:
             self.network.zero_grad(set_to_none=True)
 
@@ -84,8 +92,21 @@ class AttachedPruner:
         return self.core.era.first_step, self.core.era.last_step
 
     @property
+    def planned(self) -> float | None:
+        """The share of the weights of pruned layers that is dead at the end of the era, from 0 to 1.
+
+        Whole units go, which may be more than `target`. None where the method tells it in the end only.
+        """
+        return None if self._plan is None else planned_sparsity(self._plan)
+
+    @property
+    def average_is_stale(self) -> bool:
+        """Whether `ema` was never updated, while the network has moved on."""
+        return self._stale.is_stale(self.masks)
+
+    @property
     def step(self) -> int:
-        """The number of optimizer steps so far; steps that a GradScaler skipped are not counted."""
+        """The number of optimizer steps so far, without those that a GradScaler skipped or that had no gradients."""
         return self._step
 
     @property
@@ -128,7 +149,10 @@ class AttachedPruner:
     def prepare(self) -> bool:
         """The hooks' `after_backward`. Returns whether the step is to be made."""
         if not self._prepared:
-            self._refuse_moved()
+            self.refuse_moved()
+            if not self._step and not self._looked:  # not at `attach`, after which weights and masks may be loaded
+                self._looked = True
+                warn_of_zeros(self.core.weights, self.masks)
             if self._before_begin:  # weights that were loaded since are dead where the masks say so
                 self._before_begin = []
                 self.core.enforce()
@@ -155,6 +179,11 @@ class AttachedPruner:
         if not self._prepared:
             self.prepare()
         self._step, self._prepared = self._step + 1, False
+        if self._step - 1 == self.options["total_steps"]:
+            warn(
+                f"this is step {self._step}, and starfire.attach was told total_steps={self._step - 1} for the era of "
+                f"steps {self.era[0]} to {self.era[1]}; len(loader) * epochs, over the batches of a step, is usual",
+            )
         return self.core.after_step(self._step)
 
     def verify(self) -> None:
@@ -169,6 +198,9 @@ class AttachedPruner:
     def summary(self) -> PruningSummary:
         """Measure how sparse the model is now, layer by layer; `print` shows it, and a notebook a table."""
         zeros = self.core.zeros
+        # Methods of the whole network share weights out among layers as these turn out.
+        fixed = self._plan if self._plan and not isinstance(self._pruning.conv, NetworkMethod) else ()
+        planned = {row.name: row.sparsity for row in fixed}
         return PruningSummary(
             method=self.method,
             fc=self.fc,
@@ -177,10 +209,18 @@ class AttachedPruner:
             first_step=self.era[0],
             last_step=self.era[1],
             layers=tuple(
-                LayerSummary(name=x.name, kind=x.kind, shape=x.shape, weights=x.weights, zeros=zeros[x.key])
+                LayerSummary(
+                    name=x.name,
+                    kind=x.kind,
+                    shape=x.shape,
+                    weights=x.weights,
+                    zeros=zeros[x.key],
+                    planned=planned.get(x.name),
+                )
                 for x in self.core.layers
             ),
             left_out=self._left_out,
+            planned=self.planned,
             parameters=sum(p.numel() for p in self.network.parameters()),
         )
 
@@ -207,7 +247,8 @@ class AttachedPruner:
             BadOption: it is of another method, target, era or model; nothing is changed then.
         """
         self._check()
-        self._refuse_other(state)
+        mine = (self.method, self.fc, self._pruning.target, self.era)
+        refuse_other_state(state, _VERSION, mine, {layer.key: layer.shape for layer in self.core.layers})
         masks = {key: unpack_bits(m["bits"].cpu(), tuple(m["shape"])) for key, m in state["masks"].items()}
         self._undo_begin()
         self.core.load(masks)
@@ -231,10 +272,9 @@ class AttachedPruner:
 
     def __repr__(self) -> str:
         target = "" if self.target is None else f" target={self.target:g}"
-        return (
-            f"<starfire pruner: method={self.method} fc={self.fc}{target}, {len(self.core.layers)} layers, step "
-            f"{self._step}, era {self.era[0]}:{self.era[1]}>"
-        )
+        what = f"method={self.method} fc={self.fc}{target}{planned_text(self.target, self.planned)}"
+        layers = f"{len(self.core.layers)} layers"
+        return f"<starfire pruner: {what}, {layers}, step {self._step}, era {self.era[0]}:{self.era[1]}>"
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
@@ -248,19 +288,23 @@ class AttachedPruner:
         if not self._attached:
             raise BadOption("this pruner was detached from its model; starfire.attach gives another")
 
-    def _refuse_moved(self) -> None:
+    def refuse_moved(self) -> None:
         """Raises StarfireError where the model was moved to another device, or its weights were replaced."""
-        key = next(iter(self.core.weights), None)
-        if key is None:
+        key, weight = next(iter(self.core.weights.items()), ("", None))
+        if weight is None:
             return
-        weight, now = self.core.weights[key], self.network.get_parameter(key)
+        moved = self._place.replaced()
+        now = weight if moved is None else next(self.network.parameters(), weight)
         if now.device != self.masks[key].device:
             raise StarfireError(
                 f"the model was moved from {self.masks[key].device} to {now.device} after starfire.attach; move it "
                 "first, then attach"
             )
-        if now is not weight:
-            raise StarfireError(f"{key} was replaced by another parameter after starfire.attach; attach afterwards")
+        if moved is not None:
+            raise StarfireError(
+                f"{moved} was replaced after starfire.attach, and what stands there now is not pruned; attach "
+                "afterwards, or pruner.detach() and attach again, with masks=pruner.masks for what is dead already"
+            )
         if now.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise StarfireError(
                 "optimizer.step() is being captured in a CUDA graph, whose replays call no hooks; capture forward and "
@@ -275,23 +319,6 @@ class AttachedPruner:
                 tensor.copy_(before)
         self._before_begin = []
 
-    def _refuse_other(self, state: Mapping[str, Any]) -> None:
-        try:
-            said = (state["method"], state["fc"], float(state["target"]), tuple(state["era"]))
-            version, shapes = state["version"], {k: tuple(m["shape"]) for k, m in state["masks"].items()}
-        except (KeyError, TypeError, ValueError):
-            raise BadOption("this is no state of a pruner: give what pruner.state_dict() returned") from None
-        own = (self.method, self.fc, self._pruning.target, self.era)
-        if version != _VERSION:
-            raise BadOption(f"this state of a pruner has version {version!r}; this starfire reads {_VERSION}")
-        for name, there, here in zip(("method", "fc", "target", "era_steps"), said, own, strict=True):
-            if there != here:
-                raise BadOption(f"the state is of a pruner with {name}={there!r}, and this one has {name}={here!r}")
-        mine = {layer.key: layer.shape for layer in self.core.layers}
-        if shapes != mine:
-            odd = [key for key in {**shapes, **mine} if shapes.get(key) != mine.get(key)]
-            raise BadOption(f"the state is of a pruner of other layers: {some(odd)} differ")
-
 
 def refuse_second(weights: Mapping[str, nn.Parameter]) -> None:
     """Raises BadOption where a pruner is attached to some of these weights already."""
@@ -299,27 +326,3 @@ def refuse_second(weights: Mapping[str, nn.Parameter]) -> None:
     for other in list(_LIVE):
         if any(id(weight) in ours for weight in other.core.weights.values()):
             raise BadOption(f"the model is being pruned already, by {other!r}; pruner.detach() lets go of it first")
-
-
-def _gradients_of(network: nn.Module, loss: Callable[[], Tensor]) -> float:
-    kept = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    cuda = sorted({p.device for p in network.parameters() if p.device.type == "cuda"}, key=str)
-    network.zero_grad(set_to_none=True)
-    training = network.training
-    network.train()
-    with torch.random.fork_rng(cuda), torch.enable_grad():
-        found = loss()
-        if not isinstance(found, Tensor) or found.numel() != 1 or not found.requires_grad:
-            raise BadOption(f"loss returned {_shown(found)}; the mean loss of a batch, a tensor of one number, works")
-        found.backward()  # type: ignore[no-untyped-call]
-    network.train(training)
-    with torch.no_grad():
-        for name, buffer in network.named_buffers():
-            buffer.copy_(kept[name])
-    return float(found.detach())
-
-
-def _shown(found: object) -> str:
-    if isinstance(found, Tensor):
-        return f"a tensor of shape {tuple(found.shape)}" + ("" if found.requires_grad else " without a gradient")
-    return f"a {type(found).__name__}"

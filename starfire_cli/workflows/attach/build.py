@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,24 @@ from starfire_cli import options
 from starfire_cli.errors import BadOption
 from starfire_cli.formats.checkpoint import file as checkpoint
 from starfire_cli.formats.run import find_checkpoint
-from starfire_cli.pruning import Layer, Masks, NetworkMethod, Pruner, layers_of_model, select
+from starfire_cli.pruning import (
+    CHANNEL_METHODS,
+    ONESHOT_METHODS,
+    TRAINING_METHODS,
+    Layer,
+    Masks,
+    NetworkMethod,
+    Pruner,
+    layers_of_model,
+    select,
+)
 from starfire_cli.pruning.axes import Axes
 from starfire_cli.pruning.ties import masks_once, parameters_of, ties_of
+from starfire_cli.records.attach import planned_sparsity
+from starfire_cli.records.train import PlanLayer
 from starfire_cli.text import some
 from starfire_cli.workflows.attach.attached import AttachedPruner, refuse_second
+from starfire_cli.workflows.attach.notices import warn
 from starfire_cli.workflows.attach.parts import (
     plain_average,
     plain_network,
@@ -30,12 +43,14 @@ from starfire_cli.workflows.attach.parts import (
     refuse_unready,
 )
 from starfire_cli.workflows.attach.ranks import average_of_ranks
+from starfire_cli.workflows.attach.shards import ShardedPruner, is_sharded, refuse_demands_of_shards, whole_network
 from starfire_cli.workflows.attach.when import When, era_of
 from starfire_cli.workflows.pruning import plan_layers
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.settings import Pruning, pruning_of
 from starfire_cli.workflows.train.start import Start, leave_fixed
 
+_NEAR = 0.02  # how far a sparsity may be from the target without a word
 MaskSource = Mapping[str, Tensor] | str | PathLike[str]
 
 
@@ -64,11 +79,15 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
     every = plain_optimizers(optimizers, hooks=request.hooks)
     pruning = _pruning(request)
     era = era_of(request.when, pruning)
-    found = _layers(network, request, pruning)
-    refuse_unprunable(network, found.layers)
+    sharded = any(map(is_sharded, network.parameters()))
+    if sharded:
+        refuse_demands_of_shards(request.method, pruning, ema, parameters_of(network))
+    whole = whole_network(network) if sharded else network
+    found = _layers(whole, request, pruning)
+    refuse_unprunable(whole, found.layers)
     dead = found.masks or {}
-    core = Pruner(
-        network,
+    core = (partial(ShardedPruner, network) if sharded else Pruner)(
+        whole,
         found.layers,
         conv=pruning.conv,
         linear=pruning.linear,
@@ -82,14 +101,12 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
         *found.left_out,
         *((layer.name, f"method={pruning.method_spec!r} leaves it alone") for layer in core.left_alone),
     ]
-    if not core.layers and not core.adds_gradients:
+    if not core.layers and not core.adds_gradients and pruning.method_spec != "dense":
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out[:3]) or "it has no Conv2d and no Linear"
-        dense = "; a dense run needs no attach" if pruning.method_spec == "dense" else ""
-        raise BadOption(f"nothing of this model would be pruned: {why}{dense}")
+        raise BadOption(f"nothing of this model would be pruned: {why}")
     if request.target is not None and pruning.shown_target is None:
-        warnings.warn(
+        warn(
             f"target={request.target:g}: method={pruning.method_spec!r} meets none; summary() shows what comes out",
-            stacklevel=3,
         )
     holders = refuse_not_held(network, every, core.layers) or every
     _refuse_demands(core, pruning, request, holders)
@@ -97,6 +114,7 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
     refuse_second(core.weights)
     plan_layers(core, pruning, {})  # says so if nothing would be left of a layer
     core.load(dead)
+    plan = _plan(core, pruning, request)
     core.use_average(average_of_ranks)
     attached = AttachedPruner(
         network,
@@ -110,7 +128,9 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
             "keep_dense": list(request.keep_dense),
             "seed": request.seed,
             "steps_per_epoch": request.when.steps_per_epoch,
+            "total_steps": request.when.total_steps,
         },
+        plan=plan,
         hooks=request.hooks,
     )
     try:
@@ -119,6 +139,24 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
         attached.detach()
         raise
     return attached
+
+
+def _plan(core: Pruner, pruning: Pruning, request: AttachRequest) -> tuple[PlanLayer, ...] | None:
+    """The pruned layers at the end of the era; None where the method tells in the end only.
+
+    Warns where the whole is not what was asked for: whole units go, and a cap or a dead layer takes more.
+    """
+    if not pruning.targeted:
+        return None
+    rows = plan_layers(core, pruning, {})
+    planned = planned_sparsity(rows)
+    if request.target is not None and rows and abs(planned - pruning.target) > _NEAR:
+        most = max(rows, key=lambda row: (row.weights - row.left) - pruning.target * row.weights)
+        warn(
+            f"target={pruning.target:g} comes to {planned:.2%} with method={pruning.method_spec!r}, most of it by "
+            f"{most.name}: {most.sparsity:.2%} ({most.rule})"
+        )
+    return rows
 
 
 def _pruning(request: AttachRequest) -> Pruning:
@@ -149,6 +187,12 @@ def _pruning(request: AttachRequest) -> Pruning:
         seed=request.seed,
     )
     options.check(asked)
+    name = request.method.partition(":")[0]
+    if name not in TRAINING_METHODS.names() and name in (*ONESHOT_METHODS.names(), *CHANNEL_METHODS.names()):
+        raise BadOption(
+            f"method={request.method!r} prunes a network that is trained already, which starfire prune-mask does; in "
+            f"training there are: {', '.join(TRAINING_METHODS.names())}"
+        )
     pruning = pruning_of(asked)
     axes = _axes(pruning)
     if axes is not None and axes.rounds is not None:

@@ -10,6 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo  # that of torch.compiler would load the compiler now
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from starfire_cli.text import some
+from starfire_cli.workflows.attach.notices import warn
 
 
 class Follower(Protocol):
@@ -20,6 +24,10 @@ class Follower(Protocol):
 
         More calls before `finish` mask gradients only.
         """
+        ...
+
+    def refuse_moved(self) -> None:
+        """Raises StarfireError where weights are not where they were."""
         ...
 
     def finish(self) -> None:
@@ -39,8 +47,9 @@ class Follower(Protocol):
 class StepHooks:
     """Calls a follower at the steps of some optimizers; a step of training is one of each of them.
 
-    A step that a GradScaler skips is none. An optimizer that begins another step before the others have made theirs
-    begins another step of training.
+    A step that a GradScaler skips is none, nor is one without any gradient, which changes nothing. An optimizer that
+    begins another step before the others have made theirs begins another step of training. Optimizers that were not
+    given and step these weights all the same are warned of, once each.
 
     Args:
         follower: who is called.
@@ -55,6 +64,10 @@ class StepHooks:
         self._follower = follower
         self._count = len(optimizers)
         self._stepped: set[int] = set()
+        self._fed = False  # whether any of those had a gradient
+        self._inside = 0
+        self._known: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet(optimizers)
+        self._names = {id(weight): key for key, weight in weights.items()}
         self._kept: list[tuple[nn.Parameter, Tensor]] = []
         handles: list[Any] = []
         for optimizer in optimizers:
@@ -65,7 +78,10 @@ class StepHooks:
                 # A tensor's hooks are out of the garbage collector's sight: what they hold would never be freed.
                 mask = partial(_mask, weakref.ref(follower), key)
                 handles.append(weight.register_post_accumulate_grad_hook(mask))  # type: ignore[no-untyped-call]
-        self._handles = handles
+        # Held by torch for all optimizers there are, so that it must not hold the pruner, and goes with it.
+        watch = register_optimizer_step_pre_hook(partial(_watch, weakref.ref(self)))
+        weakref.finalize(self, watch.remove)
+        self._handles = [*handles, watch]
 
     def remove(self) -> None:
         """Call the follower no more."""
@@ -75,14 +91,29 @@ class StepHooks:
 
     def settle(self) -> None:
         """End a step of training that not all optimizers have made."""
-        if self._stepped:
-            self._stepped.clear()
+        fed, self._fed = self._fed, False
+        self._stepped.clear()
+        if fed:
             self._follower.finish()
+
+    def watch(self, optimizer: torch.optim.Optimizer) -> None:
+        """Warn of an optimizer that steps these weights and was not given."""
+        if self._inside or optimizer in self._known:
+            return
+        self._known.add(optimizer)
+        held = [self._names[id(p)] for g in optimizer.param_groups for p in g["params"] if id(p) in self._names]
+        if held:
+            warn(
+                f"{type(optimizer).__name__} steps {some(held)}, and is not the optimizer that starfire.attach was "
+                "given: its steps are not counted, and no more is pruned; attach once the optimizer is made, or "
+                "pruner.detach() and attach to it with masks=pruner.masks",
+            )
 
     @_disable_dynamo
     def _before(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._inside += 1
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             self._prepare(optimizer)
@@ -107,6 +138,10 @@ class StepHooks:
             return
         if id(optimizer) in self._stepped:
             self.settle()
+        if not any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+            self._follower.refuse_moved()  # which leaves a loop without gradients, too
+            return
+        self._fed = True
         if self._follower.uses_gradients:
             _unscale(optimizer)
         if not self._follower.prepare():
@@ -118,6 +153,7 @@ class StepHooks:
 
     @_disable_dynamo
     def _after(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._inside = 0
         self._give_back()
         if _overflowed(optimizer):
             return
@@ -129,6 +165,14 @@ class StepHooks:
         for parameter, gradient in self._kept:
             parameter.grad = gradient
         self._kept = []
+
+
+@_disable_dynamo
+def _watch(
+    hooks: weakref.ref[StepHooks], optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    if (alive := hooks()) is not None:
+        alive.watch(optimizer)
 
 
 def _mask(follower: weakref.ref[Follower], key: str, weight: Tensor) -> None:

@@ -34,7 +34,7 @@ def plain_network(model: object) -> nn.Module:
 
 
 def plain_optimizers(given: object, *, hooks: bool) -> list[torch.optim.Optimizer]:
-    """The optimizers behind the wrappers of Lightning and Accelerate.
+    """The optimizers behind the wrappers of Lightning, Accelerate and fastai.
 
     Raises BadOption for what is none, and with `hooks` for what calls none.
     """
@@ -43,8 +43,8 @@ def plain_optimizers(given: object, *, hooks: bool) -> list[torch.optim.Optimize
         raise BadOption("optimizer=[] holds none; give the optimizer that trains the model, or a list of them")
     found: list[torch.optim.Optimizer] = []
     for one in every:
-        inner = getattr(one, "optimizer", None)
-        plain: Any = inner if isinstance(inner, torch.optim.Optimizer) else one
+        wrapped = (getattr(one, name, None) for name in ("optimizer", "opt"))
+        plain: Any = next((inner for inner in wrapped if isinstance(inner, torch.optim.Optimizer)), one)
         _refuse_hookless(plain, hooks=hooks)
         if plain not in found:
             found.append(plain)
@@ -86,13 +86,13 @@ def plain_average(ema: object, keys: Collection[str]) -> nn.Module | None:
 
 
 def refuse_unready(net: nn.Module) -> None:
-    """Raises BadOption for parameters that are sharded, or have no shape or no memory yet."""
+    """Raises BadOption for parameters that are flattened, or have no shape or no memory yet."""
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in net.modules()):
+        raise BadOption(
+            "FullyShardedDataParallel flattens weights, so that there is nothing to prune; fully_shard (FSDP2) and "
+            "DistributedDataParallel work"
+        )
     for key, weight in parameters_of(net).items():
-        if _sharded(weight):
-            raise BadOption(
-                f"{key} is sharded (DTensor): masks are computed from whole weights, so FSDP2 (fully_shard) and tensor "
-                "parallelism do not work; DistributedDataParallel does"
-            )
         if isinstance(weight, nn.parameter.UninitializedParameter):
             raise BadOption(f"{key} has no shape yet; run one batch through the model before attaching")
         if weight.is_meta:
@@ -144,14 +144,6 @@ def refuse_not_held(
             raise BadOption(f"{layer.key} is held by two optimizers; which of them changes it last cannot be told")
     wanted = {id(holders[id(parameters[layer.key])][0]) for layer in layers}
     return [optimizer for optimizer in optimizers if id(optimizer) in wanted]
-
-
-def _sharded(weight: Tensor) -> bool:
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(weight, DTensor) or isinstance(weight.data, DTensor)
 
 
 def _kind(thing: object) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,19 @@ from torch import Tensor, nn
 
 from starfire_cli import runtime
 from starfire_cli.data import DataInfo
-from starfire_cli.errors import BadOption, Mismatch
+from starfire_cli.errors import BadOption, Mismatch, StarfireError
 from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.checkpoint.meta import PruningMeta, new_meta
 from starfire_cli.formats.checkpoint.meta_reader import read_meta
 from starfire_cli.formats.checkpoint.record import Checkpoint
+from starfire_cli.networks.model_spec import runs_code
+from starfire_cli.networks.skeleton import build_skeleton
 from starfire_cli.pruning.ties import apply_once
 from starfire_cli.text import some
 from starfire_cli.workflows.attach.attached import AttachedPruner
+from starfire_cli.workflows.attach.notices import warn
 from starfire_cli.workflows.attach.parts import plain_network
+from starfire_cli.workflows.attach.shards import ShardedPruner, gathered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,27 +45,56 @@ def save(path: str | PathLike[str], pruner: AttachedPruner, described: Described
     """See `starfire.save`. Raises StarfireError, and Mismatch where a dead weight is not zero."""
     if Path(path).suffix.lower() in (".safetensors", ".onnx", ".npz"):
         raise BadOption(f"path={str(path)!r}: this writes a .pt file, of which compress makes a .safetensors")
-    found, file = as_checkpoint(pruner, described), Path(path)
+    found, file = _with_model(as_checkpoint(pruner, described), described), Path(path)
+    warn_early(pruner)
     _warn(pruner, found)
     training = {}
     if pruner.average is not None:
         # As in a run: `model` is what one measures, and what was trained lies beside it.
         training["raw"] = apply_once(lambda _, tensor: tensor.detach().cpu(), _state(pruner.network))
-    files.save(file, state=found.state, masks=found.masks, meta=found.meta.values, training=training)
+    sharded = isinstance(pruner.core, ShardedPruner)  # then every process is here, and the first of them writes
+    if not sharded or torch.distributed.get_rank() == 0:
+        files.save(file, state=found.state, masks=found.masks, meta=found.meta.values, training=training)
+    if sharded:
+        torch.distributed.barrier()
     return file
 
 
-def _warn(pruner: AttachedPruner, found: Checkpoint) -> None:
-    """Warn of what a reader of the file would not expect: pruning that is not over, weights that are no numbers."""
+def warn_early(pruner: AttachedPruner) -> None:
+    """Warn where pruning is not over, of which the weights say nothing."""
     first, last = pruner.era
-    if pruner.step < last:
-        warnings.warn(
-            f"this is step {pruner.step} and the era is {first}:{last}: {pruner.sparsity:.2%} of the prunable weights "
-            "are dead so far",
-            stacklevel=4,
+    if pruner.step >= last:
+        return
+    dead = f"{pruner.sparsity:.2%} of the prunable weights are dead so far"
+    if pruner.step == 0:
+        dead += "; no step was seen, as where another optimizer trains the model than starfire.attach was given"
+    warn(f"this is step {pruner.step} and the era is {first}:{last}: {dead}")
+
+
+def _warn(pruner: AttachedPruner, found: Checkpoint) -> None:
+    """Warn of other things that a reader of the file would not expect."""
+    if pruner.average_is_stale:
+        warn(
+            f"the average that starfire.attach was given as ema was never updated in {pruner.step} steps, and is what "
+            "the file has as its model; update it after each step, as with ema.update_parameters(model)",
         )
     if odd := [key for key, value in found.state.items() if not bool(value.isfinite().all())]:
-        warnings.warn(f"{some(odd)}: weights are NaN or infinite", stacklevel=4)
+        warn(f"{some(odd)}: weights are NaN or infinite")
+
+
+def _with_model(found: Checkpoint, described: Described) -> Checkpoint:
+    """The checkpoint with the number of classes that its weights tell. Raises BadOption for a model of other tensors.
+
+    Code of the user's is not run to find out.
+    """
+    if described.model is None or runs_code(described.model):
+        return found
+    try:
+        built = build_skeleton(found, described.model, described.image_size)
+    except StarfireError as error:
+        raise BadOption(f"{error}; give the model that these weights are of, or leave model out") from None
+    meta = {**found.meta.values, "model": {**found.meta.values["model"], "num_classes": built.num_classes}}
+    return replace(found, meta=read_meta(meta, found.path))
 
 
 def as_checkpoint(pruner: AttachedPruner, described: Described | None = None) -> Checkpoint:
@@ -103,7 +135,7 @@ def module_checkpoint(model: nn.Module, masks: Mapping[str, Tensor] | None) -> C
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:
-    return {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
+    return {key: gathered(value) for key, value in network.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _meta(pruner: AttachedPruner, described: Described) -> dict[str, Any]:
@@ -156,20 +188,6 @@ def _data(described: Described) -> dict[str, Any]:
 
 def _check(described: Described) -> None:
     """Raises BadOption for what a later command would trip over."""
-    for name, least in (("mean", 0.0), ("std", 1e-6)):
-        value = getattr(described, name)
-        numbers = tuple(value) if isinstance(value, tuple | list) else ()
-        if value is not None and (
-            len(numbers) != 3 or not all(isinstance(x, int | float) and least <= x <= 1 for x in numbers)
-        ):
-            span = "above 0 and up to 1" if least else "from 0 to 1"
-            raise BadOption(f"{name}={value!r} is not three numbers {span}: pixels are in [0, 1]")
-    for name in ("num_classes", "image_size"):
-        value = getattr(described, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise BadOption(f"{name}={value!r} is no whole number of 1 or more")
-    if described.model is not None and not isinstance(described.model, str):
-        raise BadOption(f"model is a {type(described.model).__name__}; its name works, such as model='resnet50'")
     if (described.mean is None) != (described.std is None):
         raise BadOption("mean and std belong together; give both or neither")
     if described.classes is not None and described.num_classes not in (None, len(described.classes)):

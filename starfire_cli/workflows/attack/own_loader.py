@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import nullcontext
 from itertools import chain
 from typing import Any
@@ -14,6 +14,7 @@ from starfire_cli.attacks import ATTACKS, parse_sizes, with_options
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.models import Normalized
 from starfire_cli.records.attack import AttackProgress, RobustAccuracy
+from starfire_cli.text import some
 from starfire_cli.workflows.attack import verdict
 from starfire_cli.workflows.attack.cached import controls_of, spec_of
 from starfire_cli.workflows.attack.run import DEFAULT_SIZES
@@ -48,8 +49,13 @@ def attack_network(
     split = LoaderSplit(loader, device, mean, std)
     controls = controls_of(chosen) if control else ()
     tallies: Tallies = {}
+    try:
+        network, split.classes = with_plain_logits(network.eval(), split.first)
+    except BaseException:
+        model.train(training)
+        raise
     sweep = Sweep(
-        model=network.eval(),
+        model=network,
         split=split,
         attacks={ATTACK: chosen, **{name: ATTACKS.build(f"{name}:norm={chosen.norm}") for name in controls}},
         sizes=tuple(size.eps for size in sizes if size.eps),
@@ -79,6 +85,46 @@ def attack_network(
     )
 
 
+def with_plain_logits(network: nn.Module, images: Tensor) -> tuple[nn.Module, int]:
+    """(a network whose output is a tensor of logits, (N, K); K), found out with one image.
+
+    Raises BadOption where the output is neither that nor something with `logits`, as in transformers.
+    """
+    with torch.no_grad():
+        found = network(images[:1])
+    if not isinstance(found, Tensor) and isinstance(_logits(found), Tensor):
+        network, found = LogitsOf(network), _logits(found)
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        raise BadOption(
+            f"the model returns {_shown(found)}; a tensor of logits, (N, classes), works, or something that has such "
+            "`logits`: wrap the model in a module that returns them"
+        )
+    return network, found.shape[1]
+
+
+class LogitsOf(nn.Module):
+    """A network that returns the `logits` of another's output."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Any:
+        """Logits, (N, K), of images (N, C, H, W)."""
+        return _logits(self.network(images))
+
+
+def _logits(found: Any) -> Any:
+    return found.get("logits") if isinstance(found, Mapping) else getattr(found, "logits", None)
+
+
+def _shown(found: Any) -> str:
+    if isinstance(found, Tensor):
+        return f"a tensor of shape {tuple(found.shape)} for one image"
+    keys = f" with {some(list(map(str, found)))}" if isinstance(found, Mapping) else ""
+    return f"a {type(found).__name__}{keys}"
+
+
 class LoaderSplit:
     """A loader of (images, labels) as a part of a data set, images in [0, 1] on a device.
 
@@ -95,13 +141,18 @@ class LoaderSplit:
         self, loader: Iterable[Any], device: torch.device, mean: Channels | None, std: Channels | None
     ) -> None:
         self._device, self._mean, self._std = device, mean, std
-        batches = iter(loader)
+        self.classes: int | None = None  # of the model, once known
+        try:
+            batches = iter(loader)
+        except TypeError:
+            kind = type(loader).__name__
+            raise BadOption(f"loader is a {kind}; a DataLoader, or batches (images, labels), works") from None
         first = next(batches, None)
         if first is None:
             raise BadOption("the loader gives no batch")
         images, labels = self._checked(first)
         self._batches: Iterator[Any] = chain([first], batches)
-        self.batch = len(images)
+        self.first, self.batch = images, len(images)
         self._length = self._images_of(loader, len(labels))
 
     def _images_of(self, loader: Iterable[Any], first: int) -> int:
@@ -137,6 +188,11 @@ class LoaderSplit:
         seen = 0
         for batch in self._batches:
             images, labels = self._checked(batch)
+            if self.classes is not None and len(labels) and not 0 <= int(labels.min()) <= labels.max() < self.classes:
+                raise BadOption(
+                    f"labels of the loader go from {int(labels.min())} to {int(labels.max())}, and the model returns "
+                    f"{self.classes} logits; 0 to {self.classes - 1} work"
+                )
             seen += len(labels)
             if seen > self._length:
                 raise StarfireError(f"the loader gives more images than the {self._length} that its data set has")

@@ -17,7 +17,7 @@ from starfire_cli.workflows.train.loop import train
 from starfire_cli.workflows.train.request import TrainRequest
 from tests.tiny import Net
 
-pytestmark = pytest.mark.filterwarnings("ignore:target=.* meets none")
+pytestmark = pytest.mark.filterwarnings("ignore:target=.* (meets none|comes to)")
 
 EPOCHS, BATCH = 3, 64
 RUN = {"model": "tests.tiny:net", "limit_train": 192, "limit_val": 100, "device": "cpu", "epochs": EPOCHS}
@@ -77,6 +77,7 @@ def assert_same(one, other) -> None:
     [
         ("window", {}),
         ("ck", {"clip_grad": 0.3}),
+        ("intra", {"ramp": "cosine", "mask_every": 2}),
         ("gmp", {"accumulate": 2}),
         ("rigl:every=2", {"keep_dense": ("conv1",)}),
         ("set:every=2", {}),

@@ -17,6 +17,8 @@ from starfire_cli.cli import main
 from starfire_cli.errors import StarfireError
 from tests.workflows.attach.loops import STEPS, assert_equal, made, state_of, trained
 
+pytestmark = pytest.mark.filterwarnings("ignore:target=.* comes to")
+
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory):

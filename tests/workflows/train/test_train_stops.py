@@ -127,7 +127,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int, epochs: int, longest: f
 
 
 def test_kill_9_twice(tmp_path):
-    kill_and_resume(tmp_path, kills=2, seed=0, epochs=16, longest=0.5)
+    kill_and_resume(tmp_path, kills=2, seed=0, epochs=12, longest=0.5)
 
 
 @pytest.mark.slow
