@@ -285,7 +285,12 @@ def compiled(text: str, *, quickly: bool = False) -> int:
         passes = llvm.create_pass_builder(machine, options)
         manager = _few_passes(llvm) if quickly else None
         (manager or passes.getModulePassManager()).run(module, passes)
-        engine = llvm.create_mcjit_compiler(module, machine)
+        if quickly:  # of many functions only the machine code is kept
+            code = llvm.object_file.ObjectFileRef.from_data(machine.emit_object(module))
+            engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+            engine.add_object_file(code)
+        else:
+            engine = llvm.create_mcjit_compiler(module, machine)
         engine.finalize_object()
         _engines.append((engine, machine))
         return int(engine.get_function_address("f"))

@@ -176,23 +176,27 @@ class _Step(torch.autograd.Function):
 
 
 class _Shapes(fx.Interpreter):
-    """The shape of every value, found by a pass over tensors without values."""
+    """The shape of every value, found by a pass of one image in eval mode."""
 
     def __init__(self, reading: TracedTraining) -> None:
-        import copy
-
-        super().__init__(copy.deepcopy(reading.root).eval().to("meta"))
-        self._nodes = {node.name: node for node in reading.root.graph.nodes}
+        super().__init__(reading.root)
         self._found: dict[fx.Node, Sequence[int]] = {}
 
     @torch.no_grad()
     def of(self, images: Tensor) -> dict[fx.Node, Sequence[int]]:
-        """By node, for such images."""
-        self.run(torch.empty(images.shape, device="meta"))
+        """By node, for images of this size; the number of images is 1 in all of them."""
+        modes = [(module, module.training) for module in self.module.modules()]
+        try:
+            self.module.eval()
+            with torch.random.fork_rng([]):
+                self.run(torch.zeros(1, *images.shape[1:]))
+        finally:
+            for module, training in modes:
+                module.training = training
         return self._found
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor):
-            self._found[self._nodes[n.name]] = tuple(result.shape)
+            self._found[n] = tuple(result.shape)
         return result
