@@ -273,11 +273,10 @@ def compiled(text: str, *, quickly: bool = False) -> int:
     """
     with _COMPILING:
         llvm = _llvm()
-        cpu, features = processor()
-        module = llvm.parse_assembly(text)
+        name = f"f{len(_engines)}" if quickly else "f"
+        module = llvm.parse_assembly(text.replace("@f(", f"@{name}(", 1) if quickly else text)
         module.verify()
-        target = llvm.Target.from_default_triple()
-        machine = target.create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
+        machine = _shared_machine() if quickly else _machine()
         module.triple, module.data_layout = machine.triple, str(machine.target_data)
         options = llvm.create_pipeline_tuning_options(speed_level=2)
         options.loop_unrolling = False
@@ -286,14 +285,30 @@ def compiled(text: str, *, quickly: bool = False) -> int:
         manager = _few_passes(llvm) if quickly else None
         (manager or passes.getModulePassManager()).run(module, passes)
         if quickly:  # of many functions only the machine code is kept
-            code = llvm.object_file.ObjectFileRef.from_data(machine.emit_object(module))
-            engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-            engine.add_object_file(code)
+            engine = _shared_engine()
+            engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(machine.emit_object(module)))
         else:
             engine = llvm.create_mcjit_compiler(module, machine)
         engine.finalize_object()
         _engines.append((engine, machine))
-        return int(engine.get_function_address("f"))
+        return int(engine.get_function_address(name))
+
+
+def _machine() -> Any:
+    cpu, features = processor()
+    return _llvm().Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
+
+
+@lru_cache(maxsize=1)
+def _shared_machine() -> Any:
+    """The machine that writes the code of many functions."""
+    return _machine()
+
+
+@lru_cache(maxsize=1)
+def _shared_engine() -> Any:
+    """The engine that holds the code of many functions."""
+    return _llvm().create_mcjit_compiler(_llvm().parse_assembly(""), _machine())
 
 
 def _few_passes(llvm: Any) -> Any:

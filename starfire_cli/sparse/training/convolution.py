@@ -70,11 +70,10 @@ class LiveConvolution:
         self.module, self.shape, self.images, self.lanes = module, shape, images, emit.lanes()
         self.whole = True
         self.ways: dict[Pass, Way] = {}
-        self._live: LiveKernels | None = None
         self._ragged = False  # whether dead weights are computed with live ones of their kernels
         self._mask: Tensor | None = None
         self._launches: dict[tuple[Pass, Way, bool], Launch] = {}
-        self._tables: dict[tuple[bool, int], tuple[WeightTable, Tensor]] = {}
+        self._tables: dict[tuple[bool, int], WeightTable] = {}
         self._moves: dict[tuple[str, bool, int], Launch] = {}
 
     @property
@@ -102,7 +101,6 @@ class LiveConvolution:
         if whole != self.whole:
             self._launches.clear()
         self.whole, self._mask = whole, mask_KCRS
-        self._live = LiveKernels(alive, self.weight.stride(), self.module.groups, whole=whole)
         self._tables.clear()
         self._moves.clear()
         for (name, way, _), launch in self._launches.items():
@@ -170,7 +168,7 @@ class LiveConvolution:
             found = self._dense_weight_gradient(x, dy)
             return found if self._mask is None else found.mul_(self._mask)
         launch = self._launch("weight", way)
-        table, _ = self._table("weight", way)
+        table = self._table("weight", way)
         sums = torch.zeros(table.weights)
         launch.run(gradient=dy, source=x, gradient_plane=4 * dy.stride(0), source_plane=4 * x.stride(0), sums=sums)
         found = torch.zeros_like(self.weight, memory_format=torch.preserve_format)
@@ -179,7 +177,7 @@ class LiveConvolution:
 
     def _correlate(self, name: Pass, way: Way, source: Tensor, target: Tensor, *, add: bool) -> None:
         launch = self._launch(name, way)
-        _, values = self._table(name, way)
+        values = torch.empty(self._table(name, way).weights)
         self._move("gather", name, way, self.weight.detach(), values)
         launch.run(
             source=source,
@@ -190,20 +188,20 @@ class LiveConvolution:
             add=int(add),
         )
 
-    def _table(self, name: Pass, way: Way) -> tuple[WeightTable, Tensor]:
-        assert self._live is not None, "update() comes first"
+    def _table(self, name: Pass, way: Way) -> WeightTable:
         at_once = _ALL if name == "weight" and self.whole else way.at_once
         key = name == "input", at_once
         if key not in self._tables:
-            table = self._live.backward(at_once) if key[0] else self._live.forward(at_once)
-            self._tables[key] = table, torch.empty(table.weights)
+            alive = torch.ones(self.weight.shape, dtype=torch.bool) if self._mask is None else self._mask
+            live = LiveKernels(alive, self.weight.stride(), self.module.groups, whole=self.whole)
+            self._tables[key] = live.backward(at_once) if key[0] else live.forward(at_once)
         return self._tables[key]
 
     def _move(self, what: Literal["gather", "scatter"], name: Pass, way: Way, source: Tensor, target: Tensor) -> None:
         at_once = _ALL if name == "weight" and self.whole else way.at_once
         key = what, name == "input", at_once
         if key not in self._moves:
-            table, _ = self._table(name, way)
+            table = self._table(name, way)
             made = Launch([Loop(code=weight_moves.moves(what), tasks=weight_moves.tasks(table.weights))])
             made.set({"where": table.where, "count": table.weights})
             self._moves[key] = made
@@ -220,7 +218,7 @@ class LiveConvolution:
         return self._launches[key]
 
     def _set_table(self, launch: Launch, name: Pass, way: Way) -> None:
-        table, _ = self._table(name, way)
+        table = self._table(name, way)
         launch.set(
             {
                 "channels": table.channels,
