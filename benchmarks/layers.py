@@ -31,7 +31,7 @@ from benchmarks.inference import pruned
 from starfire_cli import load_model
 from starfire_cli.sparse import emit
 from starfire_cli.sparse import plan as planning
-from starfire_cli.sparse.convolution import Place, Tiling, Work, step
+from starfire_cli.sparse.convolution import Place, Tiling, Work
 from starfire_cli.sparse.emit import Code
 from starfire_cli.sparse.loops import FIELDS
 from starfire_cli.sparse.machine import Program, Step
@@ -97,7 +97,8 @@ def _peak() -> tuple[Callable[[], None], int]:
         code.store(code.vector, total.get(), code.at(code.pointer(code.field["out"]), 4 * emit.lanes() * i))
     values = {"weights": np.float32([0.9]), "bias": np.float32([0.1]), "out": np.zeros(SUMS * 16, np.float32)}
     memory = zeros(1, 16).data_ptr()
-    return _running(Program([step(code, values, count, count)]), memory, memory, 0), 2 * count * SUMS * emit.lanes()
+    program = Program([Step(code=code, values=values, tasks=count, grain=count)])
+    return _running(program, memory, memory, 0), 2 * count * SUMS * emit.lanes()
 
 
 def _running(program: Program, passing: int, kept: int, image: int) -> Callable[[], None]:

@@ -48,6 +48,7 @@ def one(recipe: str, method: str, device: str, folder: Path) -> int:
         limit_val=chosen.batch_size,
         workers=2,
         device=device,
+        cuda_graphs="off",
         out=folder,
     )
     list(train(request, frozenset({"method", "fc", "epochs", "era"})))

@@ -89,13 +89,16 @@ def measured(ranks: Ranks, device: torch.device, target: float, repeat: int) -> 
     found["step_live_ms"] = timed(step)
     found["bytes_live"] = (sending.sent - before[1]) // (sending.steps - before[0])
     found["adam_ms"], found["adam_bytes"] = timed(optimizer.step), _state(optimizer)
-    compact = CompactState(optimizer, pruner.weights, pruner.masks)
+    compact = CompactState(
+        optimizer, pruner.weights, pruner.masks, compiled=pruner.kernels == "numba", reads_gradients=False
+    )
     gradients = {p: p.grad for p in net.parameters()}
 
     def compactly() -> None:
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
         compact.gather()
+        compact.step()
         optimizer.step()
         compact.scatter()
 

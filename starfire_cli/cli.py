@@ -21,7 +21,7 @@ from starfire_cli.errors import BadOption, LostRank, Mismatch, StarfireError
 from starfire_cli.output import reader_gone, steady_streams
 from starfire_cli.text import printable
 
-COMMANDS = ("train", "prune-mask", "inspect", "attack", "compress", "bench", "compare", "plot", "data pack")
+COMMANDS = ("train", "prune-mask", "inspect", "attack", "compress", "export", "bench", "compare", "plot", "data pack")
 """In the order in which `--help` shows them. Each is a function of the same name in a module of the same name; of two
 words the first is the module, and a group of commands.
 """

@@ -38,6 +38,7 @@ class Option:
         choices: the words that can be given.
         specs: whether a word may have options behind a colon, which are checked elsewhere.
         parse: (flag, text) to the field's value; raises BadOption. None: typer converts to the field's type.
+        bare: the value that the flag alone means, of an option whose value may be left out.
         stored: whether the value is part of a run's config.json; "changed" for where it is not the default.
     """
 
@@ -53,6 +54,7 @@ class Option:
     choices: tuple[str, ...] = ()
     specs: bool = False
     parse: Callable[[str, str], Any] | None = None
+    bare: str | None = None
     stored: Literal["always", "changed", "never"] = "always"
 
     def default(self, value: Any) -> Any:

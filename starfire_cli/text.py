@@ -7,6 +7,8 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 
+_KILO = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
 
 def printable(text: str, limit: int = 400) -> str:
     """`text` on one line and safe for a terminal: what a file brings along may hold line ends and escape codes."""
@@ -26,6 +28,12 @@ def size_text(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def flops_text(count: float, of: float | None = None) -> str:
+    """FLOPs for people: `1.5 PFLOP`; with those of something larger, `0.52 of 0.81 PFLOP`."""
+    size, prefix = next(((s, p) for s, p in _KILO if max(count, of or 0) >= s), (1.0, ""))
+    return f"{count / size:.3g}{'' if of is None else f' of {of / size:.3g}'} {prefix}FLOP"
 
 
 def shape_text(shape: Iterable[int]) -> str:

@@ -104,6 +104,7 @@ def revived(device: torch.device, amp: str | None, steps: int) -> dict[str, int]
 def trained(folder: Path, name: str, device: torch.device, *, stop: int | None = None, **options: object) -> Checkpoint:
     """The last checkpoint of a short run on digits; with `stop`, of one that was stopped there and taken up again."""
     common: dict[str, Any] = {"device": str(device), "epochs": 4, "era": "1:3", "target": 0.6, "method": "ck"}
+    common["cuda_graphs"] = "off"  # but where the options ask for them
     list(train(TrainRequest(**common | options, out=folder, name=name, max_steps=stop)))
     run = Run(folder / name)
     if stop is not None:
@@ -129,7 +130,7 @@ def replayed(device: torch.device, options: dict[str, object]) -> dict[str, obje
     """A run whose steps are CUDA graphs, against one whose are not (of a rate that float32 holds exactly)."""
     with tempfile.TemporaryDirectory() as folder:
         plain = trained(Path(folder), "plain", device, **options)
-        return apart(plain, trained(Path(folder), "graphs", device, cuda_graphs=True, **options))
+        return apart(plain, trained(Path(folder), "graphs", device, cuda_graphs="on", **options))
 
 
 def main() -> None:
@@ -156,7 +157,15 @@ def main() -> None:
                 "warmup": 0.0,
             }
             results.attempt(f"cuda graphs, {optimizer}", lambda options=options: replayed(device, options))
-        graphs = {**exact, "amp": True, "cuda_graphs": True}
+        robust: dict[str, object] = {"lr": 2**-5, "lr_schedule": "constant", "warmup": 0.0, "amp": False, **exact}
+        for name, more in {
+            "fgsm": {"adversarial": "fgsm:eps=8/255"},
+            "pgd": {"adversarial": "pgd:eps=8/255,steps=2"},
+            "compact state": {"compact_state": True, "optimizer": "adam", "lr": 2**-10},
+            "compact state, clipping": {"compact_state": True, "clip_grad": 1.0},
+        }.items():
+            results.attempt(f"cuda graphs, {name}", lambda more=more: replayed(device, robust | more))
+        graphs = {**exact, "amp": True, "cuda_graphs": "on"}
         results.attempt("resume, cuda graphs, amp", lambda: resumes(device, graphs))
         results.attempt(
             "resume, cuda graphs, EMA, clipping", lambda: resumes(device, {**graphs, "ema": 0.99, "clip_grad": 1.0})

@@ -2,10 +2,12 @@
 # What is to be run where a GPU is at hand, in order of worth. Each step (but for the tests) is resumable, leaves out what
 # is done, and writes JSON. `tests` are skipped where there is no CUDA device.
 #
-#   benchmarks/gpu/run.sh correctness|tests|methods|overhead|launches|masks|train|memory|tiny-imagenet|cifar10|compare [more options]
+#   benchmarks/gpu/run.sh correctness|tests|methods|graphs|overhead|launches|masks|train|memory|tiny-imagenet|cifar10|compare [more options]
 #   benchmarks/gpu/run.sh tests,correctness,overhead  # one after the other, whatever becomes of each
 #
-# On an H200 the first four take about a minute each, `masks` somewhat more, `train --rows large` more than two.
+# On an H200 correctness, tests, methods, overhead and launches take about a minute each, `masks` somewhat more, `train --rows large` more than two.
+#
+# `graphs` (never run on a GPU yet) has eight trainings of six short epochs, some four minutes with its imports.
 #
 # `compare` trains four methods on WRN-28-2 at once, 40 epochs each: a quarter of an hour, with MPS=1.
 #
@@ -14,7 +16,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${DEVICE:=cuda}" "${OUT:=docs/results}" "${PYTHON:=python}" "${JOBS:=3}" "${LIMIT:=580}"
-steps="correctness, tests, methods, overhead, launches, masks, train, memory, tiny-imagenet, cifar10, compare"
+steps="correctness, tests, methods, graphs, overhead, launches, masks, train, memory, tiny-imagenet, cifar10, compare"
 fail() { echo "$*" >&2; exit 2; }
 [ $# -gt 0 ] || fail "which step? there are $steps"
 step=$1; shift
@@ -44,7 +46,7 @@ sees_cuda() { "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_availa
 [[ ", $steps," == *", $step,"* ]] || fail "unknown step $step; there are $steps"
 [ "$DEVICE" != cuda ] || [ "$step" = tests ] || sees_cuda || fail "torch sees no CUDA device here; DEVICE=cpu TINY=1 tries a step on a CPU"
 case $step in
-    correctness | overhead | launches | methods) run "benchmarks/gpu/$step.py" --device "$DEVICE" --out "$OUT/gpu-$step.json" "${tiny[@]}" "$@" ;;
+    correctness | overhead | launches | methods | graphs) run "benchmarks/gpu/$step.py" --device "$DEVICE" --out "$OUT/gpu-$step.json" "${tiny[@]}" "$@" ;;
     tests) run -m pytest -o addopts= -p no:cacheprovider tests/pruning/kernels/test_kernels_triton.py tests/workflows/train/test_cuda_graph.py -k gpu "$@" ;;
     masks) run benchmarks/masks.py --device "$DEVICE" --batch 64 --size 224 --out "$OUT/gpu-masks.json" "$@" ;;
     train) run benchmarks/train.py --device "$DEVICE" --rows tiny,cifar,large --steps 100 --turns 1 --workers 14 --out "$OUT/gpu-train.json" "$@" ;;

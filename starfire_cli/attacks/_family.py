@@ -39,7 +39,10 @@ class Adversarial:
 
 
 class Attack(Protocol):
-    """Moves images so that a network misclassifies them."""
+    """Moves images so that a network misclassifies them.
+
+    One whose `sweep` may be captured in a CUDA graph has the attribute `captured`, which is True.
+    """
 
     @property
     def eps(self) -> float:

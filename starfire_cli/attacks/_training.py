@@ -24,8 +24,19 @@ class Adversary:
     attack: Attack
     seed: int = 0
 
+    @property
+    def captured(self) -> bool:
+        """Whether the attack may be part of a captured CUDA graph: nothing in it depends on what the host sees."""
+        return bool(getattr(self.attack, "captured", False))
+
     def perturb(
-        self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, step: int, places_N: Tensor | None = None
+        self,
+        model: nn.Module,
+        images_NCHW: Tensor,
+        labels_N: Tensor,
+        *,
+        step: int | Tensor,
+        places_N: Tensor | None = None,
     ) -> Tensor:
         """Adversarial images, (N, C, H, W), detached, computed in the caller's autocast.
 
@@ -35,7 +46,8 @@ class Adversary:
             model: from pixels in [0, 1] to logits; under DDP the module inside.
             images_NCHW: float32 in [0, 1].
             labels_N: the true classes, int64.
-            step: number of this batch since training began; after a resume the same number gives the same images.
+            step: number of this batch since training began; after a resume the same number gives the same images. As
+                an int64 tensor it is read on its device, by a captured step too.
             places_N: the images' places in the batch, int64, where they are a part of it: with them each image gets
                 the start that it would get in the whole; None: they are all of it, in order.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -32,6 +33,8 @@ class FGSM:
     norm: str = "linf"
     random_start: bool | None = None
     step_size: float | None = None
+
+    captured: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_size(self.eps, self.norm)

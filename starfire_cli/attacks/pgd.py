@@ -53,6 +53,11 @@ class PGD:
         if self.step_size is not None and not 0 < self.step_size < float("inf"):
             raise BadOption(f"step_size={self.step_size:g} is no step; it is above 0")
 
+    @property
+    def captured(self) -> bool:
+        """Whether it may be part of a CUDA graph: restarts look which images still stand."""
+        return self.restarts == 1
+
     def sweep(
         self, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, *, eps: Sequence[float], draws: AttackDraws
     ) -> Iterator[Adversarial]:

@@ -17,6 +17,7 @@ class CheckedCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer's own. Raises BadOption that repeats the value."""
+        args = self._with_bare_values(args)
         # As they were typed: an empty path has become the current folder by the time that it is a Path.
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         for param in self.params:
@@ -37,6 +38,18 @@ class CheckedCommand(TyperCommand):
             for value in _each(ctx.params.get(str(param.name))):
                 check_value(name, value)
         return rest
+
+    def _with_bare_values(self, args: list[str]) -> list[str]:
+        """The arguments, with its value after each flag that stands without one and may."""
+        bare = getattr(self.callback, "bare_values", {})
+        if not bare:
+            return args
+        found: list[str] = []
+        for word, following in zip(args, [*args[1:], None], strict=True):
+            found.append(word)
+            if word in bare and (following is None or following.startswith("-")):
+                found.append(bare[word])
+        return found
 
 
 def _each(value: object) -> Iterator[object]:

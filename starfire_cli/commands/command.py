@@ -40,6 +40,8 @@ def command(*requests: type[Any], given: bool = False) -> Callable[[Callable[...
         run.__signature__ = inspect.Signature([context, *shown])  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in (context, *shown)}
         run.__name__, run.__doc__, run.__module__ = function.__name__, function.__doc__, function.__module__
+        bare = dict(found for request in requests for found in _bare_values(request))
+        run.bare_values = bare  # type: ignore[attr-defined]
         run.requests = requests  # type: ignore[attr-defined]
         return run
 
@@ -55,6 +57,13 @@ def _options(request: type[Any]) -> Iterator[tuple[dataclasses.Field[Any], Optio
             yield from _options(inner)
         elif field.name in said:
             yield field, said[field.name], hints[field.name]
+
+
+def _bare_values(request: type[Any]) -> Iterator[tuple[str, str]]:
+    """(flag, the value that it means alone) of options whose value may be left out."""
+    for field, said, _ in _options(request):
+        if said.bare is not None:
+            yield said.flag(field.name), said.bare
 
 
 def _parameter(field: dataclasses.Field[Any], said: Option, kind: Any) -> inspect.Parameter:

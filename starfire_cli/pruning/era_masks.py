@@ -12,7 +12,7 @@ from starfire_cli.pruning.kernels import Kernels, PreparedLayers
 from starfire_cli.pruning.kernels.torch import TorchKernels
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masked_weights import MaskedWeights
-from starfire_cli.pruning.units import Budget, apply_cuts
+from starfire_cli.pruning.units import Budget, apply_cuts, live_share
 
 BudgetOf = Callable[[Layer, Goal], Budget | None]
 
@@ -96,6 +96,14 @@ class EraMasks:
                 alive = apply_cuts(weight, alive, budget, layer.groups)
             rows.append((layer, int(alive.sum()), budget))
         return rows
+
+    def dead_shares(self, progress: float) -> dict[str, float]:
+        """The share of each layer's weights that is due at `progress` of the target, as far as its budget says."""
+        goal, shares = Goal(target=self._target, progress=progress), []
+        for shape in self._shapes:
+            budget = self._budget(shape, goal)
+            shares.append(1 - live_share(budget, shape.shape, shape.groups) if budget is not None else 0.0)
+        return {key: shares[number] for key, number in self._shape_of.items()}
 
     def _due(self, goal: Goal) -> Mapping[str, Budget]:
         """The layers whose budgets are not what they were, by key."""

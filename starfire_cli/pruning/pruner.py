@@ -70,6 +70,7 @@ class Pruner:
         self.kernels, self._kernels = choose(kernels, device, sum(layer.weights for layer in self.layers))
         self._tensors = MaskedWeights(self.layers, weights, self._kernels)
         self._step = 0
+        self._leaves_gradients = False
         self._masks: EraMasks | Rewiring
         if isinstance(conv, NetworkMethod):
             self._masks = Rewiring(model, self._tensors, pruned, axes=conv.axes(), target=target, era=era, seed=seed)
@@ -144,9 +145,14 @@ class Pruner:
         steps = True
         if isinstance(self._masks, Rewiring):
             steps = self._masks.before_step(self._step + 1)
-        self._tensors.mask_gradients(self._tensors.touched)
+        if not self._leaves_gradients:
+            self._tensors.mask_gradients(self._tensors.touched)
         self.seconds += perf_counter() - started
         return steps
+
+    def leave_gradients(self) -> None:
+        """From now on, `after_backward` leaves the gradients of dead weights as they are: nobody reads them."""
+        self._leaves_gradients = True
 
     @torch.no_grad()
     def after_step(self, step: int) -> bool:
@@ -201,7 +207,7 @@ class Pruner:
     @property
     def reads_gradients(self) -> bool:
         """Whether the gradients of dead weights are read in the step under way."""
-        return isinstance(self._masks, Rewiring) and self._masks.reads_gradients(self._step + 1)
+        return self.reads_gradients_at(self._step + 1)
 
     @property
     def zeros(self) -> dict[str, int]:
@@ -307,6 +313,18 @@ class Pruner:
     def plan(self) -> list[tuple[Layer, int, Budget | str | None]]:
         """(layer, weights left at the era's end, its cuts or rule) as the weights stand now; nothing is changed."""
         return list(self._masks.plan())
+
+    def dead_shares(self, step: int) -> dict[str, float]:
+        """The share of each layer's weights that is due after `step` steps, by key, as far as that can be told without
+        looking at weights; of a method that shares it out over the network, the network's for every layer.
+        """
+        if isinstance(self._masks, Rewiring):
+            return dict.fromkeys(self._tensors.weights, self._masks.threshold(step))
+        return self._masks.dead_shares(self.era.progress(step))
+
+    def reads_gradients_at(self, step: int) -> bool:
+        """Whether the gradients of dead weights are read in optimizer step number `step`."""
+        return isinstance(self._masks, Rewiring) and self._masks.reads_gradients(step)
 
     def _pruned(self, layers: Sequence[Layer]) -> set[str]:
         """The keys of the layers that the methods prune."""

@@ -78,6 +78,21 @@ def apply_cuts(weight: Tensor, alive: Tensor, cuts: Budget, groups: int = 1) -> 
     return left.clone() if left is alive else left
 
 
+def live_share(cuts: Budget, shape: Sequence[int], groups: int = 1) -> float:
+    """The share of the weights that live after the cuts, of a layer of this shape where nothing was dead before.
+
+    No weight is looked at: guarded units (`keep`) and ragged tiles count as all others do.
+    """
+    live, before = 1.0, frozenset[str]()
+    for cut in cuts:
+        share = 1 - cut.count / cut.competitors(shape, groups)
+        inside = frozenset("KCRS") - frozenset(cut.within)
+        # Competitions inside of what went as one before lose in all that is left, others count the dead first.
+        live = live * share if before and inside <= before else min(live, share)
+        before = frozenset(cut.unit)
+    return max(0.0, live)
+
+
 def rank_units(weight: Tensor, alive: Tensor, cut: Cut, groups: int = 1) -> tuple[Tensor, Tensor, Tensor | None]:
     """The scores of all units, whether they are alive, and whether `keep` holds them (None: it holds nothing).
 

@@ -11,13 +11,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from starfire_cli.records.flops import TRAINING
 from starfire_cli.records.inspect import Inspection
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+_SECONDS = ("elapsed_seconds", "seconds", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,24 @@ class RunHistory:
     def at(self, epoch: int, key: str) -> float | None:
         """The value after an epoch; None where it is missing."""
         return next((row.get(key) for row in self.rows if row["epoch"] == epoch), None)
+
+    def spent(self, what: Literal["flops", "seconds"]) -> dict[float, float]:
+        """Training FLOPs by live weights, or seconds, from the start to the end of each epoch.
+
+        Rows of earlier versions say these of their epochs alone, which are added up; empty where one does not.
+        """
+        total, single, by = ("training_flops", "train_macs", TRAINING) if what == "flops" else _SECONDS
+        found: dict[float, float] = {}
+        so_far = 0.0
+        for row in self.rows:
+            if total in row:
+                so_far = row[total]
+            elif single in row and (found or row["epoch"] == 1):
+                so_far += by * row[single]
+            else:
+                return {}
+            found[row["epoch"]] = so_far
+        return found
 
     def best(self) -> Mapping[str, float] | None:
         """The row of the checkpoint that `train` calls best: highest top-1 of those that have met the target."""

@@ -38,6 +38,8 @@ class TrainingPlan:
         settings: (name, value) of the resolved configuration, for people.
         timeline: (epoch, what happens there).
         left_out: (layer or parameter, why it is not pruned).
+        dense_flops: of the whole training, did all weights stay alive.
+        cost_share: how much of that live weights need, as far as the era tells; None where it does not.
     """
 
     settings: tuple[tuple[str, str], ...]
@@ -47,6 +49,8 @@ class TrainingPlan:
     timeline: tuple[tuple[float, str], ...]
     parameters: int
     macs: int
+    dense_flops: int
+    cost_share: float | None
 
     @property
     def prunable(self) -> int:
@@ -81,7 +85,7 @@ class Started:
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """A line for the user in the middle of training."""
+    """A line for the user about something that turned out while training."""
 
     text: str
 
@@ -98,6 +102,8 @@ class StepRecord:
     threshold: float
     sparsity: float
     images_per_second: float
+    training_flops: int | None = None  # of the run so far, by live weights
+    dense_flops: int | None = None  # the same, had all weights stayed alive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +127,11 @@ class EpochRecord:
     best: bool
     macs: int | None = None  # of one image by live weights, at the end of the epoch
     train_macs: int | None = None  # of one pass over the epoch's images, by the weights that were live
+    training_flops: int | None = None  # of the run so far, by live weights
+    dense_flops: int | None = None  # the same, had all weights stayed alive
+    elapsed_seconds: float | None = None  # of the run so far, training and validation
+    sparse_flops: int | None = None  # of `training_flops`, what loops over live weights have computed
+    sparse_seconds: float | None = None  # of the steps that they have computed
     robust_top1: float | None = None
     round: int | None = None  # of training, where a method has several, from 1; epochs count on over all
     gradient_bytes: int | None = None  # that each of several processes sent in a step, on average
@@ -161,6 +172,8 @@ class Finished:
     epochs: int
     seconds: float
     images_per_second: float
+    training_flops: int | None = None  # of all epochs, by live weights
+    dense_flops: int | None = None  # the same, had all weights stayed alive
     notes: tuple[str, ...] = ()
 
 

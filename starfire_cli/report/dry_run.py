@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from starfire_cli.records.train import TrainingPlan
+from starfire_cli.text import flops_text
 
 
 def show_settings(console: Console, plan: TrainingPlan) -> None:
@@ -40,7 +41,16 @@ def show_plan(console: Console, plan: TrainingPlan) -> None:
         f"({plan.macs_left / max(1, plan.macs):.1%})",
         markup=False,
     )
+    console.print(f"training: {_cost(plan)}", markup=False)
     for epoch, what in plan.timeline:
         console.print(f"epoch {round(epoch, 2):g}: {what}", markup=False)
     for name, why in plan.left_out:
         console.print(f"not pruned: {name} ({why})", markup=False)
+
+
+def _cost(plan: TrainingPlan) -> str:
+    """The FLOPs of the whole training, dense and as far as the era tells by live weights."""
+    dense = flops_text(plan.dense_flops)
+    if plan.cost_share is None:
+        return f"{dense} dense; how much less live weights need is what has come out"
+    return f"{dense} dense, {flops_text(plan.cost_share * plan.dense_flops)} by live weights ({plan.cost_share:.1%})"

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from starfire_cli.records.train import EpochRecord, Finished, Notice, Record, Started, StepRecord, Stopped, TrainingPlan
 from starfire_cli.report.console import open_console
 from starfire_cli.report.dry_run import show_plan, show_settings
-from starfire_cli.text import command_text, counted
+from starfire_cli.text import command_text, counted, flops_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +112,9 @@ class _Screen:
             self._progress.add_task(f"epoch {record.epoch + 1}/{record.epochs}", total=record.steps, figures="")
             self._progress.update(self._progress.task_ids[0], completed=record.step)
 
-    def notice(self, notice: Notice) -> None:
+    def notice(self, r: Notice) -> None:
         if not self._quiet:
-            self._console.print(notice.text, markup=False)
+            self._console.print(r.text, markup=False)
 
     def step(self, r: StepRecord) -> None:
         if self._progress is None:
@@ -123,6 +123,7 @@ class _Screen:
         figures = f"loss {r.loss:.3f} top1 {r.top1:.1%} sparsity {r.sparsity:.1%}"
         if wide:
             figures += f" (threshold {r.threshold:.1%}) {r.images_per_second:,.0f} img/s"
+            figures += f" {flops_text(r.training_flops, r.dense_flops)}" if r.training_flops is not None else ""
         elif self._console.width < 100:
             figures = f"top1 {r.top1:.1%} sp {r.sparsity:.0%}"
         self._progress.update(
@@ -150,6 +151,8 @@ class _Screen:
             f"lr {r.lr:.3g}",
             f"step {r.step}",
         ]
+        if r.training_flops is not None and r.dense_flops:
+            fields.insert(-3, f"cost {r.training_flops / r.dense_flops:.1%} of dense")
         if r.round is not None:
             fields.insert(1, f"round {r.round}/{self._rounds}")
         if r.robust_top1 is not None:
@@ -178,14 +181,16 @@ class _Screen:
             ("top-1 / top-5", f"{r.val_top1:.2%} / {r.val_top5:.2%}"),
             ("sparsity", f"{r.sparsity_prunable:.4f} of prunable weights ({target})"),
             ("", f"{r.sparsity_total:.4f} of all parameters"),
+            *_cost(r),
             ("time", f"{r.seconds:.1f} s for {counted(r.epochs, 'epoch')}, {r.images_per_second:,.0f} images/s"),
             ("next", command_text(("starfire", "inspect", str(r.checkpoint)))),
         )
         if not (self._quiet and self._console.stderr):
             for line in (*r.notes, *(f"{left:<17}{right}" for left, right in rows)):
                 self._console.print(line, markup=False)
-        keys = ("run", "checkpoint", "val_top1", "val_top5", "target", "sparsity_prunable", "sparsity_total")
-        summary = {k: getattr(r, k) for k in (*keys, "epochs", "seconds", "images_per_second")}
+        keys = ("run", "checkpoint", "val_top1", "val_top5", "target", "sparsity_prunable", "sparsity_total", "epochs")
+        costs = ("seconds", "images_per_second", "training_flops", "dense_flops")
+        summary = {k: getattr(r, k) for k in (*keys, *costs)}
         return End(summary=summary | {"run": str(r.run), "checkpoint": str(r.checkpoint)})
 
     def close(self) -> None:
@@ -197,3 +202,11 @@ class _Screen:
         """Shows the plan, if nothing came after it."""
         if self._plan is not None and not self._shown_plan:
             show_plan(self._console, self._plan)
+
+
+def _cost(r: Finished) -> list[tuple[str, str]]:
+    """The closing table's row of training FLOPs, where the run has counted them."""
+    if r.training_flops is None or not r.dense_flops:
+        return []
+    shown = flops_text(r.training_flops, r.dense_flops)
+    return [("training cost", f"{shown} by live weights, {r.training_flops / r.dense_flops:.1%} of dense")]

@@ -10,6 +10,7 @@ import torch
 
 from starfire_cli.sparse import emit, machine
 from starfire_cli.sparse.convolution import TILINGS, Kind, Place, Tiling, Work, steps
+from starfire_cli.sparse.layout import Layout
 from starfire_cli.sparse.linear import SparseLinear
 from starfire_cli.sparse.machine import Program
 from starfire_cli.sparse.plan import Choice, How, Maps, dense_convolution
@@ -77,16 +78,35 @@ def _sensible(work: Work) -> tuple[Kind, ...]:
 def _in_loops(operation: Operation, work: Work, kind: Kind, maps: Maps, alone: bool) -> tuple[float, Tiling]:
     """The seconds that the loop takes with the fastest of its tilings, and which that is."""
     source, target = (maps.layout(maps.pixels(node)) for node in (operation.inputs[0], operation.node))
+    half = maps.layout(maps.halved(operation.inputs[0])) if work.halved else None
+    return _timed(work, kind, (source, target, half), alone)
+
+
+def fastest_loop(work: Work, source: Layout, target: Layout, half: Layout | None) -> tuple[Kind, Tiling]:
+    """The loop and its tiling that run a convolution fastest in one thread.
+
+    Args:
+        work: the convolution.
+        source: the layout of its input.
+        target: of its output.
+        half: of the halves of its input, where these are made.
+    """
+    found = {kind: _timed(work, kind, (source, target, half), alone=False) for kind in _sensible(work)}
+    best = min(found, key=lambda kind: found[kind][0])
+    return best, found[best][1]
+
+
+def _timed(work: Work, kind: Kind, layouts: tuple[Layout, Layout, Layout | None], alone: bool) -> tuple[float, Tiling]:
+    source, target, halved = layouts
     C, K = work.channels
     offset, places = 0, []
     for layout, channels in ((source, C), (target, K), (target, K)):
         places.append(Place(kept=False, offset=offset, layout=layout, channels=channels))
         offset += layout.floats(channels)
     half = None
-    if work.halved:
-        layout, channels = maps.layout(maps.halved(operation.inputs[0])), C * len(work.halves())
-        half = Place(kept=False, offset=offset, layout=layout, channels=C)
-        offset += layout.floats(channels)
+    if halved is not None:
+        half = Place(kept=False, offset=offset, layout=halved, channels=C)
+        offset += halved.floats(C * len(work.halves()))
     threads = machine.threads() if alone else 1
     memory = zeros(1, offset)
     tried: dict[Tiling, float] = {}
@@ -100,6 +120,7 @@ def _in_loops(operation: Operation, work: Work, kind: Kind, maps: Maps, alone: b
             other=places[2],
             half=half,
             threads=threads,
+            lanes=emit.lanes(),
             cache=LoopWeightsCache(),
         )
         run = partial(Program(made).run_one, memory.data_ptr(), memory.data_ptr(), 0, threads)

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from starfire_cli.sparse import emit, loops
+from starfire_cli.sparse import loops
+from starfire_cli.sparse.emit import Code
 from starfire_cli.sparse.layout import FLOAT, Layout, Tiles, cut
-from starfire_cli.sparse.loops import FIELDS, Finish, Tile
+from starfire_cli.sparse.loops import Finish, Tile
 from starfire_cli.sparse.machine import Step
 from starfire_cli.sparse.pool import LoopWeightsCache
 from starfire_cli.sparse.weights import LiveWeights, order_kernels, order_taps
@@ -171,6 +172,7 @@ def steps(
     other: Place | None,
     half: Place | None,
     threads: int,
+    lanes: int,
     cache: LoopWeightsCache,
 ) -> list[Step]:
     """The steps of `work`.
@@ -184,6 +186,7 @@ def steps(
         other: what is added.
         half: room for the halves of the input's rows and columns, for stride 2.
         threads: that share one image; 1 where each has its own.
+        lanes: floats in the widest vector.
         cache: weights ordered for other programs; those for this one are added.
     """
     if work.does in ("scale", "mean"):
@@ -195,8 +198,8 @@ def steps(
         reach, seen = _reaching_halves(work, half.layout), half
     out = target.layout
     apart = work.window.stride if work.in_place else 1  # rows and columns of what is read
-    together = out.rows_in_vector(emit.lanes()) if seen.layout.row == out.row and apart == 1 else 1  # rows in a vector
-    lanes = emit.lanes() if together > 1 else out.lanes
+    together = out.rows_in_vector(lanes) if seen.layout.row == out.row and apart == 1 else 1  # rows in a vector
+    lanes = lanes if together > 1 else out.lanes
     finish = Finish(
         add=work.finish.add,
         low=work.finish.low,
@@ -250,20 +253,11 @@ def steps(
             "blocks": blocks,
             "per_block": per_block,
         }
-        found.append(step(code, shared | own, tasks, grain))
+        found.append(Step(code=code, values=shared | own, tasks=tasks, grain=grain))
     return found
 
 
-def step(code: emit.Code, values: dict[str, Any], tasks: int, grain: int) -> Step:
-    """A step of `code`: arrays among `values` are passed by address and kept."""
-    args = np.zeros(len(FIELDS), np.int64)
-    arrays = [value for value in values.values() if isinstance(value, np.ndarray)]
-    for name, value in values.items():
-        args[FIELDS.index(name)] = value.ctypes.data if isinstance(value, np.ndarray) else value
-    return Step(function=emit.compiled(code.text()), args=args, tasks=tasks, grain=grain, keeps=tuple(arrays))
-
-
-def _code(work: Work, kind: Kind, lanes: int, tile: Tile, row: int, finish: Finish) -> emit.Code:
+def _code(work: Work, kind: Kind, lanes: int, tile: Tile, row: int, finish: Finish) -> Code:
     if work.does == "max":
         return loops.maxima(lanes=lanes, tile=tile, finish=finish)
     if kind == "kernels":
@@ -309,7 +303,8 @@ def _halving(work: Work, source: Place, half: Place, threads: int) -> Step:
         "mask": layout.mask().numpy(),
     }
     tasks = source.channels * len(halves)
-    return step(code, values, tasks, tasks if threads == 1 else max(1, tasks // (4 * threads)))
+    grain = tasks if threads == 1 else max(1, tasks // (4 * threads))
+    return Step(code=code, values=values, tasks=tasks, grain=grain)
 
 
 def _plainly(work: Work, source: Place, target: Place, threads: int) -> Step:
@@ -328,7 +323,8 @@ def _plainly(work: Work, source: Place, target: Place, threads: int) -> Step:
             pixels=seen.height * seen.width,
         )
         values |= {**source.fields("in"), "in_plane": FLOAT * seen.plane}
-    return step(code, values, channels, channels if threads == 1 else max(1, channels // (4 * threads)))
+    grain = channels if threads == 1 else max(1, channels // (4 * threads))
+    return Step(code=code, values=values, tasks=channels, grain=grain)
 
 
 def _starts(part: Tiles, row: int, lanes: int) -> Any:

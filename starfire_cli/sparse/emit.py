@@ -15,7 +15,11 @@ from typing import Any
 
 from starfire_cli.errors import StarfireError
 
-_COMPILING = Lock()  # LLVM's contexts are not made for two threads
+_ADDRESS = """define internal ptr @address(i64 %at) alwaysinline nounwind {
+  %there = inttoptr i64 %at to ptr
+  ret ptr %there
+}"""
+COMPILING = Lock()  # LLVM's contexts are not made for two threads
 
 
 class Code:
@@ -62,8 +66,8 @@ class Code:
         return self.let(f'call ptr asm "", "=r,0"(ptr {pointer})')
 
     def pointer(self, value: str) -> str:
-        """The pointer with an address given as a number."""
-        return self.let(f"inttoptr i64 {value} to ptr")
+        """The pointer to a table, of which an argument tells the place: an address, or what `@address` makes of it."""
+        return self.let(f"call ptr @address(i64 {value})")
 
     def region(self, name: str) -> str:
         """The address of the map called `name`, in the region that the argument `name_region` selects."""
@@ -207,12 +211,20 @@ class Code:
     def equal(self, a: str | int, b: str | int) -> str:
         return self.let(f"icmp eq i64 {a}, {b}")
 
+    @property
+    def declarations(self) -> frozenset[str]:
+        """The intrinsics that it calls, each declared by a line of assembly."""
+        return frozenset(self._declared)
+
+    def function(self, name: str, attributes: str = "nounwind") -> str:
+        """The function as assembly, under a name and with LLVM's attributes; it calls `@address`."""
+        args = "ptr noalias %args, ptr %passing, ptr %kept, ptr %image, i64 %begin, i64 %end"
+        start = f"define void @{name}({args}) {attributes} {{"
+        return "\n".join([start, "entry:", *self._head, *self._lines, "  ret void", "}", ""])
+
     def text(self) -> str:
-        """The function as assembly, whole."""
-        start = (
-            "define void @f(ptr noalias %args, ptr %passing, ptr %kept, ptr %image, i64 %begin, i64 %end) nounwind {"
-        )
-        return "\n".join([*sorted(self._declared), start, "entry:", *self._head, *self._lines, "  ret void", "}", ""])
+        """A module with the function as `f`, whose tables lie where its arguments say."""
+        return "\n".join([*sorted(self._declared), _ADDRESS, self.function("f")])
 
 
 class Variable:
@@ -271,19 +283,13 @@ def compiled(text: str, *, quickly: bool = False) -> int:
         text: assembly.
         quickly: with few passes, in half the time; enough for loops that are as they should run already.
     """
-    with _COMPILING:
+    with COMPILING:
         llvm = _llvm()
         name = f"f{len(_engines)}" if quickly else "f"
         module = llvm.parse_assembly(text.replace("@f(", f"@{name}(", 1) if quickly else text)
         module.verify()
         machine = _shared_machine() if quickly else _machine()
-        module.triple, module.data_layout = machine.triple, str(machine.target_data)
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
-        options.loop_unrolling = False
-        options.slp_vectorization = options.loop_vectorization = False
-        passes = llvm.create_pass_builder(machine, options)
-        manager = _few_passes(llvm) if quickly else None
-        (manager or passes.getModulePassManager()).run(module, passes)
+        optimise(module, machine, quickly=quickly)
         if quickly:  # of many functions only the machine code is kept
             engine = _shared_engine()
             engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(machine.emit_object(module)))
@@ -321,6 +327,18 @@ def _few_passes(llvm: Any) -> Any:
             return None
         getattr(manager, f"add_{name}_pass")()
     return manager
+
+
+def optimise(module: Any, machine: Any, *, quickly: bool = False) -> None:
+    """Run LLVM's passes over a module for a target machine, or but a few; loops stay as they are written."""
+    llvm = _llvm()
+    module.triple, module.data_layout = machine.triple, str(machine.target_data)
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_unrolling = False
+    options.slp_vectorization = options.loop_vectorization = False
+    passes = llvm.create_pass_builder(machine, options)
+    manager = _few_passes(llvm) if quickly else None
+    (manager or passes.getModulePassManager()).run(module, passes)
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor
 
 from starfire_cli.sparse import emit, loops
-from starfire_cli.sparse.convolution import TILINGS, Place, SlidingWindow, Work, step, steps
+from starfire_cli.sparse.convolution import TILINGS, Place, SlidingWindow, Work, steps
 from starfire_cli.sparse.layout import FLOAT, LARGEST, LINE, Layout
 from starfire_cli.sparse.loops import FIELDS, Finish
-from starfire_cli.sparse.machine import Program, in_threads, threads
+from starfire_cli.sparse.machine import Program, Step, in_threads, threads
 from starfire_cli.sparse.pool import LoopWeightsCache
 from starfire_cli.sparse.weights import LiveWeights, in_memory
 
@@ -50,6 +51,7 @@ class SparseLinear:
                 other=None,
                 half=None,
                 threads=threads(),
+                lanes=lanes,
                 cache=LoopWeightsCache(),
             )
         )
@@ -75,31 +77,38 @@ class SparseLinear:
         return self._target.layout.view(target, 0, self._target.channels)[0, :, 0].t().contiguous()
 
     def _gathered(self) -> None:
-        lanes = emit.lanes()
-        O, I = self._live.shape[:2]
-        row, column = np.divmod(self._live.where, I)
-        counts = np.bincount(row, minlength=O)
-        vectors = -(-counts // lanes)
-        starts = np.zeros(O + 1, np.int32)
-        np.cumsum(vectors, out=starts[1:])
-        # Entries come in whole vectors; what is missing of the last one is input 0 times zero.
-        first = np.repeat(np.cumsum(counts) - counts, counts)
-        place = starts[row].astype(np.int64) * lanes + np.arange(len(row)) - first
-        self._offsets = np.zeros(max(1, int(starts[-1]) * lanes), np.int32)
-        self._weights = np.zeros(len(self._offsets), np.float32)
-        self._offsets[place], self._weights[place] = column, self._live.values
-        self._code = loops.gathered(lanes=lanes)
-        values = {
-            "segments": starts,
-            "offsets": self._offsets,
-            "weights": self._weights,
-            "bias": self._live.bias,
-        }
-        self._step = step(self._code, values, O, O)
+        I = self._live.shape[1]
+        self._step = gathering(self._live, np.arange(I, dtype=np.int32), {}, lanes=emit.lanes())
+        self._args = self._step.args()
 
     def _one(self, row: Tensor) -> Tensor:
         found = torch.empty(self._live.shape[0])
-        args: Any = self._step.args.copy()
+        args = self._args.copy()
         args[FIELDS.index("in")], args[FIELDS.index("out")] = row.data_ptr(), found.data_ptr()
-        in_threads(self._code, args, len(found), threads())
+        in_threads(self._step.code, args, len(found), threads())
         return found
+
+
+def gathering(live: LiveWeights, positions: Any, places: Mapping[str, int], *, lanes: int) -> Step:
+    """The step of a linear layer for one image.
+
+    Args:
+        live: (O, I, 1, 1).
+        positions: int32 (I,), floats from the beginning of `in` to each input.
+        places: where input and output lie, as arguments of the loop.
+        lanes: floats in a vector.
+    """
+    O, I = live.shape[:2]
+    row, column = np.divmod(live.where, I)
+    counts = np.bincount(row, minlength=O)
+    vectors = -(-counts // lanes)
+    starts = np.zeros(O + 1, np.int32)
+    np.cumsum(vectors, out=starts[1:])
+    # Entries come in whole vectors; what is missing of the last one is input 0 times zero.
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    place = starts[row].astype(np.int64) * lanes + np.arange(len(row)) - first
+    offsets = np.zeros(max(1, int(starts[-1]) * lanes), np.int32)
+    weights = np.zeros(len(offsets), np.float32)
+    offsets[place], weights[place] = positions[column], live.values
+    values = {**places, "segments": starts, "offsets": offsets, "weights": weights, "bias": live.bias}
+    return Step(code=loops.gathered(lanes=lanes), values=values, tasks=O, grain=O)

@@ -284,11 +284,11 @@ def gathered(*, lanes: int) -> Code:
     """A linear layer for one image: a task is one output, its inputs are picked up from where they lie.
 
     Of the arguments `segments` (in vectors), `offsets` (inputs, int32), `weights` and `bias` count; entries come in
-    whole vectors. `in` and `out` are addresses.
+    whole vectors.
     """
     code = Code(FIELDS, lanes)
     f, vector = code.field, code.vector
-    source, target = code.pointer(f["in"]), code.pointer(f["out"])
+    source, target = code.region("in"), code.region("out")
     segments, offsets, weights, bias = (code.pointer(f[n]) for n in ("segments", "offsets", "weights", "bias"))
     total = code.variable(vector, "zeroinitializer")
     with code.loop("%begin", "%end") as o:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +23,7 @@ import torch
 
 from starfire_cli.sparse import emit
 from starfire_cli.sparse.emit import Code
+from starfire_cli.sparse.loops import FIELDS
 
 Longs = npt.NDArray[np.int64]
 _WIDE = 4  # i64 of each step, in the table that the runner reads
@@ -36,30 +37,33 @@ class Step:
     """A loop, its arguments and its number of tasks.
 
     Args:
-        function: address of the machine code.
-        args: one int64 for each of `loops.FIELDS`.
+        code: of the loop.
+        values: its arguments by the names in `loops.FIELDS`; tables are arrays. Those that are missing are zero.
         tasks: how many.
         grain: tasks that are taken at a time.
-        keeps: arrays whose addresses are among the arguments.
     """
 
-    function: int
-    args: Longs
+    code: Code
+    values: Mapping[str, Any]
     tasks: int
     grain: int
-    keeps: tuple[Any, ...]
+
+    def args(self) -> Longs:
+        """One int64 for each of `loops.FIELDS`; tables by their address, for as long as the step is there."""
+        found = np.zeros(len(FIELDS), np.int64)
+        for name, value in self.values.items():
+            found[FIELDS.index(name)] = value.ctypes.data if isinstance(value, np.ndarray) else value
+        return found
 
 
-class Program:
-    """Steps one after the other, ready to run.
+class CompiledLoops:
+    """Compiled loops one after the other, ready to run.
 
     Args:
-        steps: in order.
+        rows: of each loop the address of its code, that of its arguments, its tasks, and those taken at a time.
     """
 
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self.steps = tuple(steps)
-        rows = [(s.function, s.args.ctypes.data, s.tasks, s.grain) for s in self.steps]
+    def __init__(self, rows: Sequence[tuple[int, int, int, int]]) -> None:
         self._table = np.array(rows, np.int64).reshape(-1, _WIDE)
         self._run = ctypes.CFUNCTYPE(None, *_SIGNATURE)(_runner())
         self._offer = ctypes.cast(_offer(), ctypes.c_void_p).value
@@ -74,7 +78,7 @@ class Program:
             threads: how many, this one included.
         """
         state = self._counters(threads)
-        call = (self._table.ctypes.data, state.ctypes.data, len(self.steps), passing, kept, image, self._offer)
+        call = (self._table.ctypes.data, state.ctypes.data, len(self._table), passing, kept, image, self._offer)
         helpers = [_pool(os.getpid(), threads - 1).submit(self._run, *call, t, threads) for t in range(1, threads)]
         try:
             self._run(*call, 0, threads)
@@ -83,7 +87,7 @@ class Program:
 
     def _counters(self, threads: int) -> Longs:
         """For each step the tasks that are done, and the tasks taken of each thread's share."""
-        return np.zeros((1 + threads) * _LINE * max(1, len(self.steps)), np.int64)
+        return np.zeros((1 + threads) * _LINE * max(1, len(self._table)), np.int64)
 
     def run_many(self, passing: Sequence[int], kept: Sequence[int], images: Sequence[int]) -> None:
         """Run images side by side, as many at a time as `passing` has addresses; the others are of each image."""
@@ -91,7 +95,7 @@ class Program:
 
         def work(memory: int) -> None:
             state = self._counters(1)
-            fixed = (self._table.ctypes.data, state.ctypes.data, len(self.steps), memory)
+            fixed = (self._table.ctypes.data, state.ctypes.data, len(self._table), memory)
             while (i := next(todo)) < len(kept):
                 state.fill(0)
                 self._run(*fixed, kept[i], images[i], self._offer, 0, 1)
@@ -101,6 +105,24 @@ class Program:
             work(passing[0])
         finally:
             _settle(helpers)
+
+
+class Program(CompiledLoops):
+    """Steps one after the other, ready to run.
+
+    Args:
+        steps: in order.
+    """
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = tuple(steps)
+        self._args = [step.args() for step in self.steps]
+        super().__init__(
+            [
+                (emit.compiled(step.code.text()), args.ctypes.data, step.tasks, step.grain)
+                for step, args in zip(self.steps, self._args, strict=True)
+            ]
+        )
 
 
 def in_threads(code: Code, args: Longs, tasks: int, threads: int) -> None:
@@ -144,9 +166,27 @@ def _runner() -> int:
     """The machine code of
     `void f(ptr table, ptr state, i64 steps, ptr passing, ptr kept, ptr image, ptr offer, i64 own, i64 threads)`.
     """
-    lines = f"""
-define void @f(ptr %table, ptr %state, i64 %steps, ptr %passing, ptr %kept, ptr %image, ptr %offer, i64 %own,
-               i64 %threads) nounwind {{
+    start = """define void @f(ptr %table, ptr %state, i64 %steps, ptr %passing, ptr %kept, ptr %image, ptr %offer,
+               i64 %own, i64 %threads) nounwind {"""
+    work = """  %function = load ptr, ptr %p
+  %p1 = getelementptr i64, ptr %p, i64 1
+  %args = load ptr, ptr %p1
+  call void %function(ptr %args, ptr %passing, ptr %kept, ptr %image, i64 %begin, i64 %end)"""
+    return emit.compiled(shared_run(start, work, offer="%offer"))
+
+
+def shared_run(start: str, work: str, offer: str) -> str:
+    """A function that runs a program in one of several threads, as assembly.
+
+    Args:
+        start: its head, with the arguments %table (rows of `_WIDE` i64, of which the third is the number of tasks and
+            the fourth the grain), %state (counters, zero at first), i64 %steps, i64 %own, which thread it is, and i64
+            %threads; and whatever `work` needs.
+        work: what does the tasks from i64 %begin to %end of the step i64 %s, whose row is at %p.
+        offer: the function that yields the processor.
+    """
+    return f"""
+{start}
 entry:
   %counters = add i64 %threads, 1
   %wide = mul i64 %counters, {_LINE}
@@ -158,9 +198,6 @@ next:
 step:
   %row = mul i64 %s, {_WIDE}
   %p = getelementptr i64, ptr %table, i64 %row
-  %function = load ptr, ptr %p
-  %p1 = getelementptr i64, ptr %p, i64 1
-  %args = load ptr, ptr %p1
   %p2 = getelementptr i64, ptr %p, i64 2
   %tasks = load i64, ptr %p2
   %p3 = getelementptr i64, ptr %p, i64 3
@@ -187,7 +224,7 @@ work:
   %upto = add i64 %begin, %grain
   %fits = icmp slt i64 %upto, %last
   %end = select i1 %fits, i64 %upto, i64 %last
-  call void %function(ptr %args, ptr %passing, ptr %kept, ptr %image, i64 %begin, i64 %end)
+{work}
   %did = sub i64 %end, %begin
   %before = atomicrmw add ptr %ready, i64 %did acq_rel
   br label %take
@@ -206,7 +243,7 @@ idle:
   %long = icmp sgt i64 %spins1, {_SPINS}
   br i1 %long, label %other, label %look
 other:
-  %ignored = call i32 %offer()
+  %ignored = call i32 {offer}()
   br label %look
 look:
   br label %wait
@@ -214,7 +251,6 @@ done:
   ret void
 }}
 """
-    return emit.compiled(lines)
 
 
 def addresses(memory: torch.Tensor) -> Iterator[int]:

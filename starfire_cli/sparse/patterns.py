@@ -19,7 +19,7 @@ from starfire_cli.sparse.weights import LiveWeights, in_memory
 Shape = tuple[int, ...]
 _SUBTRACT, _DIVIDE = {operator.sub, torch.sub}, {operator.truediv, torch.div}
 _OTHER = slice(None, None, 2)
-_POINT = SlidingWindow(size=(1, 1), stride=1, padding=(0, 0), dilation=(1, 1))
+POINT = SlidingWindow(size=(1, 1), stride=1, padding=(0, 0), dilation=(1, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def intake(root: fx.GraphModule, images: fx.Node, shapes: dict[fx.Node, Shape]) 
         values=in_memory(scale.float()).numpy(),
         bias=in_memory(shift.float()).numpy(),
     )
-    return Intake(nodes=nodes, work=Work(window=_POINT, live=live, finish=Finish(), does="scale"))
+    return Intake(nodes=nodes, work=Work(window=POINT, live=live, finish=Finish(), does="scale"))
 
 
 def subsampling(node: fx.Node, shapes: dict[fx.Node, Shape]) -> Work | None:
@@ -86,7 +86,7 @@ def pooling(root: fx.GraphModule, node: fx.Node, shapes: dict[fx.Node, Shape], p
     ):
         C = shapes[source][1]
         live = LiveWeights.of(torch.ones(C, 1, 1, 1), None, C)
-        return Work(window=_POINT, live=live, finish=Finish(), does="mean")
+        return Work(window=POINT, live=live, finish=Finish(), does="mean")
     if type(pool) is not nn.MaxPool2d or source not in positive or pool.ceil_mode or pool.return_indices:
         return None
     (R, S), (down, right) = pair(pool.kernel_size), pair(pool.stride)

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from starfire_cli.sparse import emit, machine
-from starfire_cli.sparse.convolution import TILINGS, Kind, Place, Tiling, steps
+from starfire_cli.sparse.convolution import TILINGS, Kind, Place, Tiling, Work, steps
 from starfire_cli.sparse.folding import attribute
 from starfire_cli.sparse.layout import Layout
 from starfire_cli.sparse.linear import SparseLinear
@@ -50,9 +50,11 @@ class Maps:
     Args:
         operations: of the network.
         shapes: of all values.
+        lanes: floats in the widest vector; by default those of this processor.
     """
 
-    def __init__(self, operations: Sequence[Operation], shapes: dict[fx.Node, Shape]) -> None:
+    def __init__(self, operations: Sequence[Operation], shapes: dict[fx.Node, Shape], lanes: int | None = None) -> None:
+        self.lanes = emit.lanes() if lanes is None else lanes
         self._needs: dict[tuple[int, int], tuple[int, int]] = {}
         self.shapes = shapes
         for operation in operations:
@@ -61,15 +63,23 @@ class Maps:
             if not operation.inputs:
                 self._need(self.pixels(operation.node), 0, 0)
                 continue
-            (H, W), (out_H, out_W) = self.pixels(operation.inputs[0]), self.pixels(operation.node)
-            window, room = operation.work.window, operation.work.window.room
-            if operation.work.in_place:
-                room = window.room_in_place
-            elif operation.work.halved:
-                self._need((H, W), 1, 1)
-                H, W = -(-H // 2), -(-W // 2)
-            self._need((H, W), room(0, H, out_H), room(1, W, out_W))
-            self._need((out_H, out_W), 0, 0)
+            self.include_work(operation.work, self.pixels(operation.inputs[0]), self.pixels(operation.node))
+
+    def include_work(self, work: Work, source: tuple[int, int], target: tuple[int, int]) -> None:
+        """Make room for maps of so many pixels that a loop reads and writes."""
+        (H, W), (out_H, out_W) = source, target
+        room = work.window.room
+        if work.in_place:
+            room = work.window.room_in_place
+        elif work.halved:
+            self._need((H, W), 1, 1)
+            H, W = -(-H // 2), -(-W // 2)
+        self._need((H, W), room(0, H, out_H), room(1, W, out_W))
+        self._need((out_H, out_W), 0, 0)
+
+    def include(self, pixels: tuple[int, int]) -> None:
+        """Make room for maps of so many pixels, which no operation's own need names."""
+        self._need(pixels, 0, 0)
 
     def too_large(self, operations: Sequence[Operation]) -> set[fx.Node]:
         """The operations that read maps in which the loops' int32 offsets would overflow: they are left to torch."""
@@ -89,7 +99,7 @@ class Maps:
     def layout(self, pixels: tuple[int, int]) -> Layout:
         """The layout of maps of so many pixels."""
         above, beside = self._needs[pixels]
-        widest = emit.lanes()
+        widest = self.lanes
         lanes = widest if pixels[1] > widest // 2 else max(4, widest // 2)
         return Layout(height=pixels[0], width=pixels[1], above=above, beside=beside, lanes=lanes)
 
@@ -245,6 +255,7 @@ class ExecutionPlan:
                 other=other,
                 half=halves.get(o.node),
                 threads=sharing,
+                lanes=emit.lanes(),
                 cache=self._network.weights_cache,
             )
         return Program(found)

@@ -19,6 +19,7 @@ KINDS = {
     "convergence": "Validation accuracy by epoch",
     "sparsity": "Threshold and true sparsity by epoch",
     "tradeoff": "Accuracy against sparsity, multiply-accumulates and file size",
+    "cost": "Accuracy against the cost of training",
     "layers": "Sparsity of each layer",
     "window": "How many of nine weights survive in 3x3 windows",
     "kernels": "The masks themselves",
@@ -50,6 +51,7 @@ def default_kinds(runs: Sequence[RunHistory], checkpoints: Sequence[Path], curve
         "convergence": bool(begun),
         "sparsity": any(run.has("sparsity_prunable") for run in runs if not run.dense),
         "tradeoff": len(begun) > 2 and len(sparsities) > 1 and len(checkpoints) <= _MANY_FILES,
+        "cost": len(begun) > 1 and all(run.spent("flops") for run in begun),
         "layers": bool(checkpoints),
         "window": bool(checkpoints),
         "kernels": len(checkpoints) == 1,
@@ -100,6 +102,10 @@ def draw(
         best = any(run.best() for group in begun for run in group.runs)
         _need(best, kind, "runs with an epoch that has val_top1")
         return figures.tradeoff_figure(begun, {n.run: n for n in material.networks if n.run}, width=width)
+    if kind == "cost":
+        begun = [group for group in begun if any(figures.counts_cost(group, m) for m in ("flops", "seconds"))]
+        _need(bool(begun), kind, "a run whose epochs have val_top1 and train_macs or seconds")
+        return figures.cost_figure(begun, width=width)
     if kind == "robustness":
         _need(bool(material.curves), kind, "results of starfire attack, or runs that have some")
         return figures.attacks_figure(material.curves, width=width)

@@ -10,7 +10,7 @@ import numpy as np
 
 from starfire_cli.sparse import emit, machine
 from starfire_cli.sparse.emit import Code
-from starfire_cli.sparse.machine import Longs, Program, Step
+from starfire_cli.sparse.machine import CompiledLoops, Longs
 
 SHARES = 8  # of a thread: what is taken at a time
 
@@ -41,15 +41,9 @@ class Launch:
         self._args: list[Longs] = [np.zeros(len(fields), np.int64) for fields in self._fields]
         self._keeps: dict[str, Any] = {}
         grains = [max(1, loop.tasks // (SHARES * machine.threads())) for loop in loops]
-        self._program = Program(
+        self._program = CompiledLoops(
             [
-                Step(
-                    function=emit.compiled(loop.code.text(), quickly=True),
-                    args=args,
-                    tasks=loop.tasks,
-                    grain=grain,
-                    keeps=(),
-                )
+                (emit.compiled(loop.code.text(), quickly=True), args.ctypes.data, loop.tasks, grain)
                 for loop, args, grain in zip(loops, self._args, grains, strict=True)
             ]
         )

@@ -13,8 +13,8 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint.file import load
 from starfire_cli.formats.run import Run
 from starfire_cli.records.compare import CellDone, CellFigures, CellProgress, CompareCell, CompareNote
+from starfire_cli.records.flops import inference_flops, training_flops
 from starfire_cli.records.train import EpochRecord, Finished, Started, StepRecord, Stopped
-from starfire_cli.workflows.compare.flops import inference_flops, training_flops
 from starfire_cli.workflows.compare.folder import CompareFolder
 from starfire_cli.workflows.compare.measure import packed_size, robustness
 from starfire_cli.workflows.compare.memory import gpu_memory, peak_memory

@@ -8,8 +8,8 @@ from typing import Any
 
 from starfire_cli import runtime
 from starfire_cli.records.compare import CellFailed, CellFigures, CompareCell, MethodRow, PairedDifference
+from starfire_cli.records.flops import COUNTING
 from starfire_cli.workflows.compare.cells import CellGroup
-from starfire_cli.workflows.compare.flops import COUNTING
 from starfire_cli.workflows.compare.intervals import paired_difference
 from starfire_cli.workflows.compare.memory import cores
 

@@ -36,7 +36,7 @@ class MethodTrial:
 
 def try_request(request: TrainRequest, given: frozenset[str]) -> MethodTrial:
     """Set the run up on the CPU, as `--dry-run` does. Raises BadOption, StarfireError for what cannot be trained."""
-    own = replace(request, device="cpu", amp=None, compile=False, cuda_graphs=False, dry_run=True, kernels="auto")
+    own = replace(request, device="cpu", amp=None, compile=False, cuda_graphs="off", dry_run=True, kernels="auto")
     session = open_session(own, given)
     plan = plan_of(session)
     return MethodTrial(
@@ -69,7 +69,7 @@ def training_cost(request: TrainRequest, given: frozenset[str], trial: MethodTri
             ema=None,
             amp=False,
             compile=False,
-            cuda_graphs=False,
+            cuda_graphs="off",
             compact_state=False,
             eliminate=False,
             save_every=None,

@@ -36,6 +36,8 @@ _INDIFFERENT = frozenset(
 # What means nothing where nothing is pruned; and what "pruning" says more exactly than the request.
 _PRUNING = frozenset(("method", "fc", "target", "era", "ramp", "mask_every", "max_nonzero", "keep_dense", "only"))
 
+_LARGEST = 1e24  # of what is drawn: the FLOPs of the largest trainings there have been are fewer
+
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run, complete or not."""
@@ -180,7 +182,7 @@ def _points(rows: Any) -> tuple[CurvePoint, ...]:
 def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if abs(value) < 1e15 and math.isfinite(value) else None
+    return float(value) if abs(value) < _LARGEST and math.isfinite(value) else None
 
 
 def _text(value: Any) -> str:

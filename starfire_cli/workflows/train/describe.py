@@ -10,9 +10,11 @@ from starfire_cli import runtime
 from starfire_cli.formats.checkpoint.meta import PruningMeta, new_meta
 from starfire_cli.formats.run import FORMAT
 from starfire_cli.pruning.budget import pruned
+from starfire_cli.records.flops import TRAINING
 from starfire_cli.records.train import TrainingPlan
 from starfire_cli.text import counted
 from starfire_cli.workflows.pruning import plan_layers
+from starfire_cli.workflows.train.predicted_cost import cost_share
 from starfire_cli.workflows.train.rounds import Tickets
 from starfire_cli.workflows.train.session import Session
 
@@ -44,18 +46,25 @@ def plan_of(session: Session) -> TrainingPlan:
         "amp": session.precision.amp,
         "channels_last": session.network.channels_last,
         "kernels": session.pruner.kernels,
+        "cuda_graphs": session.captures,
     }
     if session.tickets is not None:
         del settings["era"]
         settings["rounds"] = session.tickets.trainings
+    layers = plan_layers(session.pruner, session.pruning, session.network.macs)
+    macs, epochs = sum(session.network.macs.values()), session.optimisation.epochs
+    if session.tickets is not None:
+        epochs = session.tickets.trained_epochs
     return TrainingPlan(
         settings=tuple((k.replace("_", "-"), _in_words(v)) for k, v in settings.items() if v is not False and v != ()),
         notes=(*session.notes, *session.data.info.notes),
-        layers=plan_layers(session.pruner, session.pruning, session.network.macs),
+        layers=layers,
         left_out=tuple(session.left_out),
         timeline=tuple(sorted(timeline)),
         parameters=sum(p.numel() for p in session.network.net.parameters()),
-        macs=sum(session.network.macs.values()),
+        macs=macs,
+        dense_flops=TRAINING * macs * len(session.data.train) * epochs,
+        cost_share=cost_share(session, layers),
     )
 
 

@@ -10,8 +10,9 @@ import torch
 
 from starfire_cli.distributed import batchnorm
 from starfire_cli.networks.evaluate import evaluate
+from starfire_cli.records.flops import TRAINING
 from starfire_cli.records.train import EpochRecord, Stopped
-from starfire_cli.workflows.train.live_macs import epoch_macs
+from starfire_cli.workflows.train.live_macs import cost_so_far, epoch_macs
 from starfire_cli.workflows.train.save import save, save_last
 from starfire_cli.workflows.train.session import Session
 from starfire_cli.workflows.train.signals import Signals
@@ -44,7 +45,9 @@ def end_epoch(session: Session, signals: Signals) -> Iterator[EpochRecord | Stop
     best = (over, accuracy.top1) > (at.best_over, at.best_top1)
     if best:  # a checkpoint that has reached its target beats every one that has not
         at.best_over, at.best_top1 = over, accuracy.top1
-    device, (macs, train_macs) = session.network.device, epoch_macs(session)
+    device, (macs, train_macs) = session.network.device, epoch_macs(session, at.images)
+    cost, seconds = cost_so_far(session, at.images), at.seconds + perf_counter() - started
+    sparse = session.sparse_share is not None
     record = EpochRecord(
         epoch=at.epoch,
         step=at.step,
@@ -58,18 +61,23 @@ def end_epoch(session: Session, signals: Signals) -> Iterator[EpochRecord | Stop
         val_top5=accuracy.top5,
         lr=session.optimisation.rate.at(at.step - 1),
         images_per_second=at.images / at.seconds if at.seconds else 0.0,
-        seconds=at.seconds + perf_counter() - started,
+        seconds=seconds,
         mask_seconds=at.mask_seconds,
         best=best,
         macs=macs,
         train_macs=train_macs,
+        training_flops=cost.training_flops,
+        dense_flops=cost.dense_flops,
+        elapsed_seconds=at.past.seconds + seconds if at.past.known else None,
+        sparse_flops=TRAINING * at.past.sparse_macs if sparse else None,
+        sparse_seconds=at.past.sparse_seconds if sparse else None,
         robust_top1=accuracy.robust_top1,
         gradient_bytes=session.replica.sending.a_step() if session.replica is not None else None,
         round=session.tickets.round if session.tickets is not None else None,
         memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         parameters=sum(p.numel() for p in session.network.net.parameters()) if session.shrinks else None,
     )
-    at.begin_epoch()
+    at.end_epoch(train_macs, seconds)
     _write(session, record)
     yield record
 

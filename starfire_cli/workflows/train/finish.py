@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 
 from starfire_cli.damage import DamagedFile, reading
@@ -36,8 +39,15 @@ def finished(session: Session, run: Run) -> Finished:
         epochs=session.optimisation.epochs if session.tickets is None else session.tickets.trained_epochs,
         seconds=seconds,
         images_per_second=sum(rates) / max(1, len(rates)),
+        training_flops=_last(rows, "training_flops"),
+        dense_flops=_last(rows, "dense_flops"),
         notes=notes,
     )
+
+
+def _last(rows: Sequence[Mapping[str, Any]], name: str) -> int | None:
+    value = rows[-1].get(name) if rows else None
+    return value if isinstance(value, int) else None
 
 
 def _eliminated(session: Session, run: Run) -> tuple[str, ...]:

@@ -25,6 +25,8 @@ class FixedMasks:
         pruner: whose masks.
         optimizer: whose state is kept for live weights alone with `compact_state`.
         compact_state: whether `--compact-state` asked so.
+        reads_gradients: whether live gradients are looked at or changed before the optimizer's step.
+        scaled: whether the optimizer takes a scale of the loss out of them.
         codebook: how many values `--values` lets a layer have; None where weights are free.
         shared: the weights that share values then.
 
@@ -40,6 +42,8 @@ class FixedMasks:
         optimizer: torch.optim.Optimizer,
         *,
         compact_state: bool,
+        reads_gradients: bool = True,
+        scaled: bool = False,
         codebook: Codebook | None = None,
         shared: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
@@ -47,6 +51,7 @@ class FixedMasks:
         self.compact: CompactState | None = None
         self.values: SharedValues | None = None
         self._pruner, self._optimizer, self._compact_state = pruner, optimizer, compact_state
+        self._reads_gradients, self._scaled = reads_gradients, scaled
         self._codebook, self._shared = codebook, shared or {}
         self._sending: Sending | None = None
 
@@ -63,7 +68,15 @@ class FixedMasks:
         if self._codebook is not None and self.values is None:
             self.values = SharedValues(self._optimizer, self._shared, self._pruner.masks, self._codebook, saved)
         if self._compact_state and self.compact is None:
-            self.compact = CompactState(self._optimizer, self._pruner.weights, self._pruner.masks)
+            self.compact = CompactState(
+                self._optimizer,
+                self._pruner.weights,
+                self._pruner.masks,
+                compiled=self._pruner.kernels == "numba",
+                reads_gradients=self._reads_gradients,
+                own_steps=not self._scaled,
+            )
+            self._pruner.leave_gradients()
         if self._sending is not None:
             self._sending.leave_out(self._pruner.weights, self._pruner.masks)
 
@@ -83,6 +96,11 @@ class FixedMasks:
         """Before the optimizer's step (see `CompactState.gather`, `SharedValues.gather`)."""
         if self._stand_in is not None:
             self._stand_in.gather()
+
+    def step(self) -> None:
+        """The step of what the optimizer's own does not take (see `CompactState.step`)."""
+        if self.compact is not None:
+            self.compact.step()
 
     def scatter(self) -> None:
         """After it (see `CompactState.scatter`, `SharedValues.scatter`)."""

@@ -1,8 +1,21 @@
-"""Counts multiply-accumulates by live weights: of one image, and of all images of an epoch by the masks they met."""
+"""Counts multiply-accumulates by live weights: of one image, of an epoch by the masks it met, and of the run so far."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from starfire_cli.records.flops import TRAINING
 from starfire_cli.workflows.train.session import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """FLOPs of training so far: by live weights, and by the network that the run began with had it stayed dense; both
+    None where an earlier version began the run, which did not add them up.
+    """
+
+    training_flops: int | None
+    dense_flops: int | None
 
 
 def count_live_macs(session: Session) -> int:
@@ -17,6 +30,8 @@ def count_live_macs(session: Session) -> int:
 def note_live_macs(session: Session) -> None:
     """Note the count where an epoch's sum needs it: at its start and after its first step. Called before every step."""
     at = session.position
+    if at.step == 0:
+        at.dense_macs = sum(session.network.macs.values())
     if at.batch == 0:
         at.start_macs = count_live_macs(session)
     elif at.first_macs is None:
@@ -26,8 +41,17 @@ def note_live_macs(session: Session) -> None:
         at.read_macs += sum(session.network.macs.values()) - (live or 0)
 
 
-def epoch_macs(session: Session) -> tuple[int, int]:
-    """(multiply-accumulates of one image now, those of one pass over the epoch's images with the masks they met).
+def cost_so_far(session: Session, images: int) -> Cost:
+    """The cost of training until now, of which `images` of the epoch under way. Waits for the device."""
+    at = session.position
+    if not at.past.known or at.dense_macs is None:
+        return Cost(training_flops=None, dense_flops=None)
+    macs = at.past.macs + epoch_macs(session, images)[1]
+    return Cost(training_flops=TRAINING * macs, dense_flops=TRAINING * at.dense_macs * (at.past.images + images))
+
+
+def epoch_macs(session: Session, images: int) -> tuple[int, int]:
+    """(multiply-accumulates of one image now, those of one pass over `images` of the epoch with the masks they met).
 
     The first step has the masks of the start. Those after the first step and at the end are counted, and those between
     are taken to lie evenly between them. A step that reads the gradients of dead weights takes the pass back to the
@@ -39,4 +63,4 @@ def epoch_macs(session: Session) -> tuple[int, int]:
     first = end if at.first_macs is None else at.first_macs
     steps = max(1, at.batch)
     twice = 2 * start + 2 * (steps - 1) * first + (steps - 2) * (end - first)
-    return now, at.images * (3 * twice + 2 * at.read_macs) // (6 * steps)
+    return now, images * (3 * twice + 2 * at.read_macs) // (6 * steps)

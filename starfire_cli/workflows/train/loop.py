@@ -24,7 +24,7 @@ from starfire_cli.workflows.train.run_folder import RunFolder
 from starfire_cli.workflows.train.save import save_last
 from starfire_cli.workflows.train.session import Session
 from starfire_cli.workflows.train.signals import Signals
-from starfire_cli.workflows.train.step import begin_pruning, train_step, with_step_graph
+from starfire_cli.workflows.train.step import begin_pruning, graph_notices, train_step, with_step_graph
 from starfire_cli.workflows.train.stop import stopped
 from starfire_cli.workflows.train.tickets import begin_round, keep_weights
 
@@ -96,6 +96,7 @@ def _one_epoch(session: Session, signals: Signals) -> Generator[Record, None, Se
         ):
             yield Notice(text=line)
         meter.add(train_step(session, images, labels, meter.check), len(labels))  # dead weights' gradients are masked
+        yield from graph_notices(session)
         position.step, position.batch = position.step + 1, position.batch + 1
         pruner.after_step(position.step)  # in the era, the threshold rises and masks shrink; what is dead is zero
         if pruner.evaluates_at(position.step):
@@ -107,6 +108,8 @@ def _one_epoch(session: Session, signals: Signals) -> Generator[Record, None, Se
             session.agreement.masks()
             session.fixed.hold()  # from now on no mask may change
             session.fixed.begin()
+            if session.graph is not None and session.fixed.compact is not None:
+                session.graph.reset()
         if perf_counter() - shown > _SHOW_EVERY:
             shown = perf_counter()
             yield meter.record()

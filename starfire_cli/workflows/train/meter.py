@@ -11,6 +11,7 @@ from torch import Tensor
 from starfire_cli.errors import StarfireError
 from starfire_cli.records.train import StepRecord
 from starfire_cli.workflows.train.failures import last_good
+from starfire_cli.workflows.train.live_macs import cost_so_far, count_live_macs
 from starfire_cli.workflows.train.session import Session
 
 _LOOK_EVERY = 50  # steps between looks at the loss where looking makes a GPU wait
@@ -30,12 +31,18 @@ class Meter:
         self._sums = torch.tensor(so_far, dtype=session.precision.exact, device=device)
         self._images = 0
         self._started, self._mask_seconds = perf_counter(), session.pruner.seconds
+        self._last = self._started  # step ended
         self._looks = 1 if device.type == "cpu" else _LOOK_EVERY
 
     def add(self, sums: Tensor, images: int) -> None:
         """One step's summed loss and hits, (2,), over so many images."""
         self._sums += sums
         self._images += images
+        session, past, last = self._session, self._session.position.past, self._last
+        self._last = perf_counter()
+        if session.sparse_share is not None and (share := session.sparse_share()):
+            past.sparse_macs += round(share * count_live_macs(session) * images * session.ranks.count)
+            past.sparse_seconds += self._last - last
 
     def check(self, sums: Tensor | None = None) -> None:
         """Stop if the loss is no number, with `sums` of a step that has not changed a weight yet.
@@ -70,6 +77,7 @@ class Meter:
         loss_sum, correct = self._sums.tolist()
         images = max(1, at.images + self._images)
         seconds = at.seconds + perf_counter() - self._started
+        cost = cost_so_far(session, at.images + self._images * session.ranks.count)
         return StepRecord(
             epoch=at.epoch + 1,
             batch=at.batch,
@@ -79,6 +87,8 @@ class Meter:
             threshold=session.pruner.threshold(at.step),
             sparsity=session.sparsity()[0],
             images_per_second=(at.images + self._images * session.ranks.count) / seconds if seconds else 0.0,
+            training_flops=cost.training_flops,
+            dense_flops=cost.dense_flops,
         )
 
     def _finite(self, sums: Tensor) -> None:

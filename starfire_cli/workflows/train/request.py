@@ -282,10 +282,13 @@ class TrainRequest:
         choices=("auto", "on", "off"),
         stored="changed",
     )
-    cuda_graphs: bool = option(
-        False,
-        "Replay whole training steps as CUDA graphs: several times as fast where images are small.",
+    cuda_graphs: str = option(
+        "auto",
+        "Replay whole training steps as CUDA graphs: {choices}; several times as fast where images are small. auto: "
+        "where it works. The flag alone means on.",
         panel=RUNTIME_PANEL,
+        choices=("auto", "on", "off"),
+        bare="on",
     )
     channels_last: bool | None = option(
         None,
@@ -347,6 +350,8 @@ class TrainRequest:
                 f"the run was made by another version of starfire: unknown settings {', '.join(strange)}"
             )
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+        if isinstance(values.get("cuda_graphs"), bool):  # as runs of earlier versions have it
+            values["cuda_graphs"] = "on" if values["cuda_graphs"] else "off"
         for key in ("out", "init"):
             values[key] = Path(values[key]) if values.get(key) else known[key].default
         hints = get_type_hints(cls)

@@ -51,8 +51,11 @@ class Session:
         fixed: the masks after the era.
         agreement: compares the ranks' masks.
         replica: the exchange of gradients, with several ranks.
-        graph: the captured step of `--cuda-graphs`.
+        captures: whether steps are captured as CUDA graphs.
+        graph: the captured step, once there is a folder.
         tickets: the rounds of a method that has several; changes with each.
+        sparse_share: the share of a step's multiply-accumulates by live weights that loops over these have computed, as
+            of the last step; None: torch computes all of them.
         folder: of the run; None before it is made.
         resumed: whether a checkpoint's training goes on.
         notes: lines for the user.
@@ -73,8 +76,10 @@ class Session:
     fixed: FixedMasks
     agreement: Agreement
     replica: Replica | None = None
+    captures: bool = False
     graph: StepGraph | None = None
     tickets: Tickets | None = None
+    sparse_share: Callable[[], float] | None = None
     folder: Run | None = None
     resumed: bool
     notes: tuple[str, ...]

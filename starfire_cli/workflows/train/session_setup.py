@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from starfire_cli import runtime
-from starfire_cli.attacks import adversary
+from starfire_cli.attacks import Adversary, adversary
 from starfire_cli.damage import DamagedFile
 from starfire_cli.distributed.agreement import Agreement
 from starfire_cli.distributed.ranks import Ranks
@@ -16,10 +16,11 @@ from starfire_cli.errors import BadOption
 from starfire_cli.formats.checkpoint.file import load
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import Run, find_checkpoint
+from starfire_cli.networks.model_spec import runs_code
 from starfire_cli.pruning import NetworkMethod, Pruner
 from starfire_cli.pruning.schedule import Era
 from starfire_cli.workflows.init_defaults import Defaults, fill_from, known_data
-from starfire_cli.workflows.train.cuda_graph import refuse
+from starfire_cli.workflows.train.cuda_graph import unsupported_reason
 from starfire_cli.workflows.train.fixed_masks import FixedMasks
 from starfire_cli.workflows.train.idle import idle_notes, refuse_exempt
 from starfire_cli.workflows.train.micro_batches import part_sizes
@@ -92,14 +93,14 @@ def build_session(
     trainings = tickets.trainings if tickets is not None else 1
     optimisation = build_optimisation(request, network, data.train.steps, trainings)
     precision = build_precision(request, device)
-    if request.cuda_graphs:
-        refuse(request, device, ranks.count)
     pruner.attach(optimisation.optimizer, optimisation.averaged)
     position = Position()
     fixed = FixedMasks(
         pruner,
         optimisation.optimizer,
         compact_state=request.compact_state,
+        reads_gradients=request.clip_grad is not None,
+        scaled=precision.scaler.is_enabled(),
         codebook=pruning.codebook,
         shared=network.weights,
     )
@@ -120,6 +121,7 @@ def build_session(
         pruner=pruner,
         position=position,
         fixed=fixed,
+        captures=wants_graphs(request, device, ranks.count, made),
         agreement=Agreement(ranks, pruner),
         tickets=tickets,
         folder=folder,
@@ -179,6 +181,25 @@ def build_pruner(request: TrainRequest, pruning: Pruning, network: TrainingNetwo
         kernels=request.kernels,
         seed=request.seed,
     )
+
+
+def wants_graphs(request: TrainRequest, device: torch.device, ranks: int, adversary: Adversary | None) -> bool:
+    """Whether steps are to be captured as CUDA graphs. Raises BadOption where that was asked for and cannot be had."""
+    if request.cuda_graphs == "off":
+        return False
+    why = unsupported_reason(
+        device,
+        ranks,
+        optimizer=request.optimizer,
+        fp16=request.amp_dtype == "fp16" and request.amp is not False,
+        adversary=adversary,
+        values=request.values,
+    )
+    if request.cuda_graphs == "on" and why is not None:
+        raise BadOption(f"--cuda-graphs {why}")
+    # Code of the user's own may decide things anew at each step, which a graph would freeze: only if asked.
+    unasked = request.cuda_graphs == "auto" and request.model is not None and runs_code(request.model)
+    return why is None and not unasked
 
 
 def build_sparse(request: TrainRequest, network: TrainingNetwork, ranks: Ranks) -> SparseCompute:

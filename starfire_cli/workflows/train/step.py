@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
+from starfire_cli.records.train import Notice
 from starfire_cli.workflows.train.cuda_graph import StepGraph
 from starfire_cli.workflows.train.micro_batches import MicroBatch, parts, places
 from starfire_cli.workflows.train.optim import set_rate
@@ -31,20 +32,20 @@ def train_step(session: Session, images: Tensor, labels: Tensor, look: Callable[
     rate = session.optimisation.rate.at(session.position.step)
     if session.graph is not None and session.pruner.plain_step:
         look()
-        return session.graph.update(images, labels, rate)
+        return session.graph.update(images, labels, rate, session.position.step)
     set_rate(session.optimisation.optimizer, rate)
-    sums = update(session, images, labels, look)
-    session.fixed.scatter()
-    return sums
+    return update(session, images, labels, session.position.step, look=look)
 
 
-def update(session: Session, images: Tensor, labels: Tensor, look: Callable[[Tensor], None]) -> Tensor:
+def update(
+    session: Session, images: Tensor, labels: Tensor, step: int | Tensor, *, look: Callable[[Tensor], None]
+) -> Tensor:
     """Forward, backward, the gradients' masks, the optimizer. Returns the summed loss and the hits, (2,).
 
     Nothing here waits for a GPU, and steps differ in nothing but tensors, so it may be captured (`cuda_graph.py`).
-    `look` sees the sums before any weight changes.
+    `step` is the number of steps before this one; `look` sees the sums before any weight changes.
     """
-    sums = _backward(session, images, labels, session.precision.scaler.scale)
+    sums = _backward(session, images, labels, step, session.precision.scaler.scale)
     look(sums)
     if session.pruner.adds_gradients:
         session.precision.scaler.unscale_(session.optimisation.optimizer)
@@ -55,12 +56,20 @@ def update(session: Session, images: Tensor, labels: Tensor, look: Callable[[Ten
 
 
 def with_step_graph(session: Session) -> Session:
-    """The session with its step to be captured as a CUDA graph, where that was asked for."""
-    if not session.request.cuda_graphs:
+    """The session with its step to be captured as a CUDA graph, where that works."""
+    if not session.captures:
         return session
     one = partial(update, session, look=lambda sums: None)
     graph = StepGraph(one, session.optimisation.optimizer, session.pruner, session.request.batch_size or 0)
     return replace(session, graph=graph)
+
+
+def graph_notices(session: Session) -> Iterator[Notice]:
+    """A line, once, where a step could not be captured."""
+    graph = session.graph
+    if graph is not None and graph.failure is not None and not graph.told:
+        graph.told = True
+        yield Notice(text=f"training goes on without CUDA graphs: a step could not be captured ({graph.failure})")
 
 
 def begin_pruning(session: Session) -> None:
@@ -75,21 +84,23 @@ def _first_gradients(session: Session) -> float:
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         images, labels = next(iter(session.data.train.batches(0)))
-        sums = _backward(session, images, labels, lambda loss: loss)
+        sums = _backward(session, images, labels, session.position.step, lambda loss: loss)
     for name, buffer in model.named_buffers():
         buffer.copy_(kept[name])
     loss, images_of_all = session.ranks.totals(float(sums[0]), len(labels))
     return loss / images_of_all
 
 
-def _backward(session: Session, images: Tensor, labels: Tensor, scaled: Callable[[Tensor], Tensor]) -> Tensor:
+def _backward(
+    session: Session, images: Tensor, labels: Tensor, step: int | Tensor, scaled: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Forward and backward over a batch, in its parts. Returns the summed loss and the hits, (2,)."""
     request, precision = session.request, session.precision
     whole = session.whole_batch(len(labels))
     sums = torch.zeros(2, dtype=precision.exact, device=labels.device)
     for part in parts(images, labels, request.accumulate, pairs=session.network.pairs):
         with session.syncing(part.last):
-            pixels = _attacked(session, part, whole) if session.adversary is not None else part.images
+            pixels = _attacked(session, part, whole, step) if session.adversary is not None else part.images
             with precision.autocast():
                 logits = session.forward(pixels)
             logits = logits.float()
@@ -113,15 +124,15 @@ def _optimize(session: Session) -> None:
         if not session.pruner.adds_gradients:
             scaler.unscale_(optimizer)
         clip_grad_norm_(session.fixed.parameters or session.network.net.parameters(), session.request.clip_grad)
+    session.fixed.step()
     scaler.step(optimizer)
     scaler.update()
+    session.fixed.scatter()
 
 
-def _attacked(session: Session, part: MicroBatch, whole: int) -> Tensor:
+def _attacked(session: Session, part: MicroBatch, whole: int, step: int | Tensor) -> Tensor:
     ranks, accumulate = session.ranks, session.request.accumulate
     who = places(part, accumulate=accumulate, whole=whole, rank=ranks.rank, ranks=ranks.count)
-    step = session.position.step * accumulate
     assert session.adversary is not None
-    return session.adversary.perturb(
-        session.sparse.model(session.network.model), part.images, part.labels, step=step, places_N=who
-    )
+    number, model = step * accumulate, session.sparse.model(session.network.model)
+    return session.adversary.perturb(model, part.images, part.labels, step=number, places_N=who)

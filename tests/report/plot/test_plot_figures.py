@@ -24,6 +24,7 @@ from starfire_cli.report.plot import style
 from starfire_cli.report.plot.figures import (
     attacks_figure,
     convergence_figure,
+    cost_figure,
     kernels_figure,
     layers_figure,
     sparsity_figure,
@@ -187,6 +188,33 @@ def test_a_hundred_runs_are_named_by_method(tmp_path: Path) -> None:
     assert texts(figure)[:2] == ["Window (50 experiments)", "CK (50 experiments)"]
     colours = {to_hex(line.get_color()) for line in figure.axes[0].get_lines()}  # type: ignore[arg-type]
     assert colours == {style.METHODS["ck"], style.METHODS["window"], style.MUTED}
+
+
+def test_cost_is_what_has_been_spent_until_each_epoch(tmp_path: Path) -> None:
+    """Rows that say it, rows of earlier versions, whose epochs are added up, and runs that do not say it."""
+    runs = []
+    for name, seed, of_row in (
+        ("said", 0, lambda n: {"training_flops": 2e15 * n, "elapsed_seconds": 100.0 * n}),
+        ("added", 1, lambda n: {"train_macs": 10**15, "seconds": 100.0}),
+        ("silent", 2, lambda n: {}),
+    ):
+        config = config_of(seed=seed)
+        rows = [{k: v for k, v in row.items() if k not in ("seconds",)} for row in rows_of(config)]
+        rows = [row | of_row(number) for number, row in enumerate(rows, start=1)]
+        runs.append(read_run(write_run(tmp_path / name, config, rows)))
+    assert not runs[2].spent("flops") and not runs[2].spent("seconds")
+    assert list(runs[1].spent("flops").values())[:2] == [6e15, 12e15]
+    figure = cost_figure(group_runs(runs))
+    flops, seconds = figure.axes
+    (group,) = group_runs(runs)
+    found = curve(flops, group.colour)
+    assert [x for x, _ in found][:3] == [4, 8, 12]  # PFLOP, mean of two runs
+    tops = [(a["val_top1"] + b["val_top1"]) / 2 for a, b in zip(runs[0].rows, runs[1].rows, strict=True)]
+    assert [y for _, y in found] == pytest.approx(tops)
+    assert "PFLOP" in flops.get_xlabel() and curve(seconds, group.colour)[1][0] == pytest.approx(200 / 60)
+    check_layout(figure)
+    with pytest.raises(StarfireError, match="cost cannot be drawn: it needs a run whose epochs have val_top1"):
+        draw("cost", Material(runs=(runs[2],)))
 
 
 def test_tradeoff_shows_each_run_at_its_best_epoch(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from starfire_cli.errors import BadOption
 from starfire_cli.formats.checkpoint.file import load
 from starfire_cli.formats.run import Run
 from starfire_cli.records.compare import CompareCell
+from starfire_cli.records.flops import inference_flops, training_flops
 from starfire_cli.workflows.compare.cells import BaseRequest, group_cells, in_order
-from starfire_cli.workflows.compare.flops import equal_epochs, inference_flops, training_flops
+from starfire_cli.workflows.compare.flops import equal_epochs
 from starfire_cli.workflows.compare.intervals import paired_difference
 from starfire_cli.workflows.compare.request import CompareRequest, parse_methods, parse_seeds, parse_targets
 from starfire_cli.workflows.compare.settings import check_same, method_specs, untargeted

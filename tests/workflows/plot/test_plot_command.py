@@ -84,7 +84,7 @@ def test_a_checkpoint_is_drawn_beside_itself(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["r", "-k", "pie"], 2, "convergence, kernels"),
+        (["r", "-k", "pie"], 2, "convergence, cost, kernels"),
         (["r", "-o", "x.jpg"], 2, ".png, .svg, .pdf"),
         (["r", "-o", "no/where/x.png"], 2, "there is no folder"),
         (["r", "--html", "no/where/x.html"], 2, "there is no folder"),

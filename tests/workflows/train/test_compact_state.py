@@ -13,6 +13,7 @@ from starfire_cli.formats.checkpoint.file import load
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import Run
 from starfire_cli.pruning.masks import digest
+from starfire_cli.workflows.train.compact_state import CompactState
 from starfire_cli.workflows.train.optim import OPTIMIZERS
 from tests.helpers.together import run
 
@@ -57,3 +58,44 @@ def test_stopping_and_resuming_changes_no_bit(tmp_path: Path, stop: int) -> None
     whole, parts = last(tmp_path / "whole"), last(tmp_path / "parts")
     assert all(torch.equal(value, parts.state[key]) for key, value in whole.state.items())
     assert all(torch.equal(a, b) for a, b in zip(states(whole), states(parts), strict=True))
+
+
+def test_numba_and_torch_train_the_same_bits(tmp_path: Path) -> None:
+    pytest.importorskip("numba")
+    more: dict[str, Any] = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-3, "compact_state": True}
+    found = []
+    for kernels in ("torch", "numba"):
+        run(tmp_path / kernels, **more, kernels=kernels)
+        found.append(last(tmp_path / kernels))
+    assert all(torch.equal(value, found[1].state[key]) for key, value in found[0].state.items())
+    assert all(torch.equal(a, b) for a, b in zip(states(found[0]), states(found[1]), strict=True))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("own_steps", [True, False])
+def test_a_step_is_the_optimizers_and_leaves_dead_weights_alone(layout: torch.memory_format, own_steps: bool) -> None:
+    """Also where gradients lie in memory in another way than their weights."""
+    torch.manual_seed(0)
+    weights = {name: torch.randn(6, 5, 3, 3).to(memory_format=layout).requires_grad_() for name in "ab"}
+    weights = {name: torch.nn.Parameter(w.detach()) for name, w in weights.items()}
+    masks = {"a": (torch.rand(6, 5, 3, 3) < 0.4).to(memory_format=layout), "b": torch.ones(6, 5, 3, 3).bool()}
+    with torch.no_grad():
+        weights["a"] *= masks["a"]
+    twins = {name: torch.nn.Parameter(w.detach().clone()) for name, w in weights.items()}
+    optimizer, theirs = (torch.optim.Adam(w.values(), lr=0.01, fused=True) for w in (weights, twins))
+    compact = CompactState(optimizer, weights, masks, reads_gradients=False, own_steps=own_steps)
+    assert compact.index_bytes == 4 * int(masks["a"].sum())
+    for _ in range(3):
+        for name, weight in weights.items():
+            gradient = torch.randn(6, 5, 3, 3)
+            weight.grad = gradient.to(memory_format=layout)
+            twins[name].grad = gradient.to(memory_format=layout) * masks[name]
+        compact.gather()
+        compact.step()
+        optimizer.step()
+        compact.scatter()
+        theirs.step()
+        assert weights["a"].grad is None
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, twins[name], rtol=1e-5, atol=1e-7)
+    assert not weights["a"][~masks["a"]].any()

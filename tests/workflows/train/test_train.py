@@ -89,7 +89,7 @@ def test_a_run_folder_holds_what_it_should(tmp_path, capsys):
     summary = json.loads(out.out)
     assert set(summary) == {
         *("run", "checkpoint", "val_top1", "val_top5", "target", "sparsity_prunable", "sparsity_total"),
-        *("epochs", "seconds", "images_per_second"),
+        *("epochs", "seconds", "images_per_second", "training_flops", "dense_flops"),
     }
     assert "choose others with --data" in out.err
     run = Run(tmp_path / "a")
@@ -99,6 +99,7 @@ def test_a_run_folder_holds_what_it_should(tmp_path, capsys):
     assert set(rows[0]) == {
         *("epoch", "step", "threshold", "sparsity_prunable", "sparsity_total", "train_loss", "train_top1"),
         *("val_loss", "val_top1", "val_top5", "lr", "images_per_second", "seconds", "mask_seconds"),
+        *("training_flops", "dense_flops", "elapsed_seconds"),
         *("macs", "train_macs"),
     }
     raw = torch.load(run.last, weights_only=True)

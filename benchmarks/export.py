@@ -1,0 +1,159 @@
+"""Times exported networks beside sparse execution in process and ONNX Runtime, and weighs their files.
+
+python benchmarks/export.py                      # all rows, into docs/results/export.json
+python benchmarks/export.py --rows resnet50-ck80 --turns 60
+
+Networks are those of benchmarks/inference.py: random weights, pruned as the method prunes. Each is exported by
+`starfire export` for this machine; the library, the module in process (`sparse=True`, no dense engines) and ONNX
+Runtime, which runs it dense, take turns with one image. Loading is measured in a process of its own: from opening the
+library to the first answer, less one more answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import torch
+
+from benchmarks._common import Results, median_ms
+from benchmarks.inference import KINDS, pruned
+from starfire_cli import load_model
+from starfire_cli.formats.onnx_session import export_and_open
+from starfire_cli.records.export import ExportedFiles
+from starfire_cli.sparse import emit, sparsify
+from starfire_cli.workflows.export.request import ExportRequest
+from starfire_cli.workflows.export.run import export_checkpoint
+
+ROWS = {
+    "resnet50-ck80": ("resnet50", 224, "ck", 0.8),
+    "resnet18-ck80": ("resnet18", 224, "ck", 0.8),
+    "mobilenet_v2-ck80": ("mobilenet_v2", 224, "ck", 0.8),
+    "resnet20-ck80": ("resnet20", 32, "ck", 0.8),
+}
+NORM = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+_FIRST = """
+import ctypes, sys, time
+import numpy as np
+library, name, side, outputs = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+pixels, logits = np.full((1, 3, side, side), 0.5, np.float32), np.zeros(outputs, np.float32)
+begin = time.perf_counter()
+loaded, network = ctypes.CDLL(library), ctypes.c_void_p()
+assert loaded[name + "_create"](ctypes.byref(network), 1, None, ctypes.c_int64(0)) == 0
+def run():
+    address = ctypes.c_void_p(pixels.ctypes.data), ctypes.c_int64(1), ctypes.c_void_p(logits.ctypes.data)
+    assert loaded[name + "_run"](network, *address) == 0
+run()
+first = time.perf_counter()
+times = []
+for _ in range(9):
+    start = time.perf_counter()
+    run()
+    times.append(time.perf_counter() - start)
+print(1000 * (first - begin - sorted(times)[4]))
+"""
+
+
+class Library:
+    """An exported network, loaded into this process."""
+
+    def __init__(self, path: Path, name: str, threads: int, outputs: int) -> None:
+        self._loaded, self._network, self._name = ctypes.CDLL(str(path)), ctypes.c_void_p(), name
+        assert self._loaded[f"{name}_create"](ctypes.byref(self._network), threads, None, ctypes.c_int64(0)) == 0
+        self.logits = np.zeros((1, outputs), np.float32)
+
+    def __call__(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        where = ctypes.c_void_p(pixels.ctypes.data), ctypes.c_int64(1), ctypes.c_void_p(self.logits.ctypes.data)
+        assert self._loaded[f"{self._name}_run"](self._network, *where) == 0
+        return self.logits
+
+
+def measured(net: str, side: int, method: str, target: float, threads: int, turns: int) -> dict[str, Any]:
+    """Sizes in bytes, medians in milliseconds."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "net.pt")
+        sparsity = pruned(file, net, side, method, target)
+        request = ExportRequest(checkpoint=file, name="net", threads=threads > 1, **NORM)
+        *_, written = export_checkpoint(request)
+        assert isinstance(written, ExportedFiles)
+        library = Path(folder, "export", "libnet.so")
+        pixels = torch.rand(1, 3, side, side)
+        exported = Library(library, "net", threads, written.outputs)
+        dense = load_model(file, **NORM)
+        inside = sparsify(load_model(file, **NORM))
+        onnx = export_and_open(lambda: dense, pixels, threads)
+        ways: dict[str, Callable[[], object]] = {
+            "exported": lambda: exported(pixels.numpy()),
+            "sparse=True": lambda: inside(pixels),
+            "onnxruntime": lambda: onnx(pixels),
+        }
+        taken = by_turns(ways, turns)
+        apart = float(np.abs(exported(pixels.numpy()) - inside(pixels).numpy()).max())
+        choices = [choice.how for choice in inside.choices((1, 3, side, side))]
+        command = [sys.executable, "-c", _FIRST, str(library), "net", str(side), str(written.outputs)]
+        starts = [float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(5)]
+        held = sum(cached.nbytes for cached in _held(inside))
+        return {
+            "sparsity": round(sparsity, 4),
+            "vectors": KINDS[emit.lanes()],
+            "threads": threads,
+            "median_ms": {name: median_ms(times) for name, times in taken.items()},
+            "least_ms": {name: round(1000 * min(times), 4) for name, times in taken.items()},
+            "load_and_first_answer_less_one_ms": round(statistics.median(starts), 2),
+            "library_bytes": library.stat().st_size,
+            "held_in_process_bytes": held,
+            "checkpoint_bytes": file.stat().st_size,
+            "largest_difference_from_sparse": apart,
+            "dense_layers_in_process": choices.count("dense"),
+            "export_seconds": round(written.seconds, 1),
+        }
+
+
+def by_turns(ways: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+    """The seconds of each call of each way, in turns; threads that spin after a call come to rest before the next."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(turns + 3):
+        for name, run in ways.items():
+            time.sleep(0.02)
+            run()
+            begin = time.perf_counter()
+            run()
+            if turn >= 3:
+                taken[name].append(time.perf_counter() - begin)
+    return taken
+
+
+def _held(network: Any) -> list[Any]:
+    """The arrays of live weights, ordered for their loops, that a network in process holds."""
+    found = network._network.weights_cache._found.values()
+    return [array for _, made in found for array in (made.segments, made.offsets, made.weights)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="*", default=list(ROWS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=100)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/export.json"))
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    results = Results(given.out, torch.device("cpu"))
+    for name in given.rows:
+        title = f"{name}, {given.threads} thread{'s' if given.threads > 1 else ''}"
+        results.step(title, lambda name=name: measured(*ROWS[name], given.threads, given.turns))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Ahead-of-time machine code of sparse networks, for this and other processors (docs/export.md)."""

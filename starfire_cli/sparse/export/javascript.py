@@ -1,0 +1,111 @@
+"""The script that goes with an exported module of WebAssembly: it loads and calls it, in browsers and Node."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from starfire_cli.sparse.export.driver import ALIGNED
+from starfire_cli.sparse.export.module import Description
+
+_TEXT = """// The network NAME, written by `starfire export`.
+//
+//   const network = await NAME.load();                // NAME.wasm beside this script; or its bytes, or a URL
+//   const logits = network.run(pixels);               // Float32Array in [0, 1], N * CHANNELS * HEIGHT * WIDTH
+//   console.log(network.classify(pixels)[0].label);   // of the first image: the classes, the likeliest first
+"use strict";
+var NAME = (() => {
+  const about = ABOUT;
+  const { channels, height, width } = about.image;
+  const size = channels * height * width;
+  const script = typeof document !== "undefined" && document.currentScript ? document.currentScript.src : "";
+
+  async function bytesOf(source) {
+    if (source instanceof ArrayBuffer || ArrayBuffer.isView(source)) return source;
+    if (source === undefined && typeof require === "function" && typeof __dirname === "string")
+      return require("fs").readFileSync(require("path").join(__dirname, "NAME.wasm"));
+    const response = await fetch(source === undefined ? new URL("NAME.wasm", script || location.href) : source);
+    if (!response.ok) throw new Error(`NAME.wasm: ${response.status} ${response.statusText}`);
+    return response.arrayBuffer();
+  }
+
+  class Network {
+    constructor(exports) {
+      this.about = about;
+      this._exports = exports;
+      const need = exports.NAME_memory(1);
+      const handle = this._take(8), memory = this._take(Number(need));
+      this._check(exports.NAME_create(handle, 1, memory, need));
+      this._network = new Int32Array(exports.memory.buffer, handle, 1)[0];
+      this._buffer = 0;
+      this._room = 0;
+    }
+
+    // The logits of all images, one image after the other.
+    run(pixels) {
+      if (!(pixels instanceof Float32Array) || pixels.length % size)
+        throw new TypeError(`pixels must be a Float32Array of N * ${channels} * ${height} * ${width} numbers`);
+      const images = pixels.length / size;
+      const bytes = 4 * images * (size + about.outputs);
+      if (bytes > this._room) [this._buffer, this._room] = [this._take(bytes), bytes];
+      const logits = this._buffer + 4 * pixels.length;
+      const memory = this._exports.memory.buffer;
+      new Float32Array(memory, this._buffer, pixels.length).set(pixels);
+      this._check(this._exports.NAME_run(this._network, this._buffer, BigInt(images), logits));
+      return new Float32Array(memory, logits, images * about.outputs).slice();
+    }
+
+    // The classes of one image, {label, index, probability}, the likeliest first.
+    classify(pixels) {
+      const logits = Array.from(this.run(pixels).subarray(0, about.outputs));
+      const most = Math.max(...logits);
+      const powers = logits.map((logit) => Math.exp(logit - most));
+      const sum = powers.reduce((a, b) => a + b, 0);
+      return powers
+        .map((power, index) => ({ label: about.labels[index], index, probability: power / sum }))
+        .sort((a, b) => b.probability - a.probability);
+    }
+
+    // Bytes behind everything that is in use.
+    _take(bytes) {
+      const memory = this._exports.memory;
+      const start = Math.ceil((this._end || this._exports.heap.value) / ALIGNED) * ALIGNED;
+      this._end = start + bytes;
+      const missing = this._end - memory.buffer.byteLength;
+      if (missing > 0) memory.grow(Math.ceil(missing / 65536));
+      return start;
+    }
+
+    _check(code) {
+      if (code) throw new Error(`NAME: error ${code}`);
+    }
+  }
+
+  return {
+    about,
+    async load(source) {
+      const { instance } = await WebAssembly.instantiate(await bytesOf(source), {});
+      return new Network(instance.exports);
+    },
+  };
+})();
+if (typeof module !== "undefined") module.exports = NAME;
+"""
+
+
+def script(identity: Description, about: Mapping[str, object]) -> str:
+    """NAME.js.
+
+    Args:
+        identity: of the network.
+        about: what NAME.json says.
+    """
+    C, H, W = identity.image
+    text = _TEXT.replace("CHANNELS * HEIGHT * WIDTH", f"{C} * {H} * {W}").replace("ALIGNED", str(ALIGNED))
+    before, after = (part.replace("NAME", identity.name) for part in text.split("ABOUT"))
+    return before + safe_json(about) + after
+
+
+def safe_json(value: object) -> str:
+    """JSON that may stand in a script of a page: nothing in it can end the script."""
+    return json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
