@@ -12,7 +12,7 @@ from starfire_cli.sparse.training.convolution import LiveConvolution
 from starfire_cli.sparse.training.norm import MapNorm, NormSaved
 from starfire_cli.sparse.training.reading import ConvolutionNode, NormNode, Segment, TracedTraining
 from starfire_cli.sparse.training.segment import SegmentSaved, run_segment, segment_gradients
-from starfire_cli.sparse.training.values import Value
+from starfire_cli.sparse.training.values import MapValue
 
 
 class Layers:
@@ -66,7 +66,7 @@ class Tape:
             for node in [node for node in values if r.last_use.get(node, -1) <= number]:
                 del values[node]
         result = values[r.output]
-        if not isinstance(result, Value):
+        if not isinstance(result, MapValue):
             raise StarfireError("the network's result is no tensor")
         return result.tensor().contiguous()
 
@@ -75,7 +75,7 @@ class Tape:
         r = self._reading
         if not self._saved:
             raise RuntimeError("sparse compute goes backward once; what it kept of the pass forward is freed")
-        gradients: dict[fx.Node, Value] = {r.output: self._plain(gradient)}
+        gradients: dict[fx.Node, MapValue] = {r.output: self._plain(gradient)}
         found: dict[int, Tensor] = {}
         for operation in reversed(r.operations):
             saved = self._saved.pop()
@@ -88,11 +88,11 @@ class Tape:
         pixels = gradients.pop(r.input, None)
         return (None if pixels is None or not self._pixels else pixels.tensor().contiguous()), found
 
-    def _plain(self, tensor: Tensor) -> Value:
-        return Value(images=self._images, held=self._layers.held, plain=tensor)
+    def _plain(self, tensor: Tensor) -> MapValue:
+        return MapValue(images=self._images, held=self._layers.held, plain=tensor)
 
-    def _map(self, values: Tensor) -> Value:
-        return Value(images=self._images, held=self._layers.held, as_map=values, owned=True)
+    def _map(self, values: Tensor) -> MapValue:
+        return MapValue(images=self._images, held=self._layers.held, as_map=values, owned=True)
 
     def _mark(self, node: fx.Node, inputs: tuple[fx.Node, ...], parameters: list[Tensor]) -> bool:
         depends = any(i in self._depends for i in inputs) or any(id(p) in self._wanted for p in parameters)
@@ -111,7 +111,7 @@ class Tape:
         self,
         operation: ConvolutionNode,
         x: Tensor | None,
-        gradients: dict[fx.Node, Value],
+        gradients: dict[fx.Node, MapValue],
         found: dict[int, Tensor],
     ) -> None:
         given = gradients.pop(operation.node, None)
@@ -139,7 +139,7 @@ class Tape:
         return saved
 
     def _normalize_back(
-        self, operation: NormNode, saved: NormSaved, gradients: dict[fx.Node, Value], found: dict[int, Tensor]
+        self, operation: NormNode, saved: NormSaved, gradients: dict[fx.Node, MapValue], found: dict[int, Tensor]
     ) -> None:
         given = gradients.pop(operation.node, None)
         if given is None:
@@ -158,12 +158,14 @@ class Tape:
         if operation.source in self._depends:
             self._add(gradients, operation.source, self._map(dx))
 
-    def _add(self, gradients: dict[fx.Node, Value], node: fx.Node, made: Value) -> None:
+    def _add(self, gradients: dict[fx.Node, MapValue], node: fx.Node, made: MapValue) -> None:
         before = gradients.get(node)
         gradients[node] = made if before is None else before.added(made)
 
     def _segment(self, segment: Segment, values: dict[fx.Node, Any]) -> SegmentSaved:
-        inputs = {n: values[n].tensor().detach() if isinstance(values[n], Value) else values[n] for n in segment.inputs}
+        inputs = {
+            n: values[n].tensor().detach() if isinstance(values[n], MapValue) else values[n] for n in segment.inputs
+        }
         wanted = self._wanted if self._keep else None
         results, saved = run_segment(self._reading.root, segment, inputs, track=self._depends, wanted=wanted)
         self._depends |= saved.made.keys()
@@ -172,7 +174,7 @@ class Tape:
         return saved
 
     def _segment_back(
-        self, segment: Segment, saved: SegmentSaved, gradients: dict[fx.Node, Value], found: dict[int, Tensor]
+        self, segment: Segment, saved: SegmentSaved, gradients: dict[fx.Node, MapValue], found: dict[int, Tensor]
     ) -> None:
         given = {node: gradients.pop(node).tensor() for node in segment.outputs if node in gradients}
         inputs, parameters = segment_gradients(saved, given)

@@ -10,7 +10,7 @@ from starfire_cli.sparse.training.maps import from_map, to_map
 
 
 @dataclass(kw_only=True)
-class Value:
+class MapValue:
     """A value, or the gradient of one.
 
     Args:
@@ -42,12 +42,12 @@ class Value:
         assert self.as_map is not None
         return from_map(self.as_map, self.images)
 
-    def added(self, other: Value) -> Value:
+    def added(self, other: MapValue) -> MapValue:
         """The sum, in this one's memory where that is its own."""
         if self.as_map is None and other.as_map is not None:
             return other.added(self)
         if self.as_map is not None:
             mine, theirs = self.as_map, other.map()
             total = mine.add_(theirs) if self.owned else mine + theirs
-            return Value(images=self.images, held=self.held, as_map=total, owned=self.owned)
-        return Value(images=self.images, held=self.held, plain=self.tensor() + other.tensor())
+            return MapValue(images=self.images, held=self.held, as_map=total, owned=self.owned)
+        return MapValue(images=self.images, held=self.held, plain=self.tensor() + other.tensor())
