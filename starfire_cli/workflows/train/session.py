@@ -25,6 +25,7 @@ from starfire_cli.workflows.train.position import Position
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.rounds import Tickets
 from starfire_cli.workflows.train.settings import Pruning
+from starfire_cli.workflows.train.sparse_compute import SparseCompute
 
 if TYPE_CHECKING:
     from starfire_cli.distributed.replica import Replica
@@ -43,7 +44,8 @@ class Session:
         optimisation: optimizer, learning rate, moving average, number of steps.
         precision: of the arithmetic.
         adversary: makes the images of `--adversarial`.
-        forward: the model, compiled or shared with the other ranks where that was asked for.
+        sparse: steps over live weights only.
+        forward: the model, of live weights, compiled or shared with the other ranks where that was asked for.
         pruner: keeps the masks; changes with every step of the era.
         position: where training stands; changes with every step.
         fixed: the masks after the era.
@@ -67,6 +69,7 @@ class Session:
     optimisation: Optimisation
     precision: Precision
     adversary: Adversary | None
+    sparse: SparseCompute
     forward: Callable[[Tensor], Tensor]
     pruner: Pruner
     position: Position
