@@ -71,6 +71,13 @@ class SparseTraining(nn.Module):
             found[key] = {"whole": layer.whole, **{each: layer.way(each).text for each in PASSES}}
         return found
 
+    def looped(self) -> dict[str, float]:
+        """By layer, the share of its three passes that loops compute; the others are torch's."""
+        found: dict[str, float] = {}
+        for (name, _, _), layer in self._convolutions.items():
+            found[name] = sum(layer.way(each).tile is not None for each in PASSES) / len(PASSES)
+        return found
+
     def take_ways(self, ways: Mapping[str, Mapping[str, Any]]) -> None:
         """From now on compute as another run did. Raises ValueError for what is no way."""
         self._ways = {

@@ -54,8 +54,6 @@ class Session:
         captures: whether steps are captured as CUDA graphs.
         graph: the captured step, once there is a folder.
         tickets: the rounds of a method that has several; changes with each.
-        sparse_share: the share of a step's multiply-accumulates by live weights that loops over these have computed, as
-            of the last step; None: torch computes all of them.
         folder: of the run; None before it is made.
         resumed: whether a checkpoint's training goes on.
         notes: lines for the user.
@@ -79,7 +77,6 @@ class Session:
     captures: bool = False
     graph: StepGraph | None = None
     tickets: Tickets | None = None
-    sparse_share: Callable[[], float] | None = None
     folder: Run | None = None
     resumed: bool
     notes: tuple[str, ...]

@@ -80,6 +80,15 @@ class SparseCompute:
             self.fixed = fixed
             self.module.engaged = not pruner.reads_gradients
 
+    def computed_share(self, pruner: Pruner) -> float:
+        """Of the multiply-accumulates by live weights, those that loops over these computed in the last step."""
+        if self.module is None or not self.module.engaged:
+            return 0.0
+        alive = {layer.name: 1 - pruner.zeros[layer.key] / layer.weights for layer in pruner.layers}
+        live = {name: macs * alive.get(name, 1.0) for name, macs in self.macs.items()}
+        looped = {name.removeprefix("net."): share for name, share in self.module.looped().items()}  # of `Normalized`
+        return sum(live[name] * share for name, share in looped.items() if name in live) / max(1.0, sum(live.values()))
+
     def state_dict(self) -> dict[str, Any] | None:
         """The state that a resumed run needs; None while steps are dense and nothing was measured."""
         if self.module is None or (self.covered is None and not self.tried):
