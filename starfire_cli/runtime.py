@@ -36,6 +36,16 @@ class World:
     address: str = "env://"
 
 
+def shorten_spinning() -> None:
+    """Let torch's idle threads sleep soon; to be called before torch is imported.
+
+    By default they spin for a millisecond or more after each operation, and loops that run between torch's operations
+    in threads of their own (`--sparse-compute`) then share their cores with them. What the user has set stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 def world() -> World:
     """This process's place, from the variables of torchrun, else of a `srun` that started several tasks.
 

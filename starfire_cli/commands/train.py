@@ -32,6 +32,8 @@ class TrainDisplay:
 def train(request: TrainRequest, shown: TrainDisplay, *, given: frozenset[str]) -> None:
     """Train a sparse network: dense start, pruning era, fixed mask. With no options: on handwritten digits."""
     from starfire_cli import runtime
+
+    runtime.shorten_spinning()
     from starfire_cli.report.train import decoding_display, display
     from starfire_cli.workflows.train.loop import train as run_training
     from starfire_cli.workflows.train.tensorboard import logged

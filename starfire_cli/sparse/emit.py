@@ -53,6 +53,10 @@ class Code:
         """Emit an instruction without a value."""
         self._lines.append("  " + line)
 
+    def declare(self, line: str) -> None:
+        """Declare what LLVM brings."""
+        self._declared.add(line)
+
     def at(self, pointer: str, offset: str | int) -> str:
         """`pointer` plus `offset` bytes."""
         return pointer if offset == 0 else self.let(f"getelementptr i8, ptr {pointer}, i64 {offset}")
@@ -109,6 +113,11 @@ class Code:
         found = Variable(self, kind, name)
         found.set(value)
         return found
+
+    def prefetch(self, pointer: str, *, written: bool = False) -> None:
+        """Ask for the line of memory at `pointer`, which need not be anybody's."""
+        self._declared.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        self.do(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 {int(written)}, i32 3, i32 1)")
 
     def add(self, a: str | int, b: str | int) -> str:
         return self.let(f"add i64 {a}, {b}")
@@ -267,31 +276,69 @@ _engines: list[Any] = []  # what was compiled stays for as long as the process
 
 
 @cache
-def compiled(text: str) -> int:
-    """The address of the function `f` in the assembly `text`, compiled for this processor."""
+def compiled(text: str, *, quickly: bool = False) -> int:
+    """The address of the function `f` in the assembly `text`, compiled for this processor.
+
+    Args:
+        text: assembly.
+        quickly: with few passes, in half the time; enough for loops that are as they should run already.
+    """
     with COMPILING:
         llvm = _llvm()
-        cpu, features = processor()
-        module = llvm.parse_assembly(text)
+        name = f"f{len(_engines)}" if quickly else "f"
+        module = llvm.parse_assembly(text.replace("@f(", f"@{name}(", 1) if quickly else text)
         module.verify()
-        target = llvm.Target.from_default_triple()
-        machine = target.create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
-        optimise(module, machine)
-        engine = llvm.create_mcjit_compiler(module, machine)
+        machine = _shared_machine() if quickly else _machine()
+        optimise(module, machine, quickly=quickly)
+        if quickly:  # of many functions only the machine code is kept
+            engine = _shared_engine()
+            engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(machine.emit_object(module)))
+        else:
+            engine = llvm.create_mcjit_compiler(module, machine)
         engine.finalize_object()
         _engines.append((engine, machine))
-        return int(engine.get_function_address("f"))
+        return int(engine.get_function_address(name))
 
 
-def optimise(module: Any, machine: Any) -> None:
-    """Run LLVM's passes over a module for a target machine; loops stay as they are written."""
+def _machine() -> Any:
+    cpu, features = processor()
+    return _llvm().Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
+
+
+@lru_cache(maxsize=1)
+def _shared_machine() -> Any:
+    """The machine that writes the code of many functions."""
+    return _machine()
+
+
+@lru_cache(maxsize=1)
+def _shared_engine() -> Any:
+    """The engine that holds the code of many functions."""
+    return _llvm().create_mcjit_compiler(_llvm().parse_assembly(""), _machine())
+
+
+def _few_passes(llvm: Any) -> Any:
+    """The passes that put variables into registers and tidy up; None where llvmlite does not let passes be chosen."""
+    if not hasattr(llvm, "create_new_module_pass_manager"):
+        return None
+    manager = llvm.create_new_module_pass_manager()
+    for name in ("sroa", "loop_rotate", "instruction_combine", "simplify_cfg", "dead_code_elimination"):
+        if not hasattr(manager, f"add_{name}_pass"):
+            return None
+        getattr(manager, f"add_{name}_pass")()
+    return manager
+
+
+def optimise(module: Any, machine: Any, *, quickly: bool = False) -> None:
+    """Run LLVM's passes over a module for a target machine, or but a few; loops stay as they are written."""
     llvm = _llvm()
     module.triple, module.data_layout = machine.triple, str(machine.target_data)
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     options.loop_unrolling = False
     options.slp_vectorization = options.loop_vectorization = False
     passes = llvm.create_pass_builder(machine, options)
-    passes.getModulePassManager().run(module, passes)
+    manager = _few_passes(llvm) if quickly else None
+    (manager or passes.getModulePassManager()).run(module, passes)
 
 
 @lru_cache(maxsize=1)

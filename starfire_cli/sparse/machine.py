@@ -56,20 +56,14 @@ class Step:
         return found
 
 
-class Program:
-    """Steps one after the other, ready to run.
+class CompiledLoops:
+    """Compiled loops one after the other, ready to run.
 
     Args:
-        steps: in order.
+        rows: of each loop the address of its code, that of its arguments, its tasks, and those taken at a time.
     """
 
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self.steps = tuple(steps)
-        self._args = [step.args() for step in self.steps]
-        rows = [
-            (emit.compiled(step.code.text()), args.ctypes.data, step.tasks, step.grain)
-            for step, args in zip(self.steps, self._args, strict=True)
-        ]
+    def __init__(self, rows: Sequence[tuple[int, int, int, int]]) -> None:
         self._table = np.array(rows, np.int64).reshape(-1, _WIDE)
         self._run = ctypes.CFUNCTYPE(None, *_SIGNATURE)(_runner())
         self._offer = ctypes.cast(_offer(), ctypes.c_void_p).value
@@ -84,7 +78,7 @@ class Program:
             threads: how many, this one included.
         """
         state = self._counters(threads)
-        call = (self._table.ctypes.data, state.ctypes.data, len(self.steps), passing, kept, image, self._offer)
+        call = (self._table.ctypes.data, state.ctypes.data, len(self._table), passing, kept, image, self._offer)
         helpers = [_pool(os.getpid(), threads - 1).submit(self._run, *call, t, threads) for t in range(1, threads)]
         try:
             self._run(*call, 0, threads)
@@ -93,7 +87,7 @@ class Program:
 
     def _counters(self, threads: int) -> Longs:
         """For each step the tasks that are done, and the tasks taken of each thread's share."""
-        return np.zeros((1 + threads) * _LINE * max(1, len(self.steps)), np.int64)
+        return np.zeros((1 + threads) * _LINE * max(1, len(self._table)), np.int64)
 
     def run_many(self, passing: Sequence[int], kept: Sequence[int], images: Sequence[int]) -> None:
         """Run images side by side, as many at a time as `passing` has addresses; the others are of each image."""
@@ -101,7 +95,7 @@ class Program:
 
         def work(memory: int) -> None:
             state = self._counters(1)
-            fixed = (self._table.ctypes.data, state.ctypes.data, len(self.steps), memory)
+            fixed = (self._table.ctypes.data, state.ctypes.data, len(self._table), memory)
             while (i := next(todo)) < len(kept):
                 state.fill(0)
                 self._run(*fixed, kept[i], images[i], self._offer, 0, 1)
@@ -111,6 +105,24 @@ class Program:
             work(passing[0])
         finally:
             _settle(helpers)
+
+
+class Program(CompiledLoops):
+    """Steps one after the other, ready to run.
+
+    Args:
+        steps: in order.
+    """
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = tuple(steps)
+        self._args = [step.args() for step in self.steps]
+        super().__init__(
+            [
+                (emit.compiled(step.code.text()), args.ctypes.data, step.tasks, step.grain)
+                for step, args in zip(self.steps, self._args, strict=True)
+            ]
+        )
 
 
 def in_threads(code: Code, args: Longs, tasks: int, threads: int) -> None:

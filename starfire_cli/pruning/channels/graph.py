@@ -125,7 +125,7 @@ def trace(model: nn.Module, dtype: torch.dtype = torch.float64) -> Traced:
     except Exception as error:  # noqa: BLE001 - a user's module may refuse a copy in any way
         raise StarfireError(f"the model cannot be copied: {_one_line(error)}") from None
     try:
-        root = fx.GraphModule(twin, _Tracer().trace(twin))
+        root = fx.GraphModule(twin, LeafTracer().trace(twin))
     except Exception as error:  # noqa: BLE001 - tracing runs a user's code
         raise StarfireError(f"torch.fx cannot trace the model: {_one_line(error)}") from None
     calls = Counter(str(node.target) for node in root.graph.nodes if node.op == "call_module")
@@ -199,7 +199,9 @@ def _noise(shape: tuple[int, ...]) -> Tensor:
     return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-class _Tracer(fx.Tracer):
+class LeafTracer(fx.Tracer):
+    """Traces down to the modules that have a role."""
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_role(m) in ("conv", "linear", "batchnorm") or super().is_leaf_module(m, module_qualified_name)
 

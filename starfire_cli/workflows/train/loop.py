@@ -10,7 +10,7 @@ from time import perf_counter
 from starfire_cli import runtime
 from starfire_cli.distributed.ranks import Ranks
 from starfire_cli.formats.run import Run
-from starfire_cli.records.train import Record, Started
+from starfire_cli.records.train import Notice, Record, Started
 from starfire_cli.workflows.train.describe import plan_of
 from starfire_cli.workflows.train.epoch_end import end_epoch
 from starfire_cli.workflows.train.failures import explaining_failures, last_good
@@ -91,6 +91,10 @@ def _one_epoch(session: Session, signals: Signals) -> Generator[Record, None, Se
     epoch = position.epoch % session.optimisation.epochs_a_round
     for images, labels in session.data.train.batches(epoch, start=position.batch):
         note_live_macs(session)
+        for line in session.sparse.before_step(
+            pruner, session.ranks, images, labels, step=position.step, steps=session.optimisation.steps
+        ):
+            yield Notice(text=line)
         meter.add(train_step(session, images, labels, meter.check), len(labels))  # dead weights' gradients are masked
         yield from graph_notices(session)
         position.step, position.batch = position.step + 1, position.batch + 1

@@ -40,7 +40,7 @@ class Meter:
         self._images += images
         session, past, last = self._session, self._session.position.past, self._last
         self._last = perf_counter()
-        if session.sparse_share is not None and (share := session.sparse_share()):
+        if share := session.sparse.computed_share(session.pruner):
             past.sparse_macs += round(share * count_live_macs(session) * images * session.ranks.count)
             past.sparse_seconds += self._last - last
 

@@ -19,7 +19,7 @@ from starfire_cli.workflows.train.fixed_masks import FixedMasks
 from starfire_cli.workflows.train.live_macs import count_live_macs
 from starfire_cli.workflows.train.network import Removed, TrainingNetwork
 from starfire_cli.workflows.train.session import Session
-from starfire_cli.workflows.train.session_setup import build_forward, build_pruner
+from starfire_cli.workflows.train.session_setup import build_forward, build_pruner, build_sparse
 from starfire_cli.workflows.train.step import with_step_graph
 
 
@@ -110,6 +110,7 @@ def _rebuilt(session: Session, network: TrainingNetwork, pruner: Pruner) -> Sess
     """The session on another network: masks, their checks, replica, compiled model and captured step are new."""
     request, ranks = session.request, session.ranks
     fixed = FixedMasks(pruner, session.optimisation.optimizer, compact_state=False)
+    sparse = build_sparse(request, network, ranks)
     if request.compile:
         torch.compiler.reset()  # or it would compile for no more than a few sizes of one function
     session = replace(
@@ -118,7 +119,8 @@ def _rebuilt(session: Session, network: TrainingNetwork, pruner: Pruner) -> Sess
         pruner=pruner,
         fixed=fixed,
         agreement=Agreement(ranks, pruner),
-        forward=build_forward(request, network, len(session.data.train)),
+        sparse=sparse,
+        forward=build_forward(request, network, sparse, len(session.data.train)),
         graph=None,
     )
     if session.replica is not None:
@@ -126,7 +128,7 @@ def _rebuilt(session: Session, network: TrainingNetwork, pruner: Pruner) -> Sess
 
         sending = session.replica.sending
         sending.leave_out({}, {})
-        session = session.sharing(Replica(network.model, network.device, sending))
+        session = session.sharing(Replica(sparse.model(network.model), network.device, sending))
     return with_step_graph(session)
 
 

@@ -275,6 +275,13 @@ class TrainRequest:
         False, "After the era, keep optimizer state for live weights only.", panel=RUNTIME_PANEL
     )
     compile: bool = option(False, "torch.compile the model.", flags=("--compile/--no-compile",), panel=RUNTIME_PANEL)
+    sparse_compute: str = option(
+        "auto",
+        "On a CPU, compute with live weights only: {choices}. auto: from when on it is measured to be faster.",
+        panel=RUNTIME_PANEL,
+        choices=("auto", "on", "off"),
+        stored="changed",
+    )
     cuda_graphs: str = option(
         "auto",
         "Replay whole training steps as CUDA graphs: {choices}; several times as fast where images are small. auto: "

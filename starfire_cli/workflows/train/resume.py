@@ -29,7 +29,7 @@ from starfire_cli.workflows.train.training_data import Decoding
 
 # What a resumed run may change; everything else is the run's own. More epochs are the paper's "extra 10 epochs".
 CHANGEABLE = frozenset(
-    {"epochs", "device", "workers", "compile", "cuda_graphs", "kernels", "data"}
+    {"epochs", "device", "workers", "compile", "sparse_compute", "cuda_graphs", "kernels", "data"}
     | {"eval_batch_size", "save_every", "skip_corrupt"}
 )
 # What belongs to this call and not to the run.
@@ -130,6 +130,8 @@ def restore_training_state(session: Session, checkpoint: Checkpoint) -> None:
         torch.set_rng_state(training["rng"]["cpu"])
         if network.device.type == "cuda" and len(training["rng"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(training["rng"]["cuda"])
+        if "sparse_compute" in training:
+            session.sparse.load_state_dict(training["sparse_compute"], session.pruner)
         if optimisation.ema is not None and optimisation.averaged is not None:
             optimisation.averaged.load_state_dict(checkpoint.state)
             optimisation.ema.n_averaged.fill_(training["ema"]["updates"])

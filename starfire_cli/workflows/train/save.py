@@ -47,6 +47,8 @@ def save(session: Session, path: Path, metrics: dict[str, Any]) -> None:
         training["removed"] = dataclasses.asdict(session.network.removed)
     if own is not None:
         training["ranks"] = own
+    if (sparse := session.sparse.state_dict()) is not None:
+        training["sparse_compute"] = sparse
     if session.fixed.values is not None:
         training["shared_values"] = session.fixed.values.state_dict()
     if session.fixed.compact is not None:

@@ -25,6 +25,7 @@ from starfire_cli.workflows.train.position import Position
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.rounds import Tickets
 from starfire_cli.workflows.train.settings import Pruning
+from starfire_cli.workflows.train.sparse_compute import SparseCompute
 
 if TYPE_CHECKING:
     from starfire_cli.distributed.replica import Replica
@@ -43,7 +44,8 @@ class Session:
         optimisation: optimizer, learning rate, moving average, number of steps.
         precision: of the arithmetic.
         adversary: makes the images of `--adversarial`.
-        forward: the model, compiled or shared with the other ranks where that was asked for.
+        sparse: steps over live weights only.
+        forward: the model, of live weights, compiled or shared with the other ranks where that was asked for.
         pruner: keeps the masks; changes with every step of the era.
         position: where training stands; changes with every step.
         fixed: the masks after the era.
@@ -52,8 +54,6 @@ class Session:
         captures: whether steps are captured as CUDA graphs.
         graph: the captured step, once there is a folder.
         tickets: the rounds of a method that has several; changes with each.
-        sparse_share: the share of a step's multiply-accumulates by live weights that loops over these have computed, as
-            of the last step; None: torch computes all of them.
         folder: of the run; None before it is made.
         resumed: whether a checkpoint's training goes on.
         notes: lines for the user.
@@ -67,6 +67,7 @@ class Session:
     optimisation: Optimisation
     precision: Precision
     adversary: Adversary | None
+    sparse: SparseCompute
     forward: Callable[[Tensor], Tensor]
     pruner: Pruner
     position: Position
@@ -76,7 +77,6 @@ class Session:
     captures: bool = False
     graph: StepGraph | None = None
     tickets: Tickets | None = None
-    sparse_share: Callable[[], float] | None = None
     folder: Run | None = None
     resumed: bool
     notes: tuple[str, ...]

@@ -31,6 +31,7 @@ from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.rounds import tickets_of
 from starfire_cli.workflows.train.session import Session
 from starfire_cli.workflows.train.settings import Pruning, era_steps, fill, pruning_of, refuse_unshrinkable
+from starfire_cli.workflows.train.sparse_compute import SparseCompute, build_sparse_compute
 from starfire_cli.workflows.train.start import leave_fixed
 from starfire_cli.workflows.train.training_data import Decoding, data_note, open_training_data, recognise_data
 
@@ -105,6 +106,7 @@ def build_session(
     )
     if ranks.rank:  # what the network draws in training, each rank draws for itself
         torch.manual_seed(ranks.own_seed(request.seed))
+    sparse = build_sparse(request, network, ranks)
     return Session(
         request=request,
         pruning=pruning,
@@ -114,7 +116,8 @@ def build_session(
         optimisation=optimisation,
         precision=precision,
         adversary=made,
-        forward=build_forward(request, network, len(data.train)),
+        sparse=sparse,
+        forward=build_forward(request, network, sparse, len(data.train)),
         pruner=pruner,
         position=position,
         fixed=fixed,
@@ -140,7 +143,7 @@ def join_ranks(session: Session) -> Session:
         if not session.resumed:
             ranks.take_first(model.buffers())
         session.pruner.use_average(ranks.average)
-        session = session.sharing(Replica(model, device))
+        session = session.sharing(Replica(session.sparse.model(model), device))
         batch = request.batch_size or 0
         each = f"{batch // ranks.count}{f' or {batch // ranks.count + 1}' if batch % ranks.count else ''}"
         session = session.noting(f"{ranks.count} processes: {batch} images a step in all, {each} each")
@@ -199,9 +202,24 @@ def wants_graphs(request: TrainRequest, device: torch.device, ranks: int, advers
     return why is None and not unasked
 
 
-def build_forward(request: TrainRequest, network: TrainingNetwork, images: int) -> Callable[[Tensor], Tensor]:
+def build_sparse(request: TrainRequest, network: TrainingNetwork, ranks: Ranks) -> SparseCompute:
+    """The sparse compute that `--sparse-compute` asks for. Raises BadOption where it cannot be had."""
+    return build_sparse_compute(
+        request.sparse_compute,
+        network,
+        batch=-(-(request.batch_size or 1) // ranks.count),
+        accumulate=request.accumulate,
+        compiled=request.compile,
+        mixed=bool(request.amp),
+        deterministic=request.deterministic,
+    )
+
+
+def build_forward(
+    request: TrainRequest, network: TrainingNetwork, sparse: SparseCompute, images: int
+) -> Callable[[Tensor], Tensor]:
     """The function that a step calls where one process trains: the model, compiled if that was asked for."""
-    return _compiled(request, network, images) if request.compile else network.model
+    return _compiled(request, network, images) if request.compile else sparse.model(network.model)
 
 
 def _era(request: TrainRequest, pruning: Pruning, steps_per_epoch: int, resume: Checkpoint | None) -> Era:

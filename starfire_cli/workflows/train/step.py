@@ -134,5 +134,5 @@ def _attacked(session: Session, part: MicroBatch, whole: int, step: int | Tensor
     ranks, accumulate = session.ranks, session.request.accumulate
     who = places(part, accumulate=accumulate, whole=whole, rank=ranks.rank, ranks=ranks.count)
     assert session.adversary is not None
-    number = step * accumulate
-    return session.adversary.perturb(session.network.model, part.images, part.labels, step=number, places_N=who)
+    number, model = step * accumulate, session.sparse.model(session.network.model)
+    return session.adversary.perturb(model, part.images, part.labels, step=number, places_N=who)

@@ -1,0 +1,209 @@
+"""A network whose training steps go over live weights only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
+
+from starfire_cli.errors import StarfireError
+from starfire_cli.pruning.channels.graph import trace
+from starfire_cli.sparse import emit
+from starfire_cli.sparse.aliases import check_reading, mutates_aliases
+from starfire_cli.sparse.training.choosing import choose_ways
+from starfire_cli.sparse.training.convolution import PASSES, LiveConvolution, Pass, Way, way_of
+from starfire_cli.sparse.training.geometry import ConvShape, Pair
+from starfire_cli.sparse.training.maps import padded
+from starfire_cli.sparse.training.norm import MapNorm
+from starfire_cli.sparse.training.reading import ConvolutionNode, NormNode, TracedTraining, read
+from starfire_cli.sparse.training.tape import Layers, Tape
+
+
+class SparseTraining(nn.Module):
+    """A module that computes what its model computes; while it is engaged, over live weights only.
+
+    Parameters, buffers and gradients are the model's own.
+
+    Args:
+        model: on a CPU, in float32.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.engaged = False
+        self._masks: dict[int, Tensor] = {}
+        self._capacity = 0
+        self._readings: dict[bool, TracedTraining] = {}
+        self._layers: dict[tuple[bool, tuple[int, ...], int], Layers] = {}
+        self._convolutions: dict[tuple[str, Pair, int], LiveConvolution] = {}
+        self._ways: dict[str, tuple[bool, dict[Pass, Way]]] = {}
+
+    def engage(self, masks: Mapping[nn.Parameter, Tensor], images: int) -> None:
+        """From now on compute over live weights; call it anew when masks change.
+
+        Args:
+            masks: bool, of weights with dead ones.
+            images: in a batch; smaller ones are computed with room for as many.
+
+        Raises StarfireError with the reason where the network cannot be.
+        """
+        if not self._readings:
+            self.check()
+        self._masks = {id(weight): mask for weight, mask in masks.items()}
+        for layer in self._convolutions.values():
+            layer.update(self._masks.get(id(layer.weight)))
+        self._capacity, self.engaged = images, True
+
+    def choose(self, pixels: Sequence[int]) -> None:
+        """Time the ways of each layer, for images (C, H, W) and whole batches, and keep the fastest."""
+        self._plan(torch.empty((self._capacity, *pixels), device="meta"))
+        choose_ways(self._convolutions.values())
+
+    def ways(self) -> dict[str, dict[str, Any]]:
+        """The ways of all layers, as plain values; `take_ways` takes them back."""
+        found: dict[str, dict[str, Any]] = {}
+        for (name, pixels, held), layer in self._convolutions.items():
+            key = f"{name} {pixels[0]}x{pixels[1]} {held}"
+            found[key] = {"whole": layer.whole, **{each: layer.way(each).text for each in PASSES}}
+        return found
+
+    def looped(self) -> dict[str, float]:
+        """By layer, the share of its three passes that loops compute; the others are torch's."""
+        found: dict[str, float] = {}
+        for (name, _, _), layer in self._convolutions.items():
+            found[name] = sum(layer.way(each).tile is not None for each in PASSES) / len(PASSES)
+        return found
+
+    def take_ways(self, ways: Mapping[str, Mapping[str, Any]]) -> None:
+        """From now on compute as another run did. Raises ValueError for what is no way."""
+        self._ways = {
+            key: (bool(known["whole"]), {each: way_of(known[each]) for each in PASSES}) for key, known in ways.items()
+        }
+        self._convolutions.clear()
+        self._layers.clear()
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """The model's result."""
+        if not self.engaged or not self._takes(images_NCHW):
+            result: Tensor = self.model(images_NCHW)
+            return result
+        keep = torch.is_grad_enabled()
+        parameters = [p for p in self.model.parameters() if p.requires_grad] if keep else []
+        pixels = keep and images_NCHW.requires_grad
+        layers = self._plan(images_NCHW)
+        reading = self._readings[self.model.training]  # which a plan may have changed
+        keep = keep and (pixels or bool(parameters))
+        tape = Tape(reading, layers, keep=keep, wanted={id(p) for p in parameters}, pixels=pixels)
+        made: Tensor = _Step.apply(tape, images_NCHW, *parameters)
+        return made
+
+    def _takes(self, images: Tensor) -> bool:
+        fits = images.dim() == 4 and images.dtype == torch.float32 and images.device.type == "cpu"
+        return fits and len(images) > 0 and 2 * len(images) > self._capacity and not torch.is_autocast_enabled("cpu")
+
+    def check(self) -> None:
+        """Raise StarfireError with the reason where the network cannot be computed this way."""
+        if reason := emit.missing():
+            raise StarfireError(reason)
+        if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in self.model.parameters()):
+            raise StarfireError("sparse compute takes networks in float32 on a CPU")
+        copy = trace(self.model)
+        check_reading(copy)
+        if mutates_aliases(copy):
+            raise StarfireError("the network changes a tensor in place that something else reads")
+        self._read()
+
+    def _read(self) -> TracedTraining:
+        mode = self.model.training
+        if mode not in self._readings:
+            self._readings[mode] = read(self.model)
+        return self._readings[mode]
+
+    def _plan(self, images: Tensor) -> Layers:
+        held = padded(max(self._capacity, len(images)), emit.lanes())
+        key = self.model.training, tuple(images.shape[1:]), held
+        if key not in self._layers:
+            reading = self._read()
+            shapes = _Shapes(reading).of(images)
+            uneven = _uneven_sums(reading, shapes)
+            if uneven:
+                reading = self._readings[self.model.training] = read(self.model, uneven)
+                shapes = _Shapes(reading).of(images)
+            convolutions, norms = {}, {}
+            for operation in reading.operations:
+                if isinstance(operation, ConvolutionNode):
+                    pixels = shapes[operation.source][2:]
+                    convolutions[operation.node] = self._convolution(operation.name, (pixels[0], pixels[1]), held)
+                elif isinstance(operation, NormNode):
+                    module = self.model.get_submodule(operation.name)
+                    assert isinstance(module, nn.BatchNorm2d)
+                    add = operation.other is not None
+                    norms[operation.node] = MapNorm(module, add=add, relu=operation.relu)
+            self._layers[key] = Layers(convolutions, norms, held)
+        return self._layers[key]
+
+    def _convolution(self, name: str, pixels: Pair, held: int) -> LiveConvolution:
+        key = name, pixels, held
+        if key not in self._convolutions:
+            m: Any = self.model.get_submodule(name)
+            shape = ConvShape(
+                size=m.kernel_size, stride=m.stride, padding=m.padding, dilation=m.dilation, pixels=pixels
+            )
+            made = LiveConvolution(m, shape, held)
+            whole, ways = self._ways.get(f"{name} {pixels[0]}x{pixels[1]} {held}", (None, {}))
+            made.ways = dict(ways)
+            made.update(self._masks.get(id(m.weight)), whole)
+            self._convolutions[key] = made
+        return self._convolutions[key]
+
+
+def _uneven_sums(reading: TracedTraining, shapes: Mapping[fx.Node, Sequence[int]]) -> set[str]:
+    """The BatchNorm layers behind which something of another shape is added."""
+    norms = [o for o in reading.operations if isinstance(o, NormNode) and o.other is not None]
+    return {o.name for o in norms if o.other is not None and shapes.get(o.other) != shapes[o.source]}
+
+
+class _Step(torch.autograd.Function):
+    """The network as one operation of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, tape: Tape, images: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.tape, ctx.parameters = tape, parameters
+        return tape.forward(images)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        pixels, found = ctx.tape.backward(gradient)
+        return None, pixels, *(found.get(id(p)) for p in ctx.parameters)
+
+
+class _Shapes(fx.Interpreter):
+    """The shape of every value, found by a pass of one image in eval mode."""
+
+    def __init__(self, reading: TracedTraining) -> None:
+        super().__init__(reading.root)
+        self._found: dict[fx.Node, Sequence[int]] = {}
+
+    @torch.no_grad()
+    def of(self, images: Tensor) -> dict[fx.Node, Sequence[int]]:
+        """By node, for images of this size; the number of images is 1 in all of them."""
+        modes = [(module, module.training) for module in self.module.modules()]
+        try:
+            self.module.eval()
+            with torch.random.fork_rng([]):
+                self.run(torch.zeros(1, *images.shape[1:]))
+        finally:
+            for module, training in modes:
+                module.training = training
+        return self._found
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self._found[n] = tuple(result.shape)
+        return result
