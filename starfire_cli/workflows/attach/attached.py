@@ -22,8 +22,8 @@ from starfire_cli.workflows.attach.notices import warn, warn_of_zeros
 from starfire_cli.workflows.attach.other_state import refuse_other_state
 from starfire_cli.workflows.attach.placement import Placement
 from starfire_cli.workflows.attach.revived import OutsideChanges
-from starfire_cli.workflows.attach.unpruned import UnprunedCopies
 from starfire_cli.workflows.attach.stale_average import StaleAverage
+from starfire_cli.workflows.attach.unpruned import UnprunedCopies
 from starfire_cli.workflows.train.settings import Pruning
 
 _VERSION = 1
