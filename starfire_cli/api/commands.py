@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from starfire_cli.api._arguments import SAVED, AnyPath, Normalisation, path_argument
 from starfire_cli.api._errors import in_python, python_errors
+from starfire_cli.api._types import check_arguments
 from starfire_cli.api.checkpoints import load_model
 from starfire_cli.errors import BadOption
 
@@ -114,6 +115,7 @@ def attack(
     Raises:
         BadOption, StarfireError: the loader or an option makes no sense, or the file is no checkpoint.
     """
+    check_arguments(_own_name, locals())
     from torch import nn
 
     from starfire_cli.records.attack import AttackProgress
@@ -159,6 +161,9 @@ def attack(
                     found = record
         assert found is not None, "it ends with a result or raises"
         return found
+
+
+_own_name = attack  # which an argument of it hides there
 
 
 def _sizes(eps: object) -> str | None:
@@ -221,6 +226,7 @@ def compress(
         StarfireError: it cannot be written, or the source is no checkpoint; an old file is untouched.
         Mismatch: a dead weight is not zero.
     """
+    check_arguments(compress, locals())
     from torch import nn
 
     from starfire_cli.workflows.attach.attached import AttachedPruner
@@ -236,7 +242,8 @@ def compress(
             f"source is a {type(source).__name__}; a pruner, a torch.nn.Module or a checkpoint's path works"
         )
     with python_errors(out="path"):
-        if isinstance(masks, str) if in_memory else isinstance(masks, Mapping):
+        fits = isinstance(masks, Mapping) if in_memory else isinstance(masks, str)
+        if masks is not None and not fits:
             works = "masks by state-dict key" if in_memory else "'stored' or 'from-zeros'"
             raise BadOption(f"masks: of {'a network in memory' if in_memory else 'a checkpoint'}, {works} work")
         normalised = Normalisation.given(mean, std)

@@ -28,7 +28,7 @@ OWN = """
 import torch
 from torch import nn
 
-def build():
+def build(num_classes=10):
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
 """
 
