@@ -33,6 +33,7 @@ _KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "PathLike[str]": (lambda x: isinstance(x, PathLike), "a path"),
     "None": (lambda x: x is None, ""),
 }
+_EXAMPLES = {"target": "0.8", "method": "'ck'", "fc": "'fine'", "ramp": "'linear'", "model": "'resnet50'"}
 _BETWEEN = re.compile(r" \| (?![^\[]*\])")  # of a union, but for those within brackets
 _SHOWN = 60  # characters of a value in a message
 
@@ -48,7 +49,9 @@ def check_arguments(function: Callable[..., Any], given: Mapping[str, object]) -
         if name not in given or len(known) < len(kinds) or any(fits(given[name]) for fits, _ in known):
             continue
         works = list(dict.fromkeys(words for _, words in known if words))
-        raise BadOption(f"{shown(name, given[name])}; {' or '.join(works)} work{'s' if len(works) == 1 else ''}")
+        example = f", such as {_EXAMPLES[name]}" if name in _EXAMPLES else ""
+        verb = "works" if len(works) == 1 else "work"
+        raise BadOption(f"{shown(name, given[name])}; {' or '.join(works)} {verb}{example}")
 
 
 def shown(name: str, given: object) -> str:

@@ -115,7 +115,7 @@ def attack(
     Raises:
         BadOption, StarfireError: the loader or an option makes no sense, or the file is no checkpoint.
     """
-    check_arguments(_own_name, locals())
+    check_arguments(_ATTACK, locals())
     from torch import nn
 
     from starfire_cli.records.attack import AttackProgress
@@ -163,7 +163,7 @@ def attack(
         return found
 
 
-_own_name = attack  # which an argument of it hides there
+_ATTACK = attack  # which an argument of it hides there
 
 
 def _sizes(eps: object) -> str | None:

@@ -171,11 +171,12 @@ def save(
     from starfire_cli.workflows.attach.saving import Described
     from starfire_cli.workflows.attach.saving import save as saved
 
+    file = path_argument("path", path, hint=", in save(path, pruner)")
     check_arguments(save, locals())
     with python_errors():
         normalised = Normalisation.given(mean, std)
         return saved(
-            path_argument("path", path, hint=", in save(path, pruner)"),
+            file,
             pruner,
             Described(
                 model=model_spec(model),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ CALLS = [
     (compress(images="16", values="bf16"), "images='16' is a str"),
     (lambda p, f: starfire.plot(f, x=None), "x=None"),
     (lambda p, f: starfire.plot(f, kind=None), "kind=None is a NoneType; a text or a list of texts work"),
-    (lambda p, f: starfire.plot(f, kind=["layers", 3]), "kind="),
+    (lambda p, f: starfire.plot(f, kind=["layers", 3]), "kind="),  # type: ignore[list-item]
     (lambda p, f: starfire.plot(f, layer=3), "layer=3"),
     (lambda p, f: starfire.plot(f, kind="layers").save(f.with_suffix(".png"), dpi=0), "dpi=0"),
     (lambda p, f: starfire.plot(f, kind="layers").save(f.with_suffix(".png"), dpi="high"), "dpi='high'"),
@@ -80,9 +81,10 @@ def test_wrong_types_are_one_line(pruned, call, message):
 
 
 def test_numbers_of_numpy_and_unknown_annotations_pass():
-    def called(count: int, share: float | None, names: Sequence[str], other: Elsewhere | None) -> None:  # noqa: F821
+    def called(count: Any, share: Any, names: Any, other: Any) -> None:
         check_arguments(called, locals())
 
+    called.__annotations__ |= {"count": "int", "share": "float | None", "names": "Sequence[str]", "other": "nn.Module"}
     called(np.int64(3), np.float32(0.5), ("a",), object())
     called(3, None, {"a"}, None)
     with pytest.raises(StarfireError, match="share='x' is a str; a number works"):
