@@ -52,6 +52,8 @@ CALLS = [
     (save(metrics=[0.9]), r"metrics=\[0.9\] is a list; a dict of numbers by name works"),
     (save(metrics={1: 0.9}), "metrics={1: 0.9} is a dict"),
     (save(classes="abc"), "classes='abc' is a str; a list of texts works"),
+    (lambda p, f: starfire.attack(p.network, [(BATCH[0][0][:, :1], BATCH[0][1])]), r"images, \(1, 7, 7\) each: "),
+    (lambda p, f: starfire.attack(p.network, BATCH, eps=["8/255"]).top1(0.5), "eps=0.5 was not measured; there are: "),
     (attack(attack=None), "attack=None"),
     (attack(attack="pgd", steps=2.5), "steps=2.5 is a float"),
     (attack(attack="pgd", seed="x"), "seed='x' is a str"),
