@@ -63,3 +63,11 @@ def test_the_notebook_runs_and_shows_tables_and_pictures(tmp_path, monkeypatch):
     assert [page[:6] for page in shown] == ["<table"] * 4 + ["<img a"]
     assert names["pruner"].sparsity >= 0.55
     assert starfire.load("digits.safetensors").keys() == names["model"].state_dict().keys()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:target=.* comes to")
+def test_the_bits_of_starfire_train(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script("library.md", "like_train.py"), "like_train.py", "exec"), {"__name__": "__main__"})
+    assert "the same bits" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from starfire_cli.api._arguments import Normalisation, model_spec, path_argument, whole_argument
 from starfire_cli.api._errors import python_errors
+from starfire_cli.api._types import check_arguments, shown
 from starfire_cli.errors import BadOption
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def sparsify(model: nn.Module, masks: Mapping[str, Tensor] | None = None, *, riv
     from starfire_cli.sparse import Rivals
     from starfire_cli.sparse import sparsify as made
 
+    check_arguments(sparsify, locals())
     if not isinstance(model, nn.Module):
         raise BadOption(f"model is a {type(model).__name__}; a torch.nn.Module works, or load_model(path, sparse=True)")
     return made(model, masks, rivals=Rivals(onnxruntime=export_and_open) if rivals else None)
@@ -133,6 +135,9 @@ def warmup(model: SparseNetwork, *images: Sequence[int]) -> None:
     """
     from starfire_cli.sparse import SparseNetwork
 
-    if isinstance(model, SparseNetwork):
-        for shape in images:
-            model.choices(tuple(shape))
+    for shape in images:
+        sizes = tuple(shape) if isinstance(shape, tuple | list) else ()
+        if len(sizes) != 4 or not all(isinstance(x, int) and not isinstance(x, bool) and x > 0 for x in sizes):
+            raise BadOption(f"{shown('images', shape)}; a shape (N, C, H, W) works, such as (1, 3, 224, 224)")
+        if isinstance(model, SparseNetwork):
+            model.choices((sizes[0], sizes[1], sizes[2], sizes[3]))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from starfire_cli.api._arguments import SAVED, AnyPath, Normalisation, path_argument
 from starfire_cli.api._errors import in_python, python_errors
+from starfire_cli.api._types import check_arguments
 from starfire_cli.api.checkpoints import load_model
 from starfire_cli.errors import BadOption
 
@@ -114,12 +115,19 @@ def attack(
     Raises:
         BadOption, StarfireError: the loader or an option makes no sense, or the file is no checkpoint.
     """
+    check_arguments(_ATTACK, locals())
     from torch import nn
 
     from starfire_cli.records.attack import AttackProgress
     from starfire_cli.report.progress import progress as bar
+    from starfire_cli.sparse import SparseNetwork
     from starfire_cli.workflows.attack.own_loader import attack_network
 
+    if isinstance(model, nn.Module) and any(isinstance(part, SparseNetwork) for part in model.modules()):
+        raise BadOption(
+            "model is a sparse network, which only predicts and gives no gradients to attack it with; the dense one "
+            "works, starfire.load_model(path) without sparse=True, or what was given to sparsify"
+        )
     if not isinstance(model, nn.Module | str | PathLike):
         raise BadOption(f"model is a {type(model).__name__}; a torch.nn.Module or the path of a checkpoint works")
     with python_errors():
@@ -155,6 +163,9 @@ def attack(
         return found
 
 
+_ATTACK = attack  # which an argument of it hides there
+
+
 def _sizes(eps: object) -> str | None:
     """As the command line takes them. Raises BadOption."""
     if eps is None or isinstance(eps, str):
@@ -172,7 +183,7 @@ def _sizes(eps: object) -> str | None:
 
 
 def compress(
-    model: nn.Module | AttachedPruner | AnyPath,
+    source: nn.Module | AttachedPruner | AnyPath,
     path: AnyPath,
     *,
     masks: Mapping[str, Tensor] | Literal["stored", "from-zeros"] | None = None,
@@ -182,11 +193,14 @@ def compress(
     verify: bool = True,
     data: str | None = None,
     images: int | None = None,
+    model: str | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
 ) -> Compressed:
     """Pack a network into a file as small as its information. `load` and `load_model` read it, nothing is lost.
 
     Args:
-        model: what `attach` returned, a module, or the path of a checkpoint.
+        source: what `attach` returned, a module, or the path of a checkpoint.
         path: the packed file, NAME.safetensors.
         masks: of a module, by state-dict key; without them, every zero of a layer is called dead. Of a checkpoint,
             "stored" or "from-zeros".
@@ -194,8 +208,13 @@ def compress(
         effort: time spent on size: "fast", "normal" or "best".
         keep_plain: leave every layer that was never pruned readable by any safetensors reader.
         verify: read the file back before it is named.
-        data: with `values`, of a checkpoint: where to measure accuracy.
+        data: with `values`: where to measure accuracy, such as "cifar10:PATH" or "folder:PATH". Default: the
+            checkpoint's data, if it says.
         images: measure on so many images only.
+        model: with `values`: which network it is ("resnet50", "timm:NAME", "package.module:callable"), if the file does
+            not say.
+        mean: likewise, of the pixels it was trained on, in [0, 1] per channel.
+        std: likewise.
 
     Returns:
         A `Compressed` with `packed` (sizes, in total and by tensor), `ratio`, `rounding`, `accuracy` and `notes`.
@@ -204,9 +223,10 @@ def compress(
         Nothing of it is pruned, or the era of the pruner is not over.
 
     Raises:
-        StarfireError: it cannot be written, or the model is no checkpoint; an old file is untouched.
+        StarfireError: it cannot be written, or the source is no checkpoint; an old file is untouched.
         Mismatch: a dead weight is not zero.
     """
+    check_arguments(compress, locals())
     from torch import nn
 
     from starfire_cli.workflows.attach.attached import AttachedPruner
@@ -216,15 +236,19 @@ def compress(
     from starfire_cli.workflows.compress.run import compress as compressed
     from starfire_cli.workflows.compress.run import compress_module
 
-    in_memory = isinstance(model, nn.Module | AttachedPruner)
-    if not in_memory and not isinstance(model, str | PathLike):
-        raise BadOption(f"model is a {type(model).__name__}; a pruner, a torch.nn.Module or a checkpoint's path works")
+    in_memory = isinstance(source, nn.Module | AttachedPruner)
+    if not in_memory and not isinstance(source, str | PathLike):
+        raise BadOption(
+            f"source is a {type(source).__name__}; a pruner, a torch.nn.Module or a checkpoint's path works"
+        )
     with python_errors(out="path"):
-        if isinstance(masks, str) if in_memory else isinstance(masks, Mapping):
+        fits = isinstance(masks, Mapping) if in_memory else isinstance(masks, str)
+        if masks is not None and not fits:
             works = "masks by state-dict key" if in_memory else "'stored' or 'from-zeros'"
             raise BadOption(f"masks: of {'a network in memory' if in_memory else 'a checkpoint'}, {works} work")
+        normalised = Normalisation.given(mean, std)
         request = CompressRequest(
-            checkpoint=None if in_memory else path_argument("model", model),
+            checkpoint=None if in_memory else path_argument("source", source),
             masks=masks if isinstance(masks, str) else CompressRequest.masks,
             values=values,
             effort=effort,
@@ -232,17 +256,20 @@ def compress(
             verify=verify,
             data=data,
             images=images,
-            out=path_argument("path", path, hint=", in compress(model, path)"),
+            model=model,
+            mean=normalised.mean,
+            std=normalised.std,
+            out=path_argument("path", path, hint=", in compress(source, path)"),
         )
-        if isinstance(model, AttachedPruner):
-            if isinstance(model.core, ShardedPruner):
+        if isinstance(source, AttachedPruner):
+            if isinstance(source.core, ShardedPruner):
                 raise BadOption(
                     "the weights are sharded (FSDP2); starfire.save writes them whole, and compress that file"
                 )
-            outcomes = compress_module(as_checkpoint(model), request)
-            warn_early(model)
-        elif isinstance(model, nn.Module):
-            outcomes = compress_module(module_checkpoint(model, None if isinstance(masks, str) else masks), request)
+            outcomes = compress_module(as_checkpoint(source), request)
+            warn_early(source)
+        elif isinstance(source, nn.Module):
+            outcomes = compress_module(module_checkpoint(source, None if isinstance(masks, str) else masks), request)
         else:
             outcomes = compressed(request)
         return _with_notes(outcomes)

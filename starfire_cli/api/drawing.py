@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from starfire_cli.api._arguments import SAVED, AnyPath, path_argument
 from starfire_cli.api._errors import in_python, python_errors
+from starfire_cli.api._types import check_arguments
 
 if TYPE_CHECKING:
     from starfire_cli.report.plot.drawn import Figures
@@ -40,6 +41,7 @@ def plot(
     Raises:
         StarfireError: nothing can be drawn, in one line.
     """
+    check_arguments(plot, locals())
     from starfire_cli.workflows.plot.request import PlotRequest
 
     with python_errors():

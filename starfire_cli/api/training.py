@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from starfire_cli.api._arguments import Normalisation, model_spec, path_argument, whole_argument
 from starfire_cli.api._errors import python_errors
+from starfire_cli.api._types import check_arguments
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,6 +91,9 @@ def attach(
     from starfire_cli.workflows.attach.build import attach as attached
     from starfire_cli.workflows.attach.when import When
 
+    check_arguments(attach, locals())
+    if image_size is not None:
+        whole_argument("image_size", image_size)
     with python_errors():
         return attached(
             model,
@@ -167,10 +171,12 @@ def save(
     from starfire_cli.workflows.attach.saving import Described
     from starfire_cli.workflows.attach.saving import save as saved
 
+    file = path_argument("path", path, hint=", in save(path, pruner)")
+    check_arguments(save, locals())
     with python_errors():
         normalised = Normalisation.given(mean, std)
         return saved(
-            path_argument("path", path, hint=", in save(path, pruner)"),
+            file,
             pruner,
             Described(
                 model=model_spec(model),

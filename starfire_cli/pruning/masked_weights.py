@@ -100,6 +100,11 @@ class MaskedWeights:
         shadow = self._shadow.get(key)
         return [*self.state(key).values(), *(() if shadow is None else (shadow,))]
 
+    @property
+    def averages(self) -> tuple[Tensor, ...]:
+        """The moving averages of these weights."""
+        return tuple(self._shadow.values())
+
     def state(self, key: str) -> dict[str, Tensor]:
         """The optimizer's state of a weight as far as it has the weight's shape, by name."""
         return state_of(self.weights[key], self.optimizer)

@@ -14,7 +14,7 @@ from starfire_cli.pruning.budget import Goal
 from starfire_cli.pruning.era_masks import EraMasks
 from starfire_cli.pruning.joint_optimizers import AnyOptimizer, keeps_zeros
 from starfire_cli.pruning.kernels import choose
-from starfire_cli.pruning.kernels.torch import write_dead
+from starfire_cli.pruning.kernels.torch import count_alive_again, write_dead
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.masked_weights import MaskedWeights
 from starfire_cli.pruning.masks import Masks, digest
@@ -238,6 +238,20 @@ class Pruner:
         for key in self._tensors.touched:
             write_dead(self.masks[key], (self._tensors.weights[key], *self._tensors.kept(key)))
 
+    @torch.no_grad()
+    def revived(self, *, kept: bool = True) -> dict[str, int]:
+        """The dead weights by layer that are not zero, where there are any. Waits for the device.
+
+        Args:
+            kept: count those as well whose optimizer state or moving average is not zero.
+        """
+        found = {}
+        for key in self._tensors.touched:
+            every = (self._tensors.weights[key], *(self._tensors.kept(key) if kept else ()))
+            found[key] = count_alive_again(self.masks[key], every)
+        counts = torch.stack(list(found.values())).tolist() if found else []
+        return {key: count for key, count in zip(found, counts, strict=True) if count}
+
     def follow_layout(self) -> None:
         """Lay masks out as their weights are now, where a memory format was changed."""
         if self._tensors.follow_layout() and isinstance(self._masks, EraMasks):
@@ -251,6 +265,11 @@ class Pruner:
     def weights(self) -> dict[str, nn.Parameter]:
         """The parameters that are pruned, by key."""
         return dict(self._tensors.weights)
+
+    @property
+    def averages(self) -> tuple[Tensor, ...]:
+        """The moving averages of the weights that are pruned."""
+        return self._tensors.averages
 
     @property
     def zeroed(self) -> dict[str, tuple[Tensor, ...]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from starfire_cli.errors import BadOption
 from starfire_cli.markup import RecordTable
 
 
@@ -160,9 +161,15 @@ class RobustAccuracy:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
-    def top1(self, eps: float) -> float:
-        """The accuracy at one of the sizes, as a fraction. Raises KeyError for another size."""
-        return {point.eps: point.top1 for point in self.points}[eps]
+    def top1(self, eps: float | str) -> float:
+        """The accuracy at one of the sizes, a number or as it was written (`8/255`), as a fraction.
+
+        Raises BadOption for another size.
+        """
+        found = [point.top1 for point in self.points if eps in (point.eps, point.label)]
+        if not found:
+            raise BadOption(f"eps={eps!r} was not measured; there are: {', '.join(x.label for x in self.points)}")
+        return found[0]
 
     def __repr__(self) -> str:
         return self._table().text()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli.errors import StarfireError
+from starfire_cli.own_code import one_line
 from starfire_cli.pruning.ties import masks_everywhere, parameters_of
 from starfire_cli.sparse import choosing, emit
 from starfire_cli.sparse.patterns import Shape
@@ -110,7 +111,10 @@ class SparseNetwork(nn.Module):
         return found
 
     def _planned(self, images: Shape) -> _Planned:
-        shapes = self._network.shapes(images)
+        try:
+            shapes = self._network.shapes(images)
+        except RuntimeError as error:
+            raise StarfireError(f"the network does not take images of shape {images}: {one_line(error)}") from None
         operations = self._network.operations(shapes)
         maps = Maps(operations, shapes)
         too_large = maps.too_large(operations)

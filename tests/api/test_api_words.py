@@ -63,7 +63,7 @@ def wrong(call: Any) -> str:
         (lambda p, f: starfire.plot(f).save(f.with_suffix(".gif")), "does not end in .png"),
         (
             lambda p, f: starfire.compress("f", p),
-            r"path is an AttachedPruner; a path works, in compress\(model, path\)",
+            r"path is an AttachedPruner; a path works, in compress\(source, path\)",
         ),
         (
             lambda p, f: starfire.compress(f, f.with_suffix(".pth")),
@@ -185,5 +185,5 @@ def test_records_print_as_tables(pruned, tmp_path):
 
 
 def test_names_of_options_that_are_none_stay():
-    with pytest.raises(BadOption, match="model is a int"):
+    with pytest.raises(BadOption, match="source is a int"):
         starfire.compress(3, "x.safetensors")  # type: ignore[arg-type]

@@ -94,3 +94,11 @@ def write_dead(mask: Tensor, tensors: Sequence[Tensor]) -> None:
     """Write +0.0 where the mask is dead; no bit of the rest changes, be it NaN or -0.0."""
     for tensor in tensors:
         bit_view(tensor).mul_(mask)  # several times as fast as masked_fill_
+
+
+def count_alive_again(mask: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """The number of dead places where any of the tensors is not zero, int64, (), on their device."""
+    found = tensors[0].ne(0)
+    for tensor in tensors[1:]:
+        found |= tensor.ne(0).to(found.device)
+    return (found & ~mask).sum()

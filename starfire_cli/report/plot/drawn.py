@@ -8,7 +8,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from starfire_cli.errors import BadOption
 from starfire_cli.report.plot.saving import DPI, render, save_figures
+
+_MOST_DPI = 2400
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,8 +31,12 @@ class Figures(dict[str, "Figure"]):
     def save(self, path: str | PathLike[str], *, dpi: int = DPI) -> list[Path]:
         """Write them, and return the files: one PDF, or one PNG or SVG each, `path-KIND.png` where there are several.
 
-        Raises StarfireError where they cannot be written.
+        Raises StarfireError where they cannot be written, and BadOption for what is no path or no resolution.
         """
+        if not isinstance(path, str | PathLike):
+            raise BadOption(f"path is a {type(path).__name__}; a path works, such as 'figures.pdf'")
+        if isinstance(dpi, bool) or not isinstance(dpi, int | float) or not 1 <= dpi <= _MOST_DPI:
+            raise BadOption(f"dpi={dpi!r} is no number of dots an inch from 1 to {_MOST_DPI}")
         return save_figures(self, Path(path), dpi=dpi, option="path")
 
     def _repr_html_(self) -> str:

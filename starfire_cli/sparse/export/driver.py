@@ -73,6 +73,7 @@ def driver(interface: Interface, target: ExportTarget, *, exported: str, run: st
         run: the body of `@run_images(ptr %net, ptr %pixels, i64 %images, ptr %logits)`, whole.
     """
     name, word = interface.name, f"i{target.pointer}"
+    most = (2 ** (target.pointer - 1) - 1) // max(interface.pixels, FLOAT * interface.outputs)  # that memory could hold
     heap = not target.is_wasm
 
     def public(function: str) -> str:
@@ -151,7 +152,7 @@ entry:
 marked:
   %mark = load i64, ptr %net
   %strange = icmp ne i64 %mark, {MARK}
-  %below = icmp slt i64 %images, 0
+  %below = icmp ugt i64 %images, {most}
   %no.pixels = icmp eq ptr %pixels, null
   %no.logits = icmp eq ptr %logits, null
   %either = or i1 %no.pixels, %no.logits

@@ -37,8 +37,7 @@ var NAME = (() => {
       const handle = this._take(8), memory = this._take(Number(need));
       this._check(exports.NAME_create(handle, 1, memory, need));
       this._network = new Int32Array(exports.memory.buffer, handle, 1)[0];
-      this._buffer = 0;
-      this._room = 0;
+      this._buffer = this._end;  // of the images of a call, the last in memory: it grows in place
     }
 
     // The logits of all images, one image after the other.
@@ -47,7 +46,8 @@ var NAME = (() => {
         throw new TypeError(`pixels must be a Float32Array of N * ${channels} * ${height} * ${width} numbers`);
       const images = pixels.length / size;
       const bytes = 4 * images * (size + about.outputs);
-      if (bytes > this._room) [this._buffer, this._room] = [this._take(bytes), bytes];
+      this._end = this._buffer;
+      this._buffer = this._take(bytes);
       const logits = this._buffer + 4 * pixels.length;
       const memory = this._exports.memory.buffer;
       new Float32Array(memory, this._buffer, pixels.length).set(pixels);
@@ -57,6 +57,7 @@ var NAME = (() => {
 
     // The classes of one image, {label, index, probability}, the likeliest first.
     classify(pixels) {
+      if (pixels.length !== size) throw new TypeError(`classify takes one image, ${size} numbers`);
       const logits = Array.from(this.run(pixels).subarray(0, about.outputs));
       const most = Math.max(...logits);
       const powers = logits.map((logit) => Math.exp(logit - most));
@@ -70,9 +71,9 @@ var NAME = (() => {
     _take(bytes) {
       const memory = this._exports.memory;
       const start = Math.ceil((this._end || this._exports.heap.value) / ALIGNED) * ALIGNED;
-      this._end = start + bytes;
-      const missing = this._end - memory.buffer.byteLength;
+      const missing = start + bytes - memory.buffer.byteLength;
       if (missing > 0) memory.grow(Math.ceil(missing / 65536));
+      this._end = start + bytes;
       return start;
     }
 

@@ -9,18 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.errors import BadOption
 from starfire_cli.pruning import Masks, NetworkMethod, Pruner
-from starfire_cli.pruning.joint_optimizers import JointOptimizers
+from starfire_cli.pruning.joint_optimizers import JointOptimizers, keeps_zeros
 from starfire_cli.pruning.masks import pack_bits, unpack_bits
 from starfire_cli.records.attach import LayerSummary, PruningSummary, planned_sparsity, planned_text
 from starfire_cli.records.train import PlanLayer
 from starfire_cli.workflows.attach.first_batch import gradients_of
+from starfire_cli.workflows.attach.flat_state import mask_flat_states
 from starfire_cli.workflows.attach.hooks import StepHooks
 from starfire_cli.workflows.attach.notices import warn, warn_of_zeros
 from starfire_cli.workflows.attach.other_state import refuse_other_state
 from starfire_cli.workflows.attach.placement import Placement
+from starfire_cli.workflows.attach.revived import OutsideChanges
 from starfire_cli.workflows.attach.stale_average import StaleAverage
+from starfire_cli.workflows.attach.unpruned import UnprunedCopies
 from starfire_cli.workflows.train.settings import Pruning
 
 _VERSION = 1
@@ -55,9 +58,10 @@ class AttachedPruner:
         self._place = Placement(network, core.weights)
         self._stale = StaleAverage(network, average)
         core.attach(optimizers[0] if len(optimizers) == 1 else JointOptimizers(optimizers), average)
+        self._optimizers, self._outside = tuple(optimizers), OutsideChanges(core, optimizers)
         self._hooks = StepHooks(self, optimizers, core.weights) if hooks else None
         self._attached = True
-        self._before_begin: list[tuple[str, Tensor, Tensor]] = []  # layer, tensor, what it held
+        self._start = UnprunedCopies(core)
         _LIVE.add(self)
 
     def begin(self, loss: Callable[[], Tensor] | None) -> None:
@@ -65,8 +69,7 @@ class AttachedPruner:
 
         Nothing else of the network is changed: buffers, gradients and the random generator are put back.
         """
-        if self.core.starts_sparse:  # for a state that is loaded afterwards
-            self._before_begin = [(k, t.detach(), t.detach().clone()) for k, ts in self.core.zeroed.items() for t in ts]
+        self._start.keep()
         self.core.begin(None if loss is None else lambda: gradients_of(self.network, loss))
         if loss is not None and self.core.needs_loss:
             self.network.zero_grad(set_to_none=True)
@@ -116,8 +119,11 @@ class AttachedPruner:
 
     @property
     def sparsity(self) -> float:
-        """Dead weights over the weights of all pruned layers, from 0 to 1. Waits for the device."""
-        return sum(self.core.zeros.values()) / max(1, sum(layer.weights for layer in self.core.layers))
+        """Dead weights over the weights of all pruned layers, from 0 to 1. Waits for the device.
+
+        Dead weights that were loaded over do not count, until the next step sets them to zero again.
+        """
+        return sum(self._outside.zeros().values()) / max(1, sum(layer.weights for layer in self.core.layers))
 
     def after_backward(self) -> bool:
         """Mask the gradients of dead weights now, and add the method's penalty to gradients, if it has one.
@@ -153,10 +159,10 @@ class AttachedPruner:
             if not self._step and not self._looked:  # not at `attach`, after which weights and masks may be loaded
                 self._looked = True
                 warn_of_zeros(self.core.weights, self.masks)
-            if self._before_begin:  # weights that were loaded since are dead where the masks say so
-                self._before_begin = []
-                self.core.enforce()
+            self._start.end()
             self.core.follow_layout()
+            self._outside.undo(self._step + 1)
+            mask_flat_states(self._optimizers, self.core.weights, self.masks)
             self._prepared, self._makes_step = True, self.core.after_backward()
         else:
             self.core.mask_gradients()
@@ -169,6 +175,13 @@ class AttachedPruner:
     def mask_gradient(self, key: str) -> None:
         """The hooks' call for one gradient that was just computed."""
         self.core.mask_gradient(key)
+
+    def before_evaluation(self) -> None:
+        """The hooks' call before a closure, which an optimizer may call with weights on their way to others."""
+        if not self._prepared:
+            self._outside.undo(self._step + 1)
+        if not all(map(keeps_zeros, self._optimizers)):
+            self.core.enforce()
 
     @property
     def uses_gradients(self) -> bool:
@@ -184,20 +197,22 @@ class AttachedPruner:
                 f"this is step {self._step}, and starfire.attach was told total_steps={self._step - 1} for the era of "
                 f"steps {self.era[0]} to {self.era[1]}; len(loader) * epochs, over the batches of a step, is usual",
             )
-        return self.core.after_step(self._step)
+        changed = self.core.after_step(self._step)
+        self._outside.note()
+        return changed
 
     def verify(self) -> None:
         """Check that every dead weight is zero.
 
         Raises:
-            Mismatch: one is not; the error names the layer. A later step sets nothing back that was loaded over it.
+            Mismatch: one is not; the error names the layer. The next step sets it to zero again.
         """
         self._check()
         self.core.verify()
 
     def summary(self) -> PruningSummary:
         """Measure how sparse the model is now, layer by layer; `print` shows it, and a notebook a table."""
-        zeros = self.core.zeros
+        zeros = self._outside.zeros()
         # Methods of the whole network share weights out among layers as these turn out.
         fixed = self._plan if self._plan and not isinstance(self._pruning.conv, NetworkMethod) else ()
         planned = {row.name: row.sparsity for row in fixed}
@@ -228,7 +243,8 @@ class AttachedPruner:
         """All that pruning needs to go on, for a checkpoint of your own: tensors and plain values, which
         `torch.load(weights_only=True)` reads. Weights and optimizer state are not in it.
         """
-        self.settle()
+        if self.core.reads_gradients:  # of the step under way, which the state does not hold
+            self.settle()
         return {
             "version": _VERSION,
             "method": self.method,
@@ -238,6 +254,7 @@ class AttachedPruner:
             "step": self._step,
             "masks": {k: {"shape": list(m.shape), "bits": pack_bits(m)} for k, m in self.masks.items()},
             "core": self.core.state_dict(),
+            "under_way": self._under_way(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -250,10 +267,11 @@ class AttachedPruner:
         mine = (self.method, self.fc, self._pruning.target, self.era)
         refuse_other_state(state, _VERSION, mine, {layer.key: layer.shape for layer in self.core.layers})
         masks = {key: unpack_bits(m["bits"].cpu(), tuple(m["shape"])) for key, m in state["masks"].items()}
-        self._undo_begin()
+        self._start.undo()
         self.core.load(masks)
         self.core.load_state_dict(state["core"])
         self._step, self._prepared = int(state["step"]), False
+        self._go_on(state.get("under_way", {}))
 
     def detach(self) -> None:
         """Let go of model and optimizers: no mask changes any more, and dead weights may come back.
@@ -284,6 +302,15 @@ class AttachedPruner:
         if self._hooks is not None:
             self._hooks.settle()
 
+    def _under_way(self) -> dict[str, Any]:
+        """The step that some optimizers have made and others have not."""
+        return {} if self._hooks is None else {"prepared": self._prepared, **self._hooks.state_dict()}
+
+    def _go_on(self, under_way: Mapping[str, Any]) -> None:
+        if self._hooks is not None and under_way:
+            self._prepared, self._makes_step = bool(under_way["prepared"]), True
+            self._hooks.load_state_dict(under_way)
+
     def _check(self) -> None:
         if not self._attached:
             raise BadOption("this pruner was detached from its model; starfire.attach gives another")
@@ -291,33 +318,8 @@ class AttachedPruner:
     def refuse_moved(self) -> None:
         """Raises StarfireError where the model was moved to another device, or its weights were replaced."""
         key, weight = next(iter(self.core.weights.items()), ("", None))
-        if weight is None:
-            return
-        moved = self._place.replaced()
-        now = weight if moved is None else next(self.network.parameters(), weight)
-        if now.device != self.masks[key].device:
-            raise StarfireError(
-                f"the model was moved from {self.masks[key].device} to {now.device} after starfire.attach; move it "
-                "first, then attach"
-            )
-        if moved is not None:
-            raise StarfireError(
-                f"{moved} was replaced after starfire.attach, and what stands there now is not pruned; attach "
-                "afterwards, or pruner.detach() and attach again, with masks=pruner.masks for what is dead already"
-            )
-        if now.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise StarfireError(
-                "optimizer.step() is being captured in a CUDA graph, whose replays call no hooks; capture forward and "
-                "backward only"
-            )
-
-    @torch.no_grad()
-    def _undo_begin(self) -> None:
-        """Give weights, optimizer state and average back what `begin` has taken, unless they were loaded since."""
-        for key, tensor, before in self._before_begin:
-            if torch.equal(tensor, before.masked_fill(~self.masks[key], 0)):
-                tensor.copy_(before)
-        self._before_begin = []
+        if weight is not None:
+            self._place.refuse_moved(weight, self.masks[key].device)
 
 
 def refuse_second(weights: Mapping[str, nn.Parameter]) -> None:

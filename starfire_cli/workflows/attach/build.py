@@ -104,7 +104,9 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
     if not core.layers and not core.adds_gradients and pruning.method_spec != "dense":
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out[:3]) or "it has no Conv2d and no Linear"
         raise BadOption(f"nothing of this model would be pruned: {why}")
-    if request.target is not None and pruning.shown_target is None:
+    if request.target and pruning.method_spec == "dense" and not request.masks:
+        warn(f"target={request.target:g}: method='dense' prunes nothing; target=0 says so as well")
+    elif request.target is not None and pruning.shown_target is None:
         warn(
             f"target={request.target:g}: method={pruning.method_spec!r} meets none; summary() shows what comes out",
         )
@@ -150,7 +152,7 @@ def _plan(core: Pruner, pruning: Pruning, request: AttachRequest) -> tuple[PlanL
         return None
     rows = plan_layers(core, pruning, {})
     planned = planned_sparsity(rows)
-    if request.target is not None and rows and abs(planned - pruning.target) > _NEAR:
+    if request.target and rows and abs(planned - pruning.target) > _NEAR:
         most = max(rows, key=lambda row: (row.weights - row.left) - pruning.target * row.weights)
         warn(
             f"target={pruning.target:g} comes to {planned:.2%} with method={pruning.method_spec!r}, most of it by "

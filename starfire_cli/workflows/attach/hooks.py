@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -38,6 +38,10 @@ class Follower(Protocol):
         """One gradient was just computed."""
         ...
 
+    def before_evaluation(self) -> None:
+        """An optimizer is about to call its closure, perhaps for the second time in a step."""
+        ...
+
     @property
     def uses_gradients(self) -> bool:
         """Whether the step under way reads gradients or adds to them, so that they must be unscaled."""
@@ -62,7 +66,7 @@ class StepHooks:
         self, follower: Follower, optimizers: Sequence[torch.optim.Optimizer], weights: dict[str, nn.Parameter]
     ) -> None:
         self._follower = follower
-        self._count = len(optimizers)
+        self._optimizers = tuple(map(id, optimizers))
         self._stepped: set[int] = set()
         self._fed = False  # whether any of those had a gradient
         self._inside = 0
@@ -88,6 +92,19 @@ class StepHooks:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizers, by place, that have made the step of training under way, and whether any had gradients.
+
+        A step ends where the last of them makes it, or the first of them another one.
+        """
+        stepped = [place for place, one in enumerate(self._optimizers) if one in self._stepped]
+        return {"stepped": stepped, "fed": self._fed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._stepped = {self._optimizers[place] for place in state["stepped"] if place < len(self._optimizers)}
+        self._fed = bool(state["fed"])
 
     def settle(self) -> None:
         """End a step of training that not all optimizers have made."""
@@ -126,6 +143,7 @@ class StepHooks:
     def _following(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         def followed() -> Any:
             self._give_back()  # a closure may be called again, and add to gradients
+            self._follower.before_evaluation()
             loss = closure()
             self._prepare(optimizer)
             return loss
@@ -158,7 +176,7 @@ class StepHooks:
         if _overflowed(optimizer):
             return
         self._stepped.add(id(optimizer))
-        if len(self._stepped) == self._count:
+        if len(self._stepped) == len(self._optimizers):
             self.settle()
 
     def _give_back(self) -> None:

@@ -12,7 +12,7 @@ from starfire_cli.errors import BadOption, Mismatch
 from starfire_cli.pruning import Layer, Method, NetworkMethod, Pruner
 from starfire_cli.pruning._tensor_addresses import state_of
 from starfire_cli.pruning.joint_optimizers import AnyOptimizer, keeps_zeros
-from starfire_cli.pruning.kernels.torch import write_dead
+from starfire_cli.pruning.kernels.torch import count_alive_again, write_dead
 from starfire_cli.pruning.ties import parameters_of
 from starfire_cli.workflows.train.settings import Pruning
 
@@ -131,6 +131,16 @@ class ShardedPruner(Pruner):
             state = state_of(weight, self._optimizer).values()
             every = [weight, *state, *([] if weight.grad is None else [weight.grad])]
             write_dead(self._rows(key), tuple(tensor.to_local() for tensor in every))
+
+    @torch.no_grad()
+    def revived(self, *, kept: bool = True) -> dict[str, int]:
+        """As `Pruner.revived`, of this process's rows."""
+        found = {}
+        for key in self._tensors.touched:
+            state = state_of(self._shards[key], self._optimizer) if kept else {}
+            every = [self._shards[key], *state.values()]
+            found[key] = int(count_alive_again(self._rows(key), [tensor.to_local() for tensor in every]))
+        return {key: count for key, count in found.items() if count}
 
     def follow_layout(self) -> None:
         """Nothing: the whole weights keep their layout."""

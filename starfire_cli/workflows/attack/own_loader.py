@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from starfire_cli.attacks import ATTACKS, parse_sizes, with_options
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.models import Normalized
+from starfire_cli.own_code import one_line
 from starfire_cli.records.attack import AttackProgress, RobustAccuracy
 from starfire_cli.text import some
 from starfire_cli.workflows.attack import verdict
@@ -90,8 +91,13 @@ def with_plain_logits(network: nn.Module, images: Tensor) -> tuple[nn.Module, in
 
     Raises BadOption where the output is neither that nor something with `logits`, as in transformers.
     """
-    with torch.no_grad():
-        found = network(images[:1])
+    try:
+        with torch.no_grad():
+            found = network(images[:1])
+    except RuntimeError as error:
+        raise BadOption(
+            f"the model does not take the loader's images, {tuple(images.shape[1:])} each: {one_line(error)}"
+        ) from None
     if not isinstance(found, Tensor) and isinstance(_logits(found), Tensor):
         network, found = LogitsOf(network), _logits(found)
     if not isinstance(found, Tensor) or found.ndim != 2:

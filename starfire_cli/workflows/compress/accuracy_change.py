@@ -8,6 +8,7 @@ from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.networks.evaluate import evaluate
 from starfire_cli.networks.restore import restore_model
 from starfire_cli.records.compress import AccuracyChange
+from starfire_cli.values import Channels
 
 
 def accuracy_change(
@@ -18,14 +19,20 @@ def accuracy_change(
     images: int | None,
     device: str,
     model: str | None = None,
+    mean: Channels | None = None,
+    std: Channels | None = None,
 ) -> AccuracyChange:
     """Measures both on the validation images of `data` or of the checkpoint; `model` as for `build_network`.
+
+    `mean` and `std` are of the pixels that the network was trained on, where the checkpoint does not say.
 
     Raises StarfireError where the data or the network cannot be had.
     """
     place = runtime.pick_device(device)
     options = DataOptions(device=place, limit_val=images)
     info, split = open_val(exact.meta.data.values, data, options)
-    before, after = (evaluate(restore_model(c, place, info, model=model).model, split) for c in (exact, rounded))
+    before, after = (
+        evaluate(restore_model(c, place, info, model=model, mean=mean, std=std).model, split) for c in (exact, rounded)
+    )
     assert before is not None and after is not None, "nobody asked it to stop"
     return AccuracyChange(data=info.spec, images=before.images, before=before.top1, after=after.top1)

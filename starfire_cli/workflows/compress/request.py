@@ -76,7 +76,14 @@ class CompressRequest:
         panel=PACKING_PANEL,
         help="With --values: where to measure accuracy. Default: the checkpoint's data.",
     ).default(None)
-    images: int | None = option(None, "With --values: measure on N images only.", metavar="N", panel=PACKING_PANEL)
+    images: int | None = option(
+        None,
+        "With --values: measure on N images only.",
+        metavar="N",
+        low=1,
+        range="images, at least 1",
+        panel=PACKING_PANEL,
+    )
     model: str | None = replace(
         MODEL,
         panel=PACKING_PANEL,
@@ -118,8 +125,12 @@ class CompressRequest:
                 raise BadOption(f"{text} is for packing; {way} writes weights and masks as they are")
         if self.unpack and self.weights is not None:
             raise BadOption(f"--weights {self.weights}: a packed file holds one network")
-        if self.to != "onnx" and (self.mean is not None or self.std is not None):
-            raise BadOption("--mean and --std are for --to onnx, which writes a network that takes pixels in [0, 1]")
+        measured = self.values != CompressRequest.values
+        if self.to != "onnx" and not measured and (self.mean is not None or self.std is not None):
+            raise BadOption(
+                "--mean and --std are for --to onnx, which writes a network that takes pixels in [0, 1], and for the "
+                "accuracy with --values"
+            )
         if (self.data is not None or self.images is not None) and self.values == "exact":
             raise BadOption(
                 "--data and --images are for --values bf16, fp16 or codebook; exact values cannot change the accuracy"

@@ -75,7 +75,7 @@ def compress_checkpoint(checkpoint: Checkpoint, request: CompressRequest, output
         try:
             accuracy = _accuracy(request, exact, checkpoint)
         except StarfireError as error:
-            if request.data is not None:
+            if request.data is not None or request.images is not None:
                 raise
             yield Note(text=f"accuracy before and after was not measured: {error}")
     started = perf_counter()
@@ -181,5 +181,12 @@ def _accuracy(request: CompressRequest, exact: Checkpoint, rounded: Checkpoint) 
     from starfire_cli.workflows.compress.accuracy_change import accuracy_change  # brings torchvision, slow to import
 
     return accuracy_change(
-        exact, rounded, data=request.data, images=request.images, device=request.device, model=request.model
+        exact,
+        rounded,
+        data=request.data,
+        images=request.images,
+        device=request.device,
+        model=request.model,
+        mean=request.mean,
+        std=request.std,
     )

@@ -21,7 +21,17 @@ _OF_JAVASCRIPT = (
     "function implements in instanceof interface let location module native new null package private protected public "
     "require self static super switch this throw top true typeof undefined var void window WebAssembly"
 )
-_TAKEN = {*_OF_JAVASCRIPT.split(), *keyword.kwlist, *sys.stdlib_module_names, "example"}
+_OF_PAGES = (
+    "Array ArrayBuffer BigInt Blob Date Error File Float32Array Image Int32Array JSON Map Math Number Object Promise "
+    "Set String Symbol TypeError URL Uint8Array close closed console event exports fetch focus frames history length "
+    "name navigator open opener origin parent performance print process screen scroll status stop"
+)
+_OF_C = "c m dl rt pthread stdc util stdint stdio stdlib string errno math signal time"  # libc.so, stdint.h
+_TAKEN = {
+    *" ".join((_OF_JAVASCRIPT, _OF_PAGES, _OF_C, "example")).split(),
+    *keyword.kwlist,
+    *sys.stdlib_module_names,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +80,7 @@ class ExportRequest:
             raise BadOption(f"--name {self.name}: give letters, digits and _, 48 at most, as in --name digits_net")
         if self.name in _TAKEN:
             raise BadOption(
-                f"--name {self.name} means something in Python or JavaScript; --name {self.name}_net does not"
+                f"--name {self.name} means something in C, Python or JavaScript; --name {self.name}_net does not"
             )
         if self.target == "wasm32" and self.threads:
             raise BadOption("--threads: --target wasm32 has none; every other target has")

@@ -127,6 +127,7 @@ def test_errors_are_codes(alone: Library, threaded: Library) -> None:
     code, network = alone.create()
     assert alone.run(ctypes.c_void_p(), images, 1, logits) == ARGUMENT
     assert alone.run(network, images, -1, logits) == ARGUMENT
+    assert alone.run(network, images, 1 << 62, logits) == alone.run(network, images, (1 << 63) - 1, logits) == ARGUMENT
     assert alone.run(network, None, 1, logits) == alone.run(network, images, 1, None) == ARGUMENT
     assert alone.run(network, None, 0, None) == 0
     alone.free(ctypes.c_void_p())

@@ -77,7 +77,8 @@ def test_node_gives_the_network_s_logits(model: nn.Module, module: bytes, tmp_pa
     (tmp_path / "net.wasm").write_bytes(module)
     (tmp_path / "net.js").write_text(script(IDENTITY, ABOUT))
     (tmp_path / "pixels").write_bytes(images.numpy().tobytes())
-    (tmp_path / "run.js").write_text("""
+    (tmp_path / "run.js").write_text(
+        """
 const net = require("./net.js"), bytes = require("fs").readFileSync("pixels");
 net.load().then((network) => {
   const pixels = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
@@ -85,9 +86,15 @@ net.load().then((network) => {
   let refused = 0;
   for (const wrong of [pixels.subarray(1), [1, 2, 3]]) try { network.run(wrong); } catch (error) { refused++; }
   const logits = Array.from(network.run(pixels));
-  console.log(JSON.stringify({ logits, first: network.classify(pixels)[0], refused }));
+  const size = pixels.length / BATCH, first = network.classify(pixels.subarray(0, size))[0];
+  for (const wrong of [0, 2]) try { network.classify(new Float32Array(wrong * size)); } catch (error) { refused++; }
+  for (let images = 1; images < 200; images++) network.run(new Float32Array(images * size));  // in the same place
+  const held = network._exports.memory.buffer.byteLength;
+  const again = network.run(pixels).every((logit, i) => logit === logits[i]);
+  console.log(JSON.stringify({ logits, first, refused, held, again }));
 });
-""")
+""".replace("BATCH", str(batch))
+    )
     assert NODE is not None
     done = subprocess.run([NODE, "run.js"], cwd=tmp_path, check=True, capture_output=True, text=True)
     found, expected = json.loads(done.stdout), model(images)
@@ -95,7 +102,8 @@ net.load().then((network) => {
     best = int(expected[0].argmax())
     assert (found["first"]["index"], found["first"]["label"]) == (best, ABOUT["labels"][best])
     assert found["first"]["probability"] == pytest.approx(float(expected[0].softmax(0)[best]), abs=1e-5)
-    assert found["refused"] == 2
+    assert found["refused"] == 4 and found["again"]
+    assert found["held"] < len(module) + 200 * 4 * (3 * SIDE * SIDE + 5) + (1 << 20)
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def test_facts_that_cannot_be_are_refused(tmp_path: Path, name: str, facts: dict
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"target": "0.8"}, "target='0.8' is a str; a number such as 0.8 works"),
+        ({"target": "0.8"}, "target='0.8' is a str; a number works, such as 0.8"),
         ({"seed": "a"}, "seed='a' is a str"),
         ({"method": None}, "method=None is a NoneType"),
         ({"loss": 5, "method": "snip"}, "loss=5 is no function"),

@@ -110,7 +110,12 @@ def test_without_a_linker_the_command_is_told(
         (("--target", "wasm32", "--threads"), 2, "--threads: --target wasm32 has none"),
         (("--demo",), 2, "--demo is a page for --target wasm32, not for native"),
         (("--name", "a-b"), 2, "--name a-b: give letters, digits and _"),
-        (("--name", "json"), 2, "--name json means something in Python or JavaScript; --name json_net does not"),
+        (
+            ("--name", "status"),
+            2,
+            "--name status means something in C, Python or JavaScript",
+        ),
+        (("--name", "json"), 2, "--name json means something in C, Python or JavaScript; --name json_net does not"),
         (("--out", "{folder}/no/where"), 1, "there is no folder"),
         (("--out", "{checkpoint}"), 1, "is a file; give the name of a folder"),
         ((), 2, "--mean"),  # the file does not tell, and nobody gave it
