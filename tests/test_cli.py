@@ -185,3 +185,9 @@ def test_ctrl_c_ends_it_quietly() -> None:
         _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert err == b""
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_command_without_options_is_read(command: str) -> None:
+    found = typer.main.get_command(cli.build_app())
+    assert found.commands[command].make_context(command, []).params  # type: ignore[attr-defined]

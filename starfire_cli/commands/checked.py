@@ -45,7 +45,7 @@ class CheckedCommand(TyperCommand):
         if not bare:
             return args
         found: list[str] = []
-        for word, following in zip(args, [*args[1:], None], strict=True):
+        for word, following in zip(args, [*args[1:], None], strict=False):
             found.append(word)
             if word in bare and (following is None or following.startswith("-")):
                 found.append(bare[word])

@@ -302,7 +302,7 @@ def test_a_scalar_of_an_average_comes_along() -> None:
         ({"mean": (1, 2)}, "mean=(1, 2) is not three numbers from 0 to 1"),
         ({"std": (0, 1, 1)}, "std=(0, 1, 1) is not three numbers above 0"),
         ({"std": 0}, "std=0 is not three numbers"),
-        ({"num_classes": "x"}, "num_classes='x' is no number of classes"),
+        ({"num_classes": "x"}, "num_classes='x' is no whole number of 1 or more"),
         ({"model": nn.ReLU()}, "model is a ReLU; its name works"),
     ],
 )
