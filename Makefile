@@ -2,7 +2,7 @@
 PYTHON ?= python
 OUT ?= bench-results
 
-.PHONY: check format test slow docs bench
+.PHONY: check format test slow docs pictures bench
 check:  ## what CI checks beside the tests
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -10,7 +10,8 @@ check:  ## what CI checks beside the tests
 	$(PYTHON) docs/generate_cli.py --check
 	$(PYTHON) docs/generate_methods.py --check
 	$(PYTHON) docs/generate_reference.py --check
-	$(PYTHON) -m mkdocs build --strict --quiet --site-dir site
+	$(PYTHON) docs/generate_outputs.py --check
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet --site-dir site
 
 format:  ## format, and mend what can be mended
 	$(PYTHON) -m ruff check --fix .
@@ -22,11 +23,16 @@ test:  ## the quick tests
 slow:  ## the others
 	$(PYTHON) -m pytest -m slow
 
-docs:  ## the command reference from --help, then the site
+pictures:  ## the README's: pip install pyte
+	$(PYTHON) docs/draw_overview.py
+	$(PYTHON) docs/generate_outputs.py --pictures
+
+docs:  ## the command reference from --help, what commands print, then the site
 	$(PYTHON) docs/generate_cli.py
 	$(PYTHON) docs/generate_methods.py
 	$(PYTHON) docs/generate_reference.py
-	$(PYTHON) -m mkdocs build --strict --site-dir site
+	$(PYTHON) docs/generate_outputs.py
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --site-dir site
 
 bench:  ## every benchmark of speed, into OUT; a file that is there is gone on with. evidence.py trains for hours, by itself
 	mkdir -p $(OUT)

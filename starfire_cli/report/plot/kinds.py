@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS = {
+    "overview": "Accuracy by epoch, and the sparsity of each layer",
     "convergence": "Validation accuracy by epoch",
     "sparsity": "Threshold and true sparsity by epoch",
     "tradeoff": "Accuracy against sparsity, multiply-accumulates and file size",
@@ -27,7 +28,7 @@ KINDS = {
 }
 """In the order of the pages, with what each shows."""
 
-INSIDE = frozenset(("tradeoff", "layers", "window", "kernels"))
+INSIDE = frozenset(("overview", "tradeoff", "layers", "window", "kernels"))
 """The kinds for which checkpoints are opened."""
 
 PANELS = 6
@@ -48,6 +49,7 @@ def default_kinds(runs: Sequence[RunHistory], checkpoints: Sequence[Path], curve
     begun = [run for run in runs if run.has("val_top1")]
     sparsities = {round(best.get("sparsity_prunable", 0.0), 3) for run in begun if (best := run.best())}
     possible = {
+        "overview": False,  # the same as convergence and layers, smaller
         "convergence": bool(begun),
         "sparsity": any(run.has("sparsity_prunable") for run in runs if not run.dense),
         "tradeoff": len(begun) > 2 and len(sparsities) > 1 and len(checkpoints) <= _MANY_FILES,
@@ -89,13 +91,17 @@ def draw(
     groups = groups or group_runs(material.runs)
     begun = [group for group in groups if any(run.rows for run in group.runs)]
     networks = _shown(groups, material.networks)
-    if kind in ("convergence", "sparsity"):
-        key = "val_top1" if kind == "convergence" else "sparsity_prunable"
+    if kind in ("overview", "convergence", "sparsity"):
+        key = "sparsity_prunable" if kind == "sparsity" else "val_top1"
         if axis == "step":
             begun = [replace(group, runs=tuple(filter(figures.counts_steps, group.runs))) for group in begun]
             begun = [group for group in begun if group.runs]
             _need(bool(begun), kind, "a run that counts its steps (--x epoch does without)")
         _need(any(run.has(key) for group in begun for run in group.runs), kind, f"a run with an epoch that has {key}")
+        if kind == "overview":
+            networks = [network for network in networks if network.inspection.layers]
+            _need(bool(networks), kind, "a checkpoint with prunable layers")
+            return figures.overview_figure(begun, _first_sparse(networks), axis=axis, width=width)
         drawn = figures.convergence_figure if kind == "convergence" else figures.sparsity_figure
         return drawn(begun, axis=axis, width=width)
     if kind == "tradeoff":

@@ -284,6 +284,22 @@ def test_layers_stand_in_model_order_with_their_sparsity_and_kind(width: float) 
     assert [tick.get_text() for tick in ticks] == [x.name for x in LAYERS]
 
 
+@pytest.mark.parametrize("width", [style.WIDE, 3.4])
+def test_the_overview_has_the_curves_and_the_layers_of_what_is_sparse(tmp_path: Path, width: float) -> None:
+    runs = tuple(two_seeds(tmp_path))
+    dense = network(tmp_path / "d.pt", "dense", layers=tuple(replace(x, zeros=0) for x in LAYERS))
+    figure = draw("overview", Material(runs=runs, networks=(dense, network(tmp_path / "s.pt"))), width=width)
+    check_layout(figure)
+    accuracy, layers = figure.axes
+    whole = draw("convergence", Material(runs=runs), width=width)
+    colour = group_runs(runs)[0].colour
+    assert curve(accuracy, colour) == curve(whole.axes[0], colour)
+    tips = [line for line in layers.get_lines() if line.get_marker() not in ("", "None")]
+    assert [np.asarray(line.get_xydata())[0][1] for line in tips] == pytest.approx([x.sparsity for x in LAYERS])
+    with pytest.raises(StarfireError, match="a checkpoint with prunable layers"):
+        draw("overview", Material(runs=runs))
+
+
 @pytest.mark.parametrize("width", [3.0, 3.4, style.NARROW, style.WIDE])
 def test_long_titles_fit_every_width(width: float) -> None:
     title = "Window, max_nonzero=2 62.5 %, start 30, era 30-60"

@@ -7,6 +7,7 @@ from starfire_cli.report.plot.figures.convergence import convergence_figure
 from starfire_cli.report.plot.figures.cost import cost_figure, counts_cost
 from starfire_cli.report.plot.figures.kernels import kernels_figure
 from starfire_cli.report.plot.figures.layers import layers_figure
+from starfire_cli.report.plot.figures.overview import overview_figure
 from starfire_cli.report.plot.figures.robustness import attacks_figure, robustness_figure
 from starfire_cli.report.plot.figures.sparsity import sparsity_figure
 from starfire_cli.report.plot.figures.tradeoff import tradeoff_figure
@@ -20,6 +21,7 @@ __all__ = [
     "counts_steps",
     "kernels_figure",
     "layers_figure",
+    "overview_figure",
     "robustness_figure",
     "sparsity_figure",
     "tradeoff_figure",

@@ -41,18 +41,15 @@ def layers_figure(networks: Sequence[NetworkPicture], *, width: float = style.WI
     figure = empty(width, len(networks) * height + margins + 0.15 * "".join(headings).count("\n"))
     grid = figure.subplots(len(networks), 1, squeeze=False, sharex=alike)
     for place, (axes, network, title) in enumerate(zip(grid[:, 0], networks, headings, strict=True)):
-        _stems(axes, network, narrow)
+        draw_stems(axes, network, narrow=narrow)
         style.label(axes, title=title, **{"x" if narrow else "y": "sparsity (%)"})
         if alike and place < len(networks) - 1:
             axes.tick_params(axis="x", labelbottom=False)
         else:
             names = [x.name for x in network.inspection.layers]
             name_layers(axes, names, height - 0.5 if narrow else width - 0.7, sideways=narrow)
-    kinds = [k for k in style.KINDS if any(kind_of(x) == k for n in networks for x in n.inspection.layers)]
-    handles: list[Any] = [
-        Line2D([], [], color=style.KINDS[k][0], marker=style.KINDS[k][1], markersize=4.5, linewidth=1.2) for k in kinds
-    ]
-    labels = [kind_text(k) for k in kinds]
+    entries = kind_handles([kind_of(x) for n in networks for x in n.inspection.layers])
+    handles, labels = [handle for handle, _ in entries], [text for _, text in entries]
     handles.append(Line2D([], [], color=style.INK, linewidth=0.9))
     labels.append("all prunable weights")
     if any(_target(network) for network in networks):
@@ -62,7 +59,19 @@ def layers_figure(networks: Sequence[NetworkPicture], *, width: float = style.WI
     return figure
 
 
-def _stems(axes: Axes, network: NetworkPicture, narrow: bool) -> None:
+def kind_handles(kinds: Sequence[str]) -> list[tuple[Any, str]]:
+    """The legend's entries for kinds of layers."""
+    from matplotlib.lines import Line2D
+
+    there = [kind for kind in style.KINDS if kind in kinds]
+    return [
+        (Line2D([], [], color=colour, marker=marker, markersize=4.5, linewidth=1.2), kind_text(kind))
+        for kind, (colour, marker) in ((kind, style.KINDS[kind]) for kind in there)
+    ]
+
+
+def draw_stems(axes: Axes, network: NetworkPicture, *, narrow: bool) -> None:
+    """Draws a stem of its sparsity for each layer, the sparsity of all, and the target; layers go down if `narrow`."""
     style.style_axes(axes, grid="x" if narrow else "y")
     for place, layer in enumerate(network.inspection.layers):
         colour, marker = style.KINDS[kind_of(layer)]
