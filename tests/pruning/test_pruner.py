@@ -220,6 +220,7 @@ def test_zeros_at_birth_are_positive_even_of_inf() -> None:
 
 def storages() -> dict[int, int]:
     """The bytes of all tensors that Python knows of, by where they lie."""
+    gc.collect()  # what is garbage may go at any time, and its place be taken
     tensors = [x for x in gc.get_objects() if type(x) in (Tensor, nn.Parameter)]
     return {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
 

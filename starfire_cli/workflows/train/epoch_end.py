@@ -47,7 +47,7 @@ def end_epoch(session: Session, signals: Signals) -> Iterator[EpochRecord | Stop
         at.best_over, at.best_top1 = over, accuracy.top1
     device, (macs, train_macs) = session.network.device, epoch_macs(session, at.images)
     cost, seconds = cost_so_far(session, at.images), at.seconds + perf_counter() - started
-    sparse = session.sparse.module is not None
+    sparse = at.past.sparse_macs > 0
     record = EpochRecord(
         epoch=at.epoch,
         step=at.step,

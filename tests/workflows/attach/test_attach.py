@@ -384,7 +384,7 @@ def frozen(model):
         (None, {"era_steps": (5, 5)}, "era_steps"),
         (None, {"era": (0.1, 0.2), "era_steps": (1, 5)}, "give one"),
         (None, {"keep_dense": ["nothing*"], "total_steps": 10}, r"keep_dense='nothing\*' matches no prunable layer"),
-        (None, {"keep_dense": "conv1", "total_steps": 10}, "a list of globs works"),
+        (None, {"keep_dense": "conv1", "total_steps": 10}, "a list of texts works"),
         (None, {"method": "snip", "total_steps": 10}, "loss="),
         (None, {"method": "prunetrain", "total_steps": 10}, "removes channels"),
         (None, {"method": "lottery", "total_steps": 10}, "rounds"),
