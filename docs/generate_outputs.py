@@ -53,7 +53,8 @@ def printed(command: str, folder: Path) -> str:
     )
     if done.returncode:
         raise SystemExit(f"{command}: exit code {done.returncode}\n{done.stdout}")
-    return "\n".join(line.rstrip() for line in done.stdout.strip("\n").split("\n"))
+    printed_text = done.stdout.replace(f"{folder.resolve()}{os.sep}", "").strip("\n")
+    return "\n".join(line.rstrip() for line in printed_text.split("\n"))
 
 
 def block(command: str, output: str, first: int | None) -> str:
