@@ -46,7 +46,7 @@ def trained(out: Path, way: str, seed: int, given: argparse.Namespace) -> dict[s
         "seconds_by_part": {name: round(taken, 1) for name, taken in parts.items()},
         "val_top1": rows[-1]["val_top1"],
         "sparsity": rows[-1]["sparsity_prunable"],
-        "said": [line for line in done.stdout.splitlines() if "sparse" in line and "sparsity" not in line],
+        "said": [line for line in done.stdout.splitlines() if "sparse compute" in line],
     }
 
 
