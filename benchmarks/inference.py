@@ -38,7 +38,7 @@ ROWS = [
     ("resnet50-ck80", "resnet50", 224, "ck", 0.8, "1,16"),
     ("resnet50-ck90", "resnet50", 224, "ck", 0.9, "1,16"),
     ("resnet20-ck80", "resnet20", 32, "ck", 0.8, "1,64"),
-    ("resnet50-ck60", "resnet50", 224, "ck", 0.6, "1"),
+    ("resnet50-ck60", "resnet50", 224, "ck", 0.6, "1,16"),
     ("resnet50-window7of9", "resnet50", 224, "window", 0.7, "1"),
     ("resnet18-ck80", "resnet18", 224, "ck", 0.8, "1"),
     ("vgg16_bn-ck80", "vgg16_bn", 224, "ck", 0.8, "1"),
