@@ -8,7 +8,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from starfire_cli.api._arguments import SAVED, AnyPath, Normalisation, path_argument
+from starfire_cli.api._arguments import SAVED, AnyPath, Normalisation, channel_numbers, path_argument
 from starfire_cli.api._errors import in_python, python_errors
 from starfire_cli.api._types import check_arguments
 from starfire_cli.api.checkpoints import load_model
@@ -83,8 +83,8 @@ def attack(
     steps: int | None = None,
     step_size: float | None = None,
     restarts: int | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
     control: bool = True,
     seed: int = 0,
     progress: bool | None = None,
@@ -102,7 +102,8 @@ def attack(
         steps: gradients a start.
         step_size: length of a step.
         restarts: random starts an image; the worst one counts.
-        mean: with which the loader normalises its images, per channel, as for the model.
+        mean: with which the loader normalises its images, as for the model: a list, tensor or array of one number a
+            channel, or one number for all.
         std: likewise.
         control: also measure random noise of the same size, and FGSM beside stronger attacks.
         seed: of whatever the attack draws.
@@ -131,9 +132,8 @@ def attack(
     if not isinstance(model, nn.Module | str | PathLike):
         raise BadOption(f"model is a {type(model).__name__}; a torch.nn.Module or the path of a checkpoint works")
     with python_errors():
-        normalised = Normalisation.given(mean, std)
+        means, stds = channel_numbers("mean", mean), channel_numbers("std", std)
         sizes = _sizes(eps)
-    means, stds = normalised.mean, normalised.std
     try:
         network = model if isinstance(model, nn.Module) else load_model(model, mean=means, std=stds)
     except BadOption as error:
@@ -194,8 +194,8 @@ def compress(
     data: str | None = None,
     images: int | None = None,
     model: str | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
 ) -> Compressed:
     """Pack a network into a file as small as its information. `load` and `load_model` read it, nothing is lost.
 
@@ -213,7 +213,7 @@ def compress(
         images: measure on so many images only.
         model: with `values`: which network it is ("resnet50", "timm:NAME", "package.module:callable"), if the file does
             not say.
-        mean: likewise, of the pixels it was trained on, in [0, 1] per channel.
+        mean: likewise, of the pixels it was trained on, in [0, 1]: three numbers, or one for all channels.
         std: likewise.
 
     Returns:

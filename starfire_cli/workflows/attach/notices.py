@@ -27,6 +27,13 @@ def warn(text: str) -> None:
     warnings.warn(text, stacklevel=level)
 
 
+def warn_of_dead_layers(before: str, masks: Mapping[str, Tensor]) -> None:
+    """Warn where a layer has no live weight; `before` is where the masks come from."""
+    if emptied := [key.removesuffix(".weight") for key, mask in masks.items() if not bool(mask.any())]:
+        have = "has" if len(emptied) == 1 else "have"
+        warn(f"{before}{some(emptied)} {have} no live weight, so that only a bias comes out")
+
+
 def warn_of_zeros(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
     """Warn where many weights are zero that masks call alive, as those of a network that was pruned before."""
     zeros = {key: int((gathered(weight.detach()).eq(0) & masks[key]).sum()) for key, weight in weights.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starfire_cli.attacks import ATTACKS, parse_sizes, with_options
+from starfire_cli.attacks import ATTACKS
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.models import Normalized
 from starfire_cli.own_code import one_line
@@ -18,11 +18,11 @@ from starfire_cli.records.attack import AttackProgress, RobustAccuracy
 from starfire_cli.text import some
 from starfire_cli.workflows.attack import verdict
 from starfire_cli.workflows.attack.cached import controls_of, spec_of
-from starfire_cli.workflows.attack.run import DEFAULT_SIZES
+from starfire_cli.workflows.attack.choice import choose_attack
 from starfire_cli.workflows.attack.sweep import ATTACK, CLEAN, Sweep, Tallies
 
 _SLACK = 1e-5  # by which rounding puts a pixel outside of [0, 1] that was normalised and is not any more
-Channels = tuple[float, float, float]
+Channels = tuple[float, ...]  # one number a channel, or one for all
 
 
 def attack_network(
@@ -40,8 +40,7 @@ def attack_network(
     """See `starfire.attack`: yields progress, and at last the result. Raises BadOption and StarfireError."""
     if (mean is None) != (std is None):
         raise BadOption("mean and std go together: both are of the loader's images, or neither")
-    chosen = with_options(ATTACKS.build(attack), **options)
-    sizes = parse_sizes(DEFAULT_SIZES[chosen.norm] if eps is None else eps, chosen.norm)
+    chosen, sizes = choose_attack(attack, eps, options)
     network: nn.Module = model
     training = model.training
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -214,6 +213,12 @@ class LoaderSplit:
             raise BadOption("labels of the loader are no whole numbers, one an image")
         images, labels = images.to(self._device, torch.float32), labels.to(self._device, torch.int64)
         if self._mean is not None and self._std is not None:
+            for name, numbers in (("mean", self._mean), ("std", self._std)):
+                if len(numbers) not in (1, images.shape[1]):
+                    raise BadOption(
+                        f"{name} has {len(numbers)} numbers, and images of the loader have {images.shape[1]} channels: "
+                        "one number a channel, or one for all, works"
+                    )
             scale = [images.new_tensor(x).view(1, -1, 1, 1) for x in (self._std, self._mean)]
             images = images * scale[0] + scale[1]
         low, high = images.aminmax() if images.numel() else (images.new_zeros(()), images.new_zeros(()))
