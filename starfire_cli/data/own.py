@@ -82,7 +82,7 @@ def _pixels(spec: str, data: Any, name: str) -> Pixels:
 
 
 def _parts(spec: str, found: Any) -> tuple[Any, ...]:
-    """What the callable returned as (train, val) or (train,). Raises BadOption."""
+    """The data sets that were returned: (train, val) or (train,). Raises BadOption."""
     if isinstance(found, Mapping):
         val = next((name for name in ("val", "valid", "validation") if name in found), None)
         if "train" not in found or (val is None and len(found) > 1):

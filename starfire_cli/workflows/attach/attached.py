@@ -285,7 +285,7 @@ class AttachedPruner:
             self._hooks.settle()
 
     def _facts(self) -> dict[str, Any]:
-        """What decides which weights die, as plain values; a run goes on with the same."""
+        """Settings that decide which weights die, as plain values; a run goes on with the same."""
         return {
             "method": self.method,
             "fc": self.fc,
