@@ -68,7 +68,7 @@ def load_model(
         std: likewise.
 
     Returns:
-        A module that takes pixels in [0, 1], (N, C, H, W), and normalises them itself; `.net` is the plain network.
+        A module that takes pixels in [0, 1], (N, 3, H, W), and normalises them itself; `.net` is the plain network.
 
     Raises:
         StarfireError: as for `load`, or something is neither said nor given, or the weights do not fit.

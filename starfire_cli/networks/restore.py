@@ -31,7 +31,7 @@ class RestoredModel:
         path: the checkpoint it came from.
         title: a name for people: method and target where they are known, else the file.
         digest: SHA-256 over the weights; equal digests are equal networks.
-        model: from pixels in [0, 1], (N, C, H, W), to logits; float32, in eval mode, on the device.
+        model: from pixels in [0, 1], (N, 3, H, W), to logits; float32, in eval mode, on the device.
         mean: with which it normalises.
         std: likewise.
         image_size: of the images it was built for, in pixels.
@@ -87,7 +87,7 @@ def restore_model(
         path=path,
         title=checkpoint_title(checkpoint),
         digest=_digest(checkpoint.state),
-        model=Normalized(net.float(), *_by_channel(net, mean, std)).to(device).eval(),
+        model=Normalized(net.float(), mean, std).to(device).eval(),
         mean=mean,
         std=std,
         image_size=info.image_size,
@@ -121,13 +121,6 @@ def rebuild_model(checkpoint: Checkpoint, spec: str, image_size: int | None = No
     net = build_fresh(checkpoint, found)
     load_weights(net, found.checkpoint)
     return replace(found, net=net.eval())
-
-
-def _by_channel(net: nn.Module, mean: Channels, std: Channels) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std for the channels that a network takes: one number each for a network of grey images."""
-    first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
-    grey = first is not None and first.in_channels == 1 and len(set(mean)) == len(set(std)) == 1
-    return (mean[:1], std[:1]) if grey else (mean, std)
 
 
 def _info_of(

@@ -81,6 +81,15 @@ def test_masks_that_came_in_count_in_the_plan():
     assert pruner.planned == pruner.sparsity == pytest.approx(8 / 9)
 
 
+def test_a_layer_without_a_live_weight_is_said(tmp_path):
+    """Where masks bring it along, and in the file."""
+    model, optimizer = made()
+    with pytest.warns(UserWarning, match="^masks: 10 has no live weight, so that only a bias comes out$"):
+        pruner = starfire.attach(model, optimizer, method="dense", masks={"10.weight": torch.zeros(9, 12).bool()})
+    with pytest.warns(UserWarning, match="^10 has no live weight"):
+        starfire.save(tmp_path / "model.pt", pruner)
+
+
 def test_steps_without_gradients_are_not_counted():
     model, optimizer = made()
     pruner = starfire.attach(model, optimizer, **ERA)

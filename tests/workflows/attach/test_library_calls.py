@@ -106,6 +106,28 @@ def test_attack_of_normalised_images_is_that_of_pixels():
     assert [p.correct for p in pixels.points] == [p.correct for p in normal.points]
 
 
+def test_grey_images_are_normalised_by_one_number():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(49, 4))
+    images, labels = torch.rand(20, 1, 7, 7), torch.randint(0, 4, (20,))
+    pixels = starfire.attack(nn.Sequential(Shift(), net), [(images, labels)], eps=[0, 0.05], control=False)
+    for mean, std in ((0.5, 0.25), (torch.tensor([0.5]), (0.25,))):
+        batches = [((images - 0.5) / 0.25, labels)]
+        normal = starfire.attack(net, batches, eps=[0, 0.05], mean=mean, std=std, control=False)
+        assert [p.correct for p in pixels.points] == [p.correct for p in normal.points]
+
+
+class Shift(nn.Module):
+    def forward(self, x):
+        return (x - 0.5) / 0.25
+
+
+def test_the_size_in_an_attack_is_measured():
+    batches = [(torch.rand(2, 3, 4, 4), torch.zeros(2).long())]
+    found = starfire.attack(Line(), batches, attack="pgd:eps=0.1,steps=2", steps=2, control=False)
+    assert [point.eps for point in found.points] == [0, 0.1]
+
+
 class _Normalising(nn.Module):
     def __init__(self, net, mean, std):
         super().__init__()
@@ -125,6 +147,14 @@ class _Normalising(nn.Module):
         ([(torch.rand(2, 3, 4, 4), torch.zeros(2).long())], {"eps": "much"}, "eps='much'"),
         ([(torch.rand(2, 3, 4, 4), torch.zeros(2).long())], {"attack": "pdg"}, "Did you mean 'pgd'"),
         ([(torch.rand(2, 3, 4, 4), torch.zeros(2).long())], {"mean": (0, 0, 0)}, "mean and std go together"),
+        (
+            [(torch.rand(2, 1, 4, 4), torch.zeros(2).long())],
+            {"mean": (0, 0, 0), "std": (1, 1, 1)},
+            "mean has 3 numbers, and images of the loader have 1 channels",
+        ),
+        ([], {"attack": "pgd:steps=3", "steps": 4}, "attack='pgd:steps=3' says steps=3, and steps=4 says otherwise"),
+        ([], {"attack": "pgd:eps=0.1", "eps": 0.1}, "attack='pgd:eps=0.1' says eps=0.1, and eps="),
+        ([], {"attack": "pgd:norm=l2", "norm": "linf"}, "says norm=l2, and norm='linf' says otherwise"),
     ],
 )
 def test_what_attack_cannot_do_is_one_line(batches, options, message):
@@ -142,6 +172,22 @@ def test_plot_returns_figures(pruned, tmp_path):
     assert file.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(StarfireError, match="unknown kind='layer'"):
         starfire.plot(pruned[2], kind="layer")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cut.pt", None, r"^.*cut\.pt is cut short or damaged"),
+        ("text.pt", b"hello", r"^.*text\.pt is no checkpoint: it starts with b'hello'$"),
+        ("empty.pt", b"", r"^.*empty\.pt is empty$"),
+        ("other.json", b"{}", r"^.*other\.json is no result of starfire attack$"),
+        ("cut.json", b'{"a": ', r"^.*cut\.json is damaged: .*char \d+\)$"),
+    ],
+)
+def test_what_cannot_be_read_is_not_drawn(pruned, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(pruned[2].read_bytes()[:3000] if content is None else content)
+    with pytest.raises(StarfireError, match=message):
+        starfire.plot(tmp_path / name)
 
 
 def test_importing_starfire_loads_nothing_heavy():
