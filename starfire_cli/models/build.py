@@ -67,8 +67,8 @@ def _check(model: nn.Module, spec: str, num_classes: int, image_size: int) -> No
         first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
         if first is not None and first.in_channels != 3:
             raise BadOption(
-                f"model {spec!r} takes images of {counted(first.in_channels, 'channel')}; here images have three, where "
-                "grey ones are repeated, so that a first layer that takes three works"
+                f"model {spec!r} takes images of {counted(first.in_channels, 'channel')}; here images have three, grey "
+                "ones three alike, so that a first layer that takes three works"
             ) from None
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise BadOption(

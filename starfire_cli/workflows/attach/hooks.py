@@ -117,13 +117,21 @@ class StepHooks:
         """Warn of an optimizer that steps these weights and was not given."""
         if self._inside or optimizer in self._known:
             return
+        within = next(
+            (f"{type(x).__name__}.{n}" for x in self._known for n, v in vars(x).items() if v is optimizer), None
+        )
         self._known.add(optimizer)
         held = [self._names[id(p)] for g in optimizer.param_groups for p in g["params"] if id(p) in self._names]
         if held:
             warn(
                 f"{type(optimizer).__name__} steps {some(held)}, and is not the optimizer that starfire.attach was "
-                "given: its steps are not counted, and no more is pruned; attach once the optimizer is made, or "
-                "pruner.detach() and attach to it with masks=pruner.masks",
+                "given: its steps are not counted, and no more is pruned; "
+                + (
+                    f"give attach this one, {within}, whose step is the one that counts"
+                    if within
+                    else "attach once the optimizer is made, or pruner.detach() and attach to it with "
+                    "masks=pruner.masks"
+                ),
             )
 
     @_disable_dynamo

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 import starfire_cli as starfire
-from starfire_cli.errors import StarfireError
+from starfire_cli.errors import Mismatch, StarfireError
 from tests.helpers.pruner_training import batches
 from tests.workflows.attach.loops import PLAIN, STEPS, assert_equal, made, state_of, trained
 
@@ -178,6 +178,52 @@ def test_an_optimizer_within_another_is_its_own():
     trained(model, optimizer)
     assert pruner.step == STEPS
     pruner.verify()
+
+
+class TwoSteps(Wrapping):
+    """Steps the other one by a method of its own, as published code of SAM does."""
+
+    def second_step(self):
+        self.base.step()
+
+
+def test_an_optimizer_that_is_stepped_behind_another_is_named():
+    model, _ = made()
+    optimizer = TwoSteps(model.parameters())
+    starfire.attach(model, optimizer, **ERA)
+    model(batches(1)[0][0]).sum().backward()
+    with pytest.warns(UserWarning, match=r"give attach this one, TwoSteps\.base, whose step is the one that counts"):
+        optimizer.second_step()
+
+
+def test_weights_of_an_earlier_step_are_not_saved_with_later_masks(tmp_path):
+    """As where the best weights of all epochs are loaded in the end."""
+    model, optimizer = made()
+    pruner = starfire.attach(model, optimizer, **ERA)
+    trained(model, optimizer, 4)
+    best, masks = state_of(model), pruner.state_dict()
+    trained(model, optimizer, start=4)
+    model.load_state_dict(best)
+    with pytest.raises(Mismatch, match="are not zero, as after load_state_dict of an earlier step; weights of step 10"):
+        starfire.save(tmp_path / "best.pt", pruner)
+    pruner.load_state_dict(masks)
+    with pytest.warns(UserWarning, match="this is step 4 and the era is 2:10"):
+        assert_equal(starfire.load(starfire.save(tmp_path / "best.pt", pruner)), best)
+
+
+def test_layers_that_are_left_out_for_one_reason_share_a_line():
+    pruner = starfire.attach(*made(), **ERA, keep_dense=["[0-9]"])
+    assert "left out: 0, 3, 5 and 1 more: keep_dense=['[0-9]']" in str(pruner.summary()).splitlines()
+
+
+def test_a_layer_that_any_target_empties_is_named():
+    """One output channel: of each input there is one kernel."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 1, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(
+        StarfireError, match=r"leaves nothing of 1, nor does a lower one; keep_dense=\('1',\) exempts it"
+    ):
+        starfire.attach(model, optimizer, method="ck", target=0.5, total_steps=10)
 
 
 def test_a_layer_that_is_replaced_is_noticed_wherever_it_stands():
