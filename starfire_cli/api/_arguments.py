@@ -41,8 +41,19 @@ def whole_argument(name: str, given: object) -> int | None:
     """A whole number of 1 or more, or None. Raises BadOption."""
     if given is None:
         return None
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+    number = plain(given)
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise BadOption(f"{name}={given!r} is no whole number of 1 or more")
+    return number
+
+
+def plain(given: Any) -> Any:
+    """Numbers of numpy and torch, and lists, tuples and arrays of them, as Python's own; other things as they are."""
+    if isinstance(given, list | tuple):
+        return tuple(map(plain, given))
+    if hasattr(given, "tolist") and getattr(given, "ndim", None) in (0, 1):
+        listed = given.tolist()
+        return tuple(listed) if isinstance(listed, list) else listed
     return given
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from starfire_cli.api._arguments import Normalisation, model_spec, path_argument, whole_argument
+from starfire_cli.api._arguments import Normalisation, model_spec, path_argument, plain, whole_argument
 from starfire_cli.api._errors import python_errors
 from starfire_cli.api._types import check_arguments
 
@@ -101,23 +101,23 @@ def attach(
             AttachRequest(
                 method=method,
                 fc=fc,
-                target=target,
+                target=plain(target),
                 when=When(
-                    era=era,
-                    era_epochs=era_epochs,
-                    era_steps=era_steps,
-                    total_steps=total_steps,
-                    steps_per_epoch=steps_per_epoch,
+                    era=plain(era),
+                    era_epochs=plain(era_epochs),
+                    era_steps=plain(era_steps),
+                    total_steps=plain(total_steps),
+                    steps_per_epoch=plain(steps_per_epoch),
                     ramp=ramp,
-                    mask_every=mask_every,
+                    mask_every=plain(mask_every),
                 ),
                 only=only,
                 keep_dense=keep_dense,
                 masks=masks,
                 loss=loss,
-                image_size=image_size,
+                image_size=plain(image_size),
                 kernels=kernels,
-                seed=seed,
+                seed=plain(seed),
                 hooks=hooks,
             ),
             ema,

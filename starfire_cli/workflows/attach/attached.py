@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from starfire_cli.errors import BadOption
 from starfire_cli.pruning import Masks, Pruner
 from starfire_cli.pruning.joint_optimizers import JointOptimizers, keeps_zeros
-from starfire_cli.pruning.masks import pack_bits, unpack_bits
+from starfire_cli.pruning.masks import pack_bits
 from starfire_cli.records.attach import PruningSummary, planned_sparsity, planned_text
 from starfire_cli.records.train import PlanLayer
 from starfire_cli.workflows.attach.first_batch import gradients_of
 from starfire_cli.workflows.attach.flat_state import mask_flat_states
 from starfire_cli.workflows.attach.hooks import StepHooks
 from starfire_cli.workflows.attach.notices import warn, warn_of_zeros
-from starfire_cli.workflows.attach.other_state import refuse_other_state
+from starfire_cli.workflows.attach.other_state import masks_of_state, refuse_other_state
 from starfire_cli.workflows.attach.placement import Placement
 from starfire_cli.workflows.attach.revived import OutsideChanges
 from starfire_cli.workflows.attach.stale_average import StaleAverage
@@ -248,7 +248,7 @@ class AttachedPruner:
         """
         self._check()
         refuse_other_state(state, _VERSION, self._facts(), {layer.key: layer.shape for layer in self.core.layers})
-        masks = {key: unpack_bits(m["bits"].cpu(), tuple(m["shape"])) for key, m in state["masks"].items()}
+        masks = masks_of_state(state)
         self._start.undo()
         self.core.load(masks)
         self.core.load_state_dict(state["core"])

@@ -1,4 +1,4 @@
-"""Refuses the saved state of another pruner."""
+"""Refuses the saved state of another pruner, and reads the masks of the right one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from starfire_cli.errors import BadOption
-from starfire_cli.text import some
+from starfire_cli.pruning import Masks
+from starfire_cli.pruning.masks import unpack_bits
+from starfire_cli.text import reason, some
 
 
 def refuse_other_state(
@@ -26,7 +28,8 @@ def refuse_other_state(
     try:
         there = {name: state[name] for name in ("method", "fc", "target", "era")}
         there |= {name: state[name] for name in facts if name in state}
-        written, theirs = state["version"], {k: tuple(m["shape"]) for k, m in state["masks"].items()}
+        written, _ = state["version"], (state["step"], state["core"])
+        theirs = {k: tuple(m["shape"]) for k, m in state["masks"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise BadOption("this is no state of a pruner: give what pruner.state_dict() returned") from None
     if written != version:
@@ -40,6 +43,17 @@ def refuse_other_state(
     if theirs != shapes:
         odd = [key for key in {**theirs, **shapes} if theirs.get(key) != shapes.get(key)]
         raise BadOption(f"the state is of a pruner of other layers: {some(odd)} differ")
+
+
+def masks_of_state(state: Mapping[str, Any]) -> Masks:
+    """The masks in a state of the right layers. Raises BadOption where they are damaged."""
+    found = {}
+    for key, mask in state["masks"].items():
+        try:
+            found[key] = unpack_bits(mask["bits"].cpu(), tuple(mask["shape"]))
+        except (KeyError, AttributeError, ValueError) as error:
+            raise BadOption(f"this state of a pruner is damaged: {key}: {reason(error)}") from None
+    return found
 
 
 _SHOWN = {"era": "era_steps"}

@@ -458,6 +458,28 @@ def test_all_that_differs_from_a_state_is_said(there, here, message):
         starfire.attach(*made(), **(ERA | here)).load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda s: s.pop("core"), "this is no state of a pruner"),
+        (lambda s: s.pop("step"), "this is no state of a pruner"),
+        (lambda s: s["masks"]["0.weight"].update(bits=torch.zeros(3, dtype=torch.uint8)), "damaged: 0.weight: 3 bytes"),
+        (lambda s: s["masks"]["0.weight"].pop("bits"), "damaged: 0.weight"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(damage, message):
+    model, optimizer = made()
+    pruner = starfire.attach(model, optimizer, **ERA)
+    trained(model, optimizer, 6)
+    state = pruner.state_dict()
+    damage(state)
+    before, weights = pruner.sparsity, state_of(model)
+    with pytest.raises(StarfireError, match=message):
+        pruner.load_state_dict(state)
+    assert (pruner.sparsity, pruner.step) == (before, 6)
+    assert_equal(state_of(model), weights)
+
+
 def test_a_longer_training_goes_on_from_a_state_and_so_does_an_older_state():
     state = starfire.attach(*made(), **ERA).state_dict()
     for name in ("ramp", "mask_every", "seed"):

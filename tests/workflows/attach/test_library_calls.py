@@ -7,6 +7,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -122,6 +123,17 @@ class Shift(nn.Module):
         return (x - 0.5) / 0.25
 
 
+def test_batches_may_be_dicts():
+    images, labels = torch.rand(4, 3, 4, 4), torch.tensor([0, 1, 1, 0])
+    plain = starfire.attack(Line(), [(images, labels)], eps=[0, 0.1], control=False)
+    for names in (("pixel_values", "labels"), ("img", "label")):
+        batches = (
+            {**dict(zip(names, (x[None], y[None]), strict=True)), "id": 3} for x, y in zip(images, labels, strict=True)
+        )
+        found = starfire.attack(Line(), batches, eps=[0, 0.1], control=False)
+        assert [p.correct for p in found.points] == [p.correct for p in plain.points]
+
+
 def test_the_size_in_an_attack_is_measured():
     batches = [(torch.rand(2, 3, 4, 4), torch.zeros(2).long())]
     found = starfire.attack(Line(), batches, attack="pgd:eps=0.1,steps=2", steps=2, control=False)
@@ -142,7 +154,11 @@ class _Normalising(nn.Module):
     [
         ([], {}, "gives no batch"),
         ([torch.rand(2, 3, 4, 4)], {}, "a batch of the loader is a Tensor"),
-        ([(torch.rand(2, 3, 4, 4), torch.rand(2))], {}, "labels of the loader"),
+        ([(torch.rand(2, 3, 4, 4), torch.rand(2))], {}, r"labels of the loader are a tensor \(2,\) of float32; whole"),
+        ([(torch.rand(2, 3, 4, 4), torch.eye(2).long())], {}, r"labels of the loader are a tensor \(2, 2\) of int64"),
+        ([(torch.rand(3, 4, 4), 0)], {}, r"images of the loader are a tensor \(3, 4, 4\) of float32; .* DataLoader"),
+        ([(np.zeros((2, 3, 4, 4)), [0, 1])], {}, "images of the loader are a ndarray"),
+        ([{"image": torch.rand(2, 3, 4, 4)}], {}, "a batch of the loader is a dict with image; a pair"),
         ([(torch.rand(2, 3, 4, 4) * 3 - 1, torch.zeros(2).long())], {}, "mean=... and std=... say how"),
         ([(torch.rand(2, 3, 4, 4), torch.zeros(2).long())], {"eps": "much"}, "eps='much'"),
         ([(torch.rand(2, 3, 4, 4), torch.zeros(2).long())], {"attack": "pdg"}, "Did you mean 'pgd'"),
@@ -197,5 +213,5 @@ def test_importing_starfire_loads_nothing_heavy():
 
 @pytest.mark.parametrize("call", [lambda: starfire.attack(3, []), lambda: starfire.compress(3, "x.safetensors")])
 def test_what_is_no_model_is_said(call):
-    with pytest.raises(StarfireError, match=r"(model|source) is a int; "):
+    with pytest.raises(StarfireError, match=r"(model=3 is an|source is a) int; "):
         call()
