@@ -132,8 +132,8 @@ def attack(
         )
     if not isinstance(model, nn.Module | str | PathLike):
         raise BadOption(
-            f"{shown('model', model)}; a torch.nn.Module{' (pruner.network is one)' * hasattr(model, 'network')} or the "
-            "path of a checkpoint works"
+            f"{shown('model', model)}; a torch.nn.Module{' (pruner.network is one)' * hasattr(model, 'network')} or "
+            "the path of a checkpoint works"
         )
     with python_errors():
         means, stds = channel_numbers("mean", mean), channel_numbers("std", std)
