@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starfire_cli.errors import BadOption
+from starfire_cli.errors import BadOption, Mismatch
 from starfire_cli.pruning import Masks, Pruner
 from starfire_cli.pruning.joint_optimizers import JointOptimizers, keeps_zeros
 from starfire_cli.pruning.masks import pack_bits
@@ -209,7 +209,13 @@ class AttachedPruner:
             Mismatch: one is not; the error names the layer. The next step sets it to zero again.
         """
         self._check()
-        self.core.verify()
+        try:
+            self.core.verify()
+        except Mismatch as error:
+            raise Mismatch(
+                f"{error}, as after load_state_dict of an earlier step; weights of step {self.era[1]} and later fit "
+                "these masks, and pruner.load_state_dict of the same step as the weights goes back to its masks"
+            ) from None
 
     def summary(self) -> PruningSummary:
         """Measure how sparse the model is now, layer by layer; `print` shows it, and a notebook a table."""

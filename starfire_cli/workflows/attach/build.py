@@ -116,7 +116,8 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
     refuse_second(core.weights)
     plan_layers(core, pruning, {})  # says so if nothing would be left of a layer
     core.load(dead)
-    warn_of_dead_layers("masks: ", core.masks)
+    if dead:
+        warn_of_dead_layers("masks: ", core.masks)
     plan = _plan(core, pruning, request)
     core.use_average(average_of_ranks)
     attached = AttachedPruner(

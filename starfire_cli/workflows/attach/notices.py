@@ -13,11 +13,11 @@ from starfire_cli.text import some
 from starfire_cli.workflows.attach.shards import gathered
 
 _MANY = 0.01  # of the weights of a layer, but for one that is zero as a whole, as some are initialised
-_NOT_THE_USERS = ("torch", "starfire_cli", "contextlib")
+_NOT_THE_USERS = ("torch", "starfire_cli", "contextlib", "lightning", "transformers", "accelerate", "ignite")
 
 
 def warn(text: str) -> None:
-    """Warn, naming the nearest line that is neither of torch nor of starfire; of several processes, in the first."""
+    """Warn, naming the nearest line that is neither of starfire nor of torch and the trainers on it; of several processes, in the first."""
     dist = torch.distributed
     if dist.is_available() and dist.is_initialized() and dist.get_rank():
         return

@@ -92,13 +92,7 @@ def as_checkpoint(pruner: AttachedPruner, described: Described | None = None) ->
     if not isinstance(pruner, AttachedPruner):
         raise BadOption(f"pruner is a {type(pruner).__name__}; what starfire.attach returned works")
     pruner.settle()
-    try:
-        pruner.verify()
-    except Mismatch as error:
-        raise Mismatch(
-            f"{error}, as after load_state_dict of an earlier step; weights of step {pruner.era[1]} and later fit "
-            "these masks, and pruner.load_state_dict of the same step as the weights goes back to its masks"
-        ) from None
+    pruner.verify()
     described = checked(described)
     path = Path(type(pruner.network).__name__)
     return Checkpoint(
