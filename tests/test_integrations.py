@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -100,7 +102,7 @@ def test_the_trainer_of_transformers_goes_on_to_the_bit(tmp_path):
             **more,
         )
         data = [{"pixel_values": image, "labels": label} for image, label in images()]
-        trainer = transformers.Trainer(
+        trainer: Any = transformers.Trainer(
             model=model,
             args=arguments,
             train_dataset=data,

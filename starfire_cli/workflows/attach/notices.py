@@ -17,7 +17,7 @@ _NOT_THE_USERS = ("torch", "starfire_cli", "contextlib", "lightning", "transform
 
 
 def warn(text: str) -> None:
-    """Warn, naming the nearest line that is neither of starfire nor of torch and the trainers on it; of several processes, in the first."""
+    """Warn, naming the nearest line that is not of starfire, torch or a trainer; of several processes, in the first."""
     dist = torch.distributed
     if dist.is_available() and dist.is_initialized() and dist.get_rank():
         return

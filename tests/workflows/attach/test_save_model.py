@@ -98,7 +98,8 @@ def test_facts_that_no_command_could_read_are_refused(tmp_path, seven, facts, me
     ],
 )
 def test_mean_and_std_come_in_many_shapes(tmp_path, seven, mean, std):
-    path = starfire.save(tmp_path / "model.pt", seven, mean=mean, std=std, metrics={"val_top1": torch.tensor(0.5)})
+    metrics: Any = {"val_top1": torch.tensor(0.5)}
+    path = starfire.save(tmp_path / "model.pt", seven, mean=mean, std=std, metrics=metrics)
     meta = torch.load(path, weights_only=True)["meta"]
     assert (meta["data"]["mean"], meta["data"]["std"], meta["metrics"]["val_top1"]) == ([0.5] * 3, [0.25] * 3, 0.5)
 
