@@ -8,10 +8,11 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.optim.optimizer import _global_optimizer_pre_hooks
+from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 
 import starfire_cli as starfire
 from starfire_cli.errors import Mismatch, StarfireError
+from starfire_cli.workflows.attach.hooks import _WATCHING
 from tests.helpers.pruner_training import batches
 from tests.workflows.attach.loops import PLAIN, STEPS, assert_equal, made, state_of, trained
 
@@ -144,10 +145,10 @@ def test_an_optimizer_that_was_not_given_is_said_once():
 def test_other_optimizers_are_none_of_its_business(let_go):
     """Those of other networks, those within its own step, and all of them once it is gone."""
     gc.collect()
-    before = set(_global_optimizer_pre_hooks)
+    before = len(_WATCHING)
     model, optimizer = made()
     pruner = starfire.attach(model, optimizer, **ERA)
-    assert set(_global_optimizer_pre_hooks) > before
+    assert len(_WATCHING) == before + 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trained(*made(seed=4), 2)
@@ -157,7 +158,28 @@ def test_other_optimizers_are_none_of_its_business(let_go):
     if let_go == "forgotten":
         del model, optimizer, pruner
         gc.collect()
-    assert set(_global_optimizer_pre_hooks) == before
+    assert len(_WATCHING) == before
+
+
+def test_a_pruner_may_be_freed_while_another_optimizer_steps():
+    """As the garbage collector does at any time; torch then iterates over the hooks of all optimizers."""
+    left = [starfire.attach(*made(), **ERA)]
+    optimizer = made()[1]
+
+    def forget(*_):
+        left.clear()
+        gc.collect()
+
+    handles = [register_optimizer_step_pre_hook(forget), optimizer.register_step_pre_hook(forget)]
+    try:
+        optimizer.step()
+    finally:
+        for handle in handles:
+            handle.remove()
+    starfire.attach(*made(), **ERA)
+    starfire.attach(*made(), **ERA)
+    ours = [hook for hook in _global_optimizer_pre_hooks.values() if "starfire" in getattr(hook, "__module__", "")]
+    assert len(ours) == 1
 
 
 class Wrapping(torch.optim.Optimizer):
