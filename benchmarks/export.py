@@ -32,7 +32,7 @@ from benchmarks.inference import KINDS, pruned
 from starfire_cli import load_model
 from starfire_cli.formats.onnx_session import export_and_open
 from starfire_cli.records.export import ExportedFiles
-from starfire_cli.sparse import emit, sparsify
+from starfire_cli.sparse import compiler, sparsify
 from starfire_cli.workflows.export.request import ExportRequest
 from starfire_cli.workflows.export.run import export_checkpoint
 
@@ -107,7 +107,7 @@ def measured(net: str, side: int, method: str, target: float, threads: int, turn
         held = sum(cached.nbytes for cached in _held(inside))
         return {
             "sparsity": round(sparsity, 4),
-            "vectors": KINDS[emit.lanes()],
+            "vectors": KINDS[compiler.lanes()],
             "threads": threads,
             "median_ms": {name: median_ms(times) for name, times in taken.items()},
             "least_ms": {name: round(1000 * min(times), 4) for name, times in taken.items()},

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.sparse import emit
+from starfire_cli.sparse import compiler
 from starfire_cli.sparse.choosing import fastest_loop
 from starfire_cli.sparse.export.all_operators import OPERATORS
 from starfire_cli.sparse.export.lowering import Lowered, lower
@@ -69,7 +69,7 @@ def export_network(
     Raises:
         StarfireError: it cannot be traced, an operation has no loop, a weight is no number, or llvmlite is missing.
     """
-    if reason := emit.missing():
+    if reason := compiler.missing():
         raise StarfireError(f"starfire export: {reason}")
     with torch.inference_mode():
         network = TracedNetwork(model)
