@@ -221,7 +221,7 @@ done:
 
 
 def image_calls(interface: Interface, *, after: str) -> str:
-    """The run of image %i by the program of %level with a thread's %maps; then on to `after`, behind the last to `done`.
+    """The run of image %i by the program of %level with a thread's %maps, and on to `after`; behind the last to `done`.
 
     It needs %pixels, %images and %logits, too.
     """

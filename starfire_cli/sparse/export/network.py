@@ -103,7 +103,9 @@ def _check_weights(network: TracedNetwork) -> None:
         for array in (layer.live.values, layer.live.bias):
             bad = int(np.count_nonzero(~np.isfinite(array)))
             if bad:
-                raise StarfireError(f"{layer.name}: {bad} of its weights are NaN or infinite; nothing was exported")
+                raise StarfireError(
+                    f"{layer.name}: {bad} of its weights are NaN or infinite, BatchNorm folded in; nothing was exported"
+                )
     for name, tensor in (*network.root.named_parameters(), *network.root.named_buffers()):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise StarfireError(f"{name}: it holds NaN or infinity; nothing was exported")

@@ -132,7 +132,7 @@ done:
 
 
 def _shared(interface: Interface) -> str:
-    """What the threads of %net share: their number, where the call's arguments and counters lie, and the bytes of these."""
+    """The number of threads of %net, and where the arguments of a call and the counters lie that they share."""
     return f"""  %p2 = getelementptr i8, ptr %net, i64 24
   %narrow = load i32, ptr %p2
   %threads = sext i32 %narrow to i64

@@ -106,6 +106,31 @@ net.load().then((network) => {
     assert found["held"] < len(module) + 200 * 4 * (3 * SIDE * SIDE + 5) + (1 << 20)
 
 
+@pytest.mark.skipif(NODE is None, reason="no Node")
+def test_node_loads_from_bytes_paths_and_addresses(module: bytes, tmp_path: Path) -> None:
+    (tmp_path / "some where").mkdir()
+    (tmp_path / "some where" / "other.wasm").write_bytes(module)
+    (tmp_path / "net.js").write_text(script(IDENTITY, ABOUT))
+    (tmp_path / "run.js").write_text(
+        """
+const net = require("./net.js"), fs = require("fs"), path = "some where/other.wasm", bytes = fs.readFileSync(path);
+const url = require("url").pathToFileURL(path), data = "data:application/wasm;base64," + bytes.toString("base64");
+const given = [path, url, url.href, bytes, new Uint8Array(bytes), new Blob([bytes]), fs.promises.readFile(path), data,
+  undefined, 42, "no such file", Buffer.from("AGFzbQEAAAA=", "base64")];
+(async () => {
+  for (const source of given)
+    console.log(await net.load(source).then((n) => n.run(new Float32Array(3 * 144)).length, (e) => e.message));
+})();
+"""
+    )
+    assert NODE is not None
+    done = subprocess.run([NODE, "run.js"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    *loaded, beside, number, missing, other = done.stdout.splitlines()
+    assert loaded == ["5"] * 8
+    assert "net.wasm" in beside and "no such file" in missing
+    assert number.startswith("net.load takes the bytes of net.wasm") and other.endswith("is another one")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 @torch.no_grad()

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from starfire_cli.cli import main
+from starfire_cli.errors import StarfireError
+from starfire_cli.formats.atomic import atomic_write
 from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.networks.restore import restore_model
 from starfire_cli.pruning.masks import digest
@@ -67,10 +69,19 @@ def test_a_library_and_its_python_module(checkpoint: Path, capsys: pytest.Captur
         expected = restored.model(torch.from_numpy(pixels))
     assert np.allclose(network(pixels), expected, rtol=1e-5, atol=1e-6)
     assert network(pixels[:0]) == [] and network.labels == list("0123")
-    with pytest.raises(TypeError, match="float32"):
-        network(pixels.astype(np.float64))
-    with pytest.raises(RuntimeError, match="a wrong argument"):
-        _module(folder / "nine_of_10.py").Network(threads=2)
+    assert np.array_equal(network(pixels[:, :, :, ::-1][..., ::-1]), network(pixels)), "gaps are closed"
+    wanted = r"float32 of shape \(N, 3, 8, 8\) is wanted"
+    for wrong, told in (
+        (pixels.astype(np.float64), rf"float64 of shape \(3, 3, 8, 8\); {wanted}"),
+        (pixels.transpose(0, 2, 3, 1), rf"float32 of shape \(3, 8, 8, 3\); {wanted}"),
+        (pixels.reshape(-1), rf"of shape \(576,\); {wanted}"),
+        (pixels.tolist(), f"a list; a numpy array or buffer, {wanted}"),
+    ):
+        with pytest.raises(TypeError, match=told):
+            network(wrong)
+    for threads in (2, 0, -1, 2**32 + 1):
+        with pytest.raises(ValueError, match=rf"threads={threads}: nine_of_10 was exported for 1 thread, without"):
+            _module(folder / "nine_of_10.py").Network(threads=threads)
 
 
 def _module(path: Path) -> Any:
@@ -116,7 +127,8 @@ def test_without_a_linker_the_command_is_told(
             "--name status means something in C, Python or JavaScript",
         ),
         (("--name", "json"), 2, "--name json means something in C, Python or JavaScript; --name json_net does not"),
-        (("--out", "{folder}/no/where"), 1, "there is no folder"),
+        (("--out", "{checkpoint}/x/y"), 1, "nine of 10.pt is not a folder"),
+        (("--out", "/proc/x/y"), 1, "cannot write /proc/x/y: "),
         (("--out", "{checkpoint}"), 1, "is a file; give the name of a folder"),
         ((), 2, "--mean"),  # the file does not tell, and nobody gave it
     ],
@@ -128,6 +140,32 @@ def test_what_cannot_be_done_is_one_line(
     found, out, err = run(capsys, checkpoint, *filled)
     assert (found, out) == (code, "") and told in err and err.count("\n") == 1
     assert sorted(checkpoint.parent.iterdir()) == [checkpoint], "nothing is written"
+
+
+def test_folders_are_made(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = checkpoint.parent / "a" / "b"
+    code, _, err = run(capsys, checkpoint, "--target", "riscv64", "--mean", "0.5", "--std", "0.25", "--out", out)
+    assert code == 0, err
+    assert (out / "nine_of_10.o").exists()
+
+
+def test_all_files_are_written_or_none(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from starfire_cli.workflows.export import run as workflow
+
+    made = []
+
+    def full(path: Path, need: int) -> Any:
+        made.append(path)
+        if len(made) == 3:
+            raise StarfireError("disk full")
+        return atomic_write(path, need=need)
+
+    monkeypatch.setattr(workflow, "atomic_write", full)
+    code, _, err = run(capsys, checkpoint, "--target", "riscv64", "--mean", "0.5", "--std", "0.25")
+    assert (code, len(made)) == (1, 3) and "disk full" in err
+    assert sorted(checkpoint.parent.iterdir()) == [checkpoint]
 
 
 def test_a_file_of_others_is_not_overwritten(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,6 +187,15 @@ def test_weights_that_are_no_numbers(checkpoint: Path, capsys: pytest.CaptureFix
     code, _, err = run(capsys, checkpoint, "--mean", "0.5", "--std", "0.25")
     assert code == 1 and "point: 1 of its weights are NaN or infinite" in err
     assert sorted(checkpoint.parent.iterdir()) == [checkpoint]
+
+
+def test_logits_that_are_no_numbers(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = files.load(checkpoint)
+    state = {key: value * 1e25 if value.ndim == 4 else value for key, value in found.state.items()}
+    files.save(checkpoint, state=state, masks=found.masks or {}, meta=found.meta.values)
+    code, _, err = run(capsys, checkpoint, "--mean", "0.5", "--std", "0.25", "--target", "riscv64")
+    assert code == 1 and "8 of the network's own 8 logits for 2 random images are NaN or infinite" in err
+    assert err.count("\n") == 1 and sorted(checkpoint.parent.iterdir()) == [checkpoint]
 
 
 @pytest.mark.parametrize(
