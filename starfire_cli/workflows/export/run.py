@@ -67,7 +67,7 @@ def export_checkpoint(request: ExportRequest) -> Iterator[ExportOutcome]:
         threads=request.threads,
     )
     expected = checking.reference(restored.model, found.identity.image)
-    about = _about(found, checkpoint, restored, target, masks=masks, labels=_labels(checkpoint, found))
+    about = _about(found, checkpoint, restored, target, masks=masks)
     if target.is_wasm:
         made = products.module(found, about, expected, demo=request.demo)
     else:
@@ -100,10 +100,10 @@ def _about(
     target: ExportTarget,
     *,
     masks: str,
-    labels: list[str],
 ) -> dict[str, object]:
     """NAME.json: what the network is, and where it came from."""
     C, H, W = found.identity.image
+    data, labels = _data(checkpoint, found.identity.outputs)
     return {
         "name": found.identity.name,
         "title": restored.title,
@@ -115,6 +115,7 @@ def _about(
         "mean": list(restored.mean),
         "std": list(restored.std),
         "outputs": found.identity.outputs,
+        "data": data,
         "labels": labels,
         "masks_sha256": masks,
         "weights_sha256": restored.digest,
@@ -123,15 +124,15 @@ def _about(
     }
 
 
-def _labels(checkpoint: Checkpoint, found: Exported) -> list[str]:
+def _data(checkpoint: Checkpoint, outputs: int) -> tuple[str | None, list[str]]:
+    """(the data set, the classes' names); (None, numbers) where the checkpoint does not tell."""
     try:
         info = checkpoint.meta.data.info()
     except DamagedFile:
         info = None
-    outputs = found.identity.outputs
     if info is not None and len(info.classes) == outputs:
-        return [str(label) for label in info.classes]
-    return [str(i) for i in range(outputs)]
+        return info.name, [str(label) for label in info.classes]
+    return None, [str(i) for i in range(outputs)]
 
 
 def _check_folder(folder: Path, checkpoint: Path, target: ExportTarget, name: str, *, demo: bool) -> None:
