@@ -211,5 +211,6 @@ def _object(text: str, data: str, target: ExportTarget) -> bytes:
         module.verify()
         compiler.optimise(module, machine)
         module.link_in(llvm.parse_assembly(data))
+        module.get_global_variable("tables").linkage = "internal"  # a program may have several networks
         found: bytes = machine.emit_object(module)
     return found

@@ -170,7 +170,7 @@ def test_libc_is_all_it_needs(model: nn.Module, tmp_path: Path, threads: bool) -
     pthreads = {"pthread_create", "pthread_join", "sched_yield"} if threads else set()
     assert {name for kind, name in symbols if kind == "U"} == {"malloc", "free", "memset"} | pthreads
     functions = {f"net_{name}" for name in ("info", "memory", "create", "run", "free")}
-    assert {name for kind, name in symbols if kind == "T"} == functions
+    assert {name for kind, name in symbols if kind.isupper() and kind != "U"} == functions, "others may be linked, too"
 
 
 def test_the_description(alone: Library, threaded: Library) -> None:
