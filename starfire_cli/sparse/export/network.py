@@ -14,7 +14,7 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.sparse import compiler
 from starfire_cli.sparse.choosing import fastest_loop
 from starfire_cli.sparse.export.all_operators import OPERATORS
-from starfire_cli.sparse.export.lowering import Lowered, lower
+from starfire_cli.sparse.export.lowering import INSTEAD, Lowered, lower
 from starfire_cli.sparse.export.module import Description, ObjectFile, compiled
 from starfire_cli.sparse.export.program import LevelProgram, program
 from starfire_cli.sparse.export.targets import NATIVE, ExportTarget
@@ -72,7 +72,10 @@ def export_network(
     if reason := compiler.missing():
         raise StarfireError(f"starfire export: {reason}")
     with torch.inference_mode():
-        network = TracedNetwork(model)
+        try:
+            network = TracedNetwork(model)
+        except StarfireError as error:
+            raise StarfireError(f"{error}; {INSTEAD}") from None
         _check_weights(network)
         cache = LoopWeightsCache()
         programs, lowered = [], dict[int, Lowered]()
