@@ -29,7 +29,7 @@ require("./NAME.js").load().then((network) => {
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What a network gives for some random images.
+    """The logits of a network for some random images.
 
     Args:
         pixels: (N, C, H, W).

@@ -56,7 +56,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What the command has made of a checkpoint, and its result as JSON."""
+    """A checkpoint, the folder of its export, and the result as JSON."""
 
     checkpoint: Path
     folder: Path
