@@ -56,7 +56,8 @@ class Library:
     """A linked network, called by its functions' names without `net_`."""
 
     def __init__(self, code: bytes, folder: Path) -> None:
-        (folder / "net.o").write_bytes(code)
+        self.object_file = folder / "net.o"
+        self.object_file.write_bytes(code)
         assert COMPILER is not None
         subprocess.run([COMPILER, "-shared", "-o", "libnet.so", "net.o", "-pthread"], cwd=folder, check=True)
         self._library = ctypes.CDLL(str(folder / "libnet.so"))
