@@ -91,6 +91,18 @@ def check_writable(path: Path) -> None:
         raise disk_problem(error, path) or error from None
 
 
+def check_new_folder(path: Path) -> None:
+    """Raises StarfireError if `path` is no folder and none can be made there, its parents with it; changes nothing."""
+    found = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not found.is_dir():
+        raise StarfireError(f"cannot write {path}: {found} is not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=found):
+            pass
+    except OSError as error:
+        raise _explain(error, path, found, None) or error from None
+
+
 def disk_problem(error: BaseException, path: Path, need: int | None = None) -> StarfireError | None:
     """The error text if `error`, or its cause, is a disk that refuses; None for any other error."""
     return _explain(error, path, Path(os.path.realpath(path)).parent, need)
