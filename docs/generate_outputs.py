@@ -29,18 +29,18 @@ COMMANDS = (
     "starfire compress runs/digits-ck",
     "starfire plot runs/digits-ck",
     "starfire prune-mask runs/digits-dense --method window --target 0.6 --out pruned.pt --evaluate",
-    "starfire prune-mask runs/digits-ck --method dense --target 0 --shrink --out small.pt",
+    "starfire prune-mask runs/digits-dense --method l1-filter --target 0.3 --shrink --out small.pt",
     "starfire train --method intra --target 0.6 --dry-run",
     "starfire train --method lottery --target 0.8 --epochs 10 --dry-run",
     "starfire data pack images packed --short-side 64 --shard-size 20",
     "starfire export runs/digits-ck --target x86-64-v3 --name digits --out digits",
-    "starfire bench runs/digits-ck --batch 1 --seconds 0.2 --no-compile",
+    "starfire bench runs/digits-ck --batch 64 --seconds 0.2 --no-compile",
     "starfire compare --methods ck,window,dense --target 0.8 --epochs 2 --limit-train 256 --limit-val 100 --jobs 1 "
     "--no-latency",
 )
-# What these say differs from machine to machine by more than numbers: who is more robust, which channels have died,
-# which engines there are. Of them `--check` asks for the headings only.
-UNSTEADY = frozenset(c for c in COMMANDS if re.search(r"--against|--shrink|starfire (export|bench|compare) ", c))
+# What these say differs from machine to machine by more than numbers: who is more robust, which engines there are, how
+# often progress is told. Of them `--check` asks for the headings only.
+UNSTEADY = frozenset(c for c in COMMANDS if re.search(r"--against|starfire (data|export|bench|compare) ", c))
 PICTURES = {  # by file
     "train.svg": "starfire train --method ck --target 0.8 --name digits-ck-again",
     "inspect.svg": "starfire inspect runs/digits-ck",
@@ -63,7 +63,8 @@ def printed(command: str, folder: Path) -> str:
     if done.returncode:
         raise SystemExit(f"{command}: exit code {done.returncode}\n{done.stdout}")
     printed_text = done.stdout.replace(f"{folder.resolve()}{os.sep}", "").strip("\n")
-    return "\n".join(line.rstrip() for line in printed_text.split("\n"))
+    lines = (line.rstrip() for line in printed_text.split("\n"))
+    return "\n".join(line for line in lines if not line.startswith("note: this machine has been busy"))
 
 
 def block(command: str, output: str, first: int | None) -> str:
