@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Before torch and numba are imported: the tests are small, and threads would only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
+if os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > 4e9:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")  # thousands of checkpoints: no disk need hold them
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=8)
@@ -27,6 +30,16 @@ settings.load_profile("ci" if os.environ.get("CI") else "here")
 def root() -> Path:
     """The checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_turns() -> None:
+    """Have engines timed in short turns without rests: who is faster is nothing that a test asks."""
+    from starfire_cli.sparse import rivals
+    from starfire_cli.workflows.bench import rounds
+
+    rivals._REST = rounds._REST = 0.0
+    rivals._TURN = 0.002
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

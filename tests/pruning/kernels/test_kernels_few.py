@@ -320,7 +320,7 @@ def send():  # one after the other, while there is somebody to catch it
         ready = False
         os.kill(os.getpid(), signal.SIGINT)
 signal.signal(signal.SIGINT, interrupt)
-end = time.time() + 1.5
+end = time.time() + 0.5
 threading.Thread(target=send, daemon=True).start()
 while True:
     try:

@@ -140,7 +140,7 @@ def test_killed_in_the_middle(source: Path, tmp_path: Path) -> None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(1.5)  # its workers notice within a second
+    time.sleep(1.1)  # its workers notice within a second
     for file in out.glob("*.tar"):
         assert file.read_bytes() == (tmp_path / "whole" / file.name).read_bytes()
     assert not (out / "index.json").exists()

@@ -28,7 +28,15 @@ from starfire_cli.workflows.train.session_setup import wants_graphs
 EXACT = {"lr_schedule": "constant", "warmup": 0.0}
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SHORT = TrainRequest(
-    epochs=4, era="1:3", method="ck", limit_train=200, limit_val=50, batch_size=64, amp=False, cuda_graphs="off"
+    model="tests.tiny:residual",
+    epochs=4,
+    era="1:3",
+    method="ck",
+    limit_train=200,
+    limit_val=50,
+    batch_size=64,
+    amp=False,
+    cuda_graphs="off",
 )
 
 
@@ -116,7 +124,9 @@ class StandIn:
         )
 
 
-@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 2**-4), ("adam", 2**-10), ("adamw", 2**-10)])
+@pytest.mark.parametrize(
+    ("optimizer", "lr"), [("sgd", 2**-4), ("adam", 2**-10), pytest.param("adamw", 2**-10, marks=pytest.mark.slow)]
+)
 def test_a_replayed_run_is_the_run(optimizer: str, lr: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = replace(SHORT, optimizer=optimizer, lr=lr, out=tmp_path, device="cpu", clip_grad=1.0, **EXACT)
     plain = last(replace(request, name="plain"))
@@ -129,7 +139,7 @@ def test_a_replayed_run_is_the_run(optimizer: str, lr: float, tmp_path: Path, mo
     assert all(type(group["lr"]) is float and not group.get("capturable") for group in groups)
     stopped = replace(request, name="parts", cuda_graphs="on")
     list(train(replace(stopped, max_steps=6)))
-    list(train(TrainRequest(resume=tmp_path / "parts", out=tmp_path)))
+    list(train(TrainRequest(model=SHORT.model, resume=tmp_path / "parts", out=tmp_path), {"model"}))
     assert same(found, load(Run(tmp_path / "parts").last))
 
 
@@ -176,7 +186,8 @@ def test_attacks_and_compact_state_are_captured_too(
 def test_a_capture_that_fails_says_so_once_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    request = replace(SHORT, optimizer="sgd", lr=2**-4, out=tmp_path, device="cpu", **EXACT)
+    how = {"model": "resnet20", "epochs": 2, "era": "0:1", "limit_train": 128}  # auto is on for models of ours
+    request = replace(SHORT, optimizer="sgd", lr=2**-4, out=tmp_path, device="cpu", **EXACT, **how)
     plain = last(replace(request, name="plain", cuda_graphs="off"))
     there = StandIn(monkeypatch, fails=True)
     records = list(train(replace(request, name="graphs", cuda_graphs="auto")))
