@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from starfire_cli.data.shards.spool import Spool
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats import atomic
+from starfire_cli.formats.checkpoint import torch_file
 from starfire_cli.output import _wait_for_room
 from starfire_cli.workflows.compare.memory import cores
 
@@ -94,6 +96,17 @@ def test_no_process_is_signalled_on_windows(tmp_path: Path, monkeypatch: pytest.
     os.utime(left, (0, 0))
     atomic.write_text(tmp_path / "model.pt", "whole")
     assert not left.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux lists what is mapped")
+@pytest.mark.parametrize("system", ["linux", "win32"])
+def test_checkpoints_are_not_mapped_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str) -> None:
+    path = tmp_path / "last.pt"
+    torch.save({"weight": torch.ones(3)}, path)
+    monkeypatch.setattr("sys.platform", system)
+    loaded = torch_file.load(path, "torch")
+    assert loaded["weight"].tolist() == [1, 1, 1]
+    assert (str(path) in Path("/proc/self/maps").read_text()) == (system == "linux")
 
 
 def test_remote_shards_are_refused_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
