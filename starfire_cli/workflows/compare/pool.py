@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,7 +31,7 @@ _ROOT = Path(__file__).resolve().parents[3]
 _LOOK = 0.2  # seconds between looks for a signal
 
 
-def run_pool(jobs: Sequence[CellJob], limit: int | None, signals: Signals) -> Iterator[PoolRecord]:
+def run_pool(jobs: Sequence[CellJob], limit: int | None, signals: Signals) -> Generator[PoolRecord, None, None]:
     """Run the jobs in order and yield what happens; after a signal, let those under way save, and return.
 
     Args:
