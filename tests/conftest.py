@@ -21,7 +21,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.g
 
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=8)
 settings.register_profile("ci", settings.get_profile("here"), derandomize=True)
-settings.register_profile("few", settings.get_profile("ci"), max_examples=5)  # where an example takes a second
+settings.register_profile("few", settings.get_profile("ci"), max_examples=3)  # where an example takes a second
 settings.register_profile("thorough", settings.get_profile("here"), max_examples=500)  # --hypothesis-profile=thorough
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 

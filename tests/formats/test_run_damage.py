@@ -88,8 +88,10 @@ def test_a_row_that_cannot_be_cut(tmp_path: Path, value: Any) -> None:
 def test_a_damaged_result_of_attack(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "best.attack-fgsm.json"
     path.write_bytes(content)
-    with pytest.raises(StarfireError, match=r"is damaged: .*; --fresh replaces it$|is there and no result of starfire"):
+    with pytest.raises(StarfireError, match=r"is damaged: |is no result of starfire attack$"):
         read_robustness(path)
+    with pytest.raises(StarfireError, match=r"is damaged: .*; --fresh replaces it$|is there and no result of starfire"):
+        read_robustness(path, to_write=True)
     (tmp_path / "config.json").write_text(json.dumps(config_of()))
     notes = collect_sources([tmp_path]).notes
     assert any(str(path) in note and "\n" not in note for note in notes)

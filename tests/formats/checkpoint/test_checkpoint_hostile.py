@@ -319,10 +319,10 @@ def test_a_torch_file_without_weights(tmp_path: Path, content: object) -> None:
     assert "holds no state dict" in refused(tmp_path / "a.pt")
 
 
-def test_ten_thousand_tensors(tmp_path: Path) -> None:
-    torch.save({f"w{n}": torch.full((2,), float(n)) for n in range(10_000)}, tmp_path / "a.pt")
+def test_thousands_of_tensors(tmp_path: Path) -> None:
+    torch.save({f"w{n}": torch.full((2,), float(n)) for n in range(4_000)}, tmp_path / "a.pt")
     found = load(tmp_path / "a.pt").state
-    assert len(found) == 10_000 and found["w9999"].tolist() == [9999.0, 9999.0]
+    assert len(found) == 4_000 and found["w3999"].tolist() == [3999.0, 3999.0]
 
 
 def test_tensors_without_data(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from starfire_cli.pruning.channels.elimination import eliminate
 from starfire_cli.pruning.channels.recipe import apply_shrink, compose_recipes
 from starfire_cli.pruning.channels.shrink import shrink
 
-SETTINGS = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 KINDS = ["conv"] * 3 + "bn residual dense squeeze depthwise grouped pool shuffle scaled".split()  # noqa: SIM905
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.GELU, nn.Identity)
 

@@ -392,7 +392,7 @@ for layout in (torch.contiguous_format, torch.channels_last):
         check(job_of(values(kind, (40, 70, 1, 1), 0), conv_cuts(0, 3), groups=2))
         check(job_of(values(kind, (300, 70, 1, 1), 0), conv_cuts(0, 4)))
         check(job_of(values(kind, (40, 70), 0), linear_cuts(0, 100, 1)))
-from starfire_cli.pruning.kernels import _loops
+from starfire_cli.pruning.kernels.cpu import loops as _loops
 code = "".join(_loops.window.inspect_asm().values())
 print("zmm" in code, "ymm" in code)
 """
@@ -417,6 +417,7 @@ print(kernels.warmup_notice())
 """
 
 
+@pytest.mark.slow
 def test_the_first_compilation_is_announced_once(tmp_path) -> None:  # type: ignore[no-untyped-def]
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", DELAY]
