@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from starfire_cli.errors import BadOption, unknown
-from starfire_cli.values import LARGEST, LARGEST_WHOLE
+from starfire_cli.numbers import LARGEST, LARGEST_WHOLE
 
 BELOW_1 = math.nextafter(1, 0)
 ABOVE_0 = math.nextafter(0, 1)

@@ -23,7 +23,7 @@ from starfire_cli.pruning.methods import METHODS
 from starfire_cli.registry import Family
 from starfire_cli.report.plot.kinds import KINDS
 from starfire_cli.workflows.bench.engines import ENGINES
-from starfire_cli.workflows.train.optim import OPTIMIZERS
+from starfire_cli.workflows.train.optimizers import OPTIMIZERS
 from starfire_cli.workflows.train.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,8 +15,8 @@ from starfire_cli.records.train import TrainingPlan
 from starfire_cli.text import counted
 from starfire_cli.workflows.pruning import plan_layers
 from starfire_cli.workflows.train.predicted_cost import cost_share
-from starfire_cli.workflows.train.rounds import Tickets
 from starfire_cli.workflows.train.session import Session
+from starfire_cli.workflows.train.tickets import Tickets
 
 # What a plan's settings leave out: shown elsewhere, or of no consequence for the result.
 _UNTOLD = {"command", "resume", "dry_run", "max_steps", "name", "out", "only", "keep_dense"}

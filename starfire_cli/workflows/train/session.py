@@ -23,9 +23,9 @@ from starfire_cli.workflows.train.network import TrainingNetwork
 from starfire_cli.workflows.train.optimisation import Optimisation, Precision
 from starfire_cli.workflows.train.position import Position
 from starfire_cli.workflows.train.request import TrainRequest
-from starfire_cli.workflows.train.rounds import Tickets
 from starfire_cli.workflows.train.settings import Pruning
 from starfire_cli.workflows.train.sparse_compute import SparseCompute
+from starfire_cli.workflows.train.tickets import Tickets
 
 if TYPE_CHECKING:
     from starfire_cli.distributed.replica import Replica

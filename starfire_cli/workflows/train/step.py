@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from starfire_cli.records.train import Notice
 from starfire_cli.workflows.train.cuda_graph import StepGraph
 from starfire_cli.workflows.train.micro_batches import MicroBatch, parts, places
-from starfire_cli.workflows.train.optim import set_rate
+from starfire_cli.workflows.train.optimizers import set_rate
 from starfire_cli.workflows.train.session import Session
 
 
