@@ -38,7 +38,8 @@ def check_python(model: nn.Module) -> None:
             raise StarfireError("the network draws random numbers in Python, which a trace of it would draw only once")
     after = dict(_state(twin))
     changed = next((name for name in {**before, **after} if before.get(name) != after.get(name)), None)
-    changed = changed or next((str(node.args[0].target) for node in graph.nodes if _writes(node)), None)
+    if changed is None and any(_writes(node) for node in graph.nodes):
+        changed = "own tensors"
     if changed is not None:
         raise StarfireError(f"the network changes its {changed} in every pass, which a trace of it would not")
 
@@ -50,7 +51,8 @@ def check_gradients(traced: Traced) -> None:
     """
     try:
         image = fitting_image(traced)
-        expected, found = _gradients(traced.model, image), _gradients(traced.root, image)
+        parameters = {name: p for name, p in traced.model.named_parameters() if p.requires_grad}
+        expected, found = (_gradients(module, image, parameters) for module in (traced.model, traced.root))
     except Exception:  # noqa: BLE001 - it takes another kind of image, or gives no tensor; nothing can be said
         return
     largest = max([0.0, *(float(gradient.abs().max()) for gradient in expected.values() if gradient is not None)])
@@ -65,8 +67,7 @@ def check_gradients(traced: Traced) -> None:
             )
 
 
-def _gradients(module: nn.Module, image: Tensor) -> dict[str, Tensor | None]:
-    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+def _gradients(module: nn.Module, image: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor | None]:
     with torch.enable_grad():
         result: Tensor = module(image.clone())
         if not result.requires_grad or not parameters:
