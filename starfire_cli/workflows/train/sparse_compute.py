@@ -77,6 +77,9 @@ class SparseCompute:
         fixed = step >= pruner.era.last_step
         if self.covered is None:
             yield from self._maybe_begin(pruner, ranks, images, labels, steps - step, fixed)
+        elif fixed and not self.fixed and self._has_torch_passes():
+            yield "sparse compute: the mask is fixed; what torch computed so far is timed anew"
+            self._begin(pruner, ranks, images)
         elif live < _STALE * self.covered or (fixed and not self.fixed) or not pruner.monotone:
             self._engage(pruner)
         if self.covered is not None:
@@ -107,6 +110,11 @@ class SparseCompute:
         if state["covered"] is not None:
             self._engage(pruner)
             self.covered = int(state["covered"])
+
+    def _has_torch_passes(self) -> bool:
+        """Whether torch computes a pass of a layer, which fewer live weights may have made the slower way."""
+        assert self.module is not None
+        return any(share < 1 for share in self.module.looped().values())
 
     def _engage(self, pruner: Pruner) -> None:
         assert self.module is not None
