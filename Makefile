@@ -36,7 +36,7 @@ docs:  ## the command reference from --help, what commands print, then the site
 
 bench:  ## every benchmark of speed, into OUT; a file that is there is gone on with. evidence.py trains for hours, by itself
 	mkdir -p $(OUT)
-	failed=; for script in $(filter-out %/evidence.py %/ranks.py %/estimate.py,$(wildcard benchmarks/[!_]*.py)); do \
+	failed=; for script in $(filter-out %/evidence.py %/ranks.py %/estimate.py %/sparse_run.py,$(wildcard benchmarks/[!_]*.py)); do \
 		echo "== $$script"; $(PYTHON) $$script --out $(OUT)/$$(basename $$script .py).json || failed="$$failed $$script"; \
 	done; echo "== benchmarks/ranks.py"; \
 	OMP_NUM_THREADS=1 $(PYTHON) -m torch.distributed.run --nproc-per-node 2 benchmarks/ranks.py --out $(OUT)/ranks.json \

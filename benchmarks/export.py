@@ -2,6 +2,7 @@
 
 python benchmarks/export.py                      # all rows, into docs/results/export.json
 python benchmarks/export.py --rows resnet50-ck80 --turns 60
+python benchmarks/export.py --sizes              # bytes alone, into docs/results/export-sizes.json
 
 Networks are those of benchmarks/inference.py: random weights, pruned as the method prunes. Each is exported by
 `starfire export` for this machine; the library, the module in process (`sparse=True`, no dense engines) and ONNX
@@ -32,7 +33,7 @@ from benchmarks.inference import KINDS, pruned
 from starfire_cli import load_model
 from starfire_cli.formats.onnx_session import export_and_open
 from starfire_cli.records.export import ExportedFiles
-from starfire_cli.sparse import emit, sparsify
+from starfire_cli.sparse import compiler, sparsify
 from starfire_cli.workflows.export.request import ExportRequest
 from starfire_cli.workflows.export.run import export_checkpoint
 
@@ -104,16 +105,15 @@ def measured(net: str, side: int, method: str, target: float, threads: int, turn
         choices = [choice.how for choice in inside.choices((1, 3, side, side))]
         command = [sys.executable, "-c", _FIRST, str(library), "net", str(side), str(written.outputs)]
         starts = [float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(5)]
-        held = sum(cached.nbytes for cached in _held(inside))
         return {
             "sparsity": round(sparsity, 4),
-            "vectors": KINDS[emit.lanes()],
+            "vectors": KINDS[compiler.lanes()],
             "threads": threads,
             "median_ms": {name: median_ms(times) for name, times in taken.items()},
             "least_ms": {name: round(1000 * min(times), 4) for name, times in taken.items()},
             "load_and_first_answer_less_one_ms": round(statistics.median(starts), 2),
             "library_bytes": library.stat().st_size,
-            "held_in_process_bytes": held,
+            "held_in_process_bytes": _held(inside),
             "checkpoint_bytes": file.stat().st_size,
             "largest_difference_from_sparse": apart,
             "dense_layers_in_process": choices.count("dense"),
@@ -135,10 +135,30 @@ def by_turns(ways: dict[str, Callable[[], object]], turns: int) -> dict[str, lis
     return taken
 
 
-def _held(network: Any) -> list[Any]:
-    """The arrays of live weights, ordered for their loops, that a network in process holds."""
-    found = network._network.weights_cache._found.values()
-    return [array for _, made in found for array in (made.segments, made.offsets, made.weights)]
+def weighed(net: str, side: int, method: str, target: float) -> dict[str, Any]:
+    """The bytes of the checkpoint, of what a process holds, and of the libraries for this machine and any x86-64."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "net.pt")
+        sparsity = pruned(file, net, side, method, target)
+        found: dict[str, Any] = {"sparsity": round(sparsity, 4), "checkpoint_bytes": file.stat().st_size}
+        inside = sparsify(load_model(file, **NORM))
+        inside(torch.rand(1, 3, side, side))
+        found["held_in_process_bytes"] = _held(inside)
+        for name in ("native", "x86-64"):
+            request = ExportRequest(checkpoint=file, name="net", target=name, **NORM)
+            *_, written = export_checkpoint(request)
+            assert isinstance(written, ExportedFiles)
+            found[f"{name}_library_bytes"] = Path(folder, "export", "libnet.so").stat().st_size
+        return found
+
+
+def _held(inside: Any) -> int:
+    """The bytes of live weights, ordered for their loops: those that a process holds, and those of linear layers."""
+    network, entry = inside._network, 8  # a live weight and where its input lies
+    cached = [made for _, made in network.weights_cache._found.values()]
+    linear = [layer.live.values for layer in network.folded.values() if layer.window is None]
+    arrays = [array.nbytes for made in cached for array in (made.segments, made.offsets, made.weights)]
+    return sum(arrays) + sum(entry * len(values) for values in linear)
 
 
 def main() -> None:
@@ -146,11 +166,16 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turns", type=int, default=100)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/export.json"))
+    parser.add_argument("--sizes", action="store_true")
+    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    out = given.out or Path("docs/results", "export-sizes.json" if given.sizes else "export.json")
     torch.set_num_threads(given.threads)
-    results = Results(given.out, torch.device("cpu"))
+    results = Results(out, torch.device("cpu"))
     for name in given.rows:
+        if given.sizes:
+            results.step(name, lambda name=name: weighed(*ROWS[name]))
+            continue
         title = f"{name}, {given.threads} thread{'s' if given.threads > 1 else ''}"
         results.step(title, lambda name=name: measured(*ROWS[name], given.threads, given.turns))
 

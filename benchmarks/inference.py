@@ -27,7 +27,7 @@ from starfire_cli.models import build_model
 from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
 from starfire_cli.pruning.schedule import Era
 from starfire_cli.records.bench import BatchTimings
-from starfire_cli.sparse import emit
+from starfire_cli.sparse import compiler
 from starfire_cli.workflows.bench.request import BenchRequest
 from starfire_cli.workflows.bench.run import bench
 
@@ -38,7 +38,7 @@ ROWS = [
     ("resnet50-ck80", "resnet50", 224, "ck", 0.8, "1,16"),
     ("resnet50-ck90", "resnet50", 224, "ck", 0.9, "1,16"),
     ("resnet20-ck80", "resnet20", 32, "ck", 0.8, "1,64"),
-    ("resnet50-ck60", "resnet50", 224, "ck", 0.6, "1"),
+    ("resnet50-ck60", "resnet50", 224, "ck", 0.6, "1,16"),
     ("resnet50-window7of9", "resnet50", 224, "window", 0.7, "1"),
     ("resnet18-ck80", "resnet18", 224, "ck", 0.8, "1"),
     ("vgg16_bn-ck80", "vgg16_bn", 224, "ck", 0.8, "1"),
@@ -72,7 +72,7 @@ def measured(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "net.pt"
         sparsity = round(pruned(file, net, side, method, target), 4)
-        found: dict[str, Any] = {"sparsity": sparsity, "vectors": KINDS[emit.lanes()]}
+        found: dict[str, Any] = {"sparsity": sparsity, "vectors": KINDS[compiler.lanes()]}
         request = BenchRequest(checkpoint=file, batch=batches, threads=given.threads, seconds=given.seconds)
         for record in bench(request):
             if isinstance(record, BatchTimings):
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=[row[0] for row in ROWS])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=3.0, help="for each way and batch")
-    parser.add_argument("--out", type=Path, default=Path(f"docs/results/inference-{KINDS[emit.lanes()]}.json"))
+    parser.add_argument("--out", type=Path, default=Path(f"docs/results/inference-{KINDS[compiler.lanes()]}.json"))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     results = Results(given.out, torch.device("cpu"))

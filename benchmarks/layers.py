@@ -29,7 +29,7 @@ import torch
 from benchmarks._common import Results
 from benchmarks.inference import pruned
 from starfire_cli import load_model
-from starfire_cli.sparse import emit
+from starfire_cli.sparse import compiler
 from starfire_cli.sparse import plan as planning
 from starfire_cli.sparse.convolution import Place, Tiling, Work
 from starfire_cli.sparse.emit import Code
@@ -77,7 +77,7 @@ def profile(net: str, side: int, method: str, target: float) -> dict[str, Any]:
             floats = source.channels * source.layout.plane + place.channels * out.plane
             entry |= {"GFLOP/s": rate, "of peak": rate / most, "KiB": (4 * floats + _held(kind, work)) / 1024}
         rows.append({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in entry.items()})
-    return {"peak GFLOP/s": round(flops / beside / 1e9, 1), "lanes": emit.lanes(), "layers": rows}
+    return {"peak GFLOP/s": round(flops / beside / 1e9, 1), "lanes": compiler.lanes(), "layers": rows}
 
 
 def _held(kind: str, work: Work) -> int:
@@ -87,18 +87,18 @@ def _held(kind: str, work: Work) -> int:
 
 def _peak() -> tuple[Callable[[], None], int]:
     """Multiply-adds in registers, and how many operations they are."""
-    code, count = Code(FIELDS, emit.lanes()), 100_000
+    code, count = Code(FIELDS, compiler.lanes()), 100_000
     sums = [code.variable(code.vector, "zeroinitializer") for _ in range(SUMS)]
     scale, shift = (code.splat(code.load("float", code.pointer(code.field[name]))) for name in ("weights", "bias"))
     with code.loop("%begin", "%end"):
         for total in sums:
             total.set(code.call("fma", total.get(), scale, shift))
     for i, total in enumerate(sums):
-        code.store(code.vector, total.get(), code.at(code.pointer(code.field["out"]), 4 * emit.lanes() * i))
+        code.store(code.vector, total.get(), code.at(code.pointer(code.field["out"]), 4 * compiler.lanes() * i))
     values = {"weights": np.float32([0.9]), "bias": np.float32([0.1]), "out": np.zeros(SUMS * 16, np.float32)}
     memory = zeros(1, 16).data_ptr()
     program = Program([Step(code=code, values=values, tasks=count, grain=count)])
-    return _running(program, memory, memory, 0), 2 * count * SUMS * emit.lanes()
+    return _running(program, memory, memory, 0), 2 * count * SUMS * compiler.lanes()
 
 
 def _running(program: Program, passing: int, kept: int, image: int) -> Callable[[], None]:

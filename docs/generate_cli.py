@@ -25,9 +25,10 @@ HEAD = """# Command reference
 
 <!-- Written by docs/generate_cli.py from the commands' own declarations; `make docs` renews it. -->
 
-`starfire COMMAND --help` prints the same. `starfire --version` prints the version. Errors are one line on stderr; exit
-codes: 0 done, 1 it cannot be done, 2 the options make no sense, 3 a file contradicts itself (where a command says so),
-130 and 143 interrupted. With `STARFIRE_TRACEBACK=1` in the environment, errors come with a traceback.
+Every option of every command; `starfire COMMAND --help` prints the same. `starfire --version` prints the version.
+Errors are one line on stderr; exit codes: 0 done, 1 it cannot be done, 2 the options make no sense, 3 a file
+contradicts itself (where a command says so), 130 and 143 interrupted. With `STARFIRE_TRACEBACK=1` in the environment,
+errors come with a traceback.
 """
 
 

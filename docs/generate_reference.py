@@ -28,6 +28,8 @@ HEAD = """# Python reference
 
 <!-- Written by docs/generate_reference.py from the docstrings; `make docs` renews it. -->
 
+Do from Python what the commands do, and prune in loops of your own.
+
 ```python
 import starfire_cli as starfire
 

@@ -8,6 +8,7 @@ import io
 import os
 import select
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
@@ -99,10 +100,17 @@ class _Raw(io.RawIOBase):
             try:
                 written += os.write(self._descriptor, view[written:])
             except BlockingIOError:  # a pipe that another program has made non-blocking
-                select.select([], [self._descriptor], [])
+                _wait_for_room(self._descriptor)
             except OSError as error:
                 self._lost.error = error
         return len(view)
+
+
+def _wait_for_room(descriptor: int) -> None:
+    try:
+        select.select([], [descriptor], [])
+    except OSError:  # Windows selects among sockets only
+        time.sleep(0.01)
 
 
 def reader_gone(error: OSError) -> bool:

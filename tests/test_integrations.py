@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -81,7 +84,7 @@ def test_the_trainer_of_transformers_goes_on_to_the_bit(tmp_path):
             logits = self.net(pixel_values)
             return {"loss": cross_entropy(logits, labels), "logits": logits}
 
-    def fit(name: str, resume=None):
+    def fit(name: str, resume=None, **more):
         model, pruning = (
             Model(),
             StarfireTrainerCallback(method="rigl:every=3", target=0.5, era_steps=(2, 14)),
@@ -96,9 +99,17 @@ def test_the_trainer_of_transformers_goes_on_to_the_bit(tmp_path):
             disable_tqdm=True,
             save_strategy="epoch",
             seed=3,
+            **more,
         )
         data = [{"pixel_values": image, "labels": label} for image, label in images()]
-        trainer = transformers.Trainer(model=model, args=arguments, train_dataset=data, callbacks=[pruning])
+        trainer: Any = transformers.Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=data,
+            eval_dataset=data[:6],
+            compute_metrics=lambda _: {"score": -trainer.state.global_step},
+            callbacks=[pruning],
+        )
         trainer.train(resume_from_checkpoint=resume)
         return model, pruning.pruner
 
@@ -107,3 +118,9 @@ def test_the_trainer_of_transformers_goes_on_to_the_bit(tmp_path):
     resumed, again = fit("whole", str(tmp_path / "whole" / "checkpoint-8"))
     assert again.step == 16
     same(resumed, whole)
+    choice = {"metric_for_best_model": "score", "greater_is_better": True, "load_best_model_at_end": True}
+    best, first = fit("best", eval_strategy="epoch", **choice)
+    assert first.step == 8
+    first.verify()
+    weights = load_file(tmp_path / "best" / "checkpoint-8" / "model.safetensors")
+    assert all(torch.equal(value, weights[key]) for key, value in best.state_dict().items())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from starfire_cli.errors import BadOption
 from starfire_cli.values import Channels
@@ -16,15 +18,15 @@ SAVED = "; starfire.save(path, pruner) writes a file"
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """Mean and std of pixels in [0, 1], per channel; None where nothing is said."""
+    """Mean and std of pixels in [0, 1], of red, green and blue; None where nothing is said."""
 
     mean: Channels | None = None
     std: Channels | None = None
 
     @classmethod
     def given(cls, mean: object, std: object) -> Normalisation:
-        """Both as triples. Raises BadOption for what pixels in [0, 1] cannot have."""
-        return cls(mean=_channels("mean", mean, 0.0), std=_channels("std", std, 1e-6))
+        """Both as triples; one number, as of grey images, is that of all three. Raises BadOption for other things."""
+        return cls(mean=_triple("mean", mean), std=_triple("std", std))
 
 
 def path_argument(name: str, given: object, *, hint: str = "") -> Path:
@@ -39,8 +41,19 @@ def whole_argument(name: str, given: object) -> int | None:
     """A whole number of 1 or more, or None. Raises BadOption."""
     if given is None:
         return None
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+    number = plain(given)
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise BadOption(f"{name}={given!r} is no whole number of 1 or more")
+    return number
+
+
+def plain(given: Any) -> Any:
+    """Numbers of numpy and torch, and lists, tuples and arrays of them, as Python's own; other things as they are."""
+    if isinstance(given, list | tuple):
+        return tuple(map(plain, given))
+    if hasattr(given, "tolist") and getattr(given, "ndim", None) in (0, 1):
+        listed = given.tolist()
+        return tuple(listed) if isinstance(listed, list) else listed
     return given
 
 
@@ -51,15 +64,38 @@ def model_spec(given: object) -> str | None:
     return given
 
 
-def _channels(name: str, given: object, least: float) -> Channels | None:
+def channel_numbers(name: str, given: Any) -> tuple[float, ...] | None:
+    """A mean or std as numbers, one a channel, from a list of them, a tensor, an array, or a number for all.
+
+    Raises BadOption for what pixels in [0, 1] cannot have.
+    """
     if given is None:
         return None
-    numbers = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
-    if len(numbers) != 3 or not all(isinstance(x, int | float) and least <= x <= 1 for x in numbers):
-        span = "above 0 and up to 1" if least else "from 0 to 1"
-        raise BadOption(f"{name}={given!r} is not three numbers {span}: pixels are in [0, 1]")
-    red, green, blue = numbers
-    return float(red), float(green), float(blue)
+    listed = given.flatten().tolist() if hasattr(given, "tolist") and hasattr(given, "flatten") else given
+    every = list(listed) if isinstance(listed, Sequence) and not isinstance(listed, str) else [listed]
+    least = _LEAST[name]
+    numbers = [float(x) for x in every if not isinstance(x, bool) and isinstance(x, Real)]
+    if not every or len(numbers) < len(every) or not all(least <= number <= 1 for number in numbers):
+        raise BadOption(f"{name}={given!r} is not {_wanted(name)}")
+    return tuple(numbers)
+
+
+def _triple(name: str, given: object) -> Channels | None:
+    numbers = channel_numbers(name, given)
+    if numbers is None:
+        return None
+    if len(numbers) not in (1, 3):
+        raise BadOption(f"{name}={given!r} is not {_wanted(name)}")
+    red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
+    return red, green, blue
+
+
+_LEAST = {"mean": 0.0, "std": 1e-6}  # by less, float32 cannot divide
+
+
+def _wanted(name: str) -> str:
+    span = "above 0 and up to 1" if _LEAST[name] else "from 0 to 1"
+    return f"three numbers {span}, or one for all channels: pixels are in [0, 1]"
 
 
 def _article(noun: str) -> str:

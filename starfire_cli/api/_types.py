@@ -17,7 +17,8 @@ def _texts(given: object) -> bool:
 
 def _numbers_by_name(given: object) -> bool:
     return isinstance(given, Mapping) and all(
-        isinstance(name, str) and isinstance(value, Real) for name, value in given.items()
+        isinstance(name, str) and (isinstance(value, Real) or getattr(value, "ndim", None) == 0)
+        for name, value in given.items()
     )
 
 

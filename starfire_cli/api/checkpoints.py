@@ -49,8 +49,8 @@ def load_model(
     model: str | None = None,
     weights: str | None = None,
     num_classes: int | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
 ) -> nn.Module:
     """The network in a checkpoint, ready to use: in eval mode, from pixels to logits.
 
@@ -63,7 +63,8 @@ def load_model(
         model: which network it is (`resnet50`, `timm:NAME`, `package.module:callable`), if the file does not say.
         weights: as for `load`.
         num_classes: how many logits it gives, if the file does not say.
-        mean: of the pixels it was trained on, in [0, 1] per channel, if the file does not say.
+        mean: of the pixels it was trained on, in [0, 1], if the file does not say: three numbers, or one for all
+            channels.
         std: likewise.
 
     Returns:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from starfire_cli.api._arguments import SAVED, AnyPath, Normalisation, path_argument
+from starfire_cli.api._arguments import SAVED, AnyPath, Normalisation, channel_numbers, path_argument, plain
 from starfire_cli.api._errors import in_python, python_errors
-from starfire_cli.api._types import check_arguments
+from starfire_cli.api._types import check_arguments, shown
 from starfire_cli.api.checkpoints import load_model
 from starfire_cli.errors import BadOption
 
@@ -83,8 +83,8 @@ def attack(
     steps: int | None = None,
     step_size: float | None = None,
     restarts: int | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
     control: bool = True,
     seed: int = 0,
     progress: bool | None = None,
@@ -94,7 +94,8 @@ def attack(
     Args:
         model: from images to logits, or to something with `logits`, on its device; or the path of a checkpoint, as for
             `load_model`.
-        loader: batches of images, (N, C, H, W), and labels, (N,); pixels in [0, 1] unless `mean` and `std` are given.
+        loader: batches of images, (N, C, H, W), and labels, (N,), or dicts of these (`pixel_values` or `image`, and
+            `labels` or `label`); pixels in [0, 1] unless `mean` and `std` are given.
         eps: sizes in pixels of [0, 1]: a list of numbers or texts such as "8/255", or one of them; 0 is without attack.
             Default: 0, 0.01, 0.05; for l2 0, 0.25, 0.5, 1.
         attack: "fgsm", "pgd", "autoattack", ..., with options as in "pgd:steps=20" (docs/attack.md).
@@ -102,7 +103,8 @@ def attack(
         steps: gradients a start.
         step_size: length of a step.
         restarts: random starts an image; the worst one counts.
-        mean: with which the loader normalises its images, per channel, as for the model.
+        mean: with which the loader normalises its images, as for the model: a list, tensor or array of one number a
+            channel, or one number for all.
         std: likewise.
         control: also measure random noise of the same size, and FGSM beside stronger attacks.
         seed: of whatever the attack draws.
@@ -129,11 +131,13 @@ def attack(
             "works, starfire.load_model(path) without sparse=True, or what was given to sparsify"
         )
     if not isinstance(model, nn.Module | str | PathLike):
-        raise BadOption(f"model is a {type(model).__name__}; a torch.nn.Module or the path of a checkpoint works")
+        raise BadOption(
+            f"{shown('model', model)}; a torch.nn.Module{' (pruner.network is one)' * hasattr(model, 'network')} or "
+            "the path of a checkpoint works"
+        )
     with python_errors():
-        normalised = Normalisation.given(mean, std)
+        means, stds = channel_numbers("mean", mean), channel_numbers("std", std)
         sizes = _sizes(eps)
-    means, stds = normalised.mean, normalised.std
     try:
         network = model if isinstance(model, nn.Module) else load_model(model, mean=means, std=stds)
     except BadOption as error:
@@ -141,7 +145,7 @@ def attack(
     with python_errors():
         if not isinstance(model, nn.Module) and means is not None:
             network = network.get_submodule("net")  # which takes normalised images, as the loader has them
-        options = {"norm": norm, "steps": steps, "step_size": step_size, "restarts": restarts}
+        options = {"norm": norm, "steps": plain(steps), "step_size": plain(step_size), "restarts": plain(restarts)}
         found = None
         with bar("attack", progress) as update:
             for record in attack_network(
@@ -153,7 +157,7 @@ def attack(
                 mean=means,
                 std=stds,
                 control=control,
-                seed=seed,
+                seed=plain(seed),
             ):
                 if isinstance(record, AttackProgress):
                     update(record.done, record.total)
@@ -194,8 +198,8 @@ def compress(
     data: str | None = None,
     images: int | None = None,
     model: str | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
 ) -> Compressed:
     """Pack a network into a file as small as its information. `load` and `load_model` read it, nothing is lost.
 
@@ -213,7 +217,7 @@ def compress(
         images: measure on so many images only.
         model: with `values`: which network it is ("resnet50", "timm:NAME", "package.module:callable"), if the file does
             not say.
-        mean: likewise, of the pixels it was trained on, in [0, 1] per channel.
+        mean: likewise, of the pixels it was trained on, in [0, 1]: three numbers, or one for all channels.
         std: likewise.
 
     Returns:

@@ -60,7 +60,7 @@ def _drawn(request: PlotRequest, kinds: list[str], shown: bool | None) -> Figure
     from starfire_cli.records.plot import NetworkPicture
     from starfire_cli.report.plot.drawn import Figures
     from starfire_cli.report.plot.groups import group_runs, with_experiment_titles
-    from starfire_cli.report.plot.kinds import checkpoints_to_open, default_kinds, draw, omission_notes
+    from starfire_cli.report.plot.kinds import checkpoints_to_open, default_kinds, draw, nothing_drawn, omission_notes
     from starfire_cli.report.progress import progress
     from starfire_cli.workflows.plot.networks import open_networks
     from starfire_cli.workflows.plot.run import build_material, collect_sources
@@ -86,7 +86,7 @@ def _drawn(request: PlotRequest, kinds: list[str], shown: bool | None) -> Figure
         except StarfireError as error:
             problems.append(error)
     if not figures:
-        raise problems[0] if problems else StarfireError(f"there is nothing to draw yet: {'; '.join(material.notes)}")
+        raise nothing_drawn(problems, material)
     said = [f"left out: {problem}" for problem in problems] if kinds else []
     left_out = omission_notes(list(figures), material, groups, sources.checkpoints)
     return Figures(figures, tuple(map(in_python, (*said, *material.notes, *left_out))))

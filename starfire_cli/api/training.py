@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from starfire_cli.api._arguments import Normalisation, model_spec, path_argument, whole_argument
+from starfire_cli.api._arguments import Normalisation, model_spec, path_argument, plain, whole_argument
 from starfire_cli.api._errors import python_errors
 from starfire_cli.api._types import check_arguments
 
@@ -101,23 +101,23 @@ def attach(
             AttachRequest(
                 method=method,
                 fc=fc,
-                target=target,
+                target=plain(target),
                 when=When(
-                    era=era,
-                    era_epochs=era_epochs,
-                    era_steps=era_steps,
-                    total_steps=total_steps,
-                    steps_per_epoch=steps_per_epoch,
+                    era=plain(era),
+                    era_epochs=plain(era_epochs),
+                    era_steps=plain(era_steps),
+                    total_steps=plain(total_steps),
+                    steps_per_epoch=plain(steps_per_epoch),
                     ramp=ramp,
-                    mask_every=mask_every,
+                    mask_every=plain(mask_every),
                 ),
                 only=only,
                 keep_dense=keep_dense,
                 masks=masks,
                 loss=loss,
-                image_size=image_size,
+                image_size=plain(image_size),
                 kernels=kernels,
-                seed=seed,
+                seed=plain(seed),
                 hooks=hooks,
             ),
             ema,
@@ -131,8 +131,8 @@ def save(
     model: str | None = None,
     num_classes: int | None = None,
     image_size: int | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
     classes: Sequence[str] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Path:
@@ -151,16 +151,18 @@ def save(
             they are told it all the same: no file makes code run.
         num_classes: its logits. Default: those that the weights of `model` tell.
         image_size: of its images, in pixels a side.
-        mean: of its pixels in [0, 1] per channel, with which it is trained.
+        mean: of its pixels in [0, 1], with which it is trained: three numbers, or one for all channels, as of grey
+            images; a list, a tensor or an array.
         std: likewise.
         classes: their names in label order.
-        metrics: accuracies as fractions, such as `{"val_top1": 0.91}`.
+        metrics: accuracies as fractions, such as `{"val_top1": 0.91}`; what is NaN or infinite is left out.
 
     Returns:
         The path.
 
     Warns:
-        The era is not over, `ema` was never updated, or weights are NaN or infinite.
+        The era is not over, `ema` was never updated, weights or metrics are NaN or infinite, a layer has no live
+        weight, two classes have one name, or the last layer gives another number of logits than there are classes.
 
     Raises:
         BadOption: a name or a fact that cannot be, such as a name that ends in .safetensors, or a `model` whose tensors
@@ -168,7 +170,7 @@ def save(
         StarfireError: it cannot be written; an old file is untouched.
         Mismatch: a dead weight is not zero.
     """
-    from starfire_cli.workflows.attach.saving import Described
+    from starfire_cli.workflows.attach.described import Described
     from starfire_cli.workflows.attach.saving import save as saved
 
     file = path_argument("path", path, hint=", in save(path, pruner)")

@@ -51,7 +51,7 @@ def plot(request: PlotRequest) -> None:
 
 def _draw(request: PlotRequest, sources: Sources, kinds: list[str]) -> None:
     from starfire_cli.report.plot.groups import group_runs
-    from starfire_cli.report.plot.kinds import default_kinds, draw, omission_notes
+    from starfire_cli.report.plot.kinds import default_kinds, draw, nothing_drawn, omission_notes
     from starfire_cli.report.plot.saving import save_figures
 
     groups = group_runs(sources.runs)
@@ -65,10 +65,7 @@ def _draw(request: PlotRequest, sources: Sources, kinds: list[str]) -> None:
         except StarfireError as error:
             problems.append(error)
     if not figures:
-        noted = "; ".join(material.notes)
-        if not problems:
-            raise StarfireError(f"there is nothing to draw yet: {noted}")
-        raise StarfireError(f"{problems[0]} ({noted})") if noted else problems[0]
+        raise nothing_drawn(problems, material)
     said = [f"left out: {problem}" for problem in problems] if asked else []
     notes = (*said, *material.notes, *omission_notes(list(figures), material, groups, sources.checkpoints))
     for note in notes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -9,27 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from starfire_cli.data.own_items import read_item
 from starfire_cli.data.source import Pixels, Source
 from starfire_cli.errors import BadOption
 from starfire_cli.own_code import called, one_line
 
 _ROOM = 2_500_000_000  # bytes of decoded images in memory, as for small images from files
-_WANTED = "images that are PIL images, or uint8 or float tensors (3, S, S) or (1, S, S) with pixels in [0, 1]"
 
 
 @cache
 def read_own(spec: str) -> Source:
     """The data set that the callable gives, decoded: called and read once.
 
-    It returns (train, val), each with `len` and items (image, label), as `torch.utils.data.Dataset`; or one of them, of
-    which a share is held out. Class names are those of `train.classes`, else the numbers.
+    It returns (train, val), or a dict of these, each with `len` and items (image, label) or dicts of these, as
+    `torch.utils.data.Dataset`; or one of them, of which a share is held out. Class names are those of `train.classes`,
+    else the numbers.
 
     Raises BadOption saying what is wrong with what it returns.
     """
     found = called(spec, "data")
-    both = found if isinstance(found, tuple) else (found,)
-    if len(both) not in (1, 2):
-        raise BadOption(f"data {spec!r}: {len(both)} values were returned; (train, val) or one data set works")
+    both = _parts(spec, found)
     parts = [_pixels(spec, part, name) for part, name in zip(both, ("train", "val"), strict=False)]
     size = parts[0].images.shape[-1]
     for part in parts[1:]:
@@ -54,20 +54,18 @@ def read_own(spec: str) -> Source:
 
 
 def _pixels(spec: str, data: Any, name: str) -> Pixels:
-    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        raise BadOption(f"data {spec!r}: {name} is a {type(data).__name__}; a data set with len and items works")
-    if not len(data):
-        raise BadOption(f"data {spec!r}: {name} is empty")
+    _refuse_no_set(spec, data, name)
     images, labels = [], []
     for number in range(len(data)):
         try:
-            image, label = data[number]
-            labels.append(int(label))
-            images.append(_decoded(image))
+            image, label = read_item(data[number])
         except BadOption as error:
-            raise BadOption(f"data {spec!r}: image {number} of {name} {error}") from None
+            part, _, rest = str(error).partition(" ")
+            raise BadOption(f"data {spec!r}: {part} {number} of {name} {rest}") from None
         except Exception as error:  # noqa: BLE001 - a user's code may raise anything
             raise BadOption(f"data {spec!r}: item {number} of {name} failed with {one_line(error)}") from None
+        images.append(image)
+        labels.append(label)
         if images[-1].shape != images[0].shape:
             raise BadOption(
                 f"data {spec!r}: image {number} of {name} has shape {tuple(images[-1].shape)}, the first "
@@ -83,20 +81,35 @@ def _pixels(spec: str, data: Any, name: str) -> Pixels:
     return Pixels(images=torch.stack(images), labels=np.asarray(labels, dtype=np.int64))
 
 
-def _decoded(image: Any) -> Tensor:
-    """An image as uint8, (3, S, S). Raises BadOption for what is none."""
-    if not isinstance(image, Tensor):
-        if not hasattr(image, "convert"):
-            raise BadOption(f"is a {type(image).__name__}; {_WANTED} work")
-        image = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    if image.ndim != 3 or image.shape[0] not in (1, 3) or image.shape[1] != image.shape[2]:
-        raise BadOption(f"has shape {tuple(image.shape)}; {_WANTED} work")
-    if image.is_floating_point():
-        low, high = float(image.min()), float(image.max())
-        if not (low >= 0 and high <= 1):
-            raise BadOption(f"has pixels from {low:.3g} to {high:.3g}; {_WANTED} work (mean and std are --mean, --std)")
-        image = (image * 255).round().to(torch.uint8)
-    if image.dtype is not torch.uint8:
-        raise BadOption(f"has type {image.dtype}; {_WANTED} work")
-    found: Tensor = image.expand(3, -1, -1).contiguous()
-    return found
+def _parts(spec: str, found: Any) -> tuple[Any, ...]:
+    """The data sets that were returned: (train, val) or (train,). Raises BadOption."""
+    if isinstance(found, Mapping):
+        val = next((name for name in ("val", "valid", "validation") if name in found), None)
+        if "train" not in found or (val is None and len(found) > 1):
+            names = ", ".join(map(str, list(found)[:5]))
+            raise BadOption(f"data {spec!r}: a dict with {names} was returned; {_WANTED}, or a dict of train and val")
+        return (found["train"],) if val is None else (found["train"], found[val])
+    if isinstance(found, list) and len(found) == 2 and not any(isinstance(x, tuple | list | Mapping) for x in found):
+        found = tuple(found)
+    both = found if isinstance(found, tuple) else (found,)
+    if len(both) not in (1, 2):
+        raise BadOption(f"data {spec!r}: {len(both)} values were returned; {_WANTED}")
+    return both
+
+
+def _refuse_no_set(spec: str, data: Any, name: str) -> None:
+    """Raises BadOption for what has no items, or images without labels."""
+    if isinstance(data, torch.utils.data.DataLoader):
+        raise BadOption(f"data {spec!r}: {name} is a DataLoader; its data set works, loader.dataset")
+    if isinstance(data, Tensor | np.ndarray):
+        raise BadOption(
+            f"data {spec!r}: {name} is a {type(data).__name__}; a data set of images and labels works, such as "
+            "torch.utils.data.TensorDataset(images, labels)"
+        )
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise BadOption(f"data {spec!r}: {name} is a {type(data).__name__}; a data set with len and items works")
+    if not len(data):
+        raise BadOption(f"data {spec!r}: {name} is empty")
+
+
+_WANTED = "(train, val) or one data set works"

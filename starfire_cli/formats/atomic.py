@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -91,6 +92,18 @@ def check_writable(path: Path) -> None:
         raise disk_problem(error, path) or error from None
 
 
+def check_new_folder(path: Path) -> None:
+    """Raises StarfireError if `path` is no folder and none can be made there, its parents with it; changes nothing."""
+    found = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not found.is_dir():
+        raise StarfireError(f"cannot write {path}: {found} is not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=found):
+            pass
+    except OSError as error:
+        raise _explain(error, path, found, None) or error from None
+
+
 def disk_problem(error: BaseException, path: Path, need: int | None = None) -> StarfireError | None:
     """The error text if `error`, or its cause, is a disk that refuses; None for any other error."""
     return _explain(error, path, Path(os.path.realpath(path)).parent, need)
@@ -111,14 +124,18 @@ def _explain(error: BaseException, path: Path, folder: Path, need: int | None) -
 
 
 def _remove_stale(target: Path) -> None:
-    """Removes temporary files for `target` whose process on this host has ended; from other hosts, those a day old."""
+    """Removes temporary files for `target` whose process on this host has ended, and those a day old.
+
+    Age decides for files from other hosts, and on Windows.
+    """
     for left in target.parent.glob(f".{_escape(target.name)}.*.tmp"):
         ours = _TEMPORARY.fullmatch(left.name[len(target.name) + 2 :])
         if left in _mine or ours is None or not left.is_file() or left.is_symlink():
             continue
         host, pid = ours.groups()
         with contextlib.suppress(OSError):
-            dead = not _alive(int(pid)) if host == _host() else left.stat().st_mtime < time.time() - _DAY
+            asked = host == _host() and sys.platform != "win32"  # where signal 0 is Ctrl-C, not a question
+            dead = not _alive(int(pid)) if asked else left.stat().st_mtime < time.time() - _DAY
             if dead:
                 left.unlink()
 

@@ -35,10 +35,10 @@ def robustness_path(checkpoint: Path, attack: str) -> Path:
     return checkpoint.with_name(f"{name}.attack-{slug}.json")
 
 
-def read_robustness(path: Path, *, fresh: bool = False) -> dict[str, Any] | None:
+def read_robustness(path: Path, *, fresh: bool = False, to_write: bool = False) -> dict[str, Any] | None:
     """The document at `path`; None where there is none, or, with `fresh`, where it is incomplete.
 
-    Raises StarfireError if something else lies there: it is not ours to write over.
+    Raises StarfireError if something else lies there. With `to_write` it says what to do: it is not ours to write over.
     """
     document: Any = None
     try:
@@ -52,9 +52,11 @@ def read_robustness(path: Path, *, fresh: bool = False) -> dict[str, Any] | None
         if path.suffix == ".json" and fresh:
             return None
         if path.suffix == ".json":
-            raise DamagedFile(f"{error}; --fresh replaces it") from error
+            raise DamagedFile(f"{error}; --fresh replaces it" if to_write else str(error)) from error
     if not isinstance(document, dict) or document.get("format") != FORMAT or document.get("version") != VERSION:
-        raise StarfireError(f"{path} is there and no result of starfire attack; --out FILE writes elsewhere")
+        if to_write:
+            raise StarfireError(f"{path} is there and no result of starfire attack; --out FILE writes elsewhere")
+        raise StarfireError(f"{path} is no result of starfire attack")
     return document
 
 

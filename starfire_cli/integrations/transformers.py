@@ -49,6 +49,10 @@ class StarfireTrainerCallback(transformers.TrainerCallback):  # type: ignore[mis
             torch.save(self.pruner.state_dict(), folder / _FILE)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check that what is dead is zero. Raises Mismatch."""
+        """Check that what is dead is zero, in the best model where the Trainer has loaded it. Raises Mismatch."""
         assert self.pruner is not None
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            file = Path(state.best_model_checkpoint) / _FILE
+            if file.exists():
+                self.pruner.load_state_dict(torch.load(file, weights_only=True))  # the masks of these weights
         self.pruner.verify()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from starfire_cli.errors import BadOption
 from starfire_cli.models import own, timm_zoo
 from starfire_cli.models.macs import probe
+from starfire_cli.text import counted
 
 NAMED = ("cifar_resnet", "wide_resnet", "resnet_v1", "torchvision_zoo")
 
@@ -63,6 +64,12 @@ def _check(model: nn.Module, spec: str, num_classes: int, image_size: int) -> No
     try:
         output = probe(model, image_size)
     except Exception as error:  # noqa: BLE001 - a model may raise anything
+        first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+        if first is not None and first.in_channels != 3:
+            raise BadOption(
+                f"model {spec!r} takes images of {counted(first.in_channels, 'channel')}; here images have three, grey "
+                "ones three alike, so that a first layer that takes three works"
+            ) from None
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise BadOption(
             f"model {spec!r} does not take {image_size}-pixel images ({reason}); try another size"

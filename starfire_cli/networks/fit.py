@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor, nn
@@ -41,7 +42,18 @@ def load_weights(net: nn.Module, checkpoint: Checkpoint, *, but: Collection[str]
         raise StarfireError(
             f"{checkpoint.path} does not fit the model: {differing_ties_text(*pairs[0])}, and one would be lost"
         )
-    net.load_state_dict({key: tensor for key, tensor in checkpoint.state.items() if key not in but}, strict=False)
+    state = {key: tensor for key, tensor in checkpoint.state.items() if key not in but}
+    net.load_state_dict(with_versions(net, state), strict=False)
+
+
+def with_versions(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the versions of the network's own modules, as `net.state_dict()` has them.
+
+    Files keep tensors alone, and some modules, torchvision's MNASNet among them, load nothing without a version.
+    """
+    found = OrderedDict(state)
+    found._metadata = getattr(net.state_dict(), "_metadata", {})  # type: ignore[attr-defined]  # torch's own place
+    return found
 
 
 def differing_ties(net: nn.Module, checkpoint: Checkpoint) -> list[tuple[str, str]]:

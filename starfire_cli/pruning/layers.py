@@ -63,11 +63,12 @@ def layers_of_model(model: nn.Module, *, untied: Collection[str] = ()) -> tuple[
     ties, overlaps = ties_of(parameters), overlapping(parameters)
     seen: dict[str, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, parametrize.ParametrizationList):
+            continue  # what it computes is listed with its module
         if not isinstance(module, nn.Conv2d | nn.Linear):
             left_out += [
                 (f"{name}.{key}".lstrip("."), f"{type(module).__name__} is neither Conv2d nor Linear")
-                for key, parameter in module.named_parameters(recurse=False)
-                if parameter.ndim >= 2
+                for key in _matrices(module)
             ]
             continue
         if parametrize.is_parametrized(module, "weight") or "weight" not in module._parameters:
@@ -85,6 +86,15 @@ def layers_of_model(model: nn.Module, *, untied: Collection[str] = ()) -> tuple[
         groups = module.groups if isinstance(module, nn.Conv2d) else 1
         layers.append(_layer(name or "weight", key, tuple(module.weight.shape), groups))
     return layers, left_out
+
+
+def _matrices(module: nn.Module) -> list[str]:
+    """The module's own parameters of two axes or more, those that are computed by a parametrization included."""
+    found = [key for key, parameter in module.named_parameters(recurse=False) if parameter.ndim >= 2]
+    if parametrize.is_parametrized(module):
+        computed = dict(module.parametrizations.items())  # type: ignore[operator, union-attr]
+        found += [key for key, way in computed.items() if any(p.ndim >= 2 for p in way.parameters(recurse=False))]
+    return found
 
 
 def shares_memory(other: str) -> str:

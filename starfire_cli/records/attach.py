@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starfire_cli.markup import RecordTable
 from starfire_cli.records.totals import LayerTotals
 from starfire_cli.records.train import PlanLayer
-from starfire_cli.text import shape_text
+from starfire_cli.text import shape_text, some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,12 @@ class PruningSummary(LayerTotals):
     def _repr_html_(self) -> str:
         return self._table().html()
 
+    def _names_by_reason(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name, why in self.left_out:
+            found.setdefault(why, []).append(name)
+        return found
+
     def _table(self) -> RecordTable:
         aim = "" if self.target is None else f", target {self.target:g}"
         ahead = self.step < self.last_step and any(layer.planned is not None for layer in self.layers)
@@ -93,7 +99,7 @@ class PruningSummary(LayerTotals):
                 for row, layer in zip(rows, self.layers, strict=True)
             ],
             total=(*total, *((_share(self.planned),) if ahead else ())),
-            notes=[f"left out: {name}: {why}" for name, why in self.left_out],
+            notes=[f"left out: {some(names)}: {why}" for why, names in self._names_by_reason().items()],
         )
 
 

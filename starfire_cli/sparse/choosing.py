@@ -8,7 +8,7 @@ from time import perf_counter
 
 import torch
 
-from starfire_cli.sparse import emit, machine
+from starfire_cli.sparse import compiler, machine
 from starfire_cli.sparse.convolution import TILINGS, Kind, Place, Tiling, Work, steps
 from starfire_cli.sparse.layout import Layout
 from starfire_cli.sparse.linear import SparseLinear
@@ -110,7 +110,7 @@ def _timed(work: Work, kind: Kind, layouts: tuple[Layout, Layout, Layout | None]
     threads = machine.threads() if alone else 1
     memory = zeros(1, offset)
     tried: dict[Tiling, float] = {}
-    for tiling in TILINGS[kind][emit.lanes()]:
+    for tiling in TILINGS[kind][compiler.lanes()]:
         made = steps(
             work,
             kind,
@@ -120,7 +120,7 @@ def _timed(work: Work, kind: Kind, layouts: tuple[Layout, Layout, Layout | None]
             other=places[2],
             half=half,
             threads=threads,
-            lanes=emit.lanes(),
+            lanes=compiler.lanes(),
             cache=LoopWeightsCache(),
         )
         run = partial(Program(made).run_one, memory.data_ptr(), memory.data_ptr(), 0, threads)

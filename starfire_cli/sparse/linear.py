@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from starfire_cli.sparse import emit, loops
+from starfire_cli.sparse import compiler, loops
 from starfire_cli.sparse.convolution import TILINGS, Place, SlidingWindow, Work, steps
 from starfire_cli.sparse.layout import FLOAT, LARGEST, LINE, Layout
 from starfire_cli.sparse.loops import FIELDS, Finish
@@ -34,7 +34,7 @@ class SparseLinear:
             self._gathered()
             return
         O, I = live.shape[:2]
-        lanes = emit.lanes()
+        lanes = compiler.lanes()
         layout = Layout(height=1, width=images, above=0, beside=0, lanes=lanes)
         self._source = Place(kept=False, offset=0, layout=layout, channels=I)
         self._target = Place(kept=True, offset=0, layout=layout, channels=O)
@@ -78,7 +78,7 @@ class SparseLinear:
 
     def _gathered(self) -> None:
         I = self._live.shape[1]
-        self._step = gathering(self._live, np.arange(I, dtype=np.int32), {}, lanes=emit.lanes())
+        self._step = gathering(self._live, np.arange(I, dtype=np.int32), {}, lanes=compiler.lanes())
         self._args = self._step.args()
 
     def _one(self, row: Tensor) -> Tensor:

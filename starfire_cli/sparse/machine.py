@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from starfire_cli.sparse import emit
+from starfire_cli.sparse import compiler
 from starfire_cli.sparse.emit import Code
 from starfire_cli.sparse.loops import FIELDS
 
@@ -79,11 +79,7 @@ class CompiledLoops:
         """
         state = self._counters(threads)
         call = (self._table.ctypes.data, state.ctypes.data, len(self._table), passing, kept, image, self._offer)
-        helpers = [_pool(os.getpid(), threads - 1).submit(self._run, *call, t, threads) for t in range(1, threads)]
-        try:
-            self._run(*call, 0, threads)
-        finally:
-            _settle(helpers)
+        _together(self._run, [(*call, t, threads) for t in range(threads)])
 
     def _counters(self, threads: int) -> Longs:
         """For each step the tasks that are done, and the tasks taken of each thread's share."""
@@ -100,11 +96,7 @@ class CompiledLoops:
                 state.fill(0)
                 self._run(*fixed, kept[i], images[i], self._offer, 0, 1)
 
-        helpers = [_pool(os.getpid(), len(passing) - 1).submit(work, memory) for memory in passing[1:]]
-        try:
-            work(passing[0])
-        finally:
-            _settle(helpers)
+        _together(work, [(memory,) for memory in passing])
 
 
 class Program(CompiledLoops):
@@ -119,7 +111,7 @@ class Program(CompiledLoops):
         self._args = [step.args() for step in self.steps]
         super().__init__(
             [
-                (emit.compiled(step.code.text()), args.ctypes.data, step.tasks, step.grain)
+                (compiler.compiled(step.code.text()), args.ctypes.data, step.tasks, step.grain)
                 for step, args in zip(self.steps, self._args, strict=True)
             ]
         )
@@ -127,15 +119,10 @@ class Program(CompiledLoops):
 
 def in_threads(code: Code, args: Longs, tasks: int, threads: int) -> None:
     """The tasks of one loop that uses no maps, shared out evenly."""
-    call = ctypes.CFUNCTYPE(None, *([ctypes.c_void_p] * 4), ctypes.c_int64, ctypes.c_int64)(emit.compiled(code.text()))
+    kind = ctypes.CFUNCTYPE(None, *([ctypes.c_void_p] * 4), ctypes.c_int64, ctypes.c_int64)
     ends = [tasks * t // threads for t in range(threads + 1)]
-    own = [
-        _pool(os.getpid(), threads - 1).submit(call, args.ctypes.data, None, None, None, ends[t], ends[t + 1])
-        for t in range(1, threads)
-    ]
-    call(args.ctypes.data, None, None, None, 0, ends[1])
-    for helper in own:
-        helper.result()
+    calls = [(args.ctypes.data, None, None, None, ends[t], ends[t + 1]) for t in range(threads)]
+    _together(kind(compiler.compiled(code.text())), calls, all_needed=True)
 
 
 def threads() -> int:
@@ -143,10 +130,22 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-def _settle(helpers: Sequence[Future[None]]) -> None:
-    for helper in helpers:
-        if not helper.cancel():  # what has begun soon ends: all steps are done
-            helper.result()
+def _together(work: Callable[..., None], calls: Sequence[tuple[Any, ...]], *, all_needed: bool = False) -> None:
+    """Run `work` with each of `calls` as its arguments, the first in this thread and the others beside it.
+
+    Args:
+        work: what each thread does.
+        calls: of as many threads.
+        all_needed: whether calls that have not begun when the first one is done must be made: they have work of their
+            own, while others find all of it done.
+    """
+    helpers = [_pool(os.getpid(), len(calls) - 1).submit(work, *call) for call in calls[1:]]
+    try:
+        work(*calls[0])
+    finally:
+        for helper in helpers:
+            if all_needed or not helper.cancel():
+                helper.result()
 
 
 @lru_cache(maxsize=4)
@@ -172,7 +171,7 @@ def _runner() -> int:
   %p1 = getelementptr i64, ptr %p, i64 1
   %args = load ptr, ptr %p1
   call void %function(ptr %args, ptr %passing, ptr %kept, ptr %image, i64 %begin, i64 %end)"""
-    return emit.compiled(shared_run(start, work, offer="%offer"))
+    return compiler.compiled(shared_run(start, work, offer="%offer"))
 
 
 def shared_run(start: str, work: str, offer: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from starfire_cli.errors import StarfireError
 from starfire_cli.own_code import one_line
 from starfire_cli.pruning.ties import masks_everywhere, parameters_of
-from starfire_cli.sparse import choosing, emit
+from starfire_cli.sparse import choosing, compiler
 from starfire_cli.sparse.patterns import Shape
 from starfire_cli.sparse.plan import Choice, ExecutionPlan, Maps
 from starfire_cli.sparse.reading import TracedNetwork
@@ -52,7 +52,7 @@ class SparseNetwork(nn.Module):
 
     def __init__(self, model: nn.Module, *, rivals: Rivals | None = None) -> None:
         super().__init__()
-        if reason := emit.missing():
+        if reason := compiler.missing():
             raise StarfireError(f"sparse execution: {reason}")
         self._network = TracedNetwork(model)
         self._rivals = rivals

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from starfire_cli.sparse import emit, machine
+from starfire_cli.sparse import compiler, machine
 from starfire_cli.sparse.convolution import TILINGS, Kind, Place, Tiling, Work, steps
 from starfire_cli.sparse.folding import attribute
 from starfire_cli.sparse.layout import Layout
@@ -54,7 +54,7 @@ class Maps:
     """
 
     def __init__(self, operations: Sequence[Operation], shapes: dict[fx.Node, Shape], lanes: int | None = None) -> None:
-        self.lanes = emit.lanes() if lanes is None else lanes
+        self.lanes = compiler.lanes() if lanes is None else lanes
         self._needs: dict[tuple[int, int], tuple[int, int]] = {}
         self.shapes = shapes
         for operation in operations:
@@ -249,13 +249,13 @@ class ExecutionPlan:
             found += steps(
                 o.work,
                 kind,
-                self._tiling[o.node] or TILINGS[kind][emit.lanes()][0],
+                self._tiling[o.node] or TILINGS[kind][compiler.lanes()][0],
                 source,
                 self._places[o.node],
                 other=other,
                 half=halves.get(o.node),
                 threads=sharing,
-                lanes=emit.lanes(),
+                lanes=compiler.lanes(),
                 cache=self._network.weights_cache,
             )
         return Program(found)

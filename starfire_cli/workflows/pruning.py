@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from starfire_cli.errors import BadOption
+from starfire_cli.errors import BadOption, option
 from starfire_cli.pruning import Budget, Cut, Goal, Layer, NetworkMethod, Pruner
 from starfire_cli.records.train import PlanLayer
+from starfire_cli.text import some
 from starfire_cli.workflows.train.settings import Pruning
 
 
@@ -57,13 +58,14 @@ _UNITS = {"": "weights", "RS": "kernels", "CRS": "filters", "KRS": "input channe
 
 
 def _too_sparse(layers: Sequence[Layer], pruning: Pruning, emptied: list[str]) -> str:
-    shown = ", ".join(emptied[:3]) + (f" and {len(emptied) - 3} more" if len(emptied) > 3 else "")
+    which = option("keep_dense", tuple(emptied)) if len(emptied) <= 3 else option("keep_dense")
     works = next(
         (t / 1000 for t in range(int(pruning.target * 1000), -1, -1) if not _empties(layers, pruning, t / 1000)), 0.0
     )
+    less = f"; at most --target {works:g} leaves something everywhere, and" if works else ", nor does a lower one;"
     return (
-        f"--target {pruning.target:g} with --method {pruning.method_spec} leaves nothing of {shown}; "
-        f"at most --target {works:g} leaves something everywhere, or exempt layers with --keep-dense"
+        f"--target {pruning.target:g} with --method {pruning.method_spec} leaves nothing of {some(emptied)}{less} "
+        f"{which} exempts {'it' if len(emptied) == 1 else 'them'}"
     )
 
 

@@ -82,6 +82,17 @@ def test_wrong_types_are_one_line(pruned, call, message):
     assert re.search(message, text) and "\n" not in text and len(text) < 300
 
 
+@pytest.mark.filterwarnings("ignore:target=.* comes to")
+def test_numbers_of_numpy_are_numbers():
+    options = {"target": np.float32(0.5), "seed": np.int64(3), "mask_every": np.int32(2), "total_steps": np.int64(20)}
+    for era in (np.array([0.2, 0.6]), (np.float32(0.25), np.float64(0.5)), torch.tensor([0.25, 0.5])):
+        state = starfire.attach(*made(), **options, era=era).state_dict()
+        assert (state["target"], state["seed"], state["mask_every"]) == (0.5, 3, 2)
+        assert state["era"] in ([4, 12], [5, 10]) and type(state["seed"]) is int
+    found = [starfire.attack(made()[0], BATCH, seed=seed, eps=0.1).top1(0.1) for seed in (np.int64(3), 3)]
+    assert found[0] == found[1]
+
+
 def test_numbers_of_numpy_and_unknown_annotations_pass():
     def called(count: Any, share: Any, names: Any, other: Any) -> None:
         check_arguments(called, locals())

@@ -12,6 +12,7 @@ from starfire_cli.workflows.train.loop import train
 from starfire_cli.workflows.train.request import TrainRequest
 
 MODULE = """
+import numpy as np
 import torch
 from PIL import Image
 
@@ -43,6 +44,21 @@ def normalised(): return [(torch.randn(3, 8, 8) * 2, 0)] * 4
 def oblong(): return [(torch.rand(3, 8, 9), 0)] * 4
 def mixed(): return [(torch.rand(3, 8, 8), 0), (torch.rand(3, 9, 9), 1)]
 def texts(): return [("image", 0)] * 4
+def digits(count=8): return [(torch.rand(3, 8, 8), n % 2) for n in range(count)]
+def items(count, kind="float"): return [Stripes(count, kind)[n] for n in range(count)]
+def listed(): return [Stripes(64), Stripes(32)]
+def named(): return {"train": Stripes(64), "validation": Stripes(32)}
+def dicts(): return [{"img": x, "label": y} for x, y in items(64)], [{"image": x, "labels": y} for x, y in items(32)]
+def arrays(): return tuple([(np.array(x), np.array([y])) for x, y in items(n, "pil")] for n in (64, 32))
+def wholes(): return [(x, torch.tensor([float(y)])) for x, y in items(64)], items(32)
+def tests(): return {"train": digits(), "test": digits()}
+def loader(): return torch.utils.data.DataLoader(digits(), 4)
+def tensors(): return torch.rand(8, 3, 8, 8), torch.zeros(8)
+def triples(): return [(x, y, "path") for x, y in digits()]
+def onehot(): return [(x, torch.eye(2)[y]) for x, y in digits()]
+def shares(): return [(x, 0.5) for x, _ in digits()]
+def words(): return [(x, "cat") for x, _ in digits()]
+def keyed(): return [{"pixels": x, "label": y} for x, y in digits()]
 def broken(): raise RuntimeError("no disk\\nat all")
 """
 
@@ -57,10 +73,11 @@ def module(tmp_path_factory):
         yield folder
 
 
-@pytest.mark.parametrize("name", ["floats", "uint8s", "pils", "greys"])
+@pytest.mark.parametrize("name", ["floats", "uint8s", "pils", "greys", "listed", "named", "dicts", "arrays", "wholes"])
 def test_every_kind_of_image_is_read_as_it_is(name):
     data = open_data(f"own_data_for_test:{name}", DataOptions(batch_size=8))
-    assert (data.info.classes, data.info.image_size) == (("lying", "standing"), 16)
+    unnamed = name in ("dicts", "arrays", "wholes")  # lists, which have no class names
+    assert (data.info.classes, data.info.image_size) == (("0", "1") if unnamed else ("lying", "standing"), 16)
     assert (len(data.train), len(data.val)) == (64, 32)
     assert data.info.spec == f"own_data_for_test:{name}"
     images, labels = next(data.val.batches(0))
@@ -87,6 +104,14 @@ def test_of_one_set_a_share_is_held_out():
         ("oblong", r"image 0 of train has shape \(3, 8, 9\)"),
         ("mixed", "image 1 of train has shape .*the first"),
         ("texts", "image 0 of train is a str"),
+        ("tests", "a dict with train, test was returned; .* or a dict of train and val"),
+        ("loader", r"train is a DataLoader; its data set works, loader\.dataset"),
+        ("tensors", r"train is a Tensor; .*TensorDataset\(images, labels\)"),
+        ("triples", r"item 0 of train is a tuple of 3 values; \(image, label\)"),
+        ("onehot", r"label 0 of train is of shape \(2,\); a whole number from 0 works \(one-hot: label\.argmax"),
+        ("shares", "label 0 of train is '0.5', a float; a whole number"),
+        ("words", "label 0 of train is 'cat', a str"),
+        ("keyed", "item 0 of train is a dict with pixels, label; "),
         ("broken", r"broken\(\) failed with RuntimeError: no disk$"),
     ],
 )

@@ -113,6 +113,7 @@ def check_finished(run: Run, epochs: int) -> None:
 
 
 @linux
+@pytest.mark.slow
 def test_a_rank_killed_ends_the_job_with_the_cause_and_the_next_start_goes_on(tmp_path: Path) -> None:
     process = torchrun(tmp_path, *OPTIONS, "--epochs", "100", "--save-every", "3")
     wait_for(process, "epoch 1/")

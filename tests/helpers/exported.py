@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from starfire_cli.sparse import emit
+from starfire_cli.sparse import compiler
 from starfire_cli.sparse.export.all_operators import OPERATORS
 from starfire_cli.sparse.export.lowering import lower
 from starfire_cli.sparse.export.network import export_network
@@ -25,7 +25,7 @@ COMPILER = shutil.which("cc")
 
 def run_steps(model: nn.Module, images: Tensor, *, lanes: int | None = None, threads: int = 1) -> Tensor:
     """The outputs of a network's exported program for images (N, C, H, W), its loops compiled in this process."""
-    lanes = lanes or emit.lanes()
+    lanes = lanes or compiler.lanes()
     image = (images.shape[1], images.shape[2], images.shape[3])
     with torch.inference_mode():
         lowered = lower(TracedNetwork(model.eval()), image, lanes, OPERATORS)
@@ -56,7 +56,8 @@ class Library:
     """A linked network, called by its functions' names without `net_`."""
 
     def __init__(self, code: bytes, folder: Path) -> None:
-        (folder / "net.o").write_bytes(code)
+        self.object_file = folder / "net.o"
+        self.object_file.write_bytes(code)
         assert COMPILER is not None
         subprocess.run([COMPILER, "-shared", "-o", "libnet.so", "net.o", "-pthread"], cwd=folder, check=True)
         self._library = ctypes.CDLL(str(folder / "libnet.so"))

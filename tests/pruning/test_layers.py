@@ -45,6 +45,7 @@ def test_each_parameter_has_its_kind_or_a_reason() -> None:
     assert "Embedding" in reasons["table.weight"]
     assert "parametrization" in reasons["normed"]
     assert "parametrization" in reasons["pruned"]
+    assert not [name for name in reasons if "parametrizations" in name]
     assert reasons["tied"] == "shares its weight with head"
 
 

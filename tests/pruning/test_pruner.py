@@ -245,6 +245,8 @@ def test_masks_take_a_byte_a_weight(kernels: str) -> None:
         pruner.after_backward()
         optimizer.step()
         pruner.after_step(number)
+        if number not in (1, 4, 5):  # all tensors are looked for, which takes time
+            continue
         mine = before.keys() | {p.grad.untyped_storage().data_ptr() for p in model.parameters() if p.grad is not None}
         added = sum(size for place, size in storages().items() if place not in mine)
         weights = sum(layer.weights for layer in pruner.layers)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.sparse import emit, sparsify
+from starfire_cli.sparse import compiler, sparsify
 from starfire_cli.sparse.convolution import TILINGS
 from starfire_cli.sparse.layout import Layout, cut
 from starfire_cli.sparse.linear import SparseLinear
@@ -73,7 +73,7 @@ def _choice(operation: Operation, how: str, tiling: int) -> Choice:
     if operation.work is None:
         return Choice(name=operation.name, how="torch" if operation.folded is None else "taps", seconds={})
     kind = "kernels" if how in operation.work.kinds() and how == "kernels" else "taps"
-    tilings = TILINGS[kind][emit.lanes()]
+    tilings = TILINGS[kind][compiler.lanes()]
     return Choice(name=operation.name, how=kind, seconds={}, tiling=tilings[tiling % len(tilings)])
 
 
@@ -363,9 +363,9 @@ def test_a_map_of_many_pixels_says_where_each_is() -> None:
 
 FORCED = """
 import torch
-from starfire_cli.sparse import emit
+from starfire_cli.sparse import compiler
 from tests.sparse.test_sparse_loops import Case, agree, pruned, run
-assert emit.lanes() == {lanes}, emit.lanes()
+assert compiler.lanes() == {lanes}, compiler.lanes()
 for how in ("taps", "kernels"):
     for size, stride, W in (((3, 3), 1, 17), ((3, 3), 2, 18), ((1, 1), 1, 9), ((3, 3), 1, 7), ((1, 1), 1, 3)):
         case = Case(2, 1, 20, 13, 15, W, size, stride, (size[0] // 2,) * 2, 1, 0.3, True, 0)

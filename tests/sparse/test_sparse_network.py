@@ -17,7 +17,7 @@ from starfire_cli import sparse as sparse_package
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint import file as checkpoint
 from starfire_cli.models import build_model
-from starfire_cli.sparse import SparseNetwork, emit
+from starfire_cli.sparse import SparseNetwork, compiler
 from starfire_cli.sparse.choosing import SPINNING
 from starfire_cli.sparse.reading import TracedNetwork
 
@@ -204,7 +204,7 @@ def test_without_llvmlite_it_says_what_to_install_and_runs_dense(saved: Path, mo
     monkeypatch.setattr(sparse_package, "missing", lambda: reason)
     with pytest.warns(UserWarning, match=r"sparse=True runs dense: llvmlite is not installed \(pip install"):
         assert not isinstance(starfire_cli.load_model(saved, sparse=True), SparseNetwork)
-    monkeypatch.setattr(emit, "missing", lambda: reason)
+    monkeypatch.setattr(compiler, "missing", lambda: reason)
     with pytest.raises(StarfireError, match="llvmlite is not installed"):
         starfire_cli.sparsify(nn.Conv2d(3, 3, 1))
 

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import stat
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -102,6 +103,8 @@ class Spool:
 
     def executor(self, threads: int) -> ThreadPoolExecutor:
         """The thread pool for downloads. Raises StarfireError where the folder cannot be made."""
+        if sys.platform == "win32":  # where a file that is being written and read cannot take its name
+            raise StarfireError("shards behind a URL need Linux or macOS; copy them to a folder for --data FOLDER")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if hasattr(os, "getuid") and self.folder.stat().st_uid != os.getuid():

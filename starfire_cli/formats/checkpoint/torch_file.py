@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import stat
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +75,9 @@ def load(path: Path, kind: str) -> Any:
             with warnings.catch_warnings(), safe_globals(stand_ins):
                 warnings.simplefilter("ignore")  # of torch's own about old formats
                 with utf8_name(path) as openable:
-                    return torch.load(openable, map_location="cpu", weights_only=True, mmap=kind == "torch")
+                    # Windows gives a mapped file's name to no other: a run that goes on could not save.
+                    mapped = kind == "torch" and sys.platform != "win32"
+                    return torch.load(openable, map_location="cpu", weights_only=True, mmap=mapped)
         except Called as error:
             raise StarfireError(f"{path}: refused: it wants to call {error}; {_ADVICE}") from error
         except pickle.UnpicklingError as error:

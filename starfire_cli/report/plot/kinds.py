@@ -33,6 +33,8 @@ INSIDE = frozenset(("overview", "tradeoff", "layers", "window", "kernels"))
 
 PANELS = 6
 """Networks that layers and windows are shown of on one page."""
+LEFT_OUT = "left out: "
+"""The beginning of a note on what cannot be read."""
 _MANY_FILES = 40  # checkpoints that are opened without being asked for
 
 
@@ -126,6 +128,22 @@ def draw(
     networks = [network for network in networks if network.masks]
     _need(bool(networks), kind, "a checkpoint with prunable layers")
     return figures.kernels_figure(_first_sparse(networks), width=width)
+
+
+def nothing_drawn(problems: Sequence[StarfireError], material: Material) -> StarfireError:
+    """The error where no figure came out.
+
+    Args:
+        problems: why those that were wanted cannot be drawn.
+        material: of which nothing was drawn; where all of it is files that cannot be read, the notes say why.
+    """
+    noted = "; ".join(material.notes)
+    unread = [note.removeprefix(LEFT_OUT) for note in material.notes if note.startswith(LEFT_OUT)]
+    if unread and len(unread) == len(material.notes) and not (material.runs or material.networks or material.curves):
+        return StarfireError("; ".join(unread))
+    if not problems:
+        return StarfireError(f"there is nothing to draw yet: {noted}")
+    return StarfireError(f"{problems[0]} ({noted})") if noted else problems[0]
 
 
 def omission_notes(

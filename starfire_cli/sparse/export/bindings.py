@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from starfire_cli.sparse.export.module import Description
+from starfire_cli.sparse.export.module import THREADS, Description
 
 _TEXT = '''"""The network NAME, written by `starfire export`; it needs libNAME.so and NAME.json, nothing else.
 
     from NAME import Network
 
     network = Network()
-    logits = network(pixels)  # float32 in [0, 1], (N, CHANNELS, HEIGHT, WIDTH): a numpy array or any other buffer
+    logits = network(pixels)  # float32 in [0, 1], (N, CHANNELS, HEIGHT, WIDTH): a numpy array or other buffer
     print([network.labels[row.index(max(row))] for row in logits])
 """
 
@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import ctypes
 import json
+import operator
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 CHANNELS, HEIGHT, WIDTH, OUTPUTS = SHAPE
+THREADS = MOST  # at most
 _ERRORS = {-1: "a wrong argument", -2: "out of memory", -3: "this processor lacks instructions it needs", -4: "busy"}
 
 
@@ -29,11 +31,15 @@ class Network:
     """The network, created once; threads that call it at the same time wait for one another.
 
     Args:
-        threads: that run it.
+        threads: that run it, 1 to THREADS.
         folder: where libNAME.so and NAME.json are; beside this file by default.
+
+    Raises ValueError for another number of threads, RuntimeError where the library gives an error.
     """
 
     def __init__(self, threads: int = 1, folder: str | Path | None = None) -> None:
+        if not 1 <= operator.index(threads) <= THREADS:
+            raise ValueError(f"threads={threads}: NAME was exported for THREAD_RANGE")
         folder = Path(__file__).resolve().parent if folder is None else Path(folder)
         self.about = json.loads((folder / "NAME.json").read_text(encoding="utf-8"))
         self.labels: list[str] = self.about["labels"]
@@ -46,16 +52,22 @@ class Network:
         self._check(self._library.NAME_create(ctypes.byref(self._network), threads, None, 0))
 
     def __call__(self, pixels: Any) -> list[list[float]]:
-        """The logits of each image."""
-        view = memoryview(pixels)
-        size = 4 * CHANNELS * HEIGHT * WIDTH
-        if view.format != "f" or not view.c_contiguous or view.nbytes % size:
-            raise TypeError(f"pixels must be float32, (N, {CHANNELS}, {HEIGHT}, {WIDTH}), without gaps")
-        images = view.nbytes // size
+        """The logits of each image. Raises TypeError for pixels of another shape or type."""
+        wanted = f"float32 of shape (N, {CHANNELS}, {HEIGHT}, {WIDTH}) is wanted"
+        try:
+            view = memoryview(pixels)
+        except TypeError:
+            raise TypeError(f"pixels are a {type(pixels).__name__}; a numpy array or buffer, {wanted}") from None
+        if view.format != "f" or view.ndim != 4 or view.shape[1:] != (CHANNELS, HEIGHT, WIDTH):
+            raise TypeError(f"pixels are {getattr(pixels, 'dtype', repr(view.format))} of shape {view.shape}; {wanted}")
+        images = view.shape[0]
         if not images:
             return []
         kind = ctypes.c_char * view.nbytes
-        data = kind.from_buffer_copy(view.cast("B")) if view.readonly else kind.from_buffer(view)
+        if view.c_contiguous and not view.readonly:
+            data = kind.from_buffer(view)
+        else:
+            data = kind.from_buffer_copy(view.tobytes())
         logits = (ctypes.c_float * OUTPUTS * images)()
         with self._lock:
             self._check(self._library.NAME_run(self._network, data, images, logits))
@@ -71,8 +83,10 @@ class Network:
 '''
 
 
-def python_module(identity: Description) -> str:
+def python_module(identity: Description, *, threads: bool) -> str:
     """NAME.py."""
     shape = ", ".join(map(str, (*identity.image, identity.outputs)))
     text = _TEXT.replace("(N, CHANNELS, HEIGHT, WIDTH)", f"(N, {', '.join(map(str, identity.image))})", 1)
+    most = f"1 to {THREADS} threads" if threads else "1 thread, without --threads"
+    text = text.replace("THREAD_RANGE", most).replace("MOST", str(THREADS if threads else 1))
     return text.replace("SHAPE", shape).replace("NAME", identity.name)

@@ -201,11 +201,6 @@ done:
 
 def run_alone(interface: Interface, function: str = "run_images") -> str:
     """`run_images` for one thread: image after image, by the program of the network's level."""
-    cases = "\n".join(f"    i32 {i}, label %level{i}" for i in range(interface.levels))
-    calls = "\n".join(
-        f"level{i}:\n  call void @image_{i}(ptr %maps, ptr %out, ptr %image)\n  br label %next"
-        for i in range(interface.levels)
-    )
     return f"""
 define internal void @{function}(ptr %net, ptr %pixels, i64 %images, ptr %logits) nounwind {{
 entry:
@@ -215,17 +210,7 @@ entry:
   br label %loop
 loop:
   %i = phi i64 [0, %entry], [%i1, %next]
-  %more = icmp slt i64 %i, %images
-  br i1 %more, label %body, label %done
-body:
-  %in = mul i64 %i, {interface.pixels}
-  %image = getelementptr i8, ptr %pixels, i64 %in
-  %to = mul i64 %i, {FLOAT * interface.outputs}
-  %out = getelementptr i8, ptr %logits, i64 %to
-  switch i32 %level, label %next [
-{cases}
-  ]
-{calls}
+{image_calls(interface, after="next")}
 next:
   %i1 = add i64 %i, 1
   br label %loop
@@ -233,6 +218,27 @@ done:
   ret void
 }}
 """
+
+
+def image_calls(interface: Interface, *, after: str) -> str:
+    """The run of image %i by the program of %level with a thread's %maps, and on to `after`; behind the last to `done`.
+
+    It needs %pixels, %images and %logits, too.
+    """
+    cases = " ".join(f"i32 {level}, label %image{level}" for level in range(interface.levels))
+    calls = "\n".join(
+        f"image{level}:\n  call void @image_{level}(ptr %maps, ptr %out, ptr %image)\n  br label %{after}"
+        for level in range(interface.levels)
+    )
+    return f"""  %more = icmp slt i64 %i, %images
+  br i1 %more, label %body, label %done
+body:
+  %in = mul i64 %i, {interface.pixels}
+  %image = getelementptr i8, ptr %pixels, i64 %in
+  %to = mul i64 %i, {FLOAT * interface.outputs}
+  %out = getelementptr i8, ptr %logits, i64 %to
+  switch i32 %level, label %done [ {cases} ]
+{calls}"""
 
 
 def _taken(word: str) -> str:

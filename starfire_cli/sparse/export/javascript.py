@@ -10,7 +10,8 @@ from starfire_cli.sparse.export.module import Description
 
 _TEXT = """// The network NAME, written by `starfire export`.
 //
-//   const network = await NAME.load();                // NAME.wasm beside this script; or its bytes, or a URL
+//   const network = await NAME.load();                // NAME.wasm beside this script, or what is given: its bytes,
+//                                                     // a Blob or Response, a URL, or in Node the path of the file
 //   const logits = network.run(pixels);               // Float32Array in [0, 1], N * CHANNELS * HEIGHT * WIDTH
 //   console.log(network.classify(pixels)[0].label);   // of the first image: the classes, the likeliest first
 "use strict";
@@ -19,14 +20,24 @@ var NAME = (() => {
   const { channels, height, width } = about.image;
   const size = channels * height * width;
   const script = typeof document !== "undefined" && document.currentScript ? document.currentScript.src : "";
+  const inNode = typeof require === "function" && typeof __dirname === "string";
 
-  async function bytesOf(source) {
+  // The bytes of the module: from bytes, a Blob or Response (or a promise of one), an address, or a file in Node.
+  async function bytesOf(given) {
+    let source = await given;
+    if (source === undefined)
+      source = inNode ? require("path").join(__dirname, "NAME.wasm") : new URL("NAME.wasm", script || location.href);
     if (source instanceof ArrayBuffer || ArrayBuffer.isView(source)) return source;
-    if (source === undefined && typeof require === "function" && typeof __dirname === "string")
-      return require("fs").readFileSync(require("path").join(__dirname, "NAME.wasm"));
-    const response = await fetch(source === undefined ? new URL("NAME.wasm", script || location.href) : source);
-    if (!response.ok) throw new Error(`NAME.wasm: ${response.status} ${response.statusText}`);
-    return response.arrayBuffer();
+    const isAddress = source instanceof URL || typeof source === "string";
+    if (inNode && isAddress && !/^(https?|data|blob):/.test(source)) {
+      const isFile = source instanceof URL || source.startsWith("file:");
+      return require("fs").promises.readFile(isFile ? require("url").fileURLToPath(source) : source);
+    }
+    if (isAddress) source = await fetch(source);
+    if (typeof (source && source.arrayBuffer) !== "function")
+      throw new TypeError("NAME.load takes the bytes of NAME.wasm, a Blob or Response, its URL, or in Node its path");
+    if (source.ok === false) throw new Error(`${source.url || "NAME.wasm"}: ${source.status} ${source.statusText}`);
+    return source.arrayBuffer();
   }
 
   class Network {
@@ -86,6 +97,7 @@ var NAME = (() => {
     about,
     async load(source) {
       const { instance } = await WebAssembly.instantiate(await bytesOf(source), {});
+      if (!instance.exports.NAME_create) throw new Error("NAME.load: this module of WebAssembly is another one");
       return new Network(instance.exports);
     },
   };

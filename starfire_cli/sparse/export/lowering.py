@@ -22,7 +22,7 @@ from starfire_cli.sparse.plan import Maps
 from starfire_cli.sparse.reading import Operation, TracedNetwork
 from starfire_cli.sparse.weights import LiveWeights
 
-_INSTEAD = "docs/export.md lists what can be exported; starfire compress --to onnx writes any network"
+INSTEAD = "docs/export.md lists what can be exported; starfire compress --to onnx writes any network"
 
 
 class Unsupported(StarfireError):
@@ -61,7 +61,7 @@ class Lowering:
 
     def refuse(self, node: fx.Node, why: str) -> Unsupported:
         """The error for a node."""
-        return Unsupported(f"{node_name(node)}: {why}; {_INSTEAD}")
+        return Unsupported(f"{node_name(node)}: {why}; {INSTEAD}")
 
 
 class Operator(Protocol):
@@ -117,7 +117,7 @@ def lower(network: TracedNetwork, image: tuple[int, int, int], lanes: int, opera
     (returned,) = network.output.args
     result = lowering.values.get(returned) if isinstance(returned, fx.Node) else None
     if not isinstance(result, Value) or len(result.shape) != 2:
-        raise Unsupported(f"the network returns {_described(result)}, not one tensor (N, classes); {_INSTEAD}")
+        raise Unsupported(f"the network returns {_described(result)}, not one tensor (N, classes); {INSTEAD}")
     lowering.jobs.append(moving("output", RESULT, result))
     for job in lowering.jobs:
         for buffer in (*job.reads, job.writes):

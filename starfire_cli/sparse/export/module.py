@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.sparse import emit
+from starfire_cli.sparse import compiler
 from starfire_cli.sparse.export.driver import Interface, driver, run_alone
 from starfire_cli.sparse.export.levels import choosing
 from starfire_cli.sparse.export.program import LevelProgram
@@ -190,7 +190,7 @@ define ptr @{function}() {exported.format(name=function)} {{
 def _object(text: str, data: str, target: ExportTarget) -> bytes:
     import llvmlite.binding as llvm
 
-    with emit.COMPILING:
+    with compiler.COMPILING:
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
         llvm.initialize_native_asmparser()
@@ -209,7 +209,8 @@ def _object(text: str, data: str, target: ExportTarget) -> bytes:
         )
         module = llvm.parse_assembly(text)
         module.verify()
-        emit.optimise(module, machine)
+        compiler.optimise(module, machine)
         module.link_in(llvm.parse_assembly(data))
+        module.get_global_variable("tables").linkage = "internal"  # a program may have several networks
         found: bytes = machine.emit_object(module)
     return found

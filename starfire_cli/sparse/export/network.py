@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.sparse import emit
+from starfire_cli.sparse import compiler
 from starfire_cli.sparse.choosing import fastest_loop
 from starfire_cli.sparse.export.all_operators import OPERATORS
-from starfire_cli.sparse.export.lowering import Lowered, lower
+from starfire_cli.sparse.export.lowering import INSTEAD, Lowered, lower
 from starfire_cli.sparse.export.module import Description, ObjectFile, compiled
 from starfire_cli.sparse.export.program import LevelProgram, program
 from starfire_cli.sparse.export.targets import NATIVE, ExportTarget
@@ -69,10 +69,13 @@ def export_network(
     Raises:
         StarfireError: it cannot be traced, an operation has no loop, a weight is no number, or llvmlite is missing.
     """
-    if reason := emit.missing():
+    if reason := compiler.missing():
         raise StarfireError(f"starfire export: {reason}")
     with torch.inference_mode():
-        network = TracedNetwork(model)
+        try:
+            network = TracedNetwork(model)
+        except StarfireError as error:
+            raise StarfireError(f"{error}; {INSTEAD}") from None
         _check_weights(network)
         cache = LoopWeightsCache()
         programs, lowered = [], dict[int, Lowered]()
@@ -103,7 +106,9 @@ def _check_weights(network: TracedNetwork) -> None:
         for array in (layer.live.values, layer.live.bias):
             bad = int(np.count_nonzero(~np.isfinite(array)))
             if bad:
-                raise StarfireError(f"{layer.name}: {bad} of its weights are NaN or infinite; nothing was exported")
+                raise StarfireError(
+                    f"{layer.name}: {bad} of its weights are NaN or infinite, BatchNorm folded in; nothing was exported"
+                )
     for name, tensor in (*network.root.named_parameters(), *network.root.named_buffers()):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise StarfireError(f"{name}: it holds NaN or infinity; nothing was exported")

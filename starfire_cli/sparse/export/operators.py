@@ -131,7 +131,11 @@ def _with_constant(lowering: Lowering, node: fx.Node, how: str, value: Any, cons
 def normalise(lowering: Lowering, node: fx.Node) -> Any:
     """Batch normalisation with no convolution before it, or with an activation behind it (timm's BatchNormAct2d)."""
     value, norm = first_value(lowering, node), module_of(lowering, node)
-    if not isinstance(norm, nn.BatchNorm2d) or not isinstance(value, Value) or norm.running_var is None:
+    if (
+        not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        or not isinstance(value, Value)
+        or norm.running_var is None
+    ):
         return None
     after = None
     if type(norm).__name__ == "BatchNormAct2d" and isinstance(norm.drop, nn.Identity):
@@ -139,7 +143,7 @@ def normalise(lowering: Lowering, node: fx.Node) -> Any:
         after = activation(act, "", {})
         if after is None and not isinstance(act, nn.Identity):
             return None
-    elif type(norm) is not nn.BatchNorm2d:
+    elif type(norm) is not (nn.BatchNorm1d if len(value.shape) == 2 else nn.BatchNorm2d):
         return None
     assert norm.running_mean is not None
     scale = (norm.running_var.double() + norm.eps).rsqrt()
@@ -148,7 +152,11 @@ def normalise(lowering: Lowering, node: fx.Node) -> Any:
     shift = -norm.running_mean.double() * scale
     if norm.affine:
         shift = shift + norm.bias.detach().double()
-    source = lowering.map(value, node.name)
+    if len(value.shape) == 2:
+        source = lowering.buffer(node.name, (*value.shape, 1, 1))
+        lowering.jobs.append(moving(node.name, source, value))
+    else:
+        source = lowering.map(value, node.name)
     affine = (scale.float().numpy(), shift.float().numpy())
     return _pointwise(lowering, node, Value(buffer=source, shape=value.shape), affine=affine, activation=after)
 

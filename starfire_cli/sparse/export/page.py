@@ -6,36 +6,80 @@ import base64
 import html
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-canvas { border: 1px solid #888; background: #000; touch-action: none; width: 280px; height: 280px; }
+:root { color-scheme: light dark; --paper: #fbfbfa; --card: #fff; --ink: #1d1f21; --faint: #5c6166; --line: #d5d8db;
+  --accent: #1f5fbf; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #15171a; --card: #1e2125; --ink: #e8eaed; --faint: #a3a9b0; --line: #3a3f45; --accent: #7fb0ff; }
+}
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 3rem;
+  color: var(--ink); background: var(--paper); }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 0.9rem; margin: 0 0 0.5rem; color: var(--faint); font-weight: 600; }
+p { margin: 0.25rem 0; }
+.faint { color: var(--faint); }
+main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr)); gap: 1rem;
+  margin: 1.25rem 0; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 0.5rem; padding: 1rem; }
+canvas { display: block; width: 100%; max-width: 280px; aspect-ratio: 1; background: #000; touch-action: none;
+  border-radius: 0.25rem; }
+#drawn { cursor: crosshair; }
 #shown { image-rendering: pixelated; }
-.row { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
-#drop { border: 2px dashed #888; padding: 1rem; margin: 1rem 0; }
-.bar { background: #4a7bd0; height: 0.6rem; }
-td { padding: 0 0.75rem 0 0; min-width: 3rem; }
+#shown.empty { background: none; border: 1px dashed var(--line); }
+button, .button { font: inherit; display: inline-block; margin: 0.75rem 0.5rem 0 0; padding: 0.35rem 0.9rem;
+  color: var(--ink); background: var(--paper); border: 1px solid var(--line); border-radius: 0.25rem; cursor: pointer; }
+button:focus-visible, input:focus-visible + .button { outline: 2px solid var(--accent); outline-offset: 2px; }
+#file { position: absolute; opacity: 0; width: 1px; }
+.dragged section { border-color: var(--accent); }
+#best { font-size: 2rem; line-height: 1.2; font-weight: 600; overflow-wrap: anywhere; }
+table { width: 100%; border-collapse: collapse; margin-top: 0.75rem; }
+td { padding: 0.15rem 0.75rem 0.15rem 0; overflow-wrap: anywhere; }
+td:nth-child(2) { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+td:nth-child(3) { width: 45%; padding-right: 0; }
+.bar { background: var(--accent); height: 0.6rem; min-width: 1px; border-radius: 0.1rem; }
+[hidden] { display: none !important; }
+@media (max-width: 36rem) {
+  #draw:not([hidden]) { order: -2; }
+  #draw:not([hidden]) ~ #answer { order: -1; }
+}
 """
 
 _BODY = """<h1>TITLE</h1>
-<p id="status" role="status">Loading ...</p>
-<div class="row">
-  <canvas id="drawn" width="280" height="280" aria-label="Draw here"></canvas>
-  <canvas id="shown" width="280" height="280" aria-label="What the network sees"></canvas>
-</div>
-<p><button id="clear" type="button">Clear</button></p>
-<div id="drop">Drop an image here, or choose one: <input id="file" type="file" accept="image/*"></div>
-<table id="classes"></table>
+<p id="task">This page classifies images.</p>
+<p class="faint" id="about">It needs JavaScript and WebAssembly.</p>
+<main>
+  <section id="draw"><h2>Draw</h2>
+    <canvas id="drawn" width="280" height="280" role="img" aria-label="Draw here"></canvas>
+    <button id="clear" type="button">Clear</button>
+  </section>
+  <section><h2>What the network sees</h2>
+    <canvas id="shown" class="empty" width="280" height="280" role="img" aria-label="What the network sees"></canvas>
+    <input id="file" type="file" accept="image/*"><label class="button" for="file">Choose an image</label>
+  </section>
+  <section id="answer"><h2>Answer</h2>
+    <div role="status"><p id="best">-</p><p class="faint" id="status">Loading the network</p></div>
+    <table id="classes" aria-label="Likeliest classes"></table>
+  </section>
+</main>
 """
 
 _SCRIPT = """
 (async (library) => {
   const about = library.about;
   const { channels, height, width } = about.image;
-  const digits = about.labels.join("") === "0123456789";
+  const digits = Boolean(about.data) && about.labels.join("") === "0123456789";
+  const named = (label) => (about.data === null ? `class ${label}` : label);
   const byId = (id) => document.getElementById(id);
+  const chosen = "drop an image anywhere on this page, or choose one";
+  byId("task").textContent = digits ? `Draw a digit with mouse or finger; or ${chosen}.` : `D${chosen.slice(1)}.`;
+  byId("about").textContent = `It becomes ${width} x ${height} pixels and one of ${about.outputs} classes. ` +
+    "The network runs in this page, offline: no image leaves this computer.";
+  byId("draw").hidden = !digits;
   const [drawn, shown, status] = ["drawn", "shown", "status"].map(byId);
   const pen = drawn.getContext("2d", { willReadFrequently: true });
   const bytes = Uint8Array.from(atob(byId("wasm").textContent.trim()), (letter) => letter.charCodeAt(0));
   const network = await library.load(bytes);
+  const waiting = digits ? "Nothing drawn yet" : "No image yet";
 
   function scratch(w, h) {
     const canvas = document.createElement("canvas");
@@ -58,16 +102,19 @@ _SCRIPT = """
     }
     context.putImageData(image, 0, 0);
     const view = shown.getContext("2d");
+    shown.classList.remove("empty");
     view.imageSmoothingEnabled = false;
     view.drawImage(small, 0, 0, shown.width, shown.height);
-    status.textContent = `${each.toFixed(each < 1 ? 3 : 1)} ms an image, in this browser`;
+    byId("best").textContent = named(found[0].label);
+    status.textContent = `${(100 * found[0].probability).toFixed(1)} % sure; ` +
+      `${each.toFixed(each < 1 ? 3 : 1)} ms an image, in this browser`;
     const rows = found.slice(0, 5).map(({ label, probability }) => {
       const row = document.createElement("tr");
       const [name, share, bar] = [0, 1, 2].map(() => row.appendChild(document.createElement("td")));
-      name.textContent = label;
+      name.textContent = named(label);
       share.textContent = `${(100 * probability).toFixed(1)} %`;
       bar.appendChild(Object.assign(document.createElement("div"), { className: "bar" })).style.width =
-        `${200 * probability}px`;
+        `${100 * probability}%`;
       return row;
     });
     byId("classes").replaceChildren(...rows);
@@ -120,14 +167,22 @@ _SCRIPT = """
   function clear() {
     pen.fillStyle = "#000";
     pen.fillRect(0, 0, drawn.width, drawn.height);
+    shown.getContext("2d").clearRect(0, 0, shown.width, shown.height);
+    shown.classList.add("empty");
+    byId("best").textContent = "-";
+    status.textContent = waiting;
+    byId("classes").replaceChildren();
+    delete document.body.dataset.logits;
   }
 
   async function take(file) {
     if (!file) return;
     try {
       const picture = await createImageBitmap(file);
+      clear();
       classify(pixelsOf(picture, picture.width, picture.height));
     } catch {
+      clear();
       status.textContent = `${file.name} is no image that this browser can read`;
     }
   }
@@ -135,26 +190,32 @@ _SCRIPT = """
   let last = null;
   const place = (event) => [event.offsetX, event.offsetY].map((v) => (v * drawn.width) / drawn.clientWidth);
   drawn.onpointerdown = (event) => { last = place(event); drawn.setPointerCapture(event.pointerId); };
-  drawn.onpointermove = (event) => {
-    if (last === null) return;
-    Object.assign(pen, { strokeStyle: "#fff", lineWidth: 26, lineCap: "round" });
+  function stroke(to) {
+    Object.assign(pen, { strokeStyle: "#fff", lineWidth: 30, lineCap: "round" });
     pen.beginPath();
     pen.moveTo(...last);
-    last = place(event);
-    pen.lineTo(...last);
+    pen.lineTo(to[0] + 0.01, to[1]);  // a tap leaves a dot
     pen.stroke();
-  };
+    last = to;
+  }
+  drawn.onpointermove = (event) => { if (last !== null) stroke(place(event)); };
   drawn.onpointerup = () => {
+    if (last === null) return;
+    stroke(last);
     last = null;
-    classify(digits ? digit() : pixelsOf(drawn, drawn.width, drawn.height));
+    classify(digit());
   };
+  drawn.onpointercancel = () => { last = null; };
   byId("clear").onclick = clear;
-  byId("file").onchange = (event) => take(event.target.files[0]);
-  document.ondragover = (event) => event.preventDefault();
-  document.ondrop = (event) => { event.preventDefault(); take(event.dataTransfer.files[0]); };
-  if (!digits) drawn.hidden = byId("clear").hidden = true;
+  byId("file").onchange = (event) => { take(event.target.files[0]); event.target.value = ""; };
+  document.ondragover = (event) => { event.preventDefault(); document.body.classList.add("dragged"); };
+  document.ondragleave = () => document.body.classList.remove("dragged");
+  document.ondrop = (event) => {
+    event.preventDefault();
+    document.body.classList.remove("dragged");
+    take(event.dataTransfer.files[0]);
+  };
   clear();
-  classify(new Float32Array(channels * height * width).fill(0.5));
 })(NAME).catch((error) => { document.getElementById("status").textContent = String(error); });
 """
 

@@ -1,4 +1,4 @@
-"""Layers that loops know in another form only: convolutions of other strides, layer normalisation, linear functions."""
+"""Layers that loops know in another form only: other strides, layer normalisation, layers called as functions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from starfire_cli.sparse.weights import LiveWeights
 
 def convolve(lowering: Lowering, node: fx.Node) -> Any:
     """Convolutions of any stride and padding: of the padded image, whose pixels of a stride become channels."""
-    value, layer = first_value(lowering, node), module_of(lowering, node)
+    value, layer = first_value(lowering, node), module_of(lowering, node) or _called(lowering, node)
     if type(layer) is not nn.Conv2d or not isinstance(value, Value):
         return None
     shape, name = lowering.shapes[node], node.name
@@ -39,6 +39,25 @@ def convolve(lowering: Lowering, node: fx.Node) -> Any:
     live = LiveWeights.of(weight, layer.bias, layer.groups)
     lowering.jobs.append(convolving(name, Work(window=window, live=live, finish=Finish()), writes, (source,)))
     return Value(buffer=writes, shape=shape)
+
+
+def _called(lowering: Lowering, node: fx.Node) -> nn.Conv2d | None:
+    """The layer that a call of `conv2d` is, where its weight and bias are constants: BlurPool, scaled weights."""
+    if function_name(node) != "conv2d" or node.op != "call_function":
+        return None
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    passed = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    given: dict[str, Any] = {name: lowering.values[v] if isinstance(v, fx.Node) else v for name, v in passed.items()}
+    weight, bias = given.pop("weight", None), given.pop("bias", None)
+    del given["input"]
+    if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
+        return None
+    K, C = weight.shape[0], weight.shape[1] * given.get("groups", 1)
+    layer = nn.Conv2d(C, K, (weight.shape[2], weight.shape[3]), bias=bias is not None, **given)
+    layer.weight.data = weight.detach().float()
+    if bias is not None and layer.bias is not None:
+        layer.bias.data = bias.detach().float()
+    return layer
 
 
 def _padded(image: Tensor, layer: nn.Conv2d) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from starfire_cli.errors import unknown
-from starfire_cli.sparse import emit
+from starfire_cli.sparse import compiler
 
 NATIVE = "native"
 X86 = ("x86_64", "amd64")
@@ -124,8 +124,8 @@ def find_target(name: str) -> ExportTarget:
 
 
 def _native() -> ExportTarget:
-    cpu, features = emit.processor()
-    level = Level(name=NATIVE, cpu=cpu, features=features, lanes=emit.lanes())
+    cpu, features = compiler.processor()
+    level = Level(name=NATIVE, cpu=cpu, features=features, lanes=compiler.lanes())
     return ExportTarget(name=NATIVE, triple=_llvm().get_default_triple(), levels=(level,), linkers=_HERE)
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from starfire_cli.sparse.export.driver import COUNTER, HEADER, Interface
+from starfire_cli.sparse.export.driver import HEADER, Interface, image_calls
 from starfire_cli.sparse.export.targets import ExportTarget
-from starfire_cli.sparse.layout import FLOAT
 from starfire_cli.sparse.machine import shared_run
 
 # Of the header: what is worked on.
@@ -31,16 +30,11 @@ def run_in_threads(interface: Interface, target: ExportTarget, tables: Sequence[
     levels = range(len(tables))
     shares = "\n".join(_share(level) for level in levels)
     cases = " ".join(f"i32 {level}, label %one{level}" for level in levels)
-    many = " ".join(f"i32 {level}, label %many{level}" for level in levels)
     ones = "\n".join(
         f"one{level}:\n  %table{level} = getelementptr i8, ptr @tables, i64 {at}\n"
         f"  call void @share_{level}(ptr %table{level}, ptr %state, i64 {steps}, ptr %all.maps, ptr %logits, "
         "ptr %pixels, i64 %own, i64 %threads)\n  br label %done"
         for level, (at, steps) in enumerate(tables)
-    )
-    images = "\n".join(
-        f"many{level}:\n  call void @image_{level}(ptr %maps, ptr %out, ptr %image)\n  br label %take"
-        for level in levels
     )
     return f"""
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
@@ -54,21 +48,10 @@ entry:
   %own = load i64, ptr %p0
   %p1 = getelementptr i8, ptr %net, i64 20
   %level = load i32, ptr %p1
-  %p2 = getelementptr i8, ptr %net, i64 24
-  %narrow = load i32, ptr %p2
-  %threads = sext i32 %narrow to i64
-  %p3 = getelementptr i8, ptr %net, i64 {_PIXELS}
+{_shared(interface)}
   %pixels = load ptr, ptr %p3
-  %p4 = getelementptr i8, ptr %net, i64 {_IMAGES}
   %images = load i64, ptr %p4
-  %p5 = getelementptr i8, ptr %net, i64 {_LOGITS}
   %logits = load ptr, ptr %p5
-  %next = getelementptr i8, ptr %net, i64 {_NEXT}
-  %records = mul i64 %threads, {interface.slots}
-  %after = add i64 %records, {HEADER}
-  %state = getelementptr i8, ptr %net, i64 %after
-  %parts = add i64 %threads, 1
-  %counters = mul i64 %parts, {interface.counters}
   %all.maps = getelementptr i8, ptr %state, i64 %counters
   %skip = mul i64 %own, {interface.maps}
   %maps = getelementptr i8, ptr %all.maps, i64 %skip
@@ -79,24 +62,14 @@ one:
 {ones}
 take:
   %i = atomicrmw add ptr %next, i64 1 monotonic
-  %more = icmp slt i64 %i, %images
-  br i1 %more, label %body, label %done
-body:
-  %in = mul i64 %i, {interface.pixels}
-  %image = getelementptr i8, ptr %pixels, i64 %in
-  %to = mul i64 %i, {FLOAT * interface.outputs}
-  %out = getelementptr i8, ptr %logits, i64 %to
-  switch i32 %level, label %done [ {many} ]
-{images}
+{image_calls(interface, after="take")}
 done:
   ret ptr null
 }}
 
 define internal void @run_images(ptr %net, ptr %pixels, i64 %images, ptr %logits) nounwind {{
 entry:
-  %p2 = getelementptr i8, ptr %net, i64 24
-  %narrow = load i32, ptr %p2
-  %threads = sext i32 %narrow to i64
+{_shared(interface)}
   %alone = icmp eq i64 %threads, 1
   %nothing = icmp eq i64 %images, 0
   %simple = or i1 %alone, %nothing
@@ -105,20 +78,11 @@ turns:
   call void @run_in_turn(ptr %net, ptr %pixels, i64 %images, ptr %logits)
   ret void
 share:
-  %p3 = getelementptr i8, ptr %net, i64 {_PIXELS}
   store ptr %pixels, ptr %p3
-  %p4 = getelementptr i8, ptr %net, i64 {_IMAGES}
   store i64 %images, ptr %p4
-  %p5 = getelementptr i8, ptr %net, i64 {_LOGITS}
   store ptr %logits, ptr %p5
-  %next = getelementptr i8, ptr %net, i64 {_NEXT}
   store i64 0, ptr %next
   %first = getelementptr i8, ptr %net, i64 {HEADER}
-  %records = mul i64 %threads, {interface.slots}
-  %after = add i64 %records, {HEADER}
-  %state = getelementptr i8, ptr %net, i64 %after
-  %parts = add i64 %threads, 1
-  %counters = mul i64 %parts, {COUNTER * interface.steps}
   %size = trunc i64 %counters to i32
   call void @llvm.memset.p0.i32(ptr %state, i8 0, i32 %size, i1 false)
   %single = icmp eq i64 %images, 1
@@ -165,6 +129,22 @@ done:
   ret void
 }}
 """
+
+
+def _shared(interface: Interface) -> str:
+    """The number of threads of %net, and where the arguments of a call and the counters lie that they share."""
+    return f"""  %p2 = getelementptr i8, ptr %net, i64 24
+  %narrow = load i32, ptr %p2
+  %threads = sext i32 %narrow to i64
+  %p3 = getelementptr i8, ptr %net, i64 {_PIXELS}
+  %p4 = getelementptr i8, ptr %net, i64 {_IMAGES}
+  %p5 = getelementptr i8, ptr %net, i64 {_LOGITS}
+  %next = getelementptr i8, ptr %net, i64 {_NEXT}
+  %records = mul i64 %threads, {interface.slots}
+  %after = add i64 %records, {HEADER}
+  %state = getelementptr i8, ptr %net, i64 %after
+  %parts = add i64 %threads, 1
+  %counters = mul i64 %parts, {interface.counters}"""
 
 
 def _share(level: int) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from starfire_cli.sparse import emit, machine
+from starfire_cli.sparse import compiler, machine
 from starfire_cli.sparse.training import correlate, weight_gradient, weight_moves
 from starfire_cli.sparse.training.geometry import ConvShape, TileKind, TileSize, tile_kinds
 from starfire_cli.sparse.training.launch import Launch, Loop
@@ -67,7 +67,7 @@ class LiveConvolution:
     """
 
     def __init__(self, module: nn.Conv2d, shape: ConvShape, images: int) -> None:
-        self.module, self.shape, self.images, self.lanes = module, shape, images, emit.lanes()
+        self.module, self.shape, self.images, self.lanes = module, shape, images, compiler.lanes()
         self.whole = True
         self.ways: dict[Pass, Way] = {}
         self._ragged = False  # whether dead weights are computed with live ones of their kernels
@@ -108,7 +108,7 @@ class LiveConvolution:
 
     def candidates(self, name: Pass) -> list[Way]:
         """Ways to compute a pass, those that are most often the fastest first."""
-        wide = emit.lanes() == 16  # and 32 registers
+        wide = compiler.lanes() == 16  # and 32 registers
         if not self.whole or self.shape.is_flat:
             sizes = [(8, 48), (16, 32)] if wide else [(8, 48), (4, 96)]
             if self.shape.is_flat:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from starfire_cli.sparse import emit, machine
+from starfire_cli.sparse import compiler, machine
 from starfire_cli.sparse.emit import Code
 from starfire_cli.sparse.machine import CompiledLoops, Longs
 
@@ -43,7 +43,7 @@ class Launch:
         grains = [max(1, loop.tasks // (SHARES * machine.threads())) for loop in loops]
         self._program = CompiledLoops(
             [
-                (emit.compiled(loop.code.text(), quickly=True), args.ctypes.data, loop.tasks, grain)
+                (compiler.compiled(loop.code.text(), quickly=True), args.ctypes.data, loop.tasks, grain)
                 for loop, args, grain in zip(loops, self._args, grains, strict=True)
             ]
         )

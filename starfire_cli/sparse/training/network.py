@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.pruning.channels.graph import fitting_image, trace
-from starfire_cli.sparse import emit
+from starfire_cli.sparse import compiler
 from starfire_cli.sparse.aliases import check_reading, mutates_aliases
 from starfire_cli.sparse.training.checks import check_gradients, check_python
 from starfire_cli.sparse.training.choosing import choose_ways
@@ -111,7 +111,7 @@ class SparseTraining(nn.Module):
 
     def check(self) -> None:
         """Raise StarfireError with the reason where the network cannot be computed this way."""
-        if reason := emit.missing():
+        if reason := compiler.missing():
             raise StarfireError(reason)
         if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in self.model.parameters()):
             raise StarfireError("sparse compute takes networks in float32 on a CPU")
@@ -135,7 +135,7 @@ class SparseTraining(nn.Module):
         return self._readings[mode]
 
     def _plan(self, images: Tensor) -> Layers:
-        held = padded(max(self._capacity, len(images)), emit.lanes())
+        held = padded(max(self._capacity, len(images)), compiler.lanes())
         key = self.model.training, tuple(images.shape[1:]), held
         if key not in self._layers:
             reading, shapes = self._measured_reading(images.shape[1:])

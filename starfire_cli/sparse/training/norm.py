@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from starfire_cli.sparse import emit
+from starfire_cli.sparse import compiler
 from starfire_cli.sparse.training.launch import Launch, Loop
 from starfire_cli.sparse.training.maps import like
 from starfire_cli.sparse.training.norm_loops import NormKind, normalize, normalize_backward
@@ -136,7 +136,7 @@ class MapNorm:
     def _launch(self, way: str, padded: bool, channels: int, fork: int) -> Launch:
         key = way, padded, channels, fork
         if key not in self._launches:
-            kind, lanes = NormKind(add=self.add, relu=self.relu, padded=padded), emit.lanes()
+            kind, lanes = NormKind(add=self.add, relu=self.relu, padded=padded), compiler.lanes()
             forward = way == "forward"
             code = normalize(kind, lanes=lanes) if forward else normalize_backward(kind, lanes=lanes, fork=fork)
             self._launches[key] = Launch([Loop(code=code, tasks=channels)])
@@ -159,7 +159,7 @@ class MapNorm:
         return {
             "plane": 4 * x.stride(0),
             "pixels": H * W,
-            "vectors": N // emit.lanes(),
+            "vectors": N // compiler.lanes(),
             "count": _bits(float(count)),
             "eps": _bits(self.module.eps),
             "images": on,

@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starfire_cli.errors import BadOption
-from starfire_cli.pruning import Masks, NetworkMethod, Pruner
+from starfire_cli.errors import BadOption, Mismatch
+from starfire_cli.pruning import Masks, Pruner
 from starfire_cli.pruning.joint_optimizers import JointOptimizers, keeps_zeros
-from starfire_cli.pruning.masks import pack_bits, unpack_bits
-from starfire_cli.records.attach import LayerSummary, PruningSummary, planned_sparsity, planned_text
+from starfire_cli.pruning.masks import pack_bits
+from starfire_cli.records.attach import PruningSummary, planned_sparsity, planned_text
 from starfire_cli.records.train import PlanLayer
 from starfire_cli.workflows.attach.first_batch import gradients_of
 from starfire_cli.workflows.attach.flat_state import mask_flat_states
 from starfire_cli.workflows.attach.hooks import StepHooks
 from starfire_cli.workflows.attach.notices import warn, warn_of_zeros
-from starfire_cli.workflows.attach.other_state import refuse_other_state
+from starfire_cli.workflows.attach.other_state import masks_of_state, refuse_other_state
 from starfire_cli.workflows.attach.placement import Placement
 from starfire_cli.workflows.attach.revived import OutsideChanges
 from starfire_cli.workflows.attach.stale_average import StaleAverage
+from starfire_cli.workflows.attach.summary import summary_of
 from starfire_cli.workflows.attach.unpruned import UnprunedCopies
 from starfire_cli.workflows.train.settings import Pruning
 
@@ -208,34 +209,23 @@ class AttachedPruner:
             Mismatch: one is not; the error names the layer. The next step sets it to zero again.
         """
         self._check()
-        self.core.verify()
+        try:
+            self.core.verify()
+        except Mismatch as error:
+            raise Mismatch(
+                f"{error}, as after load_state_dict of an earlier step; weights of step {self.era[1]} and later fit "
+                "these masks, and pruner.load_state_dict of the same step as the weights goes back to its masks"
+            ) from None
 
     def summary(self) -> PruningSummary:
         """Measure how sparse the model is now, layer by layer; `print` shows it, and a notebook a table."""
-        zeros = self._outside.zeros()
-        # Methods of the whole network share weights out among layers as these turn out.
-        fixed = self._plan if self._plan and not isinstance(self._pruning.conv, NetworkMethod) else ()
-        planned = {row.name: row.sparsity for row in fixed}
-        return PruningSummary(
-            method=self.method,
-            fc=self.fc,
-            target=self.target,
+        return summary_of(
+            self.core,
+            self._pruning,
+            zeros=self._outside.zeros(),
             step=self._step,
-            first_step=self.era[0],
-            last_step=self.era[1],
-            layers=tuple(
-                LayerSummary(
-                    name=x.name,
-                    kind=x.kind,
-                    shape=x.shape,
-                    weights=x.weights,
-                    zeros=zeros[x.key],
-                    planned=planned.get(x.name),
-                )
-                for x in self.core.layers
-            ),
             left_out=self._left_out,
-            planned=self.planned,
+            plan=self._plan,
             parameters=sum(p.numel() for p in self.network.parameters()),
         )
 
@@ -247,10 +237,7 @@ class AttachedPruner:
             self.settle()
         return {
             "version": _VERSION,
-            "method": self.method,
-            "fc": self.fc,
-            "target": self._pruning.target,
-            "era": list(self.era),
+            **self._facts(),
             "step": self._step,
             "masks": {k: {"shape": list(m.shape), "bits": pack_bits(m)} for k, m in self.masks.items()},
             "core": self.core.state_dict(),
@@ -261,12 +248,13 @@ class AttachedPruner:
         """Go on from what `state_dict` gave, to the same bits. Load model and optimizer as well, in any order.
 
         Raises:
-            BadOption: it is of another method, target, era or model; nothing is changed then.
+            BadOption: it is of another method, target, era, ramp, `mask_every`, seed or model, in one line that names
+                all that differ; nothing is changed then. `total_steps` may be another, as where a training is made
+                longer after its era, and `kernels` and `ema` too.
         """
         self._check()
-        mine = (self.method, self.fc, self._pruning.target, self.era)
-        refuse_other_state(state, _VERSION, mine, {layer.key: layer.shape for layer in self.core.layers})
-        masks = {key: unpack_bits(m["bits"].cpu(), tuple(m["shape"])) for key, m in state["masks"].items()}
+        refuse_other_state(state, _VERSION, self._facts(), {layer.key: layer.shape for layer in self.core.layers})
+        masks = masks_of_state(state)
         self._start.undo()
         self.core.load(masks)
         self.core.load_state_dict(state["core"])
@@ -301,6 +289,16 @@ class AttachedPruner:
         """End a step of training that not all optimizers have made, as before saving."""
         if self._hooks is not None:
             self._hooks.settle()
+
+    def _facts(self) -> dict[str, Any]:
+        """Settings that decide which weights die, as plain values; a run goes on with the same."""
+        return {
+            "method": self.method,
+            "fc": self.fc,
+            "target": self._pruning.target,
+            "era": list(self.era),
+            **{name: self.options[name] for name in ("ramp", "mask_every", "seed")},
+        }
 
     def _under_way(self) -> dict[str, Any]:
         """The step that some optimizers have made and others have not."""

@@ -33,9 +33,9 @@ from starfire_cli.records.attach import planned_sparsity
 from starfire_cli.records.train import PlanLayer
 from starfire_cli.text import some
 from starfire_cli.workflows.attach.attached import AttachedPruner, refuse_second
-from starfire_cli.workflows.attach.notices import warn
+from starfire_cli.workflows.attach.moving_average import plain_average
+from starfire_cli.workflows.attach.notices import warn, warn_of_dead_layers
 from starfire_cli.workflows.attach.parts import (
-    plain_average,
     plain_network,
     plain_optimizers,
     refuse_not_held,
@@ -112,10 +112,12 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
         )
     holders = refuse_not_held(network, every, core.layers) or every
     _refuse_demands(core, pruning, request, holders)
-    average = plain_average(ema, [layer.key for layer in core.layers])
+    average = plain_average(ema, network, [layer.key for layer in core.layers])
     refuse_second(core.weights)
     plan_layers(core, pruning, {})  # says so if nothing would be left of a layer
     core.load(dead)
+    if dead:
+        warn_of_dead_layers("masks: ", core.masks)
     plan = _plan(core, pruning, request)
     core.use_average(average_of_ranks)
     attached = AttachedPruner(
@@ -129,6 +131,8 @@ def attach(model: nn.Module, optimizers: Any, request: AttachRequest, ema: Any =
             "only": list(request.only),
             "keep_dense": list(request.keep_dense),
             "seed": request.seed,
+            "ramp": request.when.ramp,
+            "mask_every": request.when.mask_every,
             "steps_per_epoch": request.when.steps_per_epoch,
             "total_steps": request.when.total_steps,
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -82,16 +82,16 @@ class StepHooks:
                 # A tensor's hooks are out of the garbage collector's sight: what they hold would never be freed.
                 mask = partial(_mask, weakref.ref(follower), key)
                 handles.append(weight.register_post_accumulate_grad_hook(mask))  # type: ignore[no-untyped-call]
-        # Held by torch for all optimizers there are, so that it must not hold the pruner, and goes with it.
-        watch = register_optimizer_step_pre_hook(partial(_watch, weakref.ref(self)))
-        weakref.finalize(self, watch.remove)
-        self._handles = [*handles, watch]
+        self._handles = handles
+        _watch_all_optimizers()
+        _WATCHING.add(self)
 
     def remove(self) -> None:
         """Call the follower no more."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        _WATCHING.discard(self)
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizers, by place, that have made the step of training under way, and whether any had gradients.
@@ -117,13 +117,21 @@ class StepHooks:
         """Warn of an optimizer that steps these weights and was not given."""
         if self._inside or optimizer in self._known:
             return
+        within = next(
+            (f"{type(x).__name__}.{n}" for x in self._known for n, v in vars(x).items() if v is optimizer), None
+        )
         self._known.add(optimizer)
         held = [self._names[id(p)] for g in optimizer.param_groups for p in g["params"] if id(p) in self._names]
         if held:
             warn(
                 f"{type(optimizer).__name__} steps {some(held)}, and is not the optimizer that starfire.attach was "
-                "given: its steps are not counted, and no more is pruned; attach once the optimizer is made, or "
-                "pruner.detach() and attach to it with masks=pruner.masks",
+                "given: its steps are not counted, and no more is pruned; "
+                + (
+                    f"give attach this one, {within}, whose step is the one that counts"
+                    if within
+                    else "attach once the optimizer is made, or pruner.detach() and attach to it with "
+                    "masks=pruner.masks"
+                ),
             )
 
     @_disable_dynamo
@@ -185,12 +193,22 @@ class StepHooks:
         self._kept = []
 
 
+_WATCHING: weakref.WeakSet[StepHooks] = weakref.WeakSet()
+
+
+@cache
+def _watch_all_optimizers() -> None:
+    """Register one hook of all optimizers there are, for good.
+
+    One for each pruner would have to go where the pruner is freed, which may be while torch iterates over these hooks.
+    """
+    register_optimizer_step_pre_hook(_watch)
+
+
 @_disable_dynamo
-def _watch(
-    hooks: weakref.ref[StepHooks], optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    if (alive := hooks()) is not None:
-        alive.watch(optimizer)
+def _watch(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    for hooks in list(_WATCHING):
+        hooks.watch(optimizer)
 
 
 def _mask(follower: weakref.ref[Follower], key: str, weight: Tensor) -> None:

@@ -13,11 +13,11 @@ from starfire_cli.text import some
 from starfire_cli.workflows.attach.shards import gathered
 
 _MANY = 0.01  # of the weights of a layer, but for one that is zero as a whole, as some are initialised
-_NOT_THE_USERS = ("torch", "starfire_cli", "contextlib")
+_NOT_THE_USERS = ("torch", "starfire_cli", "contextlib", "lightning", "transformers", "accelerate", "ignite")
 
 
 def warn(text: str) -> None:
-    """Warn, naming the nearest line that is neither of torch nor of starfire; of several processes, in the first."""
+    """Warn, naming the nearest line that is not of starfire, torch or a trainer; of several processes, in the first."""
     dist = torch.distributed
     if dist.is_available() and dist.is_initialized() and dist.get_rank():
         return
@@ -25,6 +25,13 @@ def warn(text: str) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_USERS:
         level, frame = level + 1, frame.f_back
     warnings.warn(text, stacklevel=level)
+
+
+def warn_of_dead_layers(before: str, masks: Mapping[str, Tensor]) -> None:
+    """Warn where a layer has no live weight; `before` is where the masks come from."""
+    if emptied := [key.removesuffix(".weight") for key, mask in masks.items() if not bool(mask.any())]:
+        have = "has" if len(emptied) == 1 else "have"
+        warn(f"{before}{some(emptied)} {have} no live weight, so that only a bias comes out")
 
 
 def warn_of_zeros(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:

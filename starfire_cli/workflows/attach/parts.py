@@ -1,8 +1,8 @@
-"""Finds the plain network, optimizers and average behind their wrappers, and refuses what cannot be pruned."""
+"""Finds the plain network and optimizers behind their wrappers, and refuses what cannot be pruned."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ def plain_network(model: object) -> nn.Module:
     Raises BadOption for what is no network.
     """
     if not isinstance(model, nn.Module):
-        raise BadOption(f"model is a {_kind(model)}; a torch.nn.Module works")
+        raise BadOption(f"model is a {kind_of(model)}; a torch.nn.Module works")
     network: nn.Module = model
     while True:
         if isinstance(inner := getattr(network, "_orig_mod", None), nn.Module):
@@ -53,7 +53,7 @@ def plain_optimizers(given: object, *, hooks: bool) -> list[torch.optim.Optimize
 
 def _refuse_hookless(optimizer: Any, *, hooks: bool) -> None:
     """Raises BadOption where `register_step_pre_hook` would do nothing."""
-    what = _kind(optimizer)
+    what = kind_of(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise BadOption(
             f"optimizer is a {what}, which calls no hooks; a torch.optim.Optimizer, or a list of them, works"
@@ -67,22 +67,6 @@ def _refuse_hookless(optimizer: Any, *, hooks: bool) -> None:
             f"optimizer is a {what} whose step() calls no hooks; hooks=False and two calls work, "
             "pruner.after_backward() and pruner.after_step()"
         )
-
-
-def plain_average(ema: object, keys: Collection[str]) -> nn.Module | None:
-    """The network of averaged weights, behind its wrappers. Raises BadOption where it has not the model's `keys`."""
-    if ema is None:
-        return None
-    found: Any = ema
-    while found is not None:
-        found = getattr(found, "_orig_mod", found)
-        if isinstance(found, nn.Module) and parameters_of(found).keys() >= set(keys):
-            return found
-        found = getattr(found, "module", None) or getattr(found, "ema", None)  # the latter in YOLO's way
-    raise BadOption(
-        f"ema is a {_kind(ema)} without a network whose parameters are called as the model's; "
-        "torch.optim.swa_utils.AveragedModel and timm's ModelEmaV3 have one"
-    )
 
 
 def refuse_unready(net: nn.Module) -> None:
@@ -146,5 +130,6 @@ def refuse_not_held(
     return [optimizer for optimizer in optimizers if id(optimizer) in wanted]
 
 
-def _kind(thing: object) -> str:
+def kind_of(thing: object) -> str:
+    """The type of a thing, with its module but for builtins."""
     return f"{type(thing).__module__}.{type(thing).__qualname__}".removeprefix("builtins.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from starfire_cli import runtime
-from starfire_cli.data import DataInfo
 from starfire_cli.errors import BadOption, Mismatch, StarfireError
 from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.checkpoint.meta import PruningMeta, new_meta
@@ -23,22 +22,10 @@ from starfire_cli.networks.skeleton import build_skeleton
 from starfire_cli.pruning.ties import apply_once
 from starfire_cli.text import some
 from starfire_cli.workflows.attach.attached import AttachedPruner
-from starfire_cli.workflows.attach.notices import warn
+from starfire_cli.workflows.attach.described import Described, checked, data_record, warn_of_classes
+from starfire_cli.workflows.attach.notices import warn, warn_of_dead_layers
 from starfire_cli.workflows.attach.parts import plain_network
 from starfire_cli.workflows.attach.shards import ShardedPruner, gathered
-
-
-@dataclass(frozen=True, kw_only=True)
-class Described:
-    """Facts that only the user can tell of a model; see `starfire.save`."""
-
-    model: str | None = None
-    num_classes: int | None = None
-    image_size: int | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    classes: tuple[str, ...] | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def save(path: str | PathLike[str], pruner: AttachedPruner, described: Described) -> Path:
@@ -48,6 +35,7 @@ def save(path: str | PathLike[str], pruner: AttachedPruner, described: Described
     found, file = _with_model(as_checkpoint(pruner, described), described), Path(path)
     warn_early(pruner)
     _warn(pruner, found)
+    warn_of_classes(described, pruner.network)
     training = {}
     if pruner.average is not None:
         # As in a run: `model` is what one measures, and what was trained lies beside it.
@@ -78,6 +66,7 @@ def _warn(pruner: AttachedPruner, found: Checkpoint) -> None:
             f"the average that starfire.attach was given as ema was never updated in {pruner.step} steps, and is what "
             "the file has as its model; update it after each step, as with ema.update_parameters(model)",
         )
+    warn_of_dead_layers("", found.masks or {})
     if odd := [key for key, value in found.state.items() if not bool(value.isfinite().all())]:
         warn(f"{some(odd)}: weights are NaN or infinite")
 
@@ -104,7 +93,7 @@ def as_checkpoint(pruner: AttachedPruner, described: Described | None = None) ->
         raise BadOption(f"pruner is a {type(pruner).__name__}; what starfire.attach returned works")
     pruner.settle()
     pruner.verify()
-    _check(described)
+    described = checked(described)
     path = Path(type(pruner.network).__name__)
     return Checkpoint(
         path=path,
@@ -149,7 +138,7 @@ def _meta(pruner: AttachedPruner, described: Described) -> dict[str, Any]:
     }
     return new_meta(
         model={name: value for name, value in model.items() if value is not None},
-        data=_data(described),
+        data=data_record(described),
         pruning=PruningMeta(
             method=pruner.method,
             fc=pruner.fc,
@@ -162,7 +151,7 @@ def _meta(pruner: AttachedPruner, described: Described) -> dict[str, Any]:
         only=pruner.options["only"],
         origin={
             "metrics": {
-                **{name: float(value) for name, value in described.metrics.items()},
+                **described.metrics,
                 "step": pruner.step,
                 "sparsity_prunable": found.sparsity_prunable,
                 "sparsity_total": found.sparsity_total,
@@ -172,28 +161,3 @@ def _meta(pruner: AttachedPruner, described: Described) -> dict[str, Any]:
         command="starfire.save",
         seed=pruner.options["seed"],
     )
-
-
-def _data(described: Described) -> dict[str, Any]:
-    """The record of the data: whole, where enough is known, else how its images are normalised."""
-    mean, std, classes, size = described.mean, described.std, described.classes, described.image_size
-    if mean is not None and std is not None and classes is not None and size is not None:
-        info = DataInfo(
-            name="own", spec="own", classes=classes, mean=mean, std=std, image_size=size, train_images=0, val_images=0
-        )
-        return info.as_meta()
-    known = {"mean": mean, "std": std}
-    return {name: list(value) for name, value in known.items() if value is not None}
-
-
-def _check(described: Described) -> None:
-    """Raises BadOption for what a later command would trip over."""
-    if (described.mean is None) != (described.std is None):
-        raise BadOption("mean and std belong together; give both or neither")
-    if described.classes is not None and described.num_classes not in (None, len(described.classes)):
-        raise BadOption(f"num_classes={described.num_classes}, and classes names {len(described.classes)}")
-    for name, value in described.metrics.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise BadOption(f"metrics: {name} is a {type(value).__name__}; numbers work, accuracies as fractions")
-        if "top" in name and not 0 <= value <= 1:
-            raise BadOption(f"metrics: {name}={value:g} is no fraction; accuracies are from 0 to 1")

@@ -76,7 +76,7 @@ class SweepPlan:
         check_writable(path)
         self.tallies: Tallies = {}
         self.attack_notes: dict[str, None] = {}
-        earlier = read_robustness(self.path, fresh=fresh)
+        earlier = read_robustness(self.path, fresh=fresh, to_write=True)
         self.notes = () if fresh or earlier is None else self._load_previous(earlier, settings["images"])
 
     def run(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starfire_cli.attacks import ATTACKS, parse_sizes, with_options
+from starfire_cli.attacks import ATTACKS
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.models import Normalized
 from starfire_cli.own_code import one_line
@@ -18,11 +18,11 @@ from starfire_cli.records.attack import AttackProgress, RobustAccuracy
 from starfire_cli.text import some
 from starfire_cli.workflows.attack import verdict
 from starfire_cli.workflows.attack.cached import controls_of, spec_of
-from starfire_cli.workflows.attack.run import DEFAULT_SIZES
+from starfire_cli.workflows.attack.choice import choose_attack
 from starfire_cli.workflows.attack.sweep import ATTACK, CLEAN, Sweep, Tallies
 
 _SLACK = 1e-5  # by which rounding puts a pixel outside of [0, 1] that was normalised and is not any more
-Channels = tuple[float, float, float]
+Channels = tuple[float, ...]  # one number a channel, or one for all
 
 
 def attack_network(
@@ -40,8 +40,7 @@ def attack_network(
     """See `starfire.attack`: yields progress, and at last the result. Raises BadOption and StarfireError."""
     if (mean is None) != (std is None):
         raise BadOption("mean and std go together: both are of the loader's images, or neither")
-    chosen = with_options(ATTACKS.build(attack), **options)
-    sizes = parse_sizes(DEFAULT_SIZES[chosen.norm] if eps is None else eps, chosen.norm)
+    chosen, sizes = choose_attack(attack, eps, options)
     network: nn.Module = model
     training = model.training
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -170,7 +169,7 @@ class LoaderSplit:
             return len(loader) * first
         kept = list(self._batches)  # of a generator nobody knows
         self._batches = iter(kept)
-        return sum(len(batch[1]) for batch in kept)
+        return sum(len(_pair(batch)[1]) for batch in kept)
 
     @property
     def steps(self) -> int:
@@ -205,15 +204,22 @@ class LoaderSplit:
             yield images, labels
 
     def _checked(self, batch: Any) -> tuple[Tensor, Tensor]:
-        if not isinstance(batch, list | tuple) or len(batch) < 2:
-            raise BadOption(f"a batch of the loader is a {type(batch).__name__}; a pair of images and labels works")
-        images, labels = batch[0], batch[1]
+        images, labels = _pair(batch)
         if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-            raise BadOption("images of the loader are no floating-point tensor (N, C, H, W)")
+            raise BadOption(
+                f"images of the loader are {_given(images)}; a floating-point tensor (N, C, H, W) works, as a "
+                "DataLoader with ToTensor gives"
+            )
         if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.is_floating_point():
-            raise BadOption("labels of the loader are no whole numbers, one an image")
+            raise BadOption(f"labels of the loader are {_given(labels)}; whole numbers work, a tensor (N,)")
         images, labels = images.to(self._device, torch.float32), labels.to(self._device, torch.int64)
         if self._mean is not None and self._std is not None:
+            for name, numbers in (("mean", self._mean), ("std", self._std)):
+                if len(numbers) not in (1, images.shape[1]):
+                    raise BadOption(
+                        f"{name} has {len(numbers)} numbers, and images of the loader have {images.shape[1]} channels: "
+                        "one number a channel, or one for all, works"
+                    )
             scale = [images.new_tensor(x).view(1, -1, 1, 1) for x in (self._std, self._mean)]
             images = images * scale[0] + scale[1]
         low, high = images.aminmax() if images.numel() else (images.new_zeros(()), images.new_zeros(()))
@@ -223,3 +229,24 @@ class LoaderSplit:
                 "if they are normalised, mean=... and std=... say how"
             )
         return images.clamp(0, 1), labels
+
+
+_IMAGES, _LABELS = ("pixel_values", "image", "images", "img"), ("labels", "label")  # of batches that are dicts
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    """Images and labels of a batch. Raises BadOption where it has not both."""
+    if isinstance(batch, Mapping):
+        names = [next((name for name in known if name in batch), None) for known in (_IMAGES, _LABELS)]
+        if None not in names:
+            return batch[names[0]], batch[names[1]]
+    elif isinstance(batch, list | tuple) and len(batch) > 1:
+        return batch[0], batch[1]
+    keys = f" with {some(list(map(str, batch)))}" if isinstance(batch, Mapping) else ""
+    raise BadOption(f"a batch of the loader is a {type(batch).__name__}{keys}; a pair of images and labels works")
+
+
+def _given(thing: Any) -> str:
+    if isinstance(thing, Tensor):
+        return f"a tensor {tuple(thing.shape)} of {str(thing.dtype).removeprefix('torch.')}"
+    return f"a {type(thing).__name__}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from starfire_cli import runtime
-from starfire_cli.attacks import ATTACKS, Attack, Size, parse_sizes, with_options
+from starfire_cli.attacks import Attack, Size
 from starfire_cli.data import DataInfo, DataOptions, Split, open_val
 from starfire_cli.errors import BadOption
 from starfire_cli.formats.checkpoint import file as files
@@ -25,6 +25,7 @@ from starfire_cli.records.attack import AttackRecord, AttackReport, AttackStarte
 from starfire_cli.workflows.attack import verdict as verdict
 from starfire_cli.workflows.attack.batch_size import images_that_fit, largest_useful_batch
 from starfire_cli.workflows.attack.cached import SweepPlan, spec_of
+from starfire_cli.workflows.attack.choice import choose_attack
 from starfire_cli.workflows.attack.image_sheet import save_sheets
 from starfire_cli.workflows.attack.request import AttackRequest
 
@@ -32,7 +33,6 @@ _AMP = (
     "--amp: the network runs in bfloat16, which rounds logits and gradients to 8 bits; "
     "hold these accuracies only against others with --amp"
 )
-DEFAULT_SIZES = {"linf": "0,0.01,0.05", "l2": "0,0.25,0.5,1"}
 
 
 def attack(request: AttackRequest) -> Iterator[AttackRecord]:
@@ -46,7 +46,7 @@ def attack(request: AttackRequest) -> Iterator[AttackRecord]:
         raise BadOption(f"--against-weights {request.against_weights} belongs to --against CHECKPOINT")
     if request.transfer and request.against is None:
         raise BadOption("--transfer shows each network the images made against the other; it needs --against")
-    chosen, sizes = choose(request)
+    chosen, sizes = choose_attack(request.attack, request.eps, request.own_options)
     if request.save_images is not None:
         check_folder(request.save_images)
     setting = _open(request)
@@ -107,18 +107,6 @@ def _read(networks: tuple[RestoredModel, ...]) -> list[str]:
     """Notes from reading the checkpoints, with their names where there are two."""
     names = [f"{network.path}: " if len(networks) > 1 else "" for network in networks]
     return [name + note for name, network in zip(names, networks, strict=True) for note in network.notes]
-
-
-def choose(request: AttackRequest) -> tuple[Attack, tuple[Size, ...]]:
-    """The attack and its sizes. Raises BadOption."""
-    chosen = with_options(ATTACKS.build(request.attack), **request.own_options)
-    text = request.eps
-    if text is None:
-        # An eps inside the spec (`pgd:eps=8/255`) is meant; the default that every attack has is not.
-        options = (part.strip().partition("=") for part in request.attack.partition(":")[2].split(","))
-        own = [value for key, _, value in options if key == "eps"]
-        text = ",".join(["0", *own]) if own else DEFAULT_SIZES[chosen.norm]
-    return chosen, parse_sizes(text, chosen.norm)
 
 
 @dataclass(frozen=True, kw_only=True)

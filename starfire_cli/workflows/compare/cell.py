@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ class CellJob:
         return (*(("pack",) if self.pack and figures.packed_bytes is None else ()), *(() if attacked else ("attack",)))
 
 
-def run_cell(job: CellJob) -> Iterator[CellRecord]:
+def run_cell(job: CellJob) -> Generator[CellRecord, None, None]:
     """Train the cell unless that is done, go on with it where it was stopped, and measure what is not yet measured.
 
     Yields `CellDone` at last, or train's `Stopped` after a signal. Every result is written as soon as it is there.
@@ -124,29 +125,30 @@ def _trained(job: CellJob) -> Generator[CellRecord, None, CellFigures | None]:
     request = replace(job.request, resume=Path("auto"))
     epochs, per_epoch = job.request.epochs or 1, 1
     top1, finished = "", None
-    for record in train(request, job.given):
-        match record:
-            case Started():
-                epochs, per_epoch = record.epochs, record.steps_per_epoch
-                yield CellProgress(cell=job.cell, done=record.step / per_epoch, total=epochs, text="training")
-            case StepRecord():
-                text = top1 or f"loss {record.loss:.3f}"
-                yield CellProgress(cell=job.cell, done=record.step / per_epoch, total=epochs, text=text)
-            case EpochRecord():
-                top1 = f"top-1 {record.val_top1:.2%}"
-                yield CellProgress(
-                    cell=job.cell,
-                    done=record.epoch,
-                    total=epochs,
-                    text=top1,
-                    memory=peak_memory() if job.alone else None,
-                    gpu=gpu_memory() if job.alone else None,
-                )
-            case Stopped():
-                yield record
-                return None
-            case Finished():
-                finished = record
+    with contextlib.closing(train(request, job.given)) as records:  # whoever closes us lets go of the folder, too
+        for record in records:
+            match record:
+                case Started():
+                    epochs, per_epoch = record.epochs, record.steps_per_epoch
+                    yield CellProgress(cell=job.cell, done=record.step / per_epoch, total=epochs, text="training")
+                case StepRecord():
+                    text = top1 or f"loss {record.loss:.3f}"
+                    yield CellProgress(cell=job.cell, done=record.step / per_epoch, total=epochs, text=text)
+                case EpochRecord():
+                    top1 = f"top-1 {record.val_top1:.2%}"
+                    yield CellProgress(
+                        cell=job.cell,
+                        done=record.epoch,
+                        total=epochs,
+                        text=top1,
+                        memory=peak_memory() if job.alone else None,
+                        gpu=gpu_memory() if job.alone else None,
+                    )
+                case Stopped():
+                    yield record
+                    return None
+                case Finished():
+                    finished = record
     assert finished is not None
     return _figures(job, finished)
 

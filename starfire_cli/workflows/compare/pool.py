@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,7 +31,7 @@ _ROOT = Path(__file__).resolve().parents[3]
 _LOOK = 0.2  # seconds between looks for a signal
 
 
-def run_pool(jobs: Sequence[CellJob], limit: int | None, signals: Signals) -> Iterator[PoolRecord]:
+def run_pool(jobs: Sequence[CellJob], limit: int | None, signals: Signals) -> Generator[PoolRecord, None, None]:
     """Run the jobs in order and yield what happens; after a signal, let those under way save, and return.
 
     Args:
@@ -81,7 +81,10 @@ class _Worker:
     def stop(self) -> None:
         """Let it save and end."""
         with contextlib.suppress(OSError):
-            self.process.send_signal(signal.SIGTERM)
+            if sys.platform == "win32" and self.process.stdin is not None:  # where SIGTERM ends a process unheard
+                self.process.stdin.close()
+            else:
+                self.process.send_signal(signal.SIGTERM)
 
     def why(self) -> str:
         """The reason of its end, where it gave none itself."""
@@ -89,7 +92,7 @@ class _Worker:
         lines = [line for line in self._errors.read()[-4000:].decode(errors="replace").splitlines() if line.strip()]
         last = f": {printable(lines[-1], 300)}" if lines else ""
         code = self.process.returncode
-        if code == -signal.SIGKILL:
+        if code == -9:  # SIGKILL, a name that Windows lacks
             return f"its process was killed (out of memory?); fewer --jobs need less{last}"
         return f"its process ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}{last}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,14 +105,15 @@ class _Comparison:
         self._write()
         with Signals() as signals:
             running = _here(waiting, signals) if request.jobs == 1 else run_pool(waiting, request.jobs, signals)
-            for record in running:
-                yield record
-                if isinstance(record, CellDone):
-                    self._figures[record.cell] = record.figures
-                    self._write()
-                elif isinstance(record, CellFailed):
-                    self._failed.append(record)
-                    self._write()
+            with contextlib.closing(running):
+                for record in running:
+                    yield record
+                    if isinstance(record, CellDone):
+                        self._figures[record.cell] = record.figures
+                        self._write()
+                    elif isinstance(record, CellFailed):
+                        self._failed.append(record)
+                        self._write()
             if not signals.number and request.latency:
                 yield from self._time(signals)
             if signals.number:
@@ -180,17 +181,18 @@ class _Comparison:
         return CompareStopped(signal=signal, done=done, total=total, command=self._request.command)
 
 
-def _here(jobs: Sequence[CellJob], signals: Signals) -> Iterator[PoolRecord]:
+def _here(jobs: Sequence[CellJob], signals: Signals) -> Generator[PoolRecord, None, None]:
     """Run the jobs in this process, one after the other, until a signal comes."""
     for job in jobs:
         try:
-            for record in run_cell(job):
-                if isinstance(record, Stopped):
-                    signals.number = record.signal
-                else:
-                    yield record
-                if signals.number:  # also in the middle of an attack; what is done of it is saved
-                    return
+            with contextlib.closing(run_cell(job)) as records:
+                for record in records:
+                    if isinstance(record, Stopped):
+                        signals.number = record.signal
+                    else:
+                        yield record
+                    if signals.number:  # also in the middle of an attack; what is done of it is saved
+                        return
         except StarfireError as error:
             yield CellFailed(cell=job.cell, problem=str(error))
 

@@ -64,7 +64,10 @@ def _watch() -> None:
     """Stop as on SIGTERM when stdin closes."""
     while os.read(0, 1024):  # not through sys.stdin, whose lock would be held while the interpreter ends
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    if sys.platform == "win32":  # where `kill` ends a process unheard
+        signal.raise_signal(signal.SIGTERM)
+    else:
+        os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(_SAVING)
     os._exit(1)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,14 +27,44 @@ require("./NAME.js").load().then((network) => {
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The logits of a network for some random images.
+
+    Args:
+        pixels: (N, C, H, W).
+        logits: (N, outputs), which are finite.
+    """
+
+    pixels: Tensor
+    logits: Tensor
+
+    def apart(self, logits: Tensor) -> float:
+        """The largest difference of other logits from these, as a share of the largest; infinite where some are NaN."""
+        found = float((logits - self.logits).abs().max() / self.logits.abs().max().clamp_min(1e-30))
+        return math.inf if math.isnan(found) else found
+
+
 @torch.inference_mode()
-def difference(library: bytes, name: str, model: nn.Module, image: tuple[int, int, int], outputs: int) -> float | None:
-    """The largest difference of its logits from the network's, as a share of the largest, on random images.
+def reference(model: nn.Module, image: tuple[int, int, int]) -> Reference:
+    """The logits of a network for images (C, H, W). Raises StarfireError where they are not finite."""
+    pixels = torch.rand(IMAGES, *image, generator=torch.Generator().manual_seed(0))
+    logits = model(pixels)
+    bad = int(logits.isfinite().logical_not().sum())
+    if bad:
+        raise StarfireError(
+            f"nothing was exported: {bad} of the network's own {logits.numel()} logits for {IMAGES} random images "
+            "are NaN or infinite; its weights are finite, but too large"
+        )
+    return Reference(pixels=pixels, logits=logits)
+
+
+def difference(library: bytes, name: str, expected: Reference) -> float | None:
+    """The largest difference of its logits from the network's, as a share of the largest.
 
     None where this processor cannot run it. Raises StarfireError where the library does not work at all.
     """
-    pixels = _pixels(image)
-    logits = torch.full((IMAGES, outputs), float("nan"))
+    pixels, logits = expected.pixels, torch.full_like(expected.logits, float("nan"))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"lib{name}.so")
         path.write_bytes(library)
@@ -45,40 +77,28 @@ def difference(library: bytes, name: str, model: nn.Module, image: tuple[int, in
         if code == PROCESSOR:
             return None
         if not code:
-            address = ctypes.c_void_p(pixels.data_ptr())
-            code = loaded[f"{name}_run"](network, address, ctypes.c_int64(IMAGES), ctypes.c_void_p(logits.data_ptr()))
+            source, target = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (pixels, logits))
+            code = loaded[f"{name}_run"](network, source, ctypes.c_int64(len(pixels)), target)
             loaded[f"{name}_free"](network)
         if code:
             raise StarfireError(f"lib{name}.so was not written: it gives error {code}")
-    return _apart(logits, model(pixels))
+    return expected.apart(logits)
 
 
-@torch.inference_mode()
-def difference_in_node(
-    module: bytes, script: str, name: str, model: nn.Module, image: tuple[int, int, int]
-) -> float | None:
+def difference_in_node(module: bytes, script: str, name: str, expected: Reference) -> float | None:
     """As `difference`, of a module of WebAssembly; None where Node is not installed."""
     if shutil.which("node") is None:
         return None
-    pixels = _pixels(image)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, f"{name}.wasm").write_bytes(module)
         Path(folder, f"{name}.js").write_text(script, encoding="utf-8")
-        Path(folder, "pixels").write_bytes(pixels.numpy().tobytes())
+        Path(folder, "pixels").write_bytes(expected.pixels.numpy().tobytes())
         Path(folder, "check.js").write_text(_IN_NODE.replace("NAME", name), encoding="utf-8")
         command = ("node", "check.js")
         try:
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=True)
-            logits = torch.tensor([float(number) for number in done.stdout.split()])
-        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            logits = torch.tensor([float(number) for number in done.stdout.split()]).reshape(expected.logits.shape)
+        except (OSError, subprocess.SubprocessError, ValueError, RuntimeError) as error:
             said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
             raise StarfireError(f"nothing was written: the module does not run in Node ({said[-1][:200]})") from None
-    return _apart(logits.reshape(IMAGES, -1), model(pixels))
-
-
-def _pixels(image: tuple[int, int, int]) -> Tensor:
-    return torch.rand(IMAGES, *image, generator=torch.Generator().manual_seed(0))
-
-
-def _apart(logits: Tensor, expected: Tensor) -> float:
-    return float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    return expected.apart(logits)

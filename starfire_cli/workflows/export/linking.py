@@ -15,7 +15,8 @@ _UNIX = "cc"
 def link_command(linkers: Sequence[str], name: str, *, threads: bool) -> tuple[str, ...]:
     """The command that links libNAME.so from NAME.o: by the first linker that is installed, else by the first."""
     found = next((linker for linker in linkers if shutil.which(linker)), linkers[0] if linkers else _UNIX)
-    return (found, "-shared", "-o", f"lib{name}.so", f"{name}.o", *(("-pthread",) if threads else ()))
+    plain = ("-shared", "-nostartfiles", "-s")  # nothing happens when it is loaded, and its own names suffice
+    return (found, *plain, "-o", f"lib{name}.so", f"{name}.o", *(("-pthread",) if threads else ()))
 
 
 def linked(code: bytes, command: Sequence[str], name: str) -> tuple[bytes | None, str]:

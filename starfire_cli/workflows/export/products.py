@@ -7,8 +7,6 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import nn
-
 from starfire_cli.sparse.export.bindings import python_module
 from starfire_cli.sparse.export.header import example, header
 from starfire_cli.sparse.export.javascript import script
@@ -17,6 +15,7 @@ from starfire_cli.sparse.export.page import page
 from starfire_cli.sparse.export.targets import ExportTarget
 from starfire_cli.sparse.export.wasm import link
 from starfire_cli.workflows.export import checking
+from starfire_cli.workflows.export.checking import Reference
 from starfire_cli.workflows.export.linking import link_command, linked
 
 About = Mapping[str, object]
@@ -46,7 +45,7 @@ def file_names(target: ExportTarget, name: str, *, demo: bool) -> list[str]:
     return [f"{name}.o", f"lib{name}.so", f"{name}.h", "example.c", f"{name}.py", f"{name}.json"]
 
 
-def library(found: Exported, target: ExportTarget, about: About, model: nn.Module, *, threads: bool) -> Product:
+def library(found: Exported, target: ExportTarget, about: About, expected: Reference, *, threads: bool) -> Product:
     """A library with what C and Python need to call it. Raises StarfireError where it does not work."""
     identity = found.identity
     name = identity.name
@@ -59,18 +58,18 @@ def library(found: Exported, target: ExportTarget, about: About, model: nn.Modul
     else:
         made.files[f"lib{name}.so"] = shared
         if target.runs_here:
-            made.difference = checking.difference(shared, name, model, identity.image, identity.outputs)
+            made.difference = checking.difference(shared, name, expected)
     build = f"{command[0]} -O2 -o example example.c {name}.o{' -pthread' if threads else ''} && ./example"
     made.files |= {
         f"{name}.h": header(identity, threads=threads).encode(),
         "example.c": example(identity, build).encode(),
-        f"{name}.py": python_module(identity).encode(),
+        f"{name}.py": python_module(identity, threads=threads).encode(),
         f"{name}.json": _json(about),
     }
     return made
 
 
-def module(found: Exported, about: About, model: nn.Module, *, demo: bool) -> Product:
+def module(found: Exported, about: About, expected: Reference, *, demo: bool) -> Product:
     """A module of WebAssembly with the script that calls it. Raises StarfireError where it does not work."""
     identity = found.identity
     name, code, text = identity.name, link(found.file.code), script(identity, about)
@@ -78,7 +77,7 @@ def module(found: Exported, about: About, model: nn.Module, *, demo: bool) -> Pr
     if demo:
         title = f"{name}: {about['title']}"
         made.files[f"{name}.html"] = page(name, title, text, code).encode(errors="replace")
-    made.difference = checking.difference_in_node(code, text, name, model, identity.image)
+    made.difference = checking.difference_in_node(code, text, name, expected)
     return made
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from math import inf
 from pathlib import Path
 from time import perf_counter
 
@@ -10,7 +12,7 @@ import torch
 
 from starfire_cli.damage import DamagedFile
 from starfire_cli.errors import StarfireError
-from starfire_cli.formats.atomic import atomic_write, check_writable, disk_problem
+from starfire_cli.formats.atomic import atomic_write, check_new_folder, check_writable, disk_problem
 from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.overwriting import files_of, refuse_overwriting
@@ -21,7 +23,7 @@ from starfire_cli.records.export import ExportedFiles, ExportNote, ExportOutcome
 from starfire_cli.sparse.export.network import Exported, export_network
 from starfire_cli.sparse.export.targets import ExportTarget, find_target
 from starfire_cli.version import __version__
-from starfire_cli.workflows.export import products
+from starfire_cli.workflows.export import checking, products
 from starfire_cli.workflows.export.request import ExportRequest, identifier
 
 _CLOSE = 1e-4  # of the largest logit: what float32 sums in another order may differ by
@@ -64,14 +66,16 @@ def export_checkpoint(request: ExportRequest) -> Iterator[ExportOutcome]:
         digest=masks,
         threads=request.threads,
     )
-    about = _about(found, checkpoint, restored, target, masks=masks, labels=_labels(checkpoint, found))
+    expected = checking.reference(restored.model, found.identity.image)
+    about = _about(found, checkpoint, restored, target, masks=masks)
     if target.is_wasm:
-        made = products.module(found, about, restored.model, demo=request.demo)
+        made = products.module(found, about, expected, demo=request.demo)
     else:
-        made = products.library(found, target, about, restored.model, threads=request.threads)
+        made = products.library(found, target, about, expected, threads=request.threads)
     yield from (ExportNote(text=note) for note in made.notes)
     if made.difference is not None and not made.difference <= _CLOSE:
-        raise StarfireError(f"nothing was written: its logits differ by {made.difference:.2g} of the largest")
+        told = "are NaN or infinite" if made.difference == inf else f"differ by {made.difference:.2g} of the largest"
+        raise StarfireError(f"nothing was written: the logits of what was made {told}, those of the network are right")
     written = _write(folder, made.files)
     yield ExportedFiles(
         input=path,
@@ -96,10 +100,10 @@ def _about(
     target: ExportTarget,
     *,
     masks: str,
-    labels: list[str],
 ) -> dict[str, object]:
     """NAME.json: what the network is, and where it came from."""
     C, H, W = found.identity.image
+    data, labels = _data(checkpoint, found.identity.outputs)
     return {
         "name": found.identity.name,
         "title": restored.title,
@@ -111,6 +115,7 @@ def _about(
         "mean": list(restored.mean),
         "std": list(restored.std),
         "outputs": found.identity.outputs,
+        "data": data,
         "labels": labels,
         "masks_sha256": masks,
         "weights_sha256": restored.digest,
@@ -119,23 +124,23 @@ def _about(
     }
 
 
-def _labels(checkpoint: Checkpoint, found: Exported) -> list[str]:
+def _data(checkpoint: Checkpoint, outputs: int) -> tuple[str | None, list[str]]:
+    """(the data set, the classes' names); (None, numbers) where the checkpoint does not tell."""
     try:
         info = checkpoint.meta.data.info()
     except DamagedFile:
         info = None
-    outputs = found.identity.outputs
     if info is not None and len(info.classes) == outputs:
-        return [str(label) for label in info.classes]
-    return [str(i) for i in range(outputs)]
+        return info.name, [str(label) for label in info.classes]
+    return None, [str(i) for i in range(outputs)]
 
 
 def _check_folder(folder: Path, checkpoint: Path, target: ExportTarget, name: str, *, demo: bool) -> None:
     """Raises StarfireError or BadOption where a file could not be written."""
-    if folder.exists() and not folder.is_dir():
+    if folder.is_file():
         raise StarfireError(f"--out {folder} is a file; give the name of a folder")
+    check_new_folder(folder)
     if not folder.exists():
-        check_writable(folder)
         return
     for file in products.file_names(target, name, demo=demo):
         refuse_overwriting(folder / file, files_of(checkpoint))
@@ -153,11 +158,22 @@ def _is_of_others(path: Path) -> bool:
 
 
 def _write(folder: Path, content: Mapping[str, bytes]) -> list[Path]:
+    """Write all files or none."""
+    new = not folder.exists()
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_problem(error, folder) or error from None
-    for name, data in content.items():
-        with atomic_write(folder / name, need=len(data)) as file:
-            file.write(data)
+    try:
+        with ExitStack() as stack:
+            need = sum(map(len, content.values()))
+            opened = {name: stack.enter_context(atomic_write(folder / name, need=need)) for name in content}
+            for name, data in content.items():
+                opened[name].write(data)
+                opened[name].flush()
+    except BaseException:
+        with suppress(OSError):
+            if new:
+                folder.rmdir()
+        raise
     return [folder / name for name in content]

@@ -36,7 +36,7 @@ def train(
     given: frozenset[str] = frozenset(),
     *,
     decoding: Callable[[str, int, int], None] | None = None,
-) -> Iterator[Record]:
+) -> Generator[Record, None, None]:
     """Train one network and yield what happens; on every rank, where several processes train it together.
 
     Args:

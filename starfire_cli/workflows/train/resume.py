@@ -16,6 +16,7 @@ from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import Run, runs_in
+from starfire_cli.networks.fit import with_versions
 from starfire_cli.networks.model_spec import runs_code, untrusted_text
 from starfire_cli.workflows.train.alike import check_requests, check_sessions
 from starfire_cli.workflows.train.request import TrainRequest
@@ -133,7 +134,7 @@ def restore_training_state(session: Session, checkpoint: Checkpoint) -> None:
         if "sparse_compute" in training:
             session.sparse.load_state_dict(training["sparse_compute"], session.pruner)
         if optimisation.ema is not None and optimisation.averaged is not None:
-            optimisation.averaged.load_state_dict(checkpoint.state)
+            optimisation.averaged.load_state_dict(with_versions(optimisation.averaged, checkpoint.state))
             optimisation.ema.n_averaged.fill_(training["ema"]["updates"])
         _restore_rank_state(session, training)
         number = training["tickets"]["round"] if session.tickets is not None else 1

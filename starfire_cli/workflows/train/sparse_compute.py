@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from starfire_cli.distributed.ranks import Ranks
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.pruning import Pruner
-from starfire_cli.sparse.emit import missing
+from starfire_cli.sparse.compiler import missing
 from starfire_cli.sparse.training import SparseTraining
 from starfire_cli.workflows.train.layer_macs import live_macs_by_layer
 from starfire_cli.workflows.train.micro_batches import part_sizes

@@ -13,6 +13,7 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint import file as files
 from starfire_cli.formats.run import Run
 from starfire_cli.models import build_model
+from starfire_cli.networks.fit import with_versions
 from starfire_cli.pruning import Masks
 from starfire_cli.pruning.channels.recipe import apply_shrink
 from starfire_cli.pruning.moment import Moment
@@ -78,7 +79,7 @@ def _rewind(session: Session) -> None:
         net.load_state_dict(_initialised_anew(session))
     elif tickets.rewinds_weights:
         assert tickets.kept is not None
-        net.load_state_dict(tickets.kept)
+        net.load_state_dict(with_versions(net, tickets.kept))
     if control == "shuffle":
         masks = _shuffled(session, masks)
     optimisation.optimizer.state.clear()

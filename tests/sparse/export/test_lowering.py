@@ -170,18 +170,26 @@ class Next(nn.Module):
 
 
 class Called(nn.Module):
-    """A linear layer that is called as a function."""
+    """Layers that are called as functions: a standardised convolution, a blur, a linear layer; at last BatchNorm."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
-        self.weight, self.bias = nn.Parameter(torch.randn(5, 4 * 49)), nn.Parameter(torch.randn(5))
+        self.scaled, self.shift = nn.Parameter(torch.randn(6, 2, 3, 3)), nn.Parameter(torch.randn(6))
+        self.register_buffer("blur", torch.rand(1, 1, 3, 3).expand(6, 1, 3, 3).contiguous())
+        self.weight, self.bias = nn.Parameter(torch.randn(5, 6 * 16)), nn.Parameter(torch.randn(5))
+        self.norm = nn.BatchNorm1d(5)
+        nn.init.uniform_(self.norm.running_mean)
+        nn.init.uniform_(self.norm.running_var, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.conv(x).flatten(1), self.weight, self.bias)
+        weight = self.scaled / self.scaled.std((1, 2, 3), keepdim=True)
+        x = F.conv2d(F.relu(self.conv(x)), weight, self.shift, padding=1, groups=2)
+        x = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.blur, stride=2, groups=6)
+        return self.norm(F.linear(x.flatten(1), self.weight, self.bias))
 
 
-def test_linear_layers_as_functions() -> None:
+def test_layers_as_functions() -> None:
     check(Called(), torch.rand(2, 3, 9, 9))
 
 
@@ -232,7 +240,7 @@ def test_images_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize(
     "name",
     ["resnet18", "vgg11_bn", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf", "densenet121",
-     "squeezenet1_1", "shufflenet_v2_x0_5", "googlenet", "alexnet", "convnext_tiny"],
+     "squeezenet1_1", "shufflenet_v2_x0_5", "googlenet", "alexnet", "convnext_tiny", "mnasnet0_5"],
 )  # fmt: skip
 def test_networks_of_torchvision(name: str) -> None:
     from torchvision import models

@@ -26,6 +26,21 @@ ABOUT = {"image": {"channels": 3, "height": SIDE, "width": SIDE}, "outputs": 5, 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NODE = shutil.which("node")
 
+_CHOOSE = f"""
+const canvas = Object.assign(document.createElement("canvas"), {{ width: {SIDE}, height: {SIDE} }});
+const grey = canvas.getContext("2d").createImageData({SIDE}, {SIDE});
+grey.data.forEach((_, i) => {{ grey.data[i] = i % 4 === 3 ? 255 : i >> 2; }});
+canvas.getContext("2d").putImageData(grey, 0, 0);
+canvas.toBlob((blob) => {{
+  const held = new DataTransfer(), input = document.getElementById("file");
+  held.items.add(new File([blob], "grey.png"));
+  input.files = held.files;
+  const wait = () => document.getElementById("status").textContent.startsWith("Loading")
+    ? setTimeout(wait, 50) : input.dispatchEvent(new Event("change"));
+  wait();
+}});
+"""
+
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
@@ -106,16 +121,50 @@ net.load().then((network) => {
     assert found["held"] < len(module) + 200 * 4 * (3 * SIDE * SIDE + 5) + (1 << 20)
 
 
+@pytest.mark.skipif(NODE is None, reason="no Node")
+def test_node_loads_from_bytes_paths_and_addresses(module: bytes, tmp_path: Path) -> None:
+    (tmp_path / "some where").mkdir()
+    (tmp_path / "some where" / "other.wasm").write_bytes(module)
+    (tmp_path / "net.js").write_text(script(IDENTITY, ABOUT))
+    (tmp_path / "run.js").write_text(
+        """
+const net = require("./net.js"), fs = require("fs"), path = "some where/other.wasm", bytes = fs.readFileSync(path);
+const url = require("url").pathToFileURL(path), data = "data:application/wasm;base64," + bytes.toString("base64");
+const given = [path, url, url.href, bytes, new Uint8Array(bytes), new Blob([bytes]), fs.promises.readFile(path), data,
+  undefined, 42, "no such file", Buffer.from("AGFzbQEAAAA=", "base64")];
+(async () => {
+  for (const source of given)
+    console.log(await net.load(source).then((n) => n.run(new Float32Array(3 * 144)).length, (e) => e.message));
+})();
+"""
+    )
+    assert NODE is not None
+    done = subprocess.run([NODE, "run.js"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    *loaded, beside, number, missing, other = done.stdout.splitlines()
+    assert loaded == ["5"] * 8
+    assert "net.wasm" in beside and "no such file" in missing
+    assert number.startswith("net.load takes the bytes of net.wasm") and other.endswith("is another one")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 @torch.no_grad()
-def test_a_browser_classifies_offline(model: nn.Module, module: bytes, tmp_path: Path) -> None:
-    (tmp_path / "net.html").write_text(page("net", "title", script(IDENTITY, ABOUT), module))
+@pytest.mark.parametrize("chosen", [False, True], ids=["empty", "an image"])
+def test_a_browser_classifies_offline(model: nn.Module, module: bytes, tmp_path: Path, chosen: bool) -> None:
+    text = page("net", "title", script(IDENTITY, ABOUT | {"data": None}), module)
+    (tmp_path / "net.html").write_text(
+        text.replace("</body>", f"<script>{_CHOOSE}</script></body>") if chosen else text
+    )
     assert CHROMIUM is not None
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--dump-dom"]
     address = (tmp_path / "net.html").as_uri()
     done = subprocess.run([*command, address], check=True, capture_output=True, text=True, timeout=120)
+    assert "<h1>title</h1>" in done.stdout and "Drop an image anywhere on this page, or choose one." in done.stdout
     found = re.search(r'data-logits="([^"]*)"', done.stdout)
-    assert found is not None and re.search(r"[\d.]+ ms an image", done.stdout)
-    expected = model(torch.full((1, 3, SIDE, SIDE), 0.5))[0]
+    if not chosen:
+        assert found is None and "No image yet" in done.stdout and "<tr>" not in done.stdout
+        return
+    expected = model((torch.arange(SIDE * SIDE).reshape(1, 1, SIDE, SIDE) / 255).expand(1, 3, SIDE, SIDE))[0]
+    assert found is not None and re.search(r"[\d.]+ % sure; [\d.]+ ms an image", done.stdout)
     assert torch.allclose(torch.tensor([float(x) for x in found[1].split()]), expected, rtol=1e-5, atol=1e-6)
+    assert f'id="best">class {ABOUT["labels"][int(expected.argmax())]}<' in done.stdout

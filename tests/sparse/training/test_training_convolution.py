@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from starfire_cli.sparse import emit
+from starfire_cli.sparse import compiler
 from starfire_cli.sparse.training.choosing import choose_ways
 from starfire_cli.sparse.training.convolution import IN_TORCH, PASSES, LiveConvolution, way_of
 from starfire_cli.sparse.training.geometry import ConvShape
@@ -41,7 +41,7 @@ def layer_of(module: nn.Conv2d, mask: Tensor | None, pixels: tuple[int, int], im
         dilation=module.dilation,
         pixels=pixels,
     )
-    layer = LiveConvolution(module, shape, padded(images, emit.lanes()))
+    layer = LiveConvolution(module, shape, padded(images, compiler.lanes()))
     layer.update(mask)
     return layer
 

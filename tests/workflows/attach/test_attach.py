@@ -441,6 +441,52 @@ def test_a_state_of_another_pruner_is_refused_and_changes_nothing():
         pruner.load_state_dict({"weight": torch.ones(1)})
 
 
+@pytest.mark.parametrize(
+    ("there", "here", "message"),
+    [
+        ({"ramp": "cubic"}, {}, "with ramp='cubic', and this one has ramp='linear'$"),
+        ({}, {"mask_every": 3}, "with mask_every=1, and this one has mask_every=3$"),
+        ({}, {"seed": 7}, "with seed=0, and this one has seed=7$"),
+        ({}, {"era_steps": (3, 9)}, r"with era_steps=\(2, 10\), and this one has era_steps=\(3, 9\)$"),
+        ({"method": "gmp"}, {"method": "gmp:every=5", "target": 0.6}, "method='gmp', target=0.5, and .*target=0.6$"),
+        ({}, {"keep_dense": ["0"]}, "of other layers: 0.weight differ"),
+    ],
+)
+def test_all_that_differs_from_a_state_is_said(there, here, message):
+    state = starfire.attach(*made(), **(ERA | there)).state_dict()
+    with pytest.raises(StarfireError, match=message):
+        starfire.attach(*made(), **(ERA | here)).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda s: s.pop("core"), "this is no state of a pruner"),
+        (lambda s: s.pop("step"), "this is no state of a pruner"),
+        (lambda s: s["masks"]["0.weight"].update(bits=torch.zeros(3, dtype=torch.uint8)), "damaged: 0.weight: 3 bytes"),
+        (lambda s: s["masks"]["0.weight"].pop("bits"), "damaged: 0.weight"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(damage, message):
+    model, optimizer = made()
+    pruner = starfire.attach(model, optimizer, **ERA)
+    trained(model, optimizer, 6)
+    state = pruner.state_dict()
+    damage(state)
+    before, weights = pruner.sparsity, state_of(model)
+    with pytest.raises(StarfireError, match=message):
+        pruner.load_state_dict(state)
+    assert (pruner.sparsity, pruner.step) == (before, 6)
+    assert_equal(state_of(model), weights)
+
+
+def test_a_longer_training_goes_on_from_a_state_and_so_does_an_older_state():
+    state = starfire.attach(*made(), **ERA).state_dict()
+    for name in ("ramp", "mask_every", "seed"):
+        del state[name]
+    starfire.attach(*made(), **ERA, total_steps=500, kernels="torch").load_state_dict(state)
+
+
 def test_a_model_that_moves_afterwards_is_noticed():
     model, optimizer = made()
     starfire.attach(model, optimizer, **ERA)

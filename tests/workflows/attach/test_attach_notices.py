@@ -8,10 +8,11 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.optim.optimizer import _global_optimizer_pre_hooks
+from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 
 import starfire_cli as starfire
-from starfire_cli.errors import StarfireError
+from starfire_cli.errors import Mismatch, StarfireError
+from starfire_cli.workflows.attach.hooks import _WATCHING
 from tests.helpers.pruner_training import batches
 from tests.workflows.attach.loops import PLAIN, STEPS, assert_equal, made, state_of, trained
 
@@ -81,6 +82,15 @@ def test_masks_that_came_in_count_in_the_plan():
     assert pruner.planned == pruner.sparsity == pytest.approx(8 / 9)
 
 
+def test_a_layer_without_a_live_weight_is_said(tmp_path):
+    """Where masks bring it along, and in the file."""
+    model, optimizer = made()
+    with pytest.warns(UserWarning, match="^masks: 10 has no live weight, so that only a bias comes out$"):
+        pruner = starfire.attach(model, optimizer, method="dense", masks={"10.weight": torch.zeros(9, 12).bool()})
+    with pytest.warns(UserWarning, match="^10 has no live weight"):
+        starfire.save(tmp_path / "model.pt", pruner)
+
+
 def test_steps_without_gradients_are_not_counted():
     model, optimizer = made()
     pruner = starfire.attach(model, optimizer, **ERA)
@@ -135,10 +145,10 @@ def test_an_optimizer_that_was_not_given_is_said_once():
 def test_other_optimizers_are_none_of_its_business(let_go):
     """Those of other networks, those within its own step, and all of them once it is gone."""
     gc.collect()
-    before = set(_global_optimizer_pre_hooks)
+    before = len(_WATCHING)
     model, optimizer = made()
     pruner = starfire.attach(model, optimizer, **ERA)
-    assert set(_global_optimizer_pre_hooks) > before
+    assert len(_WATCHING) == before + 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trained(*made(seed=4), 2)
@@ -148,7 +158,28 @@ def test_other_optimizers_are_none_of_its_business(let_go):
     if let_go == "forgotten":
         del model, optimizer, pruner
         gc.collect()
-    assert set(_global_optimizer_pre_hooks) == before
+    assert len(_WATCHING) == before
+
+
+def test_a_pruner_may_be_freed_while_another_optimizer_steps():
+    """As the garbage collector does at any time; torch then iterates over the hooks of all optimizers."""
+    left = [starfire.attach(*made(), **ERA)]
+    optimizer = made()[1]
+
+    def forget(*_):
+        left.clear()
+        gc.collect()
+
+    handles = [register_optimizer_step_pre_hook(hook) for hook in (forget, lambda *_: None)]
+    try:
+        optimizer.step()
+    finally:
+        for handle in handles:
+            handle.remove()
+    starfire.attach(*made(), **ERA)
+    starfire.attach(*made(), **ERA)
+    ours = [hook for hook in _global_optimizer_pre_hooks.values() if "starfire" in getattr(hook, "__module__", "")]
+    assert len(ours) == 1
 
 
 class Wrapping(torch.optim.Optimizer):
@@ -169,6 +200,52 @@ def test_an_optimizer_within_another_is_its_own():
     trained(model, optimizer)
     assert pruner.step == STEPS
     pruner.verify()
+
+
+class TwoSteps(Wrapping):
+    """Steps the other one by a method of its own, as published code of SAM does."""
+
+    def second_step(self):
+        self.base.step()
+
+
+def test_an_optimizer_that_is_stepped_behind_another_is_named():
+    model, _ = made()
+    optimizer = TwoSteps(model.parameters())
+    starfire.attach(model, optimizer, **ERA)
+    model(batches(1)[0][0]).sum().backward()
+    with pytest.warns(UserWarning, match=r"give attach this one, TwoSteps\.base, whose step is the one that counts"):
+        optimizer.second_step()
+
+
+def test_weights_of_an_earlier_step_are_not_saved_with_later_masks(tmp_path):
+    """As where the best weights of all epochs are loaded in the end."""
+    model, optimizer = made()
+    pruner = starfire.attach(model, optimizer, **ERA)
+    trained(model, optimizer, 4)
+    best, masks = state_of(model), pruner.state_dict()
+    trained(model, optimizer, start=4)
+    model.load_state_dict(best)
+    with pytest.raises(Mismatch, match="are not zero, as after load_state_dict of an earlier step; weights of step 10"):
+        starfire.save(tmp_path / "best.pt", pruner)
+    pruner.load_state_dict(masks)
+    with pytest.warns(UserWarning, match="this is step 4 and the era is 2:10"):
+        assert_equal(starfire.load(starfire.save(tmp_path / "best.pt", pruner)), best)
+
+
+def test_layers_that_are_left_out_for_one_reason_share_a_line():
+    pruner = starfire.attach(*made(), **ERA, keep_dense=["[0-9]"])
+    assert "left out: 0, 3, 5 and 1 more: keep_dense=['[0-9]']" in str(pruner.summary()).splitlines()
+
+
+def test_a_layer_that_any_target_empties_is_named():
+    """One output channel: of each input there is one kernel."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 1, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(
+        StarfireError, match=r"leaves nothing of 1, nor does a lower one; keep_dense=\('1',\) exempts it"
+    ):
+        starfire.attach(model, optimizer, method="ck", target=0.5, total_steps=10)
 
 
 def test_a_layer_that_is_replaced_is_noticed_wherever_it_stands():

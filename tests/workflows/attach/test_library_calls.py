@@ -7,6 +7,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -106,6 +107,39 @@ def test_attack_of_normalised_images_is_that_of_pixels():
     assert [p.correct for p in pixels.points] == [p.correct for p in normal.points]
 
 
+def test_grey_images_are_normalised_by_one_number():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(49, 4))
+    images, labels = torch.rand(20, 1, 7, 7), torch.randint(0, 4, (20,))
+    pixels = starfire.attack(nn.Sequential(Shift(), net), [(images, labels)], eps=[0, 0.05], control=False)
+    for mean, std in ((0.5, 0.25), (torch.tensor([0.5]), (0.25,))):
+        batches = [((images - 0.5) / 0.25, labels)]
+        normal = starfire.attack(net, batches, eps=[0, 0.05], mean=mean, std=std, control=False)
+        assert [p.correct for p in pixels.points] == [p.correct for p in normal.points]
+
+
+class Shift(nn.Module):
+    def forward(self, x):
+        return (x - 0.5) / 0.25
+
+
+def test_batches_may_be_dicts():
+    images, labels = torch.rand(4, 3, 4, 4), torch.tensor([0, 1, 1, 0])
+    plain = starfire.attack(Line(), [(images, labels)], eps=[0, 0.1], control=False)
+    for names in (("pixel_values", "labels"), ("img", "label")):
+        batches = (
+            {**dict(zip(names, (x[None], y[None]), strict=True)), "id": 3} for x, y in zip(images, labels, strict=True)
+        )
+        found = starfire.attack(Line(), batches, eps=[0, 0.1], control=False)
+        assert [p.correct for p in found.points] == [p.correct for p in plain.points]
+
+
+def test_the_size_in_an_attack_is_measured():
+    batches = [(torch.rand(2, 3, 4, 4), torch.zeros(2).long())]
+    found = starfire.attack(Line(), batches, attack="pgd:eps=0.1,steps=2", steps=2, control=False)
+    assert [point.eps for point in found.points] == [0, 0.1]
+
+
 class _Normalising(nn.Module):
     def __init__(self, net, mean, std):
         super().__init__()
@@ -120,11 +154,23 @@ class _Normalising(nn.Module):
     [
         ([], {}, "gives no batch"),
         ([torch.rand(2, 3, 4, 4)], {}, "a batch of the loader is a Tensor"),
-        ([(torch.rand(2, 3, 4, 4), torch.rand(2))], {}, "labels of the loader"),
+        ([(torch.rand(2, 3, 4, 4), torch.rand(2))], {}, r"labels of the loader are a tensor \(2,\) of float32; whole"),
+        ([(torch.rand(2, 3, 4, 4), torch.eye(2).long())], {}, r"labels of the loader are a tensor \(2, 2\) of int64"),
+        ([(torch.rand(3, 4, 4), 0)], {}, r"images of the loader are a tensor \(3, 4, 4\) of float32; .* DataLoader"),
+        ([(np.zeros((2, 3, 4, 4)), [0, 1])], {}, "images of the loader are a ndarray"),
+        ([{"image": torch.rand(2, 3, 4, 4)}], {}, "a batch of the loader is a dict with image; a pair"),
         ([(torch.rand(2, 3, 4, 4) * 3 - 1, torch.zeros(2).long())], {}, "mean=... and std=... say how"),
         ([(torch.rand(2, 3, 4, 4), torch.zeros(2).long())], {"eps": "much"}, "eps='much'"),
         ([(torch.rand(2, 3, 4, 4), torch.zeros(2).long())], {"attack": "pdg"}, "Did you mean 'pgd'"),
         ([(torch.rand(2, 3, 4, 4), torch.zeros(2).long())], {"mean": (0, 0, 0)}, "mean and std go together"),
+        (
+            [(torch.rand(2, 1, 4, 4), torch.zeros(2).long())],
+            {"mean": (0, 0, 0), "std": (1, 1, 1)},
+            "mean has 3 numbers, and images of the loader have 1 channels",
+        ),
+        ([], {"attack": "pgd:steps=3", "steps": 4}, "attack='pgd:steps=3' says steps=3, and steps=4 says otherwise"),
+        ([], {"attack": "pgd:eps=0.1", "eps": 0.1}, "attack='pgd:eps=0.1' says eps=0.1, and eps="),
+        ([], {"attack": "pgd:norm=l2", "norm": "linf"}, "says norm=l2, and norm='linf' says otherwise"),
     ],
 )
 def test_what_attack_cannot_do_is_one_line(batches, options, message):
@@ -144,6 +190,22 @@ def test_plot_returns_figures(pruned, tmp_path):
         starfire.plot(pruned[2], kind="layer")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cut.pt", None, r"^.*cut\.pt is cut short or damaged"),
+        ("text.pt", b"hello", r"^.*text\.pt is no checkpoint: it starts with b'hello'$"),
+        ("empty.pt", b"", r"^.*empty\.pt is empty$"),
+        ("other.json", b"{}", r"^.*other\.json is no result of starfire attack$"),
+        ("cut.json", b'{"a": ', r"^.*cut\.json is damaged: .*char \d+\)$"),
+    ],
+)
+def test_what_cannot_be_read_is_not_drawn(pruned, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(pruned[2].read_bytes()[:3000] if content is None else content)
+    with pytest.raises(StarfireError, match=message):
+        starfire.plot(tmp_path / name)
+
+
 def test_importing_starfire_loads_nothing_heavy():
     code = "import sys, starfire_cli; print([m for m in ('torch', 'numpy', 'matplotlib', 'rich') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
@@ -151,5 +213,5 @@ def test_importing_starfire_loads_nothing_heavy():
 
 @pytest.mark.parametrize("call", [lambda: starfire.attack(3, []), lambda: starfire.compress(3, "x.safetensors")])
 def test_what_is_no_model_is_said(call):
-    with pytest.raises(StarfireError, match=r"(model|source) is a int; "):
+    with pytest.raises(StarfireError, match=r"(model=3 is an|source is a) int; "):
         call()

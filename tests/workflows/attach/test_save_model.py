@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -42,6 +44,79 @@ def test_a_model_that_these_weights_are_not_of_is_refused(tmp_path, facts, messa
         starfire.save(tmp_path / "model.pt", pruned(), **facts)
     assert not list(tmp_path.iterdir())
     assert "\n" not in str(caught.value) and "--" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def seven() -> Any:
+    return pruned()
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"classes": ["a", "a", *"bcdef"]}, "classes: 'a' names labels 0, 1; reports cannot tell them apart"),
+        ({"classes": list("abc")}, "classes names 3, and the last layer of the network, linear, gives 7 logits"),
+        ({"num_classes": 9}, "num_classes is 9, and the last layer"),
+        ({"metrics": {"loss": float("nan"), "val_top1": 0.5}}, "metrics: loss=nan is left out of the file"),
+        ({"metrics": {"a": np.float32("inf"), "b": torch.tensor(-torch.inf)}}, "a=inf, b=-inf are left out"),
+    ],
+)
+def test_facts_that_are_odd_are_warned_of_and_the_network_is_saved(tmp_path, seven, facts, message):
+    with pytest.warns(UserWarning, match=message) as said:
+        path = starfire.save(tmp_path / "model.pt", seven, **facts)
+    assert len(said) == 1
+    metrics = torch.load(path, weights_only=True)["meta"]["metrics"]
+    json.dumps(metrics, allow_nan=False)
+    assert metrics.keys() >= {name for name, value in facts.get("metrics", {}).items() if value == 0.5}
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"classes": ["a", ""]}, "has no name for a label"),
+        ({"classes": []}, "has no name for a label"),
+        ({"image_size": 1}, "image_size=1 is out of range: pixels a side, 2 to 16384"),
+        ({"mean": "0.5", "std": 1}, "mean='0.5' is not three numbers from 0 to 1, or one for all channels"),
+        ({"mean": torch.ones(2), "std": 1}, "is not three numbers"),
+        ({"mean": True, "std": 1}, "mean=True is not three numbers"),
+        ({"mean": 0.5, "std": [0.5, float("nan"), 0.5]}, "std=.* is not three numbers above 0"),
+    ],
+)
+def test_facts_that_no_command_could_read_are_refused(tmp_path, seven, facts, message):
+    with pytest.raises(BadOption, match=message):
+        starfire.save(tmp_path / "model.pt", seven, **facts)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        (torch.full((3, 1, 1), 0.5), np.full(3, 0.25)),
+        ([np.float32(0.5)] * 3, [0.25] * 3),
+        (0.5, [0.25]),
+        (np.float64(0.5), torch.tensor(0.25)),
+    ],
+)
+def test_mean_and_std_come_in_many_shapes(tmp_path, seven, mean, std):
+    metrics: Any = {"val_top1": torch.tensor(0.5)}
+    path = starfire.save(tmp_path / "model.pt", seven, mean=mean, std=std, metrics=metrics)
+    meta = torch.load(path, weights_only=True)["meta"]
+    assert (meta["data"]["mean"], meta["data"]["std"], meta["metrics"]["val_top1"]) == ([0.5] * 3, [0.25] * 3, 0.5)
+
+
+def test_a_network_of_grey_images_is_told_from_one_of_another_size(tmp_path, monkeypatch):
+    (tmp_path / "grey_net.py").write_text(
+        "from torch import nn\n"
+        "def build(num_classes):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = __import__("grey_net").build(5)
+    pruner = starfire.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), method="dense")
+    path = starfire.save("model.pt", pruner, mean=0.5, std=0.25, num_classes=5, image_size=8)
+    with pytest.raises(BadOption, match=r"'grey_net:build' takes images of 1 channel; here images have three"):
+        starfire.load_model(path, model="grey_net:build")
 
 
 def test_the_weights_tell_the_number_of_classes(tmp_path):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,10 @@ import pytest
 import torch
 
 from starfire_cli.cli import main
+from starfire_cli.errors import StarfireError
+from starfire_cli.formats.atomic import atomic_write
 from starfire_cli.formats.checkpoint import file as files
-from starfire_cli.networks.restore import restore_model
+from starfire_cli.networks.restore import RestoredModel, restore_model
 from starfire_cli.pruning.masks import digest
 from starfire_cli.workflows.export.request import identifier
 from tests.tiny import Net
@@ -25,17 +31,21 @@ SPEC = "tests.tiny:net"
 CLASSES = 4
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
+def saved(folder: Path) -> Path:
     torch.manual_seed(0)
     net = Net(CLASSES)
     masks = {"conv2.weight": torch.rand_like(net.conv2.weight) > 0.7}
     with torch.no_grad():
         net.conv2.weight *= masks["conv2.weight"]
-    path = tmp_path / "nine of 10.pt"
+    path = folder / "nine of 10.pt"
     meta = {"model": {"spec": SPEC, "num_classes": CLASSES, "image_size": 8}}
     files.save(path, state=net.state_dict(), masks=masks, meta=meta)
     return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return saved(tmp_path)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
@@ -44,41 +54,84 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
     return code, out, err
 
 
-@pytest.mark.skipif(COMPILER is None, reason="no C compiler")
-def test_a_library_and_its_python_module(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, checkpoint, "--mean", "0.5", "--std", "0.25", "--json")
-    assert code == 0, err
-    told = json.loads(out)
-    folder = checkpoint.parent / "export"
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A checkpoint, the folder of its export, and the result as JSON."""
+
+    checkpoint: Path
+    folder: Path
+    told: dict[str, Any]
+
+    def restored(self) -> RestoredModel:
+        found = files.load(self.checkpoint)
+        return restore_model(found, torch.device("cpu"), model=SPEC, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+    def python(self) -> Any:
+        spec = importlib.util.spec_from_file_location("nine_of_10", self.folder / "nine_of_10.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    if COMPILER is None:
+        pytest.skip("no C compiler")
+    path = saved(tmp_path_factory.mktemp("made"))
+    with redirect_stdout(StringIO()) as out:
+        assert main(["export", str(path), "--model", SPEC, "--mean", "0.5", "--std", "0.25", "--json"]) == 0
+    return Made(checkpoint=path, folder=path.parent / "export", told=json.loads(out.getvalue()))
+
+
+def test_a_library(made: Made) -> None:
     names = ["nine_of_10.o", "libnine_of_10.so", "nine_of_10.h", "example.c", "nine_of_10.py", "nine_of_10.json"]
-    assert [Path(file["path"]).name for file in told["files"]] == names
-    assert all(Path(file["path"]).stat().st_size == file["bytes"] for file in told["files"])
-    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
-    assert told["difference"] < 1e-5 and told["command"] is None
-    found = files.load(checkpoint)
-    assert found.masks is not None
-    about = json.loads((folder / "nine_of_10.json").read_text())
-    assert about["masks_sha256"] == digest(found.masks) and about["labels"] == list("0123")
-    restored = restore_model(found, torch.device("cpu"), model=SPEC, mean=(0.5,) * 3, std=(0.25,) * 3)
-    assert about["weights_sha256"] == restored.digest
-    network = _module(folder / "nine_of_10.py").Network()
+    assert [Path(file["path"]).name for file in made.told["files"]] == names
+    assert all(Path(file["path"]).stat().st_size == file["bytes"] for file in made.told["files"])
+    assert sorted(path.name for path in made.folder.iterdir()) == sorted(names)
+    assert made.told["difference"] < 1e-5 and made.told["command"] is None
+    about, masks = json.loads((made.folder / "nine_of_10.json").read_text()), files.load(made.checkpoint).masks
+    assert masks is not None and about["masks_sha256"] == digest(masks)
+    assert (about["data"], about["labels"]) == (None, list("0123"))
+    assert about["weights_sha256"] == made.restored().digest
+
+
+def test_a_python_module(made: Made) -> None:
+    network = made.python().Network()
     pixels = np.random.default_rng(0).random((3, 3, 8, 8), dtype=np.float32)
     with torch.no_grad():
-        expected = restored.model(torch.from_numpy(pixels))
-    assert np.allclose(network(pixels), expected, rtol=1e-5, atol=1e-6)
+        expected = made.restored().model(torch.from_numpy(pixels))
+    logits = network(pixels)
+    assert np.allclose(logits, expected, rtol=1e-5, atol=1e-6)
     assert network(pixels[:0]) == [] and network.labels == list("0123")
-    with pytest.raises(TypeError, match="float32"):
-        network(pixels.astype(np.float64))
-    with pytest.raises(RuntimeError, match="a wrong argument"):
-        _module(folder / "nine_of_10.py").Network(threads=2)
+    assert network(pixels.repeat(2, axis=3)[..., ::2]) == logits, "gaps are closed"
+    assert network(memoryview(pixels.tobytes()).cast("f", (3, 3, 8, 8))) == logits, "what is read only is copied"
+    wanted = r"float32 of shape \(N, 3, 8, 8\) is wanted"
+    for wrong, told in (
+        (pixels.astype(np.float64), rf"float64 of shape \(3, 3, 8, 8\); {wanted}"),
+        (pixels.transpose(0, 2, 3, 1), rf"float32 of shape \(3, 8, 8, 3\); {wanted}"),
+        (pixels.reshape(-1), rf"of shape \(576,\); {wanted}"),
+        (pixels.tolist(), f"a list; a numpy array or buffer, {wanted}"),
+    ):
+        with pytest.raises(TypeError, match=told):
+            network(wrong)
 
 
-def _module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.mark.parametrize("threads", [2, 0, -1, 2**32 + 1])
+def test_a_python_module_refuses_numbers_of_threads(made: Made, threads: int) -> None:
+    with pytest.raises(ValueError, match=rf"threads={threads}: nine_of_10 was exported for 1 thread, without"):
+        made.python().Network(threads=threads)
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
+def test_a_library_needs_three_functions_and_has_five(made: Made) -> None:
+    def told(which: str) -> set[str]:
+        command = ["nm", "-D", which, str(made.folder / "libnine_of_10.so")]
+        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return {line.split()[-1].split("@")[0] for line in found.splitlines()}
+
+    assert told("--undefined-only") == {"malloc", "free", "memset"}
+    assert told("--defined-only") == {f"nine_of_10_{name}" for name in ("info", "memory", "create", "run", "free")}
 
 
 def test_a_page(checkpoint: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -99,7 +152,7 @@ def test_without_a_linker_the_command_is_told(
     assert code == 0, err
     told = " ".join(told.split())
     assert "libnine_of_10.so was not linked: no aarch64-linux-gnu-gcc is installed" in told
-    assert "to link it: aarch64-linux-gnu-gcc -shared -o libnine_of_10.so nine_of_10.o" in told
+    assert "to link it: aarch64-linux-gnu-gcc -shared -nostartfiles -s -o libnine_of_10.so nine_of_10.o" in told
     assert not (out / "libnine_of_10.so").exists() and (out / "nine_of_10.o").exists()
 
 
@@ -116,7 +169,8 @@ def test_without_a_linker_the_command_is_told(
             "--name status means something in C, Python or JavaScript",
         ),
         (("--name", "json"), 2, "--name json means something in C, Python or JavaScript; --name json_net does not"),
-        (("--out", "{folder}/no/where"), 1, "there is no folder"),
+        (("--out", "{checkpoint}/x/y"), 1, "nine of 10.pt is not a folder"),
+        (("--out", "/proc/x/y"), 1, "cannot write /proc/x/y: "),
         (("--out", "{checkpoint}"), 1, "is a file; give the name of a folder"),
         ((), 2, "--mean"),  # the file does not tell, and nobody gave it
     ],
@@ -128,6 +182,32 @@ def test_what_cannot_be_done_is_one_line(
     found, out, err = run(capsys, checkpoint, *filled)
     assert (found, out) == (code, "") and told in err and err.count("\n") == 1
     assert sorted(checkpoint.parent.iterdir()) == [checkpoint], "nothing is written"
+
+
+def test_folders_are_made(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = checkpoint.parent / "a" / "b"
+    code, _, err = run(capsys, checkpoint, "--target", "riscv64", "--mean", "0.5", "--std", "0.25", "--out", out)
+    assert code == 0, err
+    assert (out / "nine_of_10.o").exists()
+
+
+def test_all_files_are_written_or_none(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from starfire_cli.workflows.export import run as workflow
+
+    made = []
+
+    def full(path: Path, need: int) -> Any:
+        made.append(path)
+        if len(made) == 3:
+            raise StarfireError("disk full")
+        return atomic_write(path, need=need)
+
+    monkeypatch.setattr(workflow, "atomic_write", full)
+    code, _, err = run(capsys, checkpoint, "--target", "riscv64", "--mean", "0.5", "--std", "0.25")
+    assert (code, len(made)) == (1, 3) and "disk full" in err
+    assert sorted(checkpoint.parent.iterdir()) == [checkpoint]
 
 
 def test_a_file_of_others_is_not_overwritten(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,6 +229,15 @@ def test_weights_that_are_no_numbers(checkpoint: Path, capsys: pytest.CaptureFix
     code, _, err = run(capsys, checkpoint, "--mean", "0.5", "--std", "0.25")
     assert code == 1 and "point: 1 of its weights are NaN or infinite" in err
     assert sorted(checkpoint.parent.iterdir()) == [checkpoint]
+
+
+def test_logits_that_are_no_numbers(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = files.load(checkpoint)
+    state = {key: value * 1e25 if value.ndim == 4 else value for key, value in found.state.items()}
+    files.save(checkpoint, state=state, masks=found.masks or {}, meta=found.meta.values)
+    code, _, err = run(capsys, checkpoint, "--mean", "0.5", "--std", "0.25", "--target", "riscv64")
+    assert code == 1 and "8 of the network's own 8 logits for 2 random images are NaN or infinite" in err
+    assert err.count("\n") == 1 and sorted(checkpoint.parent.iterdir()) == [checkpoint]
 
 
 @pytest.mark.parametrize(

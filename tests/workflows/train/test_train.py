@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,19 +128,25 @@ def test_the_weights_load_into_torchvisions_own_model(tmp_path):
     torchvision.models.resnet18(num_classes=10).load_state_dict(state)
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
-        {},
-        {"optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-3},
-        {"method": "ck", "ema": 0.9, "clip_grad": 1.0, "ramp": "cubic"},
-        {"method": "intra", "accumulate": 3, "adversarial": None, "workers": 0, "lr_drops": (1.5,)},
-    ],
-    ids=["sgd", "adam", "ema-clip", "accumulate"],
-)
+STOPPED: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "adam": {"optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-3},
+    "ema-clip": {"method": "ck", "ema": 0.9, "clip_grad": 1.0, "ramp": "cubic"},
+    "accumulate": {"method": "intra", "accumulate": 3, "adversarial": None, "workers": 0, "lr_drops": (1.5,)},
+}
+
+
+@pytest.fixture(scope="module", params=STOPPED.values(), ids=list(STOPPED))
+def never_stopped(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Run]:
+    """Options, and the run with them."""
+    return request.param, run_of(tmp_path_factory.mktemp("whole"), **request.param)[0]
+
+
 @pytest.mark.parametrize("stop", [3, 8, 10, 17])
-def test_stopping_and_resuming_changes_no_bit(tmp_path, extra, stop):
-    whole, _ = run_of(tmp_path / "whole", **extra)
+def test_stopping_and_resuming_changes_no_bit(tmp_path, never_stopped, stop):
+    extra, whole = never_stopped
     list(train(TrainRequest(**{**TINY, **extra}, out=tmp_path / "parts", max_steps=stop)))
     parts = Run(next((tmp_path / "parts").iterdir()))
     assert load(parts.last, training=True).training["position"]["step"] == stop
