@@ -136,6 +136,11 @@ class Session:
         """Notices of what will be compiled on the way, as lines for the user."""
         if notice := self.pruner.warmup_notice:
             yield notice
+        if self.request.compact_state and self.pruner.kernels == "numba":
+            from starfire_cli.pruning.live_step import loops  # which imports numba
+
+            if notice := loops.warmup_notice(self.request.optimizer or ""):
+                yield notice
         if self.request.compile:
             yield "the first step waits for torch.compile, half a minute or more if nothing is cached"
 
