@@ -81,6 +81,12 @@ class Session:
     resumed: bool
     notes: tuple[str, ...]
 
+    @property
+    def trained_images(self) -> int:
+        """The images of all epochs together, those of every round of a method that has several."""
+        epochs = self.optimisation.epochs if self.tickets is None else self.tickets.trained_epochs
+        return len(self.data.train) * epochs
+
     def noting(self, *notes: str) -> Session:
         """The session with further lines for the user."""
         return dataclasses.replace(self, notes=(*self.notes, *notes))
