@@ -52,9 +52,7 @@ def plan_of(session: Session) -> TrainingPlan:
         del settings["era"]
         settings["rounds"] = session.tickets.trainings
     layers = plan_layers(session.pruner, session.pruning, session.network.macs)
-    macs, epochs = sum(session.network.macs.values()), session.optimisation.epochs
-    if session.tickets is not None:
-        epochs = session.tickets.trained_epochs
+    macs = sum(session.network.macs.values())
     return TrainingPlan(
         settings=tuple((k.replace("_", "-"), _in_words(v)) for k, v in settings.items() if v is not False and v != ()),
         notes=(*session.notes, *session.data.info.notes),
@@ -63,8 +61,9 @@ def plan_of(session: Session) -> TrainingPlan:
         timeline=tuple(sorted(timeline)),
         parameters=sum(p.numel() for p in session.network.net.parameters()),
         macs=macs,
-        dense_flops=TRAINING * macs * len(session.data.train) * epochs,
+        dense_flops=TRAINING * macs * session.trained_images,
         cost_share=cost_share(session, layers),
+        may_skip=session.sparse.module is not None,
     )
 
 

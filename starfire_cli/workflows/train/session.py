@@ -81,6 +81,12 @@ class Session:
     resumed: bool
     notes: tuple[str, ...]
 
+    @property
+    def trained_images(self) -> int:
+        """The images of all epochs together, those of every round of a method that has several."""
+        epochs = self.optimisation.epochs if self.tickets is None else self.tickets.trained_epochs
+        return len(self.data.train) * epochs
+
     def noting(self, *notes: str) -> Session:
         """The session with further lines for the user."""
         return dataclasses.replace(self, notes=(*self.notes, *notes))
@@ -136,6 +142,11 @@ class Session:
         """Notices of what will be compiled on the way, as lines for the user."""
         if notice := self.pruner.warmup_notice:
             yield notice
+        if self.request.compact_state and self.pruner.kernels == "numba":
+            from starfire_cli.pruning.live_step import loops  # which imports numba
+
+            if notice := loops.warmup_notice(self.request.optimizer or ""):
+                yield notice
         if self.request.compile:
             yield "the first step waits for torch.compile, half a minute or more if nothing is cached"
 
