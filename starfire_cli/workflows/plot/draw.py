@@ -10,7 +10,6 @@ from starfire_cli.errors import StarfireError
 from starfire_cli.records.plot import Material, NetworkPicture
 from starfire_cli.report.plot.groups import Group, group_runs, with_experiment_titles
 from starfire_cli.report.plot.kinds import checkpoints_to_open, default_kinds, draw, nothing_drawn, omission_notes
-from starfire_cli.workflows.plot.networks import open_networks
 from starfire_cli.workflows.plot.request import PlotRequest
 from starfire_cli.workflows.plot.run import Sources, build_material
 
@@ -63,10 +62,17 @@ def draw_sources(
     groups = group_runs(sources.runs)
     wanted = list(kinds) or default_kinds(sources.runs, sources.checkpoints, sources.curves)
     paths = checkpoints_to_open(wanted, groups, sources.checkpoints)
-    opened = open_networks(sources, paths, masks="kernels" in wanted, layers=request.layer, weights=request.weights)
-    found = list(watch(opened, len(paths))) if paths else []
-    sources.notes += [note for note in found if isinstance(note, str)]
-    networks = [picture for picture in found if isinstance(picture, NetworkPicture)]
+    networks = []
+    if paths:
+        from starfire_cli.workflows.plot.networks import open_networks  # brings torch, which curves do without
+
+        masks = "kernels" in wanted
+        opened = open_networks(sources, paths, masks=masks, layers=request.layer, weights=request.weights)
+        for found in watch(opened, len(paths)):
+            if isinstance(found, NetworkPicture):
+                networks.append(found)
+            else:
+                sources.notes.append(found)
     material = with_experiment_titles(build_material(sources, networks), groups)
     figures, problems = {}, []
     for kind in wanted:
