@@ -23,7 +23,7 @@ _LARGEST = 1 << 23  # numbers of Z at a time
 @METHODS.register("lasso-channel", "channels")
 @dataclass(frozen=True, kw_only=True)
 class LassoChannel:
-    """Removes the channels that a LASSO over their contributions leaves out; least squares mends the layers that take the rest.
+    """Removes the channels that a LASSO over their contributions leaves out; least squares mends the layers behind.
 
     Layers in order: the outputs wanted are the original network's, the inputs those of the network as pruned so far,
     and the last layer of a residual branch makes up for what its shortcut lost. The public code's LASSO ends with up to
