@@ -145,7 +145,6 @@ def _load_own(path: Path, content: dict[str, Any], *, training: bool, strict: bo
             if key not in state or tuple(state[key].shape) != shape:  # before its size is believed
                 raise Damaged(f"there is no weight of its shape {shape_text(shape)}")
             masks[key] = unpack_bits(entry["bits"], shape)
-    notes = []
     digest_matches = _is_text(content.get("masks_digest"), digest(masks))
     if not digest_matches:
         problem = "the masks do not match the digest written with them"
