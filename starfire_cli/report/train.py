@@ -204,7 +204,7 @@ class _Screen:
 
 
 def _opening(record: Started) -> str:
-    """Where the run lies, and whether anything is left to be trained."""
+    """The line of a run that begins, goes on, or has nothing left to train."""
     if record.resumed and record.epoch >= record.epochs:
         return f"{record.run} is trained to its end, {record.epochs} epochs; a larger --epochs goes on"
     return f"{'going on in' if record.resumed else 'run folder'} {record.run}"
