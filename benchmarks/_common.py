@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 sys.path.append(str(Path(__file__).parent.parent))  # the checkout, installed or not
+from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
 from starfire_cli.pruning.kernels import installed
+from starfire_cli.pruning.schedule import Era
 
 
 def where(device: torch.device) -> dict[str, Any]:
@@ -69,6 +72,20 @@ def method_arguments(doc: str | None, methods: Sequence[str], out: str) -> argpa
     if args.threads:
         torch.set_num_threads(args.threads)
     return args
+
+
+def prune_at_once(net: nn.Module, method: str, target: float, *, fc: str = "fine") -> Pruner:
+    """The pruner of a network whose weights have just been pruned to `target`, in one evaluation."""
+    pruner = Pruner(
+        net,
+        layers_of_model(net)[0],
+        conv=CONV_METHODS.build(method),
+        linear=LINEAR_METHODS.build(fc),
+        target=target,
+        era=Era(first_step=0, last_step=1),
+    )
+    pruner.refresh(1.0)
+    return pruner
 
 
 def seconds(run: Callable[[], object], *, device: torch.device, repeats: int, warmup: int = 2) -> list[float]:

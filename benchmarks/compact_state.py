@@ -19,12 +19,10 @@ from typing import Any
 
 import torch
 import torchvision
-from _common import where
+from _common import prune_at_once, where
 
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
-from starfire_cli.pruning.schedule import Era
 from starfire_cli.workflows.train.compact_state import CompactState
-from starfire_cli.workflows.train.optim import build_optimizer
+from starfire_cli.workflows.train.optimizers import build_optimizer
 
 WAYS = ("step", "masks", "compact, numba", "compact, numpy")
 
@@ -74,15 +72,7 @@ class _Network:
     def __init__(self, name: str, target: float, *, compiled: bool | None = None) -> None:
         torch.manual_seed(0)
         self.net = torchvision.models.resnet50().to(memory_format=torch.channels_last)
-        self.pruner = Pruner(
-            self.net,
-            layers_of_model(self.net)[0],
-            conv=CONV_METHODS.build("ck"),
-            linear=LINEAR_METHODS.build("fine"),
-            target=target,
-            era=Era(first_step=0, last_step=1),
-        )
-        self.pruner.refresh(1.0)
+        self.pruner = prune_at_once(self.net, "ck", target)
         settings: dict[str, Any] = {"weight_decay": 1e-4, "momentum": 0.9, "nesterov": True, "betas": (0.9, 0.999)}
         self.optimizer = build_optimizer(name, self.net, lr=1e-6, **settings)
         self.step: Callable[[], object] = self.optimizer.step

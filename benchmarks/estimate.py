@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from torch import nn
 
+from benchmarks._common import prune_at_once
 from starfire_cli.formats.checkpoint.file import load
 from starfire_cli.formats.checkpoint.meta_reader import read_meta
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.packed.write import pack
 from starfire_cli.models import build_model
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Masks, Pruner, layers_of_model
-from starfire_cli.pruning.schedule import Era
+from starfire_cli.pruning import Masks
 from starfire_cli.workflows.inspect.run import inspect
 
 NETWORKS = ("resnet20", "mobilenet_v2", "squeezenet1_0")
@@ -42,11 +42,7 @@ def pruned(net: nn.Module, method: str, fc: str, target: float) -> Masks:
     """Masks as a method makes them of random weights; none at target 0."""
     if not target:
         return {}
-    conv, linear = CONV_METHODS.build(method), LINEAR_METHODS.build(fc)
-    layers, _ = layers_of_model(net)
-    pruner = Pruner(net, layers, conv=conv, linear=linear, target=target, era=Era(first_step=0, last_step=1))
-    pruner.refresh(1.0)
-    return pruner.masks
+    return prune_at_once(net, method, target, fc=fc).masks
 
 
 def measure(name: str, checkpoint: Checkpoint, folder: Path) -> float:

@@ -21,11 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
-from benchmarks._common import Results
+from benchmarks._common import Results, prune_at_once
 from starfire_cli.formats.checkpoint import file as checkpoint
 from starfire_cli.models import build_model
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
-from starfire_cli.pruning.schedule import Era
 from starfire_cli.records.bench import BatchTimings
 from starfire_cli.sparse import compiler
 from starfire_cli.workflows.bench.request import BenchRequest
@@ -51,15 +49,7 @@ def pruned(path: Path, net: str, side: int, method: str, target: float) -> float
     torch.manual_seed(0)
     classes = 10 if side == 32 else 1000
     model = build_model(net, num_classes=classes, image_size=side)
-    pruner = Pruner(
-        model,
-        layers_of_model(model)[0],
-        conv=CONV_METHODS.build(method),
-        linear=LINEAR_METHODS.build("fine"),
-        target=target,
-        era=Era(first_step=0, last_step=1),
-    )
-    pruner.after_step(1)
+    pruner = prune_at_once(model, method, target)
     meta = {"model": {"spec": net, "num_classes": classes, "image_size": side}}
     checkpoint.save(path, state=model.state_dict(), masks=pruner.masks, meta=meta)
     return sum(pruner.zeros.values()) / sum(layer.weights for layer in pruner.layers)

@@ -19,16 +19,14 @@ from typing import Any
 
 import torch
 import torchvision
-from _common import median_ms, seconds, where
+from _common import median_ms, prune_at_once, seconds, where
 
 from starfire_cli import runtime
 from starfire_cli.distributed.agreement import Agreement
 from starfire_cli.distributed.ranks import Ranks
 from starfire_cli.distributed.replica import Replica
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
-from starfire_cli.pruning.schedule import Era
 from starfire_cli.workflows.train.compact_state import CompactState
-from starfire_cli.workflows.train.optim import build_optimizer
+from starfire_cli.workflows.train.optimizers import build_optimizer
 
 
 def main() -> None:
@@ -56,15 +54,7 @@ def main() -> None:
 def measured(ranks: Ranks, device: torch.device, target: float, repeat: int) -> dict[str, Any]:
     torch.manual_seed(0)
     net = torchvision.models.resnet50().to(device).to(memory_format=torch.channels_last)
-    pruner = Pruner(
-        net,
-        layers_of_model(net)[0],
-        conv=CONV_METHODS.build("ck"),
-        linear=LINEAR_METHODS.build("fine"),
-        target=target,
-        era=Era(first_step=0, last_step=1),
-    )
-    pruner.refresh(1.0)
+    pruner = prune_at_once(net, "ck", target)
     agreement, replica = Agreement(ranks, pruner), Replica(net, device)
     images = torch.randn(2, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer("adam", net, lr=0.0, weight_decay=0.0, momentum=0.9, nesterov=False, betas=(0.9, 0.999))

@@ -30,13 +30,12 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported
 
 import torch
-from _common import Results
+from _common import Results, prune_at_once
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from starfire_cli.models import build_model
-from starfire_cli.pruning import CONV_METHODS, LINEAR_METHODS, Pruner, layers_of_model
-from starfire_cli.pruning.schedule import Era
+from starfire_cli.pruning import Pruner
 from starfire_cli.sparse.training import SparseTraining
 
 SIZES = {"resnet50": (64, 64), "resnet20": (32, 128)}  # pixels, images
@@ -52,15 +51,7 @@ def pruned(row: str) -> tuple[nn.Module, Pruner, Tensor, Tensor]:
     torch.manual_seed(0)
     network = build_model(name, num_classes=10 if name == "resnet20" else 200, image_size=pixels).train()
     target = float(share) if method == "ck" else 1 - float(share) / 9
-    pruner = Pruner(
-        network,
-        layers_of_model(network)[0],
-        conv=CONV_METHODS.build(method),
-        linear=LINEAR_METHODS.build("fine"),
-        target=target,
-        era=Era(first_step=0, last_step=1),
-    )
-    pruner.refresh(1.0)
+    pruner = prune_at_once(network, method, target)
     return network, pruner, torch.rand(images, 3, pixels, pixels), torch.randint(0, 10, (images,))
 
 

@@ -57,35 +57,15 @@ def network(name: str, result: dict[str, Any]) -> NetworkPicture:
                 shape=layer.shape,
                 groups=layer.groups,
                 zeros=zeros,
-                dead_kernels=0,
-                dead_outputs=0,
-                dead_inputs=0,
-                per_window=(),
-                structure="",
-                masked=True,
-                revived=0,
-                idle=0,
-                nonfinite=0,
-                bytes_bound=0.0,
             )
         )
     inspection = Inspection(
         path=Path(name) / "best.pt",
         format="starfire",
         layers=tuple(layers),
-        left_out=(),
-        notes=(),
-        parameters=0,
-        masks_present=True,
-        digest=None,
-        digest_matches=True,
         meta=Meta(pruning=PruningMeta(method=method, target=target)),
         model="resnet50-v1",
         input=(3, 64, 64),
-        bytes_file=0,
-        bytes_dense=0,
-        bytes_packed=0,
-        bytes_bound=0,
     )
     return NetworkPicture(title=f"{method} {target}", method=method, inspection=inspection, run=Path(name), masks=())
 

@@ -89,6 +89,7 @@ def without_numbers(text: str) -> str:
     text = re.sub(r"  best$", "", text, flags=re.MULTILINE)
     text = re.sub(r"[█▉▊▋▌▍▎▏▁▂▃▄▅▆▇━╸╺-]+", "", text)
     text = re.sub(r"[+]?\d[\d.,]*(e[+]?\d+)?", "0", text)
+    text = re.sub(r"\b0 (min|h)\b", "0 s", text)
     return re.sub(r"\b[0-9a-f]{8,}\b", "0", re.sub(r"[ \t]+", " ", text))
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from starfire_cli.errors import BadOption, unknown
-from starfire_cli.values import LARGEST, LARGEST_WHOLE
+from starfire_cli.numbers import LARGEST, LARGEST_WHOLE
 
 BELOW_1 = math.nextafter(1, 0)
 ABOVE_0 = math.nextafter(0, 1)
@@ -77,9 +77,9 @@ class Option:
         return self.flags[0].partition("/")[0] if self.flags else f"--{name.replace('_', '-')}"
 
 
-def option(default: Any, help: str, **said: Any) -> Any:
-    """A field with an option of its own; `said` is what `Option` takes."""
-    return Option(help=help, **said).default(default)
+def option(default: Any, help: str, **settings: Any) -> Any:
+    """A field with an option of its own; `settings` are what `Option` takes."""
+    return Option(help=help, **settings).default(default)
 
 
 def part(request: type[Any]) -> Any:
@@ -110,25 +110,25 @@ def check(request: Any) -> None:
     for field in dataclasses.fields(request):
         if nested(field) is not None:
             check(getattr(request, field.name))
-    for field, said in declared(type(request)):
+    for field, found in declared(type(request)):
         value = getattr(request, field.name)
-        flag = said.flag(field.name)
-        if said.choices and value is not None:
-            word = str(value).partition(":")[0] if said.specs else value
-            if word not in said.choices:
-                raise unknown(flag, str(value), said.choices)
-        if (said.low is None and said.high is None) or value is None:
+        flag = found.flag(field.name)
+        if found.choices and value is not None:
+            word = str(value).partition(":")[0] if found.specs else value
+            if word not in found.choices:
+                raise unknown(flag, str(value), found.choices)
+        if (found.low is None and found.high is None) or value is None:
             continue
         if not isinstance(value, int | float):  # from Python; the command line has converted it
-            raise BadOption(f"{flag} {value!r} is a {type(value).__name__}; {said.range} works")
+            raise BadOption(f"{flag} {value!r} is a {type(value).__name__}; {found.range} works")
         most = LARGEST_WHOLE if isinstance(value, int) else LARGEST
-        low, high = -most if said.low is None else said.low, most if said.high is None else said.high
+        low, high = -most if found.low is None else found.low, most if found.high is None else found.high
         if not low <= value <= high:
             raise out_of_range(type(request), field.name, value)
 
 
 def out_of_range(request: type[Any], name: str, value: float) -> BadOption:
     """The error for a number that the field `name` cannot have."""
-    said = option_of(request, name)
+    found = option_of(request, name)
     shown = str(value) if isinstance(value, int) else f"{value:g}"
-    return BadOption(f"{said.flag(name)} {shown} is out of range: {said.range}")
+    return BadOption(f"{found.flag(name)} {shown} is out of range: {found.range}")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, Union
 
 from starfire_cli.errors import BadOption, unknown
-from starfire_cli.values import parse_number, parse_whole
+from starfire_cli.numbers import parse_number, parse_whole
 
 T = TypeVar("T")
 

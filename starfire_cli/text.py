@@ -36,6 +36,12 @@ def flops_text(count: float, of: float | None = None) -> str:
     return f"{count / size:.3g}{'' if of is None else f' of {of / size:.3g}'} {prefix}FLOP"
 
 
+def duration_text(seconds: float) -> str:
+    """A time for people: `0.4 s`, `45 s`, `12 min`, `3.5 h`."""
+    size, unit = (1, "s") if seconds < 120 else (60, "min") if seconds < 7200 else (3600, "h")
+    return f"{seconds / size:.2g} {unit}" if seconds / size < 10 else f"{seconds / size:.0f} {unit}"
+
+
 def shape_text(shape: Iterable[int]) -> str:
     """`64x3x7x7`."""
     return "x".join(map(str, shape))

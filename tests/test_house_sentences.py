@@ -23,7 +23,7 @@ from starfire_cli.pruning.methods import METHODS
 from starfire_cli.registry import Family
 from starfire_cli.report.plot.kinds import KINDS
 from starfire_cli.workflows.bench.engines import ENGINES
-from starfire_cli.workflows.train.optim import OPTIMIZERS
+from starfire_cli.workflows.train.optimizers import OPTIMIZERS
 from starfire_cli.workflows.train.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +33,8 @@ CLAUSE = re.compile(
     r"(?:What|How|Which|Whether|When|Where|Who|Whom|Whose|Why|Is|Are|Can|May|Do|Does"
     r"|(?:As|At|Below|By|For|From|In|Of|On|Since|To|Until|With) (?:what|how|which|when|where|whom|whose))\b"
 )
+
+SECTIONS = ("Args:", "Returns:", "Yields:", "Attributes:")
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -51,7 +53,7 @@ def _tree(path: Path) -> ast.Module:
 
 def _is_sentence(summary: str, *, predicate: bool = False) -> bool:
     clause = CLAUSE.match(summary) and not (predicate and summary.startswith("Whether"))
-    return "?" not in summary and not clause and summary.endswith(".")
+    return "?" not in summary and not clause and summary.endswith(".") and not summary.startswith(SECTIONS)
 
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[Node, str, str]]:
@@ -102,6 +104,7 @@ def test_docstrings_open_with_a_noun_or_a_verb() -> None:
         ('def f():\n    """From what it comes."""', False),
         ('def f():\n    """The first?"""', False),
         ('def f():\n    """The first"""', False),
+        ('class A:\n    """Args:\n    x: the first.\n    """', False),
         ('def f() -> int:\n    """Whether it is."""', False),
         ('class A:\n    """Whether it is."""', False),
         ('class A:\n    x: int = 1\n    """How many there are."""', False),

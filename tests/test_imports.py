@@ -25,7 +25,7 @@ FLOORS = [
     {"models", "data", "attacks", "pruning"},
     {"own_code", "registry", "runtime"},
     {"damage", "options"},
-    {"labels", "markup", "text", "values"},
+    {"labels", "markup", "numbers", "text"},
     {"errors", "output", "version"},
 ]
 FLOOR = {part: height for height, parts in enumerate(reversed(FLOORS)) for part in parts}
@@ -100,7 +100,7 @@ def test_imports_run_down_and_siblings_do_not_know_each_other(module: Path) -> N
         if own and FLOOR.get(part, 99) >= FLOOR.get(own, -1):
             breaches.append(f"{module.relative_to(PACKAGE.parent)}:{line}: {own} imports {name}")
         if not own:
-            assert part in ("api", "version"), "the package itself offers what api.py holds, and loads nothing else"
+            assert part in ("api", "version"), "the package itself offers what api/ holds, and loads nothing else"
     assert not breaches, "\n".join(breaches)
 
 
@@ -156,7 +156,7 @@ def test_folders_of_workflows_do_not_know_each_other() -> None:
     assert not mended, f"mended, so take them out of CROSSINGS: {sorted(mended)}"
 
 
-@pytest.mark.parametrize("part", ["cli", "commands", "options", "values", "registry", "errors", "runtime", "api", ""])
+@pytest.mark.parametrize("part", ["cli", "commands", "options", "numbers", "registry", "errors", "runtime", "api", ""])
 def test_what_help_needs_imports_nothing_heavy_when_loaded(part: str) -> None:
     for module in (m for m in MODULES if part_of(name_of(m)) == part):
         heavy = {name.partition(".")[0] for _, name in imports(module, only_when_loaded=True)} & HEAVY

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from starfire_cli.errors import BadOption
-from starfire_cli.values import Channels
+from starfire_cli.numbers import RGB
 
 AnyPath = str | PathLike[str]
 SAVED = "; starfire.save(path, pruner) writes a file"
@@ -20,8 +20,8 @@ SAVED = "; starfire.save(path, pruner) writes a file"
 class Normalisation:
     """Mean and std of pixels in [0, 1], of red, green and blue; None where nothing is said."""
 
-    mean: Channels | None = None
-    std: Channels | None = None
+    mean: RGB | None = None
+    std: RGB | None = None
 
     @classmethod
     def given(cls, mean: object, std: object) -> Normalisation:
@@ -80,7 +80,7 @@ def channel_numbers(name: str, given: Any) -> tuple[float, ...] | None:
     return tuple(numbers)
 
 
-def _triple(name: str, given: object) -> Channels | None:
+def _triple(name: str, given: object) -> RGB | None:
     numbers = channel_numbers(name, given)
     if numbers is None:
         return None

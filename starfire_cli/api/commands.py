@@ -55,7 +55,7 @@ def inspect(
     Raises:
         StarfireError: a file is missing, damaged, or no checkpoint, or is not the model's.
     """
-    from starfire_cli.values import parse_input
+    from starfire_cli.numbers import parse_input
     from starfire_cli.workflows.inspect.run import inspect_fitted, open_checkpoint
 
     with python_errors(input="image"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from starfire_cli.api._arguments import SAVED, AnyPath, path_argument
@@ -56,37 +56,16 @@ def plot(
 
 
 def _drawn(request: PlotRequest, kinds: list[str], shown: bool | None) -> Figures:
-    from starfire_cli.errors import StarfireError
-    from starfire_cli.records.plot import NetworkPicture
     from starfire_cli.report.plot.drawn import Figures
-    from starfire_cli.report.plot.groups import group_runs, with_experiment_titles
-    from starfire_cli.report.plot.kinds import checkpoints_to_open, default_kinds, draw, nothing_drawn, omission_notes
     from starfire_cli.report.progress import progress
-    from starfire_cli.workflows.plot.networks import open_networks
-    from starfire_cli.workflows.plot.run import build_material, collect_sources
+    from starfire_cli.workflows.plot.draw import Found, draw_sources
+    from starfire_cli.workflows.plot.run import collect_sources
 
-    sources = collect_sources(request.paths)
-    groups = group_runs(sources.runs)
-    wanted = kinds or default_kinds(sources.runs, sources.checkpoints, sources.curves)
-    paths = checkpoints_to_open(wanted, groups, sources.checkpoints)
-    networks = []
-    looking = open_networks(sources, paths, masks="kernels" in wanted, layers=request.layer, weights=request.weights)
-    with progress("checkpoints", shown if len(paths) > 1 else False) as update:
-        for number, found in enumerate(looking, 1):
-            update(number, len(paths))
-            if isinstance(found, NetworkPicture):
-                networks.append(found)
-            else:
-                sources.notes.append(found)
-    material = with_experiment_titles(build_material(sources, networks), groups)
-    figures, problems = {}, []
-    for name in wanted:
-        try:
-            figures[name] = draw(name, material, axis=request.x, width=request.width, groups=groups)
-        except StarfireError as error:
-            problems.append(error)
-    if not figures:
-        raise nothing_drawn(problems, material)
-    said = [f"left out: {problem}" for problem in problems] if kinds else []
-    left_out = omission_notes(list(figures), material, groups, sources.checkpoints)
-    return Figures(figures, tuple(map(in_python, (*said, *material.notes, *left_out))))
+    def watch(opened: Iterator[Found], total: int) -> Iterator[Found]:
+        with progress("checkpoints", shown if total > 1 else False) as update:
+            for number, found in enumerate(opened, 1):
+                update(number, total)
+                yield found
+
+    drawing = draw_sources(request, collect_sources(request.paths), kinds, watch)
+    return Figures(drawing.figures, tuple(map(in_python, drawing.notes)))

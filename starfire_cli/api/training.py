@@ -89,7 +89,7 @@ def attach(
     """
     from starfire_cli.workflows.attach.build import AttachRequest
     from starfire_cli.workflows.attach.build import attach as attached
-    from starfire_cli.workflows.attach.when import When
+    from starfire_cli.workflows.attach.era_options import EraOptions
 
     check_arguments(attach, locals())
     if image_size is not None:
@@ -102,7 +102,7 @@ def attach(
                 method=method,
                 fc=fc,
                 target=plain(target),
-                when=When(
+                when=EraOptions(
                     era=plain(era),
                     era_epochs=plain(era_epochs),
                     era_steps=plain(era_steps),

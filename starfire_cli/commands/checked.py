@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from starfire_cli.errors import BadOption
-from starfire_cli.values import check_value
+from starfire_cli.numbers import check_value
 
 
 class CheckedCommand(TyperCommand):

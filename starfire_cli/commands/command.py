@@ -51,41 +51,41 @@ def command(*requests: type[Any], given: bool = False) -> Callable[[Callable[...
 def _options(request: type[Any]) -> Iterator[tuple[dataclasses.Field[Any], Option, Any]]:
     """(field, option, type) of every option of a request, and of the requests that it holds."""
     hints = typing.get_type_hints(request)
-    said = {field.name: option for field, option in declared(request)}
+    options = {field.name: option for field, option in declared(request)}
     for field in dataclasses.fields(request):
         if (inner := nested(field)) is not None:
             yield from _options(inner)
-        elif field.name in said:
-            yield field, said[field.name], hints[field.name]
+        elif field.name in options:
+            yield field, options[field.name], hints[field.name]
 
 
 def _bare_values(request: type[Any]) -> Iterator[tuple[str, str]]:
     """(flag, the value that it means alone) of options whose value may be left out."""
-    for field, said, _ in _options(request):
-        if said.bare is not None:
-            yield said.flag(field.name), said.bare
+    for field, option, _ in _options(request):
+        if option.bare is not None:
+            yield option.flag(field.name), option.bare
 
 
-def _parameter(field: dataclasses.Field[Any], said: Option, kind: Any) -> inspect.Parameter:
+def _parameter(field: dataclasses.Field[Any], option: Option, kind: Any) -> inspect.Parameter:
     """One parameter as typer reads it."""
     default: Any = field.default
-    if typing.get_origin(kind) is tuple and said.parse is None:
+    if typing.get_origin(kind) is tuple and option.parse is None:
         kind, default = list[typing.get_args(kind)[0]] | None, default or None  # type: ignore[misc]
-    elif said.parse is not None:
+    elif option.parse is not None:
         kind = str if default not in (None, dataclasses.MISSING) else str | None
         default = ",".join(f"{number:g}" for number in default) if isinstance(default, tuple) else default
     common: dict[str, Any] = {
-        "help": said.help_text(),
-        "metavar": said.metavar,
-        "rich_help_panel": said.panel,
+        "help": option.help_text(),
+        "metavar": option.metavar,
+        "rich_help_panel": option.panel,
         "show_default": default is not None and default is not False,
     }
     info: Any
-    if said.argument:
+    if option.argument:
         info = typer.Argument(**common)
     else:
-        flags = said.flags or (said.flag(field.name),)
-        info = typer.Option(*flags, *filter(None, [said.short]), **common)
+        flags = option.flags or (option.flag(field.name),)
+        info = typer.Option(*flags, *filter(None, [option.short]), **common)
     annotation = Annotated[kind, info]
     empty = inspect.Parameter.empty
     return inspect.Parameter(
@@ -99,20 +99,20 @@ def _parameter(field: dataclasses.Field[Any], said: Option, kind: Any) -> inspec
 def _fill(request: type[Any], values: dict[str, Any]) -> Any:
     """A request from the values as typer read them. Raises BadOption."""
     found: dict[str, Any] = {}
-    said = {field.name: option for field, option in declared(request)}
+    options = {field.name: option for field, option in declared(request)}
     for field in dataclasses.fields(request):
         if (inner := nested(field)) is not None:
             found[field.name] = _fill(inner, values)
-        elif field.name in said:
-            found[field.name] = _value(said[field.name], field, values[field.name])
+        elif field.name in options:
+            found[field.name] = _value(options[field.name], field, values[field.name])
         elif field.name == "command":
             found[field.name] = shlex.join(["starfire", *sys.argv[1:]])
     return request(**found)
 
 
-def _value(said: Option, field: dataclasses.Field[Any], value: Any) -> Any:
-    if said.parse is not None and value is not None:
-        return said.parse(said.flag(field.name), value)
+def _value(option: Option, field: dataclasses.Field[Any], value: Any) -> Any:
+    if option.parse is not None and value is not None:
+        return option.parse(option.flag(field.name), value)
     if isinstance(value, list) or (value is None and field.default == ()):
         return tuple(value or ())
     return value

@@ -50,7 +50,7 @@ def inspect(request: InspectRequest, shown: InspectDisplay) -> None:
     if shown.as_json and shown.as_csv:
         raise BadOption("--json and --csv both print on stdout; choose one")
     request.check()
-    from starfire_cli.values import parse_input
+    from starfire_cli.numbers import parse_input
     from starfire_cli.workflows.inspect.run import inspect_fitted, open_checkpoint
 
     size = parse_input(request.image)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from starfire_cli.commands.command import command
-from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.errors import BadOption
 from starfire_cli.report.console import say
 from starfire_cli.workflows.plot.request import PlotRequest
 
 if TYPE_CHECKING:
-    from starfire_cli.records.plot import Material
-    from starfire_cli.report.plot.groups import Group
+    from starfire_cli.workflows.plot.draw import Found
     from starfire_cli.workflows.plot.run import Sources
 
 _FORMATS = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".txt": "terminal", "": "terminal"}
@@ -50,30 +51,16 @@ def plot(request: PlotRequest) -> None:
 
 
 def _draw(request: PlotRequest, sources: Sources, kinds: list[str]) -> None:
-    from starfire_cli.report.plot.groups import group_runs
-    from starfire_cli.report.plot.kinds import default_kinds, draw, nothing_drawn, omission_notes
     from starfire_cli.report.plot.saving import save_figures
+    from starfire_cli.workflows.plot.draw import draw_sources
 
-    groups = group_runs(sources.runs)
-    asked = bool(kinds)
-    kinds = kinds or default_kinds(sources.runs, sources.checkpoints, sources.curves)
-    material = _open(request, sources, kinds, groups)
-    figures, problems = {}, []
-    for name in kinds:
-        try:
-            figures[name] = draw(name, material, axis=request.x, width=request.width, groups=groups)
-        except StarfireError as error:
-            problems.append(error)
-    if not figures:
-        raise nothing_drawn(problems, material)
-    said = [f"left out: {problem}" for problem in problems] if asked else []
-    notes = (*said, *material.notes, *omission_notes(list(figures), material, groups, sources.checkpoints))
-    for note in notes:
+    drawing = draw_sources(request, sources, kinds, partial(_watched, quiet=request.quiet))
+    for note in drawing.notes:
         say(note, err=True)
     out, html = request.out, request.html
     if out is not None or html is None:
         for path in save_figures(
-            figures, out or _beside(sources), dpi=request.dpi, several=out is None, read=sources.files()
+            drawing.figures, out or _beside(sources), dpi=request.dpi, several=out is None, read=sources.files()
         ):
             if not request.quiet:
                 say(f"written {path}")
@@ -81,42 +68,22 @@ def _draw(request: PlotRequest, sources: Sources, kinds: list[str]) -> None:
         from starfire_cli.formats.atomic import write_text
         from starfire_cli.report.plot.html import html_page
 
-        drawn = {
-            name: (lambda inches, name=name: draw(name, material, axis=request.x, width=inches, groups=groups))
-            for name in figures
-        }
-        write_text(
-            html,
-            html_page(replace(material, notes=notes), groups, drawn, command=request.command),
-        )
+        drawn = {kind: partial(drawing.again, kind) for kind in drawing.figures}
+        material = replace(drawing.material, notes=drawing.notes)
+        write_text(html, html_page(material, drawing.groups, drawn, command=request.command))
         if not request.quiet:
             say(f"written {html}")
 
 
-def _open(request: PlotRequest, sources: Sources, kinds: list[str], groups: list[Group]) -> Material:
-    """Look into the checkpoints that the pictures need."""
+def _watched(opened: Iterator[Found], total: int, *, quiet: bool) -> Iterable[Found]:
+    """The checkpoints as they are opened, with a bar on a terminal."""
     from rich.progress import track
 
     from starfire_cli.report.console import open_console
-    from starfire_cli.report.plot.groups import with_experiment_titles
-    from starfire_cli.report.plot.kinds import checkpoints_to_open
-    from starfire_cli.workflows.plot.run import build_material
 
-    paths = checkpoints_to_open(kinds, groups, sources.checkpoints)
-    networks = []
-    if paths:
-        from starfire_cli.records.plot import NetworkPicture
-        from starfire_cli.workflows.plot.networks import open_networks
-
-        console = open_console(stderr=True)
-        looking = open_networks(sources, paths, masks="kernels" in kinds, layers=request.layer, weights=request.weights)
-        shown = console.is_terminal and not request.quiet and len(paths) > 1
-        for found in track(looking, "checkpoints", len(paths), console=console, transient=True, disable=not shown):
-            if isinstance(found, NetworkPicture):
-                networks.append(found)
-            else:
-                sources.notes.append(found)
-    return with_experiment_titles(build_material(sources, networks), groups)
+    console = open_console(stderr=True)
+    shown = console.is_terminal and not quiet and total > 1
+    return track(opened, "checkpoints", total, console=console, transient=True, disable=not shown)
 
 
 def _table(request: PlotRequest, number: int) -> None:

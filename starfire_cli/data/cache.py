@@ -21,8 +21,8 @@ from threading import get_ident
 import torch
 from torch import Tensor
 
-from starfire_cli.data.places import expanded
 from starfire_cli.data.source import Encoded
+from starfire_cli.data.user_paths import expanded
 
 VERSION = 1
 OWN = "starfire-cache"  # the folder in STARFIRE_CACHE that holds nothing but what is written here

@@ -9,11 +9,11 @@ from pathlib import Path
 from starfire_cli.data import scan
 from starfire_cli.data.images import decode
 from starfire_cli.data.own import read_own
-from starfire_cli.data.places import expanded
 from starfire_cli.data.sets import SETS
 from starfire_cli.data.sets.webdataset import WebDataset
 from starfire_cli.data.shards import remote
 from starfire_cli.data.source import Pixels, Source
+from starfire_cli.data.user_paths import expanded
 from starfire_cli.errors import BadOption, StarfireError, unknown
 from starfire_cli.own_code import names_code
 

@@ -13,7 +13,7 @@ from starfire_cli.models import probe
 
 
 def has_batchnorm(net: nn.Module) -> bool:
-    """Whether statistics over a batch are taken anywhere: then a part of it has two images or more (`parts.py`)."""
+    """Whether statistics over a batch are taken anywhere; then no part of it has one image (`micro_batches.py`)."""
     return any(isinstance(module, _BatchNorm) for module in net.modules())
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from starfire_cli.damage import DamagedFile
 from starfire_cli.data import DataInfo
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.checkpoint.record import Checkpoint
@@ -19,8 +18,8 @@ from starfire_cli.networks.model_spec import resolve_spec, shrink_recipe
 from starfire_cli.networks.normalisation import resolve_normalisation
 from starfire_cli.networks.skeleton import BuiltModel, build_fresh, build_skeleton
 from starfire_cli.networks.title import checkpoint_title
+from starfire_cli.numbers import RGB
 from starfire_cli.pruning.channels.recipe import apply_shrink
-from starfire_cli.values import Channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +41,8 @@ class RestoredModel:
     title: str
     digest: str
     model: nn.Module
-    mean: Channels
-    std: Channels
+    mean: RGB
+    std: RGB
     image_size: int
     notes: tuple[str, ...] = ()
 
@@ -56,8 +55,8 @@ def restore_model(
     model: str | None = None,
     num_classes: int | None = None,
     image_size: int | None = None,
-    mean: Channels | None = None,
-    std: Channels | None = None,
+    mean: RGB | None = None,
+    std: RGB | None = None,
 ) -> RestoredModel:
     """The network of a checkpoint, normalising the images it takes.
 
@@ -128,14 +127,11 @@ def _info_of(
     model: str | None,
     num_classes: int | None,
     image_size: int | None,
-    mean: Channels | None,
-    std: Channels | None,
+    mean: RGB | None,
+    std: RGB | None,
 ) -> DataInfo:
     """The data a network was trained on, as far as its file says; otherwise as far as was given."""
-    try:
-        info = checkpoint.meta.data.info()
-    except DamagedFile:
-        info = None
+    info = checkpoint.meta.data.info()
     if info is not None:
         return info
     known = build_skeleton(checkpoint, resolve_spec(checkpoint, model), image_size)

@@ -21,12 +21,14 @@ _FEW = 0.01  # the share of places up to which it is faster to sort what was dra
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """Args:
-    step: the optimizer step that is under way, from 1; 0 before training.
-    era: when masks change.
-    target: the final sparsity.
-    seed: of the run.
-    memory: what the method remembers from one evaluation to the next, as plain numbers; kept in checkpoints.
+    """The step of an evaluation, its place in the era, and the seed of its draws.
+
+    Args:
+        step: the optimizer step that is under way, from 1; 0 before training.
+        era: when masks change.
+        target: the final sparsity.
+        seed: of the run.
+        memory: what the method remembers from one evaluation to the next, as plain numbers; kept in checkpoints.
     """
 
     step: int

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from starfire_cli.errors import BadOption, unknown
-from starfire_cli.values import parse_number, parse_whole
+from starfire_cli.numbers import parse_number, parse_whole
 
 REWINDS = ("weights", "lr")
 CONTROLS = ("none", "reinit", "shuffle")

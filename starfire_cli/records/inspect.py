@@ -44,16 +44,16 @@ class LayerFinding:
     shape: tuple[int, ...]
     groups: int
     zeros: int
-    dead_kernels: int
-    dead_outputs: int
-    dead_inputs: int
-    per_window: tuple[int, ...]
-    structure: str
-    masked: bool
-    revived: int
-    idle: int
-    nonfinite: int
-    bytes_bound: float
+    dead_kernels: int = 0
+    dead_outputs: int = 0
+    dead_inputs: int = 0
+    per_window: tuple[int, ...] = ()
+    structure: str = ""
+    masked: bool = True
+    revived: int = 0
+    idle: int = 0
+    nonfinite: int = 0
+    bytes_bound: float = 0.0
     macs: int | None = None
     macs_left: int | None = None
 
@@ -96,19 +96,19 @@ class Inspection(LayerTotals):
     path: Path
     format: str
     layers: tuple[LayerFinding, ...]
-    left_out: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
-    parameters: int
-    masks_present: bool
-    digest: str | None
-    digest_matches: bool
+    left_out: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    parameters: int = 0
+    masks_present: bool = True
+    digest: str | None = None
+    digest_matches: bool = True
     meta: Meta
-    model: str | None
-    input: tuple[int, int, int] | None
-    bytes_file: int
-    bytes_dense: int
-    bytes_packed: int
-    bytes_bound: int
+    model: str | None = None
+    input: tuple[int, int, int] | None = None
+    bytes_file: int = 0
+    bytes_dense: int = 0
+    bytes_packed: int = 0
+    bytes_bound: int = 0
     masks_agree: bool = True
 
     @property

@@ -40,6 +40,8 @@ class TrainingPlan:
         left_out: (layer or parameter, why it is not pruned).
         dense_flops: of the whole training, did all weights stay alive.
         cost_share: how much of that live weights need, as far as the era tells; None where it does not.
+        may_skip: whether steps may come to go over live weights only.
+        dense_seconds: of all forward and backward passes over all weights, measured here; None where they were not.
     """
 
     settings: tuple[tuple[str, str], ...]
@@ -51,6 +53,8 @@ class TrainingPlan:
     macs: int
     dense_flops: int
     cost_share: float | None
+    may_skip: bool = False
+    dense_seconds: float | None = None
 
     @property
     def prunable(self) -> int:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from starfire_cli.records.train import TrainingPlan
-from starfire_cli.text import flops_text
+from starfire_cli.text import duration_text, flops_text
 
 
 def show_settings(console: Console, plan: TrainingPlan) -> None:
@@ -42,6 +42,8 @@ def show_plan(console: Console, plan: TrainingPlan) -> None:
         markup=False,
     )
     console.print(f"training: {_cost(plan)}", markup=False)
+    if plan.dense_seconds is not None:
+        console.print(f"time: {_time(plan, plan.dense_seconds)}", markup=False)
     for epoch, what in plan.timeline:
         console.print(f"epoch {round(epoch, 2):g}: {what}", markup=False)
     for name, why in plan.left_out:
@@ -54,3 +56,12 @@ def _cost(plan: TrainingPlan) -> str:
     if plan.cost_share is None:
         return f"{dense} dense; how much less live weights need is what has come out"
     return f"{dense} dense, {flops_text(plan.cost_share * plan.dense_flops)} by live weights ({plan.cost_share:.1%})"
+
+
+def _time(plan: TrainingPlan, seconds: float) -> str:
+    """The seconds of all steps on this machine."""
+    less = ""
+    if plan.may_skip and plan.cost_share is not None and plan.dead:
+        less = f", {duration_text(plan.cost_share * seconds)} if those over live weights take what their FLOPs do"
+    dense = f"about {duration_text(seconds)} of dense steps on this machine"
+    return f"{dense}{less}; reading images and validation come on top"

@@ -15,7 +15,7 @@ from starfire_cli.sparse.linear import SparseLinear
 from starfire_cli.sparse.machine import Program
 from starfire_cli.sparse.plan import Choice, How, Maps, dense_convolution
 from starfire_cli.sparse.pool import LoopWeightsCache, zeros
-from starfire_cli.sparse.reading import Operation
+from starfire_cli.sparse.tracing import Operation
 
 REPEATS = 3
 SPINNING = 3.0  # times as fast torch must do a small layer: its threads go on spinning, which ours then feel

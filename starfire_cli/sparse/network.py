@@ -18,8 +18,8 @@ from starfire_cli.pruning.ties import masks_everywhere, parameters_of
 from starfire_cli.sparse import choosing, compiler
 from starfire_cli.sparse.patterns import Shape
 from starfire_cli.sparse.plan import Choice, ExecutionPlan, Maps
-from starfire_cli.sparse.reading import TracedNetwork
 from starfire_cli.sparse.rivals import ONNX, OWN, NetworkEngine, Rivals, Run, choose_engine
+from starfire_cli.sparse.tracing import TracedNetwork
 from starfire_cli.sparse.weights import in_memory
 
 

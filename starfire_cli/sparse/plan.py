@@ -21,7 +21,7 @@ from starfire_cli.sparse.machine import Program, Step
 from starfire_cli.sparse.memory import Slots
 from starfire_cli.sparse.patterns import Shape
 from starfire_cli.sparse.pool import zeros
-from starfire_cli.sparse.reading import Operation, TracedNetwork
+from starfire_cli.sparse.tracing import Operation, TracedNetwork
 
 How = Literal["taps", "kernels", "dense", "torch", "onnxruntime"]
 ROOM = 128 << 20  # bytes of maps that are kept for all images of a pass

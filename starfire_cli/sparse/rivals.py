@@ -16,7 +16,7 @@ from starfire_cli.sparse import choosing, machine
 from starfire_cli.sparse.folding import FoldedLayer
 from starfire_cli.sparse.patterns import Shape
 from starfire_cli.sparse.plan import Choice, ExecutionPlan, Maps
-from starfire_cli.sparse.reading import TracedNetwork
+from starfire_cli.sparse.tracing import TracedNetwork
 
 OWN, ONNX = "starfire", "onnxruntime"
 LAYOUTS = {"torch": torch.contiguous_format, "torch-channels-last": torch.channels_last}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from starfire_cli.damage import DamagedFile
 from starfire_cli.data import DataInfo
 from starfire_cli.data.finding import names_own, only_asked, url_of
 from starfire_cli.data.sets.folder import differences
@@ -13,8 +12,8 @@ from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.formats.checkpoint.meta_reader import LONGEST
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.networks.model_spec import trusted_spec, untrusted_text
+from starfire_cli.numbers import RGB
 from starfire_cli.text import printable
-from starfire_cli.values import Channels
 from starfire_cli.workflows.train.request import TrainRequest
 
 # Of a request, what the checkpoint's record fills in where the user gave nothing.
@@ -82,10 +81,7 @@ def known_data(checkpoint: Checkpoint, spec: str | None) -> DataInfo | None:
     """A checkpoint's record of the data `spec`; None where it is of other data, or makes no sense."""
     if checkpoint.meta.data.spec != spec or checkpoint.meta.unusable:
         return None
-    try:
-        return checkpoint.meta.data.info()
-    except DamagedFile:
-        return None
+    return checkpoint.meta.data.info()
 
 
 def fill_from(checkpoint: Checkpoint, request: TrainRequest, given: frozenset[str]) -> Defaults:
@@ -169,6 +165,6 @@ def _model_of(checkpoint: Checkpoint) -> str | None:
     return spec if spec and len(spec) <= LONGEST else None
 
 
-def _shown(numbers: Channels) -> str:
+def _shown(numbers: RGB) -> str:
     texts = [f"{number:.4g}" for number in numbers]
     return texts[0] if len(set(texts)) == 1 else ",".join(texts)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from starfire_cli.numbers import parse_mean, parse_std
 from starfire_cli.options import Option
 from starfire_cli.registry import Family
-from starfire_cli.values import parse_mean, parse_std
 
 DATA_PANEL = "Data"
 PRUNING_PANEL = "Pruning"

@@ -18,7 +18,7 @@ from starfire_cli.sparse.export.program import program
 from starfire_cli.sparse.export.targets import Level, find_target
 from starfire_cli.sparse.machine import Program
 from starfire_cli.sparse.pool import LoopWeightsCache, zeros
-from starfire_cli.sparse.reading import TracedNetwork
+from starfire_cli.sparse.tracing import TracedNetwork
 
 COMPILER = shutil.which("cc")
 

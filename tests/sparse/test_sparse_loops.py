@@ -21,7 +21,7 @@ from starfire_cli.sparse.convolution import TILINGS
 from starfire_cli.sparse.layout import Layout, cut
 from starfire_cli.sparse.linear import SparseLinear
 from starfire_cli.sparse.plan import Choice, ExecutionPlan, Maps
-from starfire_cli.sparse.reading import Operation, TracedNetwork
+from starfire_cli.sparse.tracing import Operation, TracedNetwork
 from starfire_cli.sparse.weights import LiveWeights
 
 pytest.importorskip("llvmlite")

@@ -19,7 +19,7 @@ from starfire_cli.formats.checkpoint import file as checkpoint
 from starfire_cli.models import build_model
 from starfire_cli.sparse import SparseNetwork, compiler
 from starfire_cli.sparse.choosing import SPINNING
-from starfire_cli.sparse.reading import TracedNetwork
+from starfire_cli.sparse.tracing import TracedNetwork
 
 pytest.importorskip("llvmlite")
 

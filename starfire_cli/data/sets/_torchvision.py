@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from starfire_cli import damage
-from starfire_cli.data.sets import _places
+from starfire_cli.data.sets import _default_folders
 from starfire_cli.data.source import Pixels, Source, Stats
 from starfire_cli.errors import StarfireError
 from starfire_cli.text import shape_text
@@ -18,7 +18,7 @@ from starfire_cli.text import shape_text
 def cifar(kind: str, folder: str, path: Path | None, stats: Stats) -> Source:
     """CIFAR-10 or CIFAR-100 by the torchvision class called `kind`, which checks the files' MD5 sums first."""
     name = kind.lower()
-    place = _places.find_place(
+    place = _default_folders.find_folder(
         name, path, f"{folder}/ (from {folder.replace('-batches-py', '-python')}.tar.gz, unpacked)"
     )
     root = place.parent if place.name == folder else place
@@ -52,7 +52,7 @@ def cifar(kind: str, folder: str, path: Path | None, stats: Stats) -> Source:
 def mnist(kind: str, path: Path | None, stats: Stats, augment: str) -> Source:
     """MNIST or a set in its format; `kind` is torchvision's class, which is also the name of the folder it uses."""
     name = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist"}[kind]
-    place = _places.find_place(name, path, f"{kind}/raw/ with the four idx files, unpacked")
+    place = _default_folders.find_folder(name, path, f"{kind}/raw/ with the four idx files, unpacked")
     raw = next((p for p in (place / kind / "raw", place / "raw", place) if _idx(p, _FILES[0])), None)
     missing = [f for f in _FILES if not _idx(raw or place, f)]
     if raw is None or missing:

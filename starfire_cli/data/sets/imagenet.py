@@ -14,7 +14,7 @@ import numpy as np
 
 from starfire_cli import damage
 from starfire_cli.data import scan
-from starfire_cli.data.sets import SETS, _places, folder
+from starfire_cli.data.sets import SETS, _default_folders, folder
 from starfire_cli.data.sets.tiny_imagenet import class_names, disambiguate
 from starfire_cli.data.source import Files, Source
 from starfire_cli.data.statistics import IMAGENET
@@ -37,7 +37,7 @@ class ImageNet:
 
     def read(self, path: Path | None, image_size: int | None) -> Source:
         """Classes in the order of their WordNet ids. Raises StarfireError where the layout is another."""
-        path = _places.find_place("imagenet", path, "train/WNID/*.JPEG and val/WNID/*.JPEG")
+        path = _default_folders.find_folder("imagenet", path, "train/WNID/*.JPEG and val/WNID/*.JPEG")
         inner = path / KAGGLE if (path / KAGGLE).is_dir() else path
         if not (inner / "train").is_dir() or not (inner / "val").is_dir():
             raise StarfireError(f"--data imagenet:{path}: train/ and val/ are expected there; {_seen(path)}")

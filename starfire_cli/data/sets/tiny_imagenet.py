@@ -13,7 +13,7 @@ import numpy as np
 
 from starfire_cli import damage
 from starfire_cli.data import scan
-from starfire_cli.data.sets import SETS, _places, folder
+from starfire_cli.data.sets import SETS, _default_folders, folder
 from starfire_cli.data.source import Files, Source, Stats
 from starfire_cli.errors import StarfireError
 
@@ -31,7 +31,7 @@ class TinyImageNet:
 
     def read(self, path: Path | None, image_size: int | None) -> Source:
         """Classes in the order of their WordNet ids. Raises StarfireError where the layout is another."""
-        path = _places.find_place("tiny-imagenet", path, "the content of tiny-imagenet-200.zip")
+        path = _default_folders.find_folder("tiny-imagenet", path, "the content of tiny-imagenet-200.zip")
         if not (path / "train").is_dir():
             seen = folder.listed(scan.subfolders(path)) or "no folders"
             raise StarfireError(

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from starfire_cli.damage import DamagedFile
+from starfire_cli.numbers import RGB
 from starfire_cli.pruning.channels.recipe import ShrinkRecipe
 from starfire_cli.runtime import versions
-from starfire_cli.values import Channels
 
 if TYPE_CHECKING:
     from starfire_cli.data import DataInfo
@@ -65,8 +66,8 @@ class DataMeta:
     classes: tuple[str, ...] | None = None
     image_size: int | None = None
     resize: int | None = None
-    mean: Channels | None = None
-    std: Channels | None = None
+    mean: RGB | None = None
+    std: RGB | None = None
     augment: str | None = None
     val_fraction: float | None = None
     split_seed: int | None = None
@@ -74,10 +75,13 @@ class DataMeta:
     values: Mapping[str, Any] = field(default_factory=dict)
 
     def info(self) -> DataInfo | None:
-        """The whole record, as the data were opened; None where there is none. Raises DamagedFile."""
+        """The whole record, as the data were opened; None where there is none, or it makes no sense."""
         from starfire_cli.data import recorded  # numpy and Pillow come with it, which most readers do without
 
-        return recorded(self.values)
+        try:
+            return recorded(self.values)
+        except DamagedFile:
+            return None
 
 
 @dataclass(frozen=True, kw_only=True)

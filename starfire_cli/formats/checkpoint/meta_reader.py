@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from starfire_cli.damage import DamagedFile
 from starfire_cli.formats.checkpoint.meta import DataMeta, Meta, MetricsMeta, ModelMeta, PruningMeta
 from starfire_cli.formats.plain_values import check_plain
+from starfire_cli.numbers import RGB
 from starfire_cli.pruning.channels.recipe import ShrinkRecipe
-from starfire_cli.values import Channels
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ def _side(value: Any) -> int:
     return _whole(value, 2, (1 << 14) + 1)  # of one pixel, torch cannot make any
 
 
-def _channels(value: Any, least: float) -> Channels:
+def _channels(value: Any, least: float) -> RGB:
     red, green, blue = (_number(number) for number in _list(value))
     if not all(least <= number <= 1 for number in (red, green, blue)):
         raise ValueError(value)

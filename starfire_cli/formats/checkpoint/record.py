@@ -26,7 +26,7 @@ class Checkpoint:
         training: optimizer, scheduler, era and so on, only if asked for.
         notes: what had to be done to read it (a prefix stripped, masks folded in), for people.
         digest_matches: whether the masks are those of the digest that was written with them.
-        parts: of weights in `state` that the file holds reparametrised, by the weight's key; see `_reparam`.
+        parts: of weights in `state` that the file holds reparametrised, by the weight's key; see `reparametrised`.
     """
 
     path: Path

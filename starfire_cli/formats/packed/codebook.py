@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from starfire_cli.damage import Damaged
 from starfire_cli.formats.packed.dtypes import Dtype
 from starfire_cli.formats.packed.information import counts_bits
+from starfire_cli.formats.packed.live_values import Words
 from starfire_cli.formats.packed.small import Bytes
 from starfire_cli.formats.packed.streams import Bits, StreamReader, StreamWriter
-from starfire_cli.formats.packed.values import Words
 
 LARGEST = 256
 _ESCAPE = 15  # stands for itself and all larger numbers, where there are any
@@ -71,7 +71,7 @@ def encode(codebook: CodebookWords, out: StreamWriter) -> None:
 
 
 class CodebookValues:
-    """The live values of a layer that has a codebook, read in pieces as `values.Values`.
+    """The live values of a layer that has a codebook, read in pieces as `live_values.LiveValues`.
 
     Args:
         count: how many there are.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.formats.packed import codebook, encoding, values
+from starfire_cli.formats.packed import codebook, encoding, live_values
 from starfire_cli.formats.packed.dtypes import Dtype, dtype_of, words_of
 from starfire_cli.formats.packed.streams import Bits
 from starfire_cli.pruning.ties import distinct
@@ -55,8 +55,8 @@ def estimate(key: str, tensor: Tensor, mask: Tensor | None) -> Estimate:
     if alive is not None:
         bits = encoding.bound_bits(alive.reshape(encoding.grid(tuple(tensor.shape))))
         alive = None if alive.all() else alive if dtype.words == 1 else alive.repeat(dtype.words)
-    counts = values.top_counts(words, dtype, alive)
-    least = values.bound_of_counts(counts, dtype)
+    counts = live_values.top_counts(words, dtype, alive)
+    least = live_values.bound_of_counts(counts, dtype)
     if (mask is not None or tensor.ndim >= 2) and (found := codebook.find(words, dtype, alive)) is not None:
         least = min(least, found.bound_bits(dtype))
     return Estimate((bits + least) / 8, _nonfinite(tensor, mask, counts))

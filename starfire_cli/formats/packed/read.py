@@ -30,8 +30,8 @@ from starfire_cli.formats.packed.codebook import LARGEST, CodebookValues
 from starfire_cli.formats.packed.container import VERSION, Container, Piece, checked_shape, is_marked
 from starfire_cli.formats.packed.dtypes import BY_NAME, NOT_IN_SAFETENSORS, Dtype, tensor_of
 from starfire_cli.formats.packed.encoding import Alive
+from starfire_cli.formats.packed.live_values import LiveValues, Words
 from starfire_cli.formats.packed.streams import StreamReader
-from starfire_cli.formats.packed.values import Values, Words
 from starfire_cli.pruning.masks import digest
 from starfire_cli.text import size_text
 
@@ -150,9 +150,9 @@ class PackedFile:
         if live != layer.live:
             raise Damaged(f"its mask keeps {live} weights, the table says {layer.live}")
         stored = layer.stored
-        values: Values | CodebookValues
+        values: LiveValues | CodebookValues
         if layer.codebook is None:
-            values = Values(live * stored.words, stored, reader)
+            values = LiveValues(live * stored.words, stored, reader)
         else:
             values = CodebookValues(live, layer.codebook, stored, reader)
         reader.finish()
@@ -237,7 +237,7 @@ def in_threads(function: Callable[[str], T], keys: Iterable[str]) -> list[T]:
         return list(pool.map(function, keys))
 
 
-def _scatter(words: Words, alive: Alive, values: Values | CodebookValues) -> None:
+def _scatter(words: Words, alive: Alive, values: LiveValues | CodebookValues) -> None:
     """Writes the values to the positions in `alive`, in order; in pieces that stay in the cache."""
     if alive.bits.all():
         for start in range(0, len(words), _CHUNK):

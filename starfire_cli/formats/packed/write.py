@@ -15,7 +15,7 @@ from torch import Tensor
 
 from starfire_cli.errors import Mismatch, StarfireError
 from starfire_cli.formats.atomic import atomic_write
-from starfire_cli.formats.packed import codebook, encoding, values
+from starfire_cli.formats.packed import codebook, encoding, live_values
 from starfire_cli.formats.packed.container import VERSION, WITH_CODEBOOKS, Entry, write
 from starfire_cli.formats.packed.dtypes import NOT_IN_SAFETENSORS, Dtype, dtype_of, words_of
 from starfire_cli.formats.packed.estimate import FOR_READERS, zeros_apart
@@ -129,11 +129,11 @@ def _encode(key: str, tensor: Tensor, mask: Tensor | None, stored: Dtype | None,
     unnamed = key.endswith(SUFFIX) or dtype.name in NOT_IN_SAFETENSORS
     may_be_plain = mask is None and not rounded and not unnamed
     if may_be_plain and len(shape) < 2:
-        bound = values.bound_bits(words, dtype) / 8
+        bound = live_values.bound_bits(words, dtype) / 8
         return _Layer(size=TensorSize.plain(key, tensor, bound), dtype=dtype, stored=dtype, data=b"", may_be_plain=True)
     said = encoding.encode(alive.reshape(encoding.grid(shape)), effort)
     out = StreamWriter(effort)
-    values.encode(live, stored, out)
+    live_values.encode(live, stored, out)
     dense_bytes = tensor.numel() * dtype.itemsize
     data = _padded(said.data + out.getvalue(), dense_bytes)
     size = TensorSize(
@@ -146,9 +146,9 @@ def _encode(key: str, tensor: Tensor, mask: Tensor | None, stored: Dtype | None,
         dense_bytes=dense_bytes,
         packed_bytes=len(data),
         bound_bytes=(
-            (said.bound_bits + values.bound_bits(live, stored)) / 8
+            (said.bound_bits + live_values.bound_bits(live, stored)) / 8
             if mask is not None or len(shape) >= 2
-            else values.bound_bits(words, stored) / 8  # as vectors that are left plain
+            else live_values.bound_bits(words, stored) / 8  # as vectors that are left plain
         ),
     )
     layer = _Layer(size=size, dtype=dtype, stored=stored, data=data, may_be_plain=may_be_plain)

@@ -20,7 +20,7 @@ from starfire_cli.pruning.channels.graph import Traced, node_name
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadingLayer:
+class ConsumerLayer:
     """A layer whose input dimension can shrink: a convolution of one group, or a linear layer.
 
     Args:
@@ -41,14 +41,14 @@ class Channels:
     """The channel numbers of a network.
 
     Args:
-        readers: in the order of the graph.
+        consumers: in the order of the graph.
         owners: module name -> channel number of each entry of its output dimension (convolutions, linear layers,
             BatchNorm, and depthwise convolutions, whose inputs are tied to their outputs).
         pinned: channel number -> why it must stay.
         count: every number is below it.
     """
 
-    readers: list[ReadingLayer] = field(default_factory=list)
+    consumers: list[ConsumerLayer] = field(default_factory=list)
     owners: dict[str, Tensor] = field(default_factory=dict)
     pinned: dict[int, str] = field(default_factory=dict)
     count: int = 0
@@ -107,7 +107,7 @@ class _Numbering:
             self.channels.pinned.setdefault(find(number), reason)
         for name, node, reads, gives in self._readers:
             reads_I, gives_O = (torch.tensor([find(n) for n in numbers]) for numbers in (reads, gives))
-            self.channels.readers.append(ReadingLayer(name=name, node=node, reads_I=reads_I, gives_O=gives_O))
+            self.channels.consumers.append(ConsumerLayer(name=name, node=node, reads_I=reads_I, gives_O=gives_O))
         for name, numbers in self._owners:
             self.channels.owners[name] = torch.tensor([find(n) for n in numbers])
         return self.channels

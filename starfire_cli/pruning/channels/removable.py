@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from starfire_cli.pruning.channels.constants import Constants, keeps_constants, live_mask
-from starfire_cli.pruning.channels.coupling import Channels, ReadingLayer
+from starfire_cli.pruning.channels.coupling import Channels, ConsumerLayer
 from starfire_cli.pruning.channels.graph import Traced
 from starfire_cli.pruning.channels.recipe import ShrinkRecipe
 
@@ -68,19 +68,19 @@ class Removable:
         while before is None or not bool((before == gone).all()):
             before, why = gone.clone(), dict(keep)
             # From the network's end on, so that a chain of layers is settled in one pass.
-            for reader in reversed(self.channels.readers):
-                stuck_I, padded_I = self._stuck(reader, gone)
-                gone[reader.reads_I[stuck_I]] = False
-                for number, padded in zip(reader.reads_I[stuck_I].tolist(), padded_I[stuck_I].tolist(), strict=True):
+            for consumer in reversed(self.channels.consumers):
+                stuck_I, padded_I = self._stuck(consumer, gone)
+                gone[consumer.reads_I[stuck_I]] = False
+                for number, padded in zip(consumer.reads_I[stuck_I].tolist(), padded_I[stuck_I].tolist(), strict=True):
                     said = "{} reads a constant there and pads with zeros" if padded else "{} reads the image there"
-                    why.setdefault(number, said.format(reader.name))
+                    why.setdefault(number, said.format(consumer.name))
         return gone, why
 
-    def _stuck(self, reader: ReadingLayer, gone: Tensor) -> tuple[Tensor, Tensor]:
+    def _stuck(self, consumer: ConsumerLayer, gone: Tensor) -> tuple[Tensor, Tensor]:
         """The inputs, (I,), that a layer needs, and those whose constant cannot be folded since the layer pads."""
-        read_I = self.live[reader.name][~gone[reader.gives_O]].any(0)
-        carried_I = self.found.reads[reader.node]
-        module = self.traced.root.get_submodule(reader.name)
+        read_I = self.live[consumer.name][~gone[consumer.gives_O]].any(0)
+        carried_I = self.found.reads[consumer.node]
+        module = self.traced.root.get_submodule(consumer.name)
         padded_I = torch.zeros_like(read_I)
         if isinstance(module, nn.Conv2d) and not keeps_constants(module):
             padded_I = carried_I.isfinite() & carried_I.ne(0)
@@ -89,14 +89,14 @@ class Removable:
     def gains(self) -> Gains:
         """The constants that layers read from channels that go."""
         gains: Gains = {}
-        for reader in self.channels.readers:
-            gone_I = self.gone[reader.reads_I]
-            weight = self.traced.module(reader.node).weight
+        for consumer in self.channels.consumers:
+            gone_I = self.gone[consumer.reads_I]
+            weight = self.traced.module(consumer.node).weight
             assert isinstance(weight, Tensor)
             sums_OI = weight[:, gone_I].flatten(2).sum(2) if weight.ndim == 4 else weight[:, gone_I]
-            gain_O = sums_OI @ self.found.reads[reader.node][gone_I].nan_to_num(nan=0.0)
-            if bool(gain_O[~self.gone[reader.gives_O]].any()):
-                gains[reader.name] = constant_taker(self.traced, reader.node), gain_O
+            gain_O = sums_OI @ self.found.reads[consumer.node][gone_I].nan_to_num(nan=0.0)
+            if bool(gain_O[~self.gone[consumer.gives_O]].any()):
+                gains[consumer.name] = constant_taker(self.traced, consumer.node), gain_O
         return gains
 
     def recipe(self, gains: Gains) -> ShrinkRecipe:
@@ -111,10 +111,10 @@ class Removable:
                 if isinstance(module, nn.Conv2d) and module.groups > 1:
                     each = module.out_channels // module.in_channels
                     cut["in"] = [k // each for k in kept[::each]]
-        for reader in self.channels.readers:
-            if bool(self.gone[reader.reads_I].any()):
-                kept = (~self.gone[reader.reads_I]).nonzero().flatten().tolist()
-                recipe.setdefault(reader.name, {})["in"] = kept
+        for consumer in self.channels.consumers:
+            if bool(self.gone[consumer.reads_I].any()):
+                kept = (~self.gone[consumer.reads_I]).nonzero().flatten().tolist()
+                recipe.setdefault(consumer.name, {})["in"] = kept
         for name, (taker, _) in gains.items():
             if taker == "new bias":
                 recipe[name]["bias"] = True

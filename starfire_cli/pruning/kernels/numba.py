@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -69,9 +68,7 @@ class NumbaKernels:
         return Candidates(places=places[:found].astype(np.intp), scores=scores[:found].view(np.float32), above=above)
 
     def warmup_notice(self) -> str | None:
-        clear = _loops().clear  # of all loops the one that is always needed
-        place, kept = clear.stats.cache_path, f"*.clear-{clear.py_func.__code__.co_firstlineno}.*.nbi"
-        if clear.signatures or (place and any(Path(place).glob(kept))):
+        if _loops().is_compiled(_loops().clear):  # of all loops the one that is always needed
             return None
         return "numba compiles the loops for masks when the era begins: some ten seconds, once"
 

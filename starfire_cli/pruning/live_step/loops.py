@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from starfire_cli.pruning.kernels.cpu.loops import _compiled
+from starfire_cli.pruning.kernels.cpu.loops import _compiled, is_compiled
 from starfire_cli.pruning.live_step.piece import LivePiece
 from starfire_cli.pruning.live_step.rules import AdamRule, SGDRule
 
@@ -23,6 +23,13 @@ def adam_step(piece: LivePiece, rule: AdamRule) -> None:
     """One step of Adam or AdamW over the live entries, in place."""
     numbers = (rule.keep, rule.decay, rule.beta1, rule.rest1, rule.beta2, rule.rest2, rule.size, rule.root, rule.eps)
     _adam(*piece.arrays(), piece.packed, *numbers)
+
+
+def warmup_notice(optimizer: str) -> str | None:
+    """A line for the user about the first step over live entries; None if the optimizer's loop was compiled before."""
+    if is_compiled(_sgd if optimizer == "sgd" else _adam):
+        return None
+    return "numba compiles the step of live weights when the mask is fixed: some seconds, once"
 
 
 @_compiled

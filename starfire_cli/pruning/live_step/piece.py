@@ -16,12 +16,14 @@ _PIECE = 1 << 16  # live entries: with what is computed of them, a piece stays i
 
 @dataclass(frozen=True, kw_only=True)
 class LivePiece:
-    """Args:
-    places_L: of L live entries in the weight's memory, int32, ascending.
-    weight_N: all N entries of the weight, changed in place.
-    gradient: of all entries, (N,), or of the live ones alone, (L,), with `packed`.
-    state: the optimizer's of the live entries, (L,) each, changed in place.
-    packed: whether the gradient is that of the live entries alone.
+    """The live entries of one weight, with their packed optimizer state.
+
+    Args:
+        places_L: of L live entries in the weight's memory, int32, ascending.
+        weight_N: all N entries of the weight, changed in place.
+        gradient: of all entries, (N,), or of the live ones alone, (L,), with `packed`.
+        state: the optimizer's of the live entries, (L,) each, changed in place.
+        packed: whether the gradient is that of the live entries alone.
     """
 
     places_L: NDArray[np.int32]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from starfire_cli.errors import BadOption
+from starfire_cli.numbers import parse_number
 from starfire_cli.pruning.axes import Axes, Rewire, SparseStart
 from starfire_cli.pruning.layer_units import Unit
 from starfire_cli.pruning.methods import METHODS
 from starfire_cli.pruning.methods._network import check_choice, check_every, check_positive
 from starfire_cli.pruning.regrowth import Grow
 from starfire_cli.pruning.removal import Adaptive
-from starfire_cli.values import parse_number
 
 
 @METHODS.register("dsr", "network")

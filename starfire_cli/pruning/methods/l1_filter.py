@@ -9,13 +9,13 @@ from typing import ClassVar
 from torch import nn
 
 from starfire_cli.errors import BadOption, unknown
+from starfire_cli.numbers import parse_number, parse_whole
 from starfire_cli.pruning.budget import Goal, pruned
 from starfire_cli.pruning.channels.selection.edited import EditedNetwork
 from starfire_cli.pruning.channels.selection.sites import Site, kept_counts
 from starfire_cli.pruning.layers import Layer
 from starfire_cli.pruning.methods import METHODS
 from starfire_cli.pruning.units import Budget, Cut
-from starfire_cli.values import parse_number, parse_whole
 
 # Rates of the stages, and the convolutions (the first is 1) that stay whole.
 PRESETS = {

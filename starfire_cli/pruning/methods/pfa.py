@@ -10,8 +10,8 @@ from torch import Tensor
 from starfire_cli.errors import BadOption, unknown
 from starfire_cli.pruning.budget import pruned
 from starfire_cli.pruning.channels.selection import pfa
+from starfire_cli.pruning.channels.selection.consumer_samples import responses
 from starfire_cli.pruning.channels.selection.edited import EditedNetwork
-from starfire_cli.pruning.channels.selection.reading import responses
 from starfire_cli.pruning.methods import METHODS
 
 RECIPES, POOLS = ("kl", "energy", "size"), ("max", "mean")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.pruning.axes import Axes
+from starfire_cli.pruning.channels.selection.consumer_samples import find_junction
 from starfire_cli.pruning.channels.selection.edited import EditedNetwork
-from starfire_cli.pruning.channels.selection.reading import find_junction
 from starfire_cli.pruning.lasso import CHANNEL, COLUMN, FILTER, LAYER, Lasso
 from starfire_cli.pruning.methods import METHODS
 from starfire_cli.pruning.methods._network import check_choice, check_not_negative

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from starfire_cli.errors import BadOption, unknown
+from starfire_cli.pruning.channels.selection.consumer_samples import ConsumerSamples, check_samples, sample_consumers
 from starfire_cli.pruning.channels.selection.edited import EditedNetwork
-from starfire_cli.pruning.channels.selection.reading import Reading, check_samples, read
 from starfire_cli.pruning.channels.selection.sampling import generator
 from starfire_cli.pruning.channels.selection.sites import kept_counts
 from starfire_cli.pruning.channels.selection.thinet import grow_kept, grow_removed, scales
@@ -53,21 +53,21 @@ class ThiNet:
     def prune(self, network: EditedNetwork, target: float) -> None:
         counts = kept_counts(network.open_sites(), target)
         for site, keep in zip(network.sites, counts, strict=True):
-            for reader in site.readers:
-                check_samples(network, site, reader, places=self.places, needed=keep)
+            for consumer in site.consumers:
+                check_samples(network, site, consumer, places=self.places, needed=keep)
         for site, keep in zip(network.sites, counts, strict=True):
-            readings = read(network, site, places=self.places)
-            parts = [_contributions(reading, network.seed) for reading in readings]
+            samples = sample_consumers(network, site, places=self.places)
+            parts = [_contributions(sample, network.seed) for sample in samples]
             kept = GROW[self.grow](torch.cat(parts), keep)
             network.remove(site, kept)
-            for reading, part in zip(readings, parts, strict=True):
-                weight = reading.weight_KCT[:, kept] * scales(part, kept).to(reading.weight_KCT.dtype)[:, None]
-                network.set_weight(reading.reader, kept, weight)
+            for sample, part in zip(samples, parts, strict=True):
+                weight = sample.weight_KCT[:, kept] * scales(part, kept).to(sample.weight_KCT.dtype)[:, None]
+                network.set_weight(sample.consumer, kept, weight)
 
 
-def _contributions(reading: Reading, seed: int) -> torch.Tensor:
+def _contributions(sample: ConsumerSamples, seed: int) -> torch.Tensor:
     """The contribution of each channel to one output of the layer, drawn at random, at each place, (M, C)."""
-    draws = generator(seed, reading.reader.name, "filters")
-    filters_M = torch.randint(len(reading.weight_KCT), (len(reading.x_MCT),), generator=draws)
+    draws = generator(seed, sample.consumer.name, "filters")
+    filters_M = torch.randint(len(sample.weight_KCT), (len(sample.x_MCT),), generator=draws)
     parts = [slice(start, start + _ROWS) for start in range(0, len(filters_M), _ROWS)]
-    return torch.cat([(reading.x_MCT[m] * reading.weight_KCT[filters_M[m]]).sum(2) for m in parts])
+    return torch.cat([(sample.x_MCT[m] * sample.weight_KCT[filters_M[m]]).sum(2) for m in parts])

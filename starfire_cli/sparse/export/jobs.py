@@ -14,8 +14,8 @@ from starfire_cli.sparse.convolution import TILINGS, Kind, Place, Tiling, Work
 from starfire_cli.sparse.emit import Code
 from starfire_cli.sparse.export import odd_loops
 from starfire_cli.sparse.export.activations import Activation
+from starfire_cli.sparse.export.buffers import Buffer, Value
 from starfire_cli.sparse.export.odd_loops import Combination
-from starfire_cli.sparse.export.values import Buffer, Value
 from starfire_cli.sparse.layout import FLOAT
 from starfire_cli.sparse.linear import gathering
 from starfire_cli.sparse.machine import Step

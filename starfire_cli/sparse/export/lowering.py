@@ -13,13 +13,13 @@ from torch import Tensor, fx
 from starfire_cli.errors import StarfireError
 from starfire_cli.pruning.channels.graph import node_name
 from starfire_cli.sparse.convolution import Work
+from starfire_cli.sparse.export.buffers import Buffer, Value
 from starfire_cli.sparse.export.jobs import RESULT, Job, convolving, gathers, moving
-from starfire_cli.sparse.export.values import Buffer, Value
 from starfire_cli.sparse.folding import attribute
 from starfire_cli.sparse.loops import Finish
 from starfire_cli.sparse.patterns import POINT, Shape
 from starfire_cli.sparse.plan import Maps
-from starfire_cli.sparse.reading import Operation, TracedNetwork
+from starfire_cli.sparse.tracing import Operation, TracedNetwork
 from starfire_cli.sparse.weights import LiveWeights
 
 INSTEAD = "docs/export.md lists what can be exported; starfire compress --to onnx writes any network"

@@ -19,7 +19,7 @@ from starfire_cli.sparse.export.module import Description, ObjectFile, compiled
 from starfire_cli.sparse.export.program import LevelProgram, program
 from starfire_cli.sparse.export.targets import NATIVE, ExportTarget
 from starfire_cli.sparse.pool import LoopWeightsCache
-from starfire_cli.sparse.reading import TracedNetwork
+from starfire_cli.sparse.tracing import TracedNetwork
 
 SHARED = 4  # threads for which the work on one image is cut
 

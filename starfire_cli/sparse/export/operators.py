@@ -10,10 +10,10 @@ from torch import Tensor, fx, nn
 
 from starfire_cli.sparse.convolution import Work
 from starfire_cli.sparse.export.activations import activation
+from starfire_cli.sparse.export.buffers import Buffer, Value
 from starfire_cli.sparse.export.jobs import convolving, moving, pointing, pooling
 from starfire_cli.sparse.export.lowering import Lowering, call
 from starfire_cli.sparse.export.odd_loops import Combination
-from starfire_cli.sparse.export.values import Buffer, Value
 from starfire_cli.sparse.loops import Finish
 from starfire_cli.sparse.patterns import POINT
 from starfire_cli.sparse.weights import LiveWeights

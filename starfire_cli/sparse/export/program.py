@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from starfire_cli.sparse.convolution import TILINGS, Kind, Place, Tiling, Work
+from starfire_cli.sparse.export.buffers import Buffer
 from starfire_cli.sparse.export.jobs import RESULT, Job
 from starfire_cli.sparse.export.lowering import Lowered
 from starfire_cli.sparse.export.targets import Level
-from starfire_cli.sparse.export.values import Buffer
 from starfire_cli.sparse.layout import FLOAT, Layout
 from starfire_cli.sparse.machine import Step
 from starfire_cli.sparse.memory import Slots

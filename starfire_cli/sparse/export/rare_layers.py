@@ -10,10 +10,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from starfire_cli.sparse.convolution import SlidingWindow, Work
+from starfire_cli.sparse.export.buffers import Buffer, Value
 from starfire_cli.sparse.export.jobs import convolving, moving, norming
 from starfire_cli.sparse.export.lowering import Lowering, channels_last, linear
 from starfire_cli.sparse.export.operators import first_value, function_name, module_of
-from starfire_cli.sparse.export.values import Buffer, Value
 from starfire_cli.sparse.folding import pair
 from starfire_cli.sparse.loops import Finish
 from starfire_cli.sparse.weights import LiveWeights

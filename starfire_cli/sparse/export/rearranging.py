@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from starfire_cli.sparse.export.buffers import Value, rearranged
 from starfire_cli.sparse.export.lowering import Lowering, call
 from starfire_cli.sparse.export.operators import first_value, function_name, module_of
-from starfire_cli.sparse.export.values import Value, rearranged
 
 _FUNCTIONS = {
     "flatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "chunk", "split", "getitem", "pad",

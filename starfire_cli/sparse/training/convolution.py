@@ -270,7 +270,7 @@ class LiveConvolution:
             y = new_map(m.out_channels, *self.shape.outputs, self.images)
             torch.mm(weight.flatten(1), self._rows(x), out=self._rows(y))
             return y
-        made = F.conv2d(_as_torch_likes(x), weight, None, m.stride, m.padding, m.dilation, m.groups)
+        made = F.conv2d(_as_torch_likes(x), weight, None, m.stride, self.shape.padding, m.dilation, m.groups)
         return to_map(made, self.images)
 
     def _dense_input_gradient(self, dy: Tensor, into: Tensor | None) -> Tensor:
@@ -296,8 +296,8 @@ class LiveConvolution:
     def _convolution_backward(self, dy: Tensor, x: Tensor, wanted: tuple[bool, bool, bool]) -> Tensor:
         m = self.module
         found = torch.ops.aten.convolution_backward(
-            _as_torch_likes(dy), x, self.weight.detach(), None, m.stride, m.padding, m.dilation, False, [0, 0],
-            m.groups, wanted,
+            _as_torch_likes(dy), x, self.weight.detach(), None, m.stride, self.shape.padding, m.dilation, False,
+            [0, 0], m.groups, wanted,
         )  # fmt: skip
         made: Tensor = found[wanted.index(True)]
         return made

@@ -6,19 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from starfire_cli.errors import StarfireError
-from starfire_cli.pruning.channels.graph import trace
+from starfire_cli.pruning.channels.graph import fitting_image, trace
 from starfire_cli.sparse import compiler
 from starfire_cli.sparse.aliases import check_reading, mutates_aliases
+from starfire_cli.sparse.training.checks import check_gradients, check_python
 from starfire_cli.sparse.training.choosing import choose_ways
 from starfire_cli.sparse.training.convolution import PASSES, LiveConvolution, Pass, Way, way_of
 from starfire_cli.sparse.training.geometry import ConvShape, Pair
 from starfire_cli.sparse.training.maps import padded
 from starfire_cli.sparse.training.norm import MapNorm
-from starfire_cli.sparse.training.reading import ConvolutionNode, NormNode, TracedTraining, read
+from starfire_cli.sparse.training.reading import ConvolutionNode, NormNode, TracedTraining, padding_of, read
+from starfire_cli.sparse.training.shapes import Shapes
 from starfire_cli.sparse.training.tape import Layers, Tape
 
 
@@ -38,6 +40,8 @@ class SparseTraining(nn.Module):
         self._masks: dict[int, Tensor] = {}
         self._capacity = 0
         self._readings: dict[bool, TracedTraining] = {}
+        self._apart: set[str] = set()  # BatchNorm layers whose sums the loops cannot take
+        self._in_torch: set[str] = set()  # layers that they cannot take
         self._layers: dict[tuple[bool, tuple[int, ...], int], Layers] = {}
         self._convolutions: dict[tuple[str, Pair, int], LiveConvolution] = {}
         self._ways: dict[str, tuple[bool, dict[Pass, Way]]] = {}
@@ -71,11 +75,11 @@ class SparseTraining(nn.Module):
             found[key] = {"whole": layer.whole, **{each: layer.way(each).text for each in PASSES}}
         return found
 
-    def looped(self) -> dict[str, float]:
+    def looped(self) -> dict[nn.Module, float]:
         """By layer, the share of its three passes that loops compute; the others are torch's."""
-        found: dict[str, float] = {}
-        for (name, _, _), layer in self._convolutions.items():
-            found[name] = sum(layer.way(each).tile is not None for each in PASSES) / len(PASSES)
+        found: dict[nn.Module, float] = {}
+        for layer in self._convolutions.values():
+            found[layer.module] = sum(layer.way(each).tile is not None for each in PASSES) / len(PASSES)
         return found
 
     def take_ways(self, ways: Mapping[str, Mapping[str, Any]]) -> None:
@@ -97,7 +101,7 @@ class SparseTraining(nn.Module):
         layers = self._plan(images_NCHW)
         reading = self._readings[self.model.training]  # which a plan may have changed
         keep = keep and (pixels or bool(parameters))
-        tape = Tape(reading, layers, keep=keep, wanted={id(p) for p in parameters}, pixels=pixels)
+        tape = Tape(reading, layers, keep=keep, wanted={id(p) for p in parameters}, pixels=pixels, masks=self._masks)
         made: Tensor = _Step.apply(tape, images_NCHW, *parameters)
         return made
 
@@ -112,32 +116,34 @@ class SparseTraining(nn.Module):
         if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in self.model.parameters()):
             raise StarfireError("sparse compute takes networks in float32 on a CPU")
         copy = trace(self.model)
+        check_python(self.model)
         check_reading(copy)
+        check_gradients(copy)
         if mutates_aliases(copy):
             raise StarfireError("the network changes a tensor in place that something else reads")
         self._read()
+        try:
+            pixels = fitting_image(copy).shape[1:]
+        except StarfireError:  # images of another size, which the first step will have
+            return
+        self._measured_reading(pixels)
 
     def _read(self) -> TracedTraining:
         mode = self.model.training
         if mode not in self._readings:
-            self._readings[mode] = read(self.model)
+            self._readings[mode] = read(self.model, self._apart, self._in_torch)
         return self._readings[mode]
 
     def _plan(self, images: Tensor) -> Layers:
         held = padded(max(self._capacity, len(images)), compiler.lanes())
         key = self.model.training, tuple(images.shape[1:]), held
         if key not in self._layers:
-            reading = self._read()
-            shapes = _Shapes(reading).of(images)
-            uneven = _uneven_sums(reading, shapes)
-            if uneven:
-                reading = self._readings[self.model.training] = read(self.model, uneven)
-                shapes = _Shapes(reading).of(images)
+            reading, shapes = self._measured_reading(images.shape[1:])
             convolutions, norms = {}, {}
             for operation in reading.operations:
                 if isinstance(operation, ConvolutionNode):
-                    pixels = shapes[operation.source][2:]
-                    convolutions[operation.node] = self._convolution(operation.name, (pixels[0], pixels[1]), held)
+                    pixels = shapes.pixels(operation.source)
+                    convolutions[operation.node] = self._convolution(operation.name, pixels, held)
                 elif isinstance(operation, NormNode):
                     module = self.model.get_submodule(operation.name)
                     assert isinstance(module, nn.BatchNorm2d)
@@ -146,12 +152,29 @@ class SparseTraining(nn.Module):
             self._layers[key] = Layers(convolutions, norms, held)
         return self._layers[key]
 
+    def _measured_reading(self, pixels: Sequence[int]) -> tuple[TracedTraining, Shapes]:
+        """The reading for images (C, H, W): layers stay in torch where the loops cannot take what is given to them."""
+        reading = self._read()
+        shapes = Shapes(reading, pixels)
+        apart, in_torch = self._apart | shapes.odd_sums(), self._in_torch | shapes.odd_layers()
+        if (apart, in_torch) != (self._apart, self._in_torch):
+            self._apart, self._in_torch = apart, in_torch
+            self._readings.clear()
+            self._layers.clear()
+            reading = self._read()
+            shapes = Shapes(reading, pixels)
+        return reading, shapes
+
     def _convolution(self, name: str, pixels: Pair, held: int) -> LiveConvolution:
         key = name, pixels, held
         if key not in self._convolutions:
             m: Any = self.model.get_submodule(name)
             shape = ConvShape(
-                size=m.kernel_size, stride=m.stride, padding=m.padding, dilation=m.dilation, pixels=pixels
+                size=m.kernel_size,
+                stride=m.stride,
+                padding=padding_of(m) or (0, 0),
+                dilation=m.dilation,
+                pixels=pixels,
             )
             made = LiveConvolution(m, shape, held)
             whole, ways = self._ways.get(f"{name} {pixels[0]}x{pixels[1]} {held}", (None, {}))
@@ -159,12 +182,6 @@ class SparseTraining(nn.Module):
             made.update(self._masks.get(id(m.weight)), whole)
             self._convolutions[key] = made
         return self._convolutions[key]
-
-
-def _uneven_sums(reading: TracedTraining, shapes: Mapping[fx.Node, Sequence[int]]) -> set[str]:
-    """The BatchNorm layers behind which something of another shape is added."""
-    norms = [o for o in reading.operations if isinstance(o, NormNode) and o.other is not None]
-    return {o.name for o in norms if o.other is not None and shapes.get(o.other) != shapes[o.source]}
 
 
 class _Step(torch.autograd.Function):
@@ -180,30 +197,3 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         pixels, found = ctx.tape.backward(gradient)
         return None, pixels, *(found.get(id(p)) for p in ctx.parameters)
-
-
-class _Shapes(fx.Interpreter):
-    """The shape of every value, found by a pass of one image in eval mode."""
-
-    def __init__(self, reading: TracedTraining) -> None:
-        super().__init__(reading.root)
-        self._found: dict[fx.Node, Sequence[int]] = {}
-
-    @torch.no_grad()
-    def of(self, images: Tensor) -> dict[fx.Node, Sequence[int]]:
-        """By node, for images of this size; the number of images is 1 in all of them."""
-        modes = [(module, module.training) for module in self.module.modules()]
-        try:
-            self.module.eval()
-            with torch.random.fork_rng([]):
-                self.run(torch.zeros(1, *images.shape[1:]))
-        finally:
-            for module, training in modes:
-                module.training = training
-        return self._found
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self._found[n] = tuple(result.shape)
-        return result

@@ -46,7 +46,7 @@ def normalize(kind: NormKind, *, lanes: int) -> Code:
     """The loop forward: a task is a channel."""
     code = Code(FORWARD_FIELDS, lanes)
     f, vector = code.field, code.vector
-    sums = [code.variable(vector, "zeroinitializer") for _ in range(_ROW)]
+    sums, rests = ([code.variable(vector, "zeroinitializer") for _ in range(_ROW)] for _ in range(2))
     count = _float(code, f["count"])
     with code.loop("%begin", "%end") as c:
         source, target, other = _planes(code, c, ("source", "target", "other"))
@@ -59,22 +59,31 @@ def normalize(kind: NormKind, *, lanes: int) -> Code:
                 sums[i].set(code.let(f"fadd {vector} {sums[i].get()}, {x}"))
 
             _each(code, kind, add)
-            mean = code.let(f"fdiv float {_total(code, sums)}, {count}")
-            code.store("float", mean, at["mean"])
-            center = code.splat(mean)
-            _clear(sums)
+            rough = code.let(f"fdiv float {_total(code, sums)}, {count}")
+            near = code.splat(rough)
+            _clear([*sums, *rests])
 
             def square(place: str, i: int, on: str) -> None:
-                x = code.let(f"fsub {vector} {code.load(vector, code.at(source, place))}, {center}")
+                x = code.let(f"fsub {vector} {code.load(vector, code.at(source, place))}, {near}")
                 x = code.let(f"fmul {vector} {x}, {on}") if on else x
+                rests[i].set(code.let(f"fadd {vector} {rests[i].get()}, {x}"))
                 sums[i].set(code.call("fma", x, x, sums[i].get()))
 
             _each(code, kind, square)
-            code.store("float", code.let(f"fdiv float {_total(code, sums)}, {count}"), at["variance"])
-        scale, shift, _ = _scaling(code, at)
+            # A sum of many floats is off in its last digits, which the differences from it tell: of a channel that is
+            # the same everywhere, as dead kernels leave it, BatchNorm would make noise of them.
+            rest = code.let(f"fdiv float {_total(code, rests)}, {count}")
+            code.store("float", code.let(f"fadd float {rough}, {rest}"), at["mean"])
+            squares = code.let(f"fdiv float {_total(code, sums)}, {count}")
+            variance = code.let(f"fsub float {squares}, {code.let(f'fmul float {rest}, {rest}')}")
+            positive = code.let(f"fcmp ogt float {variance}, 0.0")
+            code.store("float", code.let(f"select i1 {positive}, float {variance}, float 0.0"), at["variance"])
+        scale, _ = _scaling(code, at)
+        center, bias = (code.splat(code.load("float", at[name])) for name in ("mean", "bias"))
 
         def scaled(place: str, _: int, on: str) -> None:
-            value = code.call("fma", code.load(vector, code.at(source, place)), scale, shift)
+            x = code.let(f"fsub {vector} {code.load(vector, code.at(source, place))}, {center}")
+            value = code.call("fma", x, scale, bias)
             if kind.add:
                 value = code.let(f"fadd {vector} {value}, {code.load(vector, code.at(other, place))}")
             if kind.relu:
@@ -101,25 +110,25 @@ def normalize_backward(kind: NormKind, *, lanes: int, fork: int) -> Code:
     with code.loop("%begin", "%end") as c:
         gradient, source, output, target, other = _planes(code, c, ("gradient", "source", "output", "target", "other"))
         at = _entries(code, c, ("mean", "variance", "weight", "bias", "weight_gradient", "bias_gradient"))
-        scale, shift, deviation = _scaling(code, at)
-        center = code.splat(code.load("float", at["mean"]))
+        scale, deviation = _scaling(code, at)
+        center, bias = (code.splat(code.load("float", at[name])) for name in ("mean", "bias"))
 
         def behind(place: str, x: str) -> str:
-            """The gradient behind ReLU."""
+            """The gradient behind ReLU, at values whose differences from the mean are `x`."""
             found = code.load(vector, code.at(gradient, place))
             if not kind.relu:
                 return found
-            value = code.load(vector, code.at(output, place)) if kind.add else code.call("fma", x, scale, shift)
+            value = code.load(vector, code.at(output, place)) if kind.add else code.call("fma", x, scale, bias)
             dead = code.let(f"fcmp ole {vector} {value}, zeroinitializer")
             return code.let(f"select <{lanes} x i1> {dead}, {vector} zeroinitializer, {vector} {found}")
 
         _clear([*plain, *crossed])
 
         def add(place: str, i: int, _: str) -> None:
-            x = code.load(vector, code.at(source, place))
+            x = code.let(f"fsub {vector} {code.load(vector, code.at(source, place))}, {center}")
             g = behind(place, x)
             plain[i].set(code.let(f"fadd {vector} {plain[i].get()}, {g}"))
-            crossed[i].set(code.call("fma", g, code.let(f"fsub {vector} {x}, {center}"), crossed[i].get()))
+            crossed[i].set(code.call("fma", g, x, crossed[i].get()))
 
         _each(code, kind, add)
         total, product = _total(code, plain), _total(code, crossed)
@@ -132,10 +141,10 @@ def normalize_backward(kind: NormKind, *, lanes: int, fork: int) -> Code:
         slope = code.splat(code.let(f"fneg float {code.let(f'fmul float {slope}, {share}')}"))
 
         def moved(place: str, _: int, on: str) -> None:
-            x = code.load(vector, code.at(source, place))
+            x = code.let(f"fsub {vector} {code.load(vector, code.at(source, place))}, {center}")
             g = behind(place, x)
             value = code.let(f"fsub {vector} {g}, {average}")
-            value = code.call("fma", code.let(f"fsub {vector} {x}, {center}"), slope, value)
+            value = code.call("fma", x, slope, value)
             value = code.let(f"fmul {vector} {value}, {scale}")
             value = code.let(f"fmul {vector} {value}, {on}") if on else value
             if fork:
@@ -178,15 +187,13 @@ def _entries(code: Code, c: str, names: Sequence[str]) -> dict[str, str]:
     return {n: code.let(f"getelementptr float, ptr {code.pointer(code.field[n])}, i64 {c}") for n in names}
 
 
-def _scaling(code: Code, at: dict[str, str]) -> tuple[str, str, str]:
-    """Vectors of scale and shift, and 1 / sqrt(variance + eps)."""
+def _scaling(code: Code, at: dict[str, str]) -> tuple[str, str]:
+    """A vector of the scale, and 1 / sqrt(variance + eps)."""
     code.declare("declare float @llvm.sqrt.f32(float)")
     shifted = code.let(f"fadd float {code.load('float', at['variance'])}, {_float(code, code.field['eps'])}")
     deviation = code.let(f"fdiv float 1.0, {code.let(f'call float @llvm.sqrt.f32(float {shifted})')}")
     scale = code.let(f"fmul float {code.load('float', at['weight'])}, {deviation}")
-    moved = code.let(f"fmul float {code.load('float', at['mean'])}, {scale}")
-    shift = code.let(f"fsub float {code.load('float', at['bias'])}, {moved}")
-    return code.splat(scale), code.splat(shift), deviation
+    return code.splat(scale), deviation
 
 
 def _total(code: Code, sums: Sequence[Variable]) -> str:

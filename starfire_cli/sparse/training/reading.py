@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from starfire_cli.errors import StarfireError
 from starfire_cli.pruning.channels.graph import LeafTracer, module_role
 from starfire_cli.sparse.folding import kind, only_user
+from starfire_cli.sparse.training.geometry import Pair
 
 RELU: set[object] = {nn.ReLU, F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_"}
 _ADD: set[object] = {operator.add, operator.iadd, torch.add, "add", "add_"}
@@ -89,17 +90,20 @@ class TracedTraining:
     last_use: dict[fx.Node, int]
 
 
-def read(model: nn.Module, apart: Collection[str] = ()) -> TracedTraining:
+def read(model: nn.Module, apart: Collection[str] = (), in_torch: Collection[str] = ()) -> TracedTraining:
     """Read a network in the mode that it is in.
 
     Args:
         model: the network.
         apart: names of BatchNorm layers behind which nothing is added by their loops.
+        in_torch: names of layers that torch computes.
 
     Raises StarfireError with the reason where it cannot be read.
     """
     hooked = [
-        name for name, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
+        name
+        for name, m in model.named_modules()
+        if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
     ]
     if hooked:
         raise StarfireError(f"{hooked[0] or 'the network'} has hooks, which sparse compute would not call")
@@ -107,12 +111,13 @@ def read(model: nn.Module, apart: Collection[str] = ()) -> TracedTraining:
         graph = LeafTracer().trace(model)
     except Exception as error:  # noqa: BLE001 - tracing runs a user's code
         raise StarfireError(f"torch.fx cannot trace the model: {str(error).splitlines()[0]}") from None
+    _bring_items_near(graph)
     root = fx.GraphModule(model, graph)
     images = [node for node in graph.nodes if node.op == "placeholder"]
     end = next(node for node in graph.nodes if node.op == "output")
     if len(images) != 1 or not isinstance(end.args[0], fx.Node):
         raise StarfireError("the network has more than one input or output")
-    operations = tuple(_operations(root, apart))
+    operations = tuple(_operations(root, apart, in_torch))
     if not any(isinstance(o, ConvolutionNode) for o in operations):
         raise StarfireError("the network has no convolution that the loops can do")
     last_use: dict[fx.Node, int] = {}
@@ -131,12 +136,33 @@ def inputs_of(operation: NetworkNode) -> tuple[fx.Node, ...]:
     return (operation.source,) if other is None else (operation.source, other)
 
 
-def _operations(root: fx.GraphModule, apart: Collection[str]) -> Iterator[NetworkNode]:
+def padding_of(module: nn.Conv2d) -> Pair | None:
+    """Rows and columns of zeros on both sides; None where it is other padding, or more on one side."""
+    if module.padding_mode != "zeros":
+        return None
+    if isinstance(module.padding, str):
+        both = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        rows, columns = both if module.padding == "same" else (0, 0)
+        return None if rows % 2 or columns % 2 else (rows // 2, columns // 2)
+    rows, columns = module.padding
+    return rows, columns
+
+
+def _bring_items_near(graph: fx.Graph) -> None:
+    """Move `values[i]` behind what gives `values`, so that single tensors go from one part to another."""
+    for node in list(graph.nodes):
+        if node.target is operator.getitem and isinstance(node.args[0], fx.Node) and isinstance(node.args[1], int):
+            node.args[0].append(node)
+
+
+def _operations(root: fx.GraphModule, apart: Collection[str], in_torch: Collection[str]) -> Iterator[NetworkNode]:
     """All operations; a BatchNorm stands where the last of the nodes stands that it takes in."""
     norms: dict[fx.Node, NormNode] = {}
     inside: set[fx.Node] = set()
     for node in root.graph.nodes:
-        norm = _norm(root, node, inside, adds=str(node.target) not in apart)
+        norm = None
+        if str(node.target) not in in_torch:
+            norm = _norm(root, node, inside, adds=str(node.target) not in apart)
         if norm is not None:
             norms[norm.node] = norm
             inside |= _between(node, norm.node)
@@ -144,7 +170,7 @@ def _operations(root: fx.GraphModule, apart: Collection[str]) -> Iterator[Networ
     for node in root.graph.nodes:
         if node.op in ("placeholder", "output") or (node in inside and node not in norms):
             continue
-        found = norms.get(node) or _convolution(root, node)
+        found = norms.get(node) or (None if str(node.target) in in_torch else _convolution(root, node))
         if found is None:
             waiting.append(node)
             continue
@@ -162,7 +188,7 @@ def _convolution(root: fx.GraphModule, node: fx.Node) -> ConvolutionNode | None:
     module = root.get_submodule(str(node.target))
     if module_role(module) != "conv" or not isinstance(module, nn.Conv2d) or len(node.all_input_nodes) != 1:
         return None
-    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+    if padding_of(module) is None:
         return None
     return ConvolutionNode(node=node, source=node.all_input_nodes[0], name=str(node.target))
 

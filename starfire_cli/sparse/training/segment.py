@@ -17,6 +17,10 @@ from starfire_cli.sparse.training.reading import RELU, Segment
 
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _POOL_FUNCTIONS: set[object] = {F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d}
+_DRAWING: set[object] = {
+    nn.Dropout, nn.AlphaDropout, nn.RReLU, F.dropout, F.alpha_dropout, F.rrelu, torch.dropout, torch.bernoulli,
+    torch.rand_like, torch.randn_like, "bernoulli",
+}  # fmt: skip
 _IN_PLACE: dict[object, Any] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -47,6 +51,7 @@ def run_segment(
     *,
     track: Collection[fx.Node],
     wanted: set[int] | None,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> tuple[dict[fx.Node, Any], SegmentSaved]:
     """The values of a segment's outputs, and what backward needs.
 
@@ -56,6 +61,7 @@ def run_segment(
         inputs: values of its inputs; tensors without history.
         track: inputs whose gradients are wanted.
         wanted: parameters whose gradients are wanted, by id; None: nothing is tracked.
+        layout: of the images; random numbers are drawn for maps that lie so, as they are in the dense network.
 
     Raises StarfireError where several tensors leave the segment as one value.
     """
@@ -68,13 +74,18 @@ def run_segment(
                 leaves[node] = env[node] = env[node].detach().requires_grad_()
     with torch.set_grad_enabled(wanted is not None):
         for node in segment.nodes:
-            env[node] = _run(root, node, env, parameters, wanted or set())
+            env[node] = _run(root, node, env, parameters, wanted or set(), layout)
     results = {node: env[node] for node in segment.outputs}
     for node, result in results.items():
-        if isinstance(result, tuple | list) and any(isinstance(item, Tensor) for item in result):
-            raise StarfireError(f"{node.name} gives several tensors, which sparse compute does not follow")
+        refuse_several(node, result)
     made = {node: result for node, result in results.items() if isinstance(result, Tensor) and result.requires_grad}
     return results, SegmentSaved(leaves=leaves, made=made, parameters=tuple(parameters.values()))
+
+
+def refuse_several(node: fx.Node, value: Any) -> None:
+    """Raise StarfireError where a node's value is several tensors."""
+    if isinstance(value, tuple | list) and any(isinstance(item, Tensor) for item in value):
+        raise StarfireError(f"{node.name} gives several tensors, which sparse compute does not follow")
 
 
 def segment_gradients(
@@ -94,7 +105,12 @@ def segment_gradients(
 
 
 def _run(
-    root: fx.GraphModule, node: fx.Node, env: dict[fx.Node, Any], parameters: dict[int, Tensor], wanted: set[int]
+    root: fx.GraphModule,
+    node: fx.Node,
+    env: dict[fx.Node, Any],
+    parameters: dict[int, Tensor],
+    wanted: set[int],
+    layout: torch.memory_format,
 ) -> Any:
     """One operation; what it would change in place, it gets as a copy."""
     if node.op == "get_attr":
@@ -104,6 +120,8 @@ def _run(
         return value
     args: Any = fx.node.map_arg(node.args, env.__getitem__)
     kwargs: Any = fx.node.map_arg(node.kwargs, env.__getitem__)
+    if kind(root, node) in _DRAWING:
+        args = tuple(_laid(value, layout) for value in args)
     if kind(root, node) in RELU:
         return F.relu(args[0] if args else kwargs["input"])
     if node.op == "call_function":
@@ -133,6 +151,12 @@ def _call(target: Any, args: Any, kwargs: Any) -> Any:
 def _is_map(args: Any) -> bool:
     """Whether a pool's input may be taken with images as channels, which is how maps lie in memory."""
     return bool(args) and isinstance(args[0], Tensor) and args[0].dim() == 4
+
+
+def _laid(value: Any, layout: torch.memory_format) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.contiguous(memory_format=layout if value.dim() == 4 else torch.contiguous_format)
 
 
 def _copied(value: Any) -> Any:

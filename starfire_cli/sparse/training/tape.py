@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from starfire_cli.errors import StarfireError
@@ -39,18 +40,31 @@ class Tape:
         keep: whether there will be a pass backward.
         wanted: parameters whose gradients are wanted, by id.
         pixels: whether the gradient of the images is wanted.
+        masks: bool, of parameters with dead weights, by id.
     """
 
-    def __init__(self, reading: TracedTraining, layers: Layers, *, keep: bool, wanted: set[int], pixels: bool) -> None:
+    def __init__(
+        self,
+        reading: TracedTraining,
+        layers: Layers,
+        *,
+        keep: bool,
+        wanted: set[int],
+        pixels: bool,
+        masks: Mapping[int, Tensor],
+    ) -> None:
         self._reading, self._layers, self._keep, self._wanted, self._pixels = reading, layers, keep, wanted, pixels
         self._saved: list[Any] = []
         self._depends: set[fx.Node] = set()  # on something whose gradient is wanted
-        self._images = 0
+        self._images, self._masks = 0, masks
+        self._layout = torch.contiguous_format
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """The network's result."""
         r = self._reading
         self._images = len(images_NCHW)
+        if images_NCHW.is_contiguous(memory_format=torch.channels_last) and not images_NCHW.is_contiguous():
+            self._layout = torch.channels_last
         values: dict[fx.Node, Any] = {r.input: self._plain(images_NCHW.detach())}
         if self._pixels:
             self._depends.add(r.input)
@@ -167,7 +181,9 @@ class Tape:
             n: values[n].tensor().detach() if isinstance(values[n], MapValue) else values[n] for n in segment.inputs
         }
         wanted = self._wanted if self._keep else None
-        results, saved = run_segment(self._reading.root, segment, inputs, track=self._depends, wanted=wanted)
+        results, saved = run_segment(
+            self._reading.root, segment, inputs, track=self._depends, wanted=wanted, layout=self._layout
+        )
         self._depends |= saved.made.keys()
         for node, result in results.items():
             values[node] = self._plain(result.detach()) if isinstance(result, Tensor) else result
@@ -181,7 +197,8 @@ class Tape:
         for node, gradient in inputs.items():
             self._add(gradients, node, self._plain(gradient))
         for parameter, gradient in parameters:
-            _collect(found, parameter, gradient)
+            mask = self._masks.get(id(parameter))
+            _collect(found, parameter, gradient if mask is None else gradient * mask)
 
 
 def _collect(found: dict[int, Tensor], parameter: Tensor, gradient: Tensor) -> None:

@@ -33,6 +33,7 @@ from starfire_cli.records.attach import planned_sparsity
 from starfire_cli.records.train import PlanLayer
 from starfire_cli.text import some
 from starfire_cli.workflows.attach.attached import AttachedPruner, refuse_second
+from starfire_cli.workflows.attach.era_options import EraOptions, era_of
 from starfire_cli.workflows.attach.moving_average import plain_average
 from starfire_cli.workflows.attach.notices import warn, warn_of_dead_layers
 from starfire_cli.workflows.attach.parts import (
@@ -44,7 +45,6 @@ from starfire_cli.workflows.attach.parts import (
 )
 from starfire_cli.workflows.attach.ranks import average_of_ranks
 from starfire_cli.workflows.attach.shards import ShardedPruner, is_sharded, refuse_demands_of_shards, whole_network
-from starfire_cli.workflows.attach.when import When, era_of
 from starfire_cli.workflows.pruning import plan_layers
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.settings import Pruning, pruning_of
@@ -61,7 +61,7 @@ class AttachRequest:
     method: str = TrainRequest.method
     fc: str = TrainRequest.fc
     target: float | None = None
-    when: When = field(default_factory=When)
+    when: EraOptions = field(default_factory=EraOptions)
     only: Sequence[str] = ()
     keep_dense: Sequence[str] = ()
     masks: MaskSource | None = None

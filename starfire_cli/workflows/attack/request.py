@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from starfire_cli.errors import BadOption
+from starfire_cli.numbers import RGB, parse_number
 from starfire_cli.options import option
 from starfire_cli.registry import Family
-from starfire_cli.values import Channels, parse_number
 from starfire_cli.workflows.options import (
     BATCH_SIZE,
     CHECKPOINT,
@@ -109,8 +109,8 @@ class AttackRequest:
     against_weights: str | None = option(
         None, "As --weights, of the checkpoint after --against.", metavar="NAME", panel=DATA_PANEL
     )
-    mean: Channels | None = MEAN.default(None)
-    std: Channels | None = STD.default(None)
+    mean: RGB | None = MEAN.default(None)
+    std: RGB | None = STD.default(None)
     image_size: int | None = replace(
         IMAGE_SIZE, metavar="N", help="Pixels a side. Default: as in training, or the images' own."
     ).default(None)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from starfire_cli.numbers import RGB
 from starfire_cli.options import option
-from starfire_cli.values import Channels
 from starfire_cli.workflows.options import CHECKPOINT, MEAN, MODEL, RUNTIME_PANEL, STD, WEIGHTS
 
 
@@ -47,5 +47,5 @@ class BenchRequest:
         low=1,
         range="at least 1",
     )
-    mean: Channels | None = MEAN.default(None)
-    std: Channels | None = STD.default(None)
+    mean: RGB | None = MEAN.default(None)
+    std: RGB | None = STD.default(None)

@@ -20,11 +20,11 @@ from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import find_checkpoint
 from starfire_cli.models import count_macs
 from starfire_cli.networks.restore import RestoredModel, restore_model
+from starfire_cli.numbers import parse_input, parse_list, parse_whole
 from starfire_cli.options import check
 from starfire_cli.records.bench import BatchTimings, BenchProgress, EngineChoice, LayerTiming, Setting, Timing
 from starfire_cli.sparse import Rivals, SparseNetwork, missing, sparsify
 from starfire_cli.text import reason
-from starfire_cli.values import parse_input, parse_list, parse_whole
 from starfire_cli.workflows.bench.engines import COMPILED, ENGINES, ONNX, PLAIN, BenchJob, Engine, Graph, Run
 from starfire_cli.workflows.bench.request import BenchRequest
 from starfire_cli.workflows.bench.rounds import time_in_rounds

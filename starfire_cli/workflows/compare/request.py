@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from starfire_cli.errors import BadOption
+from starfire_cli.numbers import parse_list, parse_number, parse_whole
 from starfire_cli.options import BELOW_1, Option, option, option_of
-from starfire_cli.values import parse_list, parse_number, parse_whole
 from starfire_cli.workflows.options import OUT, RUNTIME_PANEL
 from starfire_cli.workflows.train.request import TrainRequest
 

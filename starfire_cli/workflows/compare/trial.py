@@ -13,7 +13,7 @@ from starfire_cli.workflows.train.describe import plan_of
 from starfire_cli.workflows.train.loop import train
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.resume import open_session
-from starfire_cli.workflows.train.rounds import rewind_in_epochs
+from starfire_cli.workflows.train.tickets import rewind_in_epochs
 
 _STEPS = 2000  # of a pilot run
 _BATCH = 2  # images

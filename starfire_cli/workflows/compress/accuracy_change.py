@@ -7,8 +7,8 @@ from starfire_cli.data import DataOptions, open_val
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.networks.evaluate import evaluate
 from starfire_cli.networks.restore import restore_model
+from starfire_cli.numbers import RGB
 from starfire_cli.records.compress import AccuracyChange
-from starfire_cli.values import Channels
 
 
 def accuracy_change(
@@ -19,8 +19,8 @@ def accuracy_change(
     images: int | None,
     device: str,
     model: str | None = None,
-    mean: Channels | None = None,
-    std: Channels | None = None,
+    mean: RGB | None = None,
+    std: RGB | None = None,
 ) -> AccuracyChange:
     """Measures both on the validation images of `data` or of the checkpoint; `model` as for `build_network`.
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starfire_cli.errors import BadOption
+from starfire_cli.numbers import RGB
 from starfire_cli.options import check, option
-from starfire_cli.values import Channels
 from starfire_cli.workflows.options import (
     CHECKPOINT,
     DATA,
@@ -90,8 +90,8 @@ class CompressRequest:
         help="With --values or --to onnx: the network, where the file does not say.",
     ).default(None)
     weights: str | None = WEIGHTS.default(None)
-    mean: Channels | None = MEAN.default(None)
-    std: Channels | None = STD.default(None)
+    mean: RGB | None = MEAN.default(None)
+    std: RGB | None = STD.default(None)
     device: str = DEVICE.default("auto")
     out: Path | None = OUT.default(None)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from starfire_cli.errors import BadOption
+from starfire_cli.numbers import RGB
 from starfire_cli.options import check, option
-from starfire_cli.values import Channels
 from starfire_cli.workflows.options import CHECKPOINT, IMAGE_SIZE, MEAN, MODEL, OUT, OUTPUT_PANEL, STD, WEIGHTS
 
 TARGET_PANEL = "Target"
@@ -66,8 +66,8 @@ class ExportRequest:
     )
     model: str | None = MODEL.default(None)
     weights: str | None = WEIGHTS.default(None)
-    mean: Channels | None = MEAN.default(None)
-    std: Channels | None = STD.default(None)
+    mean: RGB | None = MEAN.default(None)
+    std: RGB | None = STD.default(None)
     image_size: int | None = IMAGE_SIZE.default(None)
     out: Path | None = replace(
         OUT, metavar="DIR", help="The folder to write to. Default: export, beside the checkpoint."

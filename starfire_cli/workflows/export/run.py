@@ -10,7 +10,6 @@ from time import perf_counter
 
 import torch
 
-from starfire_cli.damage import DamagedFile
 from starfire_cli.errors import StarfireError
 from starfire_cli.formats.atomic import atomic_write, check_new_folder, check_writable, disk_problem
 from starfire_cli.formats.checkpoint import file as files
@@ -128,10 +127,7 @@ def _about(
 
 def _data(checkpoint: Checkpoint, outputs: int) -> tuple[str | None, list[str]]:
     """(the data set, the classes' names); (None, numbers) where the checkpoint does not tell."""
-    try:
-        info = checkpoint.meta.data.info()
-    except DamagedFile:
-        info = None
+    info = checkpoint.meta.data.info()
     if info is not None and len(info.classes) == outputs:
         return info.name, [str(label) for label in info.classes]
     return None, [str(i) for i in range(outputs)]

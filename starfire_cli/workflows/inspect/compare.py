@@ -12,9 +12,9 @@ from starfire_cli import runtime
 from starfire_cli.data import DataInfo, DataOptions, Split, open_val
 from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.networks.restore import restore_model
+from starfire_cli.numbers import RGB
 from starfire_cli.pruning.ties import masks_once, ties_of
 from starfire_cli.records.inspect import Comparison, Inspection, LayerDifference, LayerFinding, Predictions
-from starfire_cli.values import Channels
 from starfire_cli.workflows.inspect.request import InspectRequest
 
 
@@ -106,7 +106,7 @@ def _network(
     info: DataInfo,
     device: torch.device,
     model: str | None,
-    given: tuple[Channels | None, Channels | None],
+    given: tuple[RGB | None, RGB | None],
     notes: list[str],
 ) -> nn.Module:
     """The network, normalising as its own file says; where that is silent, as was given, else by the data's numbers."""

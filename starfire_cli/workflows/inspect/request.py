@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from starfire_cli.errors import BadOption
+from starfire_cli.numbers import RGB
 from starfire_cli.options import Option, check, option
-from starfire_cli.values import Channels
 from starfire_cli.workflows.options import (
     BATCH_SIZE,
     CHECKPOINT,
@@ -47,8 +47,8 @@ class InspectRequest:
         panel=DATA_PANEL,
     )
     data: str | None = DATA.default(None)
-    mean: Channels | None = MEAN.default(None)
-    std: Channels | None = STD.default(None)
+    mean: RGB | None = MEAN.default(None)
+    std: RGB | None = STD.default(None)
     batch_size: int = BATCH_SIZE.default(256)
     workers: int = WORKERS.default(2)
     device: str = DEVICE.default("auto")

@@ -34,7 +34,7 @@ def open_checkpoint(path: Path | None, weights: str | None = None) -> Checkpoint
 
     Args:
         path: a file, a folder, or None for the newest run.
-        weights: of a file with several networks which; see `formats.checkpoint.load`.
+        weights: of a file with several networks which; see `formats.checkpoint.file.load`.
     """
     return load(find_checkpoint(path), strict=False, weights=weights)
 

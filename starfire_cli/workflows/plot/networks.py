@@ -40,7 +40,7 @@ def open_networks(
         paths: which of its checkpoints.
         masks: whether to bring the masks of layers along.
         layers: glob for these; None for an early, a middle and a late one.
-        weights: of a file with several networks which; see `formats.checkpoint.load`.
+        weights: of a file with several networks which; see `formats.checkpoint.file.load`.
 
     Raises:
         BadOption: `layers` matches nothing in any of them.

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from starfire_cli.errors import BadOption
+from starfire_cli.numbers import parse_list, parse_whole
 from starfire_cli.options import Option, option
 from starfire_cli.report.plot.kinds import KINDS
-from starfire_cli.values import parse_list, parse_whole
 from starfire_cli.workflows.options import OUTPUT_PANEL, WEIGHTS
 
 

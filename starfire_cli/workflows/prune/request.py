@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from starfire_cli.errors import BadOption
+from starfire_cli.numbers import RGB, parse_list, parse_number
 from starfire_cli.options import check, option, part
-from starfire_cli.values import Channels, parse_list, parse_number
 from starfire_cli.workflows.options import (
     BATCH_SIZE,
     CHANNEL_METHODS,
@@ -54,10 +54,10 @@ class TrialRequest:
 
     data: str | None = DATA.default(None)
     image_size: int | None = IMAGE_SIZE.default(None)
-    mean: Channels | None = replace(
+    mean: RGB | None = replace(
         MEAN, help="With which the network normalises pixels in [0, 1], where the file does not say."
     ).default(None)
-    std: Channels | None = STD.default(None)
+    std: RGB | None = STD.default(None)
     batch_size: int = BATCH_SIZE.default(256)
     workers: int = WORKERS.default(2)
     device: str = DEVICE.default("auto")

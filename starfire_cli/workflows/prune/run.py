@@ -51,7 +51,6 @@ def prune_mask(request: PruneRequest) -> Iterator[PruneProgress | SweepPoint | P
 
 def _prune(job: PruneJob) -> Iterator[PruneProgress | Pruned]:
     request, checkpoint = job.request, job.checkpoint
-    request = job.request
     pruning = job.pruning(request.target)
     out = _out_path(request, checkpoint.path, pruning)
     state, masks, alone = checkpoint.state, dict[str, Tensor](), list[tuple[str, str]]()

@@ -15,7 +15,7 @@ from torch import Tensor
 from starfire_cli.attacks import Adversary
 from starfire_cli.pruning import Pruner
 from starfire_cli.text import printable
-from starfire_cli.workflows.train.optim import set_rate
+from starfire_cli.workflows.train.optimizers import set_rate
 
 OPTIMIZERS = ("sgd", "adam", "adamw")  # fused, with a learning rate that may be a tensor on the device
 _WARM_UP = 3  # ordinary steps first: libraries are set up, optimizer state and masked layers come into being

@@ -15,8 +15,8 @@ from starfire_cli.records.train import TrainingPlan
 from starfire_cli.text import counted
 from starfire_cli.workflows.pruning import plan_layers
 from starfire_cli.workflows.train.predicted_cost import cost_share
-from starfire_cli.workflows.train.rounds import Tickets
 from starfire_cli.workflows.train.session import Session
+from starfire_cli.workflows.train.tickets import Tickets
 
 # What a plan's settings leave out: shown elsewhere, or of no consequence for the result.
 _UNTOLD = {"command", "resume", "dry_run", "max_steps", "name", "out", "only", "keep_dense"}
@@ -52,9 +52,7 @@ def plan_of(session: Session) -> TrainingPlan:
         del settings["era"]
         settings["rounds"] = session.tickets.trainings
     layers = plan_layers(session.pruner, session.pruning, session.network.macs)
-    macs, epochs = sum(session.network.macs.values()), session.optimisation.epochs
-    if session.tickets is not None:
-        epochs = session.tickets.trained_epochs
+    macs = sum(session.network.macs.values())
     return TrainingPlan(
         settings=tuple((k.replace("_", "-"), _in_words(v)) for k, v in settings.items() if v is not False and v != ()),
         notes=(*session.notes, *session.data.info.notes),
@@ -63,8 +61,9 @@ def plan_of(session: Session) -> TrainingPlan:
         timeline=tuple(sorted(timeline)),
         parameters=sum(p.numel() for p in session.network.net.parameters()),
         macs=macs,
-        dense_flops=TRAINING * macs * len(session.data.train) * epochs,
+        dense_flops=TRAINING * macs * session.trained_images,
         cost_share=cost_share(session, layers),
+        may_skip=session.sparse.module is not None,
     )
 
 

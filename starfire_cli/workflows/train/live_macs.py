@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from starfire_cli.records.flops import TRAINING
+from starfire_cli.workflows.train.layer_macs import live_macs_by_layer
 from starfire_cli.workflows.train.session import Session
 
 
@@ -20,11 +21,7 @@ class Cost:
 
 def count_live_macs(session: Session) -> int:
     """Multiply-accumulates of one image by live weights. Waits for the device."""
-    left, zeros = dict(session.network.macs), session.pruner.zeros
-    for layer in session.pruner.layers:
-        if layer.name in left:
-            left[layer.name] = left[layer.name] * (layer.weights - zeros[layer.key]) // layer.weights
-    return sum(left.values())
+    return sum(live_macs_by_layer(session.network.macs, session.pruner).values())
 
 
 def note_live_macs(session: Session) -> None:

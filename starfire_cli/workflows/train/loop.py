@@ -17,16 +17,17 @@ from starfire_cli.workflows.train.failures import explaining_failures, last_good
 from starfire_cli.workflows.train.finish import finished
 from starfire_cli.workflows.train.live_macs import note_live_macs
 from starfire_cli.workflows.train.meter import Meter
+from starfire_cli.workflows.train.predicted_seconds import dense_seconds
 from starfire_cli.workflows.train.reconfigure import remove_channels
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.resume import open_session
+from starfire_cli.workflows.train.rewinding import begin_round, keep_weights
 from starfire_cli.workflows.train.run_folder import RunFolder
 from starfire_cli.workflows.train.save import save_last
 from starfire_cli.workflows.train.session import Session
 from starfire_cli.workflows.train.signals import Signals
 from starfire_cli.workflows.train.step import begin_pruning, graph_notices, train_step, with_step_graph
 from starfire_cli.workflows.train.stop import stopped
-from starfire_cli.workflows.train.tickets import begin_round, keep_weights
 
 _SHOW_EVERY = 0.1  # seconds between step records; each fetches two numbers from the device
 
@@ -51,8 +52,11 @@ def train(
         ranks.join()
         folder = RunFolder(held)
         session = open_session(request, given, decoding if ranks.first else None, ranks, folder)
-        yield plan_of(session)
-        if not request.dry_run:
+        plan = plan_of(session)
+        if request.dry_run:
+            yield replace(plan, dense_seconds=dense_seconds(session))
+        else:
+            yield plan
             yield from _trained(session, folder)
         ranks.leave()
 

@@ -38,17 +38,19 @@ class Removed:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingNetwork:
-    """Args:
-    net: takes normalised images.
-    model: takes images in [0, 1]; `net` behind its normalisation.
-    device: where both are.
-    channels_last: their memory format.
-    shrink: what `prune-mask --shrink`, or this training, has cut away of the full network.
-    macs: multiply-accumulates of one image, by layer.
-    pairs: whether no part of a batch may have a single image, because of BatchNorm.
-    start: the layers to prune, and what is dead in them already.
-    checkpoint_digest: of all that was taken from a checkpoint, for a comparison with other ranks.
-    removed: how much this run has cut away.
+    """The network of a run, on its device.
+
+    Args:
+        net: takes normalised images.
+        model: takes images in [0, 1]; `net` behind its normalisation.
+        device: where both are.
+        channels_last: their memory format.
+        shrink: what `prune-mask --shrink`, or this training, has cut away of the full network.
+        macs: multiply-accumulates of one image, by layer.
+        pairs: whether no part of a batch may have a single image, because of BatchNorm.
+        start: the layers to prune, and what is dead in them already.
+        checkpoint_digest: of all that was taken from a checkpoint, for a comparison with other ranks.
+        removed: how much this run has cut away.
     """
 
     net: nn.Module

@@ -12,19 +12,21 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from starfire_cli.models import Normalized
 from starfire_cli.workflows.train.network import TrainingNetwork
-from starfire_cli.workflows.train.optim import LearningRate, build_optimizer
+from starfire_cli.workflows.train.optimizers import LearningRate, build_optimizer
 from starfire_cli.workflows.train.request import TrainRequest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """Args:
-    optimizer: over all weights that train.
-    rate: the learning rate by step.
-    epochs: in all.
-    epochs_a_round: after which learning rate and data begin again.
-    steps_per_epoch: optimizer steps, equal on all ranks.
-    ema: the moving average of the weights, if `--ema` asked for one.
+    """The optimizer of a run, with its schedule and length.
+
+    Args:
+        optimizer: over all weights that train.
+        rate: the learning rate by step.
+        epochs: in all.
+        epochs_a_round: after which learning rate and data begin again.
+        steps_per_epoch: optimizer steps, equal on all ranks.
+        ema: the moving average of the weights, if `--ema` asked for one.
     """
 
     optimizer: torch.optim.Optimizer
@@ -50,11 +52,13 @@ class Optimisation:
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """Args:
-    amp: "bf16", "fp16" or "off".
-    autocast: the context of the forward pass.
-    scaler: of the loss; does nothing but for fp16.
-    exact: the dtype of running sums.
+    """The precision of the arithmetic, and the scaling of losses that float16 needs.
+
+    Args:
+        amp: "bf16", "fp16" or "off".
+        autocast: the context of the forward pass.
+        scaler: of the loss; does nothing but for fp16.
+        exact: the dtype of running sums.
     """
 
     amp: str

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from starfire_cli.records.train import PlanLayer
-from starfire_cli.workflows.train.rounds import Tickets
 from starfire_cli.workflows.train.session import Session
+from starfire_cli.workflows.train.tickets import Tickets
 
 _SAMPLES = 1 << 12  # steps that are looked at where there are more
 _GOLDEN = 0.6180339887498949  # spreads them so that no clock of evaluations is always met or always missed

@@ -10,8 +10,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from starfire_cli.damage import Damaged
 from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.numbers import parse_list, parse_number
 from starfire_cli.options import ABOVE_0, BELOW_1, declared, option
-from starfire_cli.values import parse_list, parse_number
 from starfire_cli.workflows.options import (
     DATA_PANEL,
     DEVICE,

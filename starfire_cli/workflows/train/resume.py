@@ -1,4 +1,4 @@
-"""Saves the state of a run so that nothing is lost, and restores it to the bit."""
+"""Opens the session of a run: a new one, or one that is resumed, whose state is restored to the bit."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import Run, runs_in
 from starfire_cli.networks.fit import with_versions
 from starfire_cli.networks.model_spec import runs_code, untrusted_text
-from starfire_cli.workflows.train.alike import check_requests, check_sessions
+from starfire_cli.workflows.train.rank_checks import check_requests, check_sessions
 from starfire_cli.workflows.train.request import TrainRequest
-from starfire_cli.workflows.train.rounds import refuse_other_rounds
+from starfire_cli.workflows.train.rewinding import restore_round
 from starfire_cli.workflows.train.run_folder import RunFolder
 from starfire_cli.workflows.train.session import Session
 from starfire_cli.workflows.train.session_setup import build_session, join_ranks
 from starfire_cli.workflows.train.settings import resolve_batch_size
-from starfire_cli.workflows.train.tickets import restore_round
+from starfire_cli.workflows.train.tickets import refuse_other_rounds
 from starfire_cli.workflows.train.training_data import Decoding
 
 # What a resumed run may change; everything else is the run's own. More epochs are the paper's "extra 10 epochs".

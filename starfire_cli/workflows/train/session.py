@@ -23,9 +23,9 @@ from starfire_cli.workflows.train.network import TrainingNetwork
 from starfire_cli.workflows.train.optimisation import Optimisation, Precision
 from starfire_cli.workflows.train.position import Position
 from starfire_cli.workflows.train.request import TrainRequest
-from starfire_cli.workflows.train.rounds import Tickets
 from starfire_cli.workflows.train.settings import Pruning
 from starfire_cli.workflows.train.sparse_compute import SparseCompute
+from starfire_cli.workflows.train.tickets import Tickets
 
 if TYPE_CHECKING:
     from starfire_cli.distributed.replica import Replica
@@ -80,6 +80,12 @@ class Session:
     folder: Run | None = None
     resumed: bool
     notes: tuple[str, ...]
+
+    @property
+    def trained_images(self) -> int:
+        """The images of all epochs together, those of every round of a method that has several."""
+        epochs = self.optimisation.epochs if self.tickets is None else self.tickets.trained_epochs
+        return len(self.data.train) * epochs
 
     def noting(self, *notes: str) -> Session:
         """The session with further lines for the user."""
@@ -136,6 +142,11 @@ class Session:
         """Notices of what will be compiled on the way, as lines for the user."""
         if notice := self.pruner.warmup_notice:
             yield notice
+        if self.request.compact_state and self.pruner.kernels == "numba":
+            from starfire_cli.pruning.live_step import loops  # which imports numba
+
+            if notice := loops.warmup_notice(self.request.optimizer or ""):
+                yield notice
         if self.request.compile:
             yield "the first step waits for torch.compile, half a minute or more if nothing is cached"
 

@@ -28,11 +28,11 @@ from starfire_cli.workflows.train.network import TrainingNetwork, open_network
 from starfire_cli.workflows.train.optimisation import build_optimisation, build_precision
 from starfire_cli.workflows.train.position import Position
 from starfire_cli.workflows.train.request import TrainRequest
-from starfire_cli.workflows.train.rounds import tickets_of
 from starfire_cli.workflows.train.session import Session
 from starfire_cli.workflows.train.settings import Pruning, era_steps, fill, pruning_of, refuse_unshrinkable
 from starfire_cli.workflows.train.sparse_compute import SparseCompute, build_sparse_compute
 from starfire_cli.workflows.train.start import leave_fixed
+from starfire_cli.workflows.train.tickets import tickets_of
 from starfire_cli.workflows.train.training_data import Decoding, data_note, open_training_data, recognise_data
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from starfire_cli import options
 from starfire_cli.errors import BadOption, StarfireError
+from starfire_cli.numbers import LARGEST
 from starfire_cli.options import out_of_range
 from starfire_cli.pruning import (
     CHANNEL_METHODS,
@@ -25,7 +26,6 @@ from starfire_cli.pruning.channels.graph import trace
 from starfire_cli.pruning.codebook import Codebook, parse
 from starfire_cli.pruning.schedule import parse_era
 from starfire_cli.registry import Family
-from starfire_cli.values import LARGEST
 from starfire_cli.workflows.train.recipes import Recipe, recipe_for
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.unread_options import refuse_unread

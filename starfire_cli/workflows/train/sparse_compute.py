@@ -20,6 +20,7 @@ from starfire_cli.errors import BadOption, StarfireError
 from starfire_cli.pruning import Pruner
 from starfire_cli.sparse.compiler import missing
 from starfire_cli.sparse.training import SparseTraining
+from starfire_cli.workflows.train.layer_macs import live_macs_by_layer
 from starfire_cli.workflows.train.micro_batches import part_sizes
 from starfire_cli.workflows.train.network import TrainingNetwork
 
@@ -38,7 +39,8 @@ class SparseCompute:
         asked: auto, on or off.
         module: computes with live weights; None where that is off or impossible.
         capacity: images that go through the network together.
-        macs: multiply-accumulates of one image by layer, dense.
+        net: the network that is trained.
+        macs: multiply-accumulates of one image by its layers, dense.
         covered: live weights that the loops go over; None while they are not used.
         tried: measurements that `auto` has made.
     """
@@ -46,6 +48,7 @@ class SparseCompute:
     asked: str
     module: SparseTraining | None
     capacity: int
+    net: nn.Module
     macs: dict[str, int] = field(default_factory=dict)
     covered: int | None = None
     tried: int = 0
@@ -74,6 +77,9 @@ class SparseCompute:
         fixed = step >= pruner.era.last_step
         if self.covered is None:
             yield from self._maybe_begin(pruner, ranks, images, labels, steps - step, fixed)
+        elif fixed and not self.fixed and self._has_torch_passes():
+            yield "sparse compute: the mask is fixed; what torch computed so far is timed anew"
+            self._begin(pruner, ranks, images)
         elif live < _STALE * self.covered or (fixed and not self.fixed) or not pruner.monotone:
             self._engage(pruner)
         if self.covered is not None:
@@ -84,10 +90,9 @@ class SparseCompute:
         """Of the multiply-accumulates by live weights, those that loops over these computed in the last step."""
         if self.module is None or not self.module.engaged:
             return 0.0
-        alive = {layer.name: 1 - pruner.zeros[layer.key] / layer.weights for layer in pruner.layers}
-        live = {name: macs * alive.get(name, 1.0) for name, macs in self.macs.items()}
-        looped = {name.removeprefix("net."): share for name, share in self.module.looped().items()}  # of `Normalized`
-        return sum(live[name] * share for name, share in looped.items() if name in live) / max(1.0, sum(live.values()))
+        live, looped = live_macs_by_layer(self.macs, pruner), self.module.looped()
+        computed = sum(live.get(name, 0) * looped.get(layer, 0.0) for name, layer in self.net.named_modules())
+        return computed / max(1, sum(live.values()))
 
     def state_dict(self) -> dict[str, Any] | None:
         """The state that a resumed run needs; None while steps are dense and nothing was measured."""
@@ -105,6 +110,11 @@ class SparseCompute:
         if state["covered"] is not None:
             self._engage(pruner)
             self.covered = int(state["covered"])
+
+    def _has_torch_passes(self) -> bool:
+        """Whether torch computes a pass of a layer, which fewer live weights may have made the slower way."""
+        assert self.module is not None
+        return any(share < 1 for share in self.module.looped().values())
 
     def _engage(self, pruner: Pruner) -> None:
         assert self.module is not None
@@ -129,12 +139,7 @@ class SparseCompute:
 
     def _share(self, pruner: Pruner) -> float:
         """Of the multiply-accumulates, those by live weights."""
-        dead = sum(
-            self.macs[layer.name] * pruner.zeros[layer.key] / layer.weights
-            for layer in pruner.layers
-            if layer.name in self.macs
-        )
-        return 1 - dead / max(1, sum(self.macs.values()))
+        return sum(live_macs_by_layer(self.macs, pruner).values()) / max(1, sum(self.macs.values()))
 
     def _begin(self, pruner: Pruner, ranks: Ranks, images: Tensor) -> None:
         """Engage the loops, with the ways that rank 0 finds the fastest."""
@@ -163,12 +168,13 @@ class SparseCompute:
                 return
             try:
                 self._begin(pruner, ranks, images)
+                sparse = _seconds(module, images, labels)
             except StarfireError as error:
                 self.module, self.covered = None, None
                 module.engaged = False
                 yield f"sparse compute stays off: {error}"
                 return
-            sparse = ranks.totals(_seconds(module, images, labels))[0] / ranks.count
+            sparse = ranks.totals(sparse)[0] / ranks.count
         times = f"{1000 * sparse:.0f} ms forward and backward over live weights, {1000 * dense:.0f} ms over all"
         if sparse < _PAYS * dense:
             yield f"sparse compute: on from here, at {share:.0%} of the multiply-accumulates ({times})"
@@ -217,7 +223,7 @@ def build_sparse_compute(
         except StarfireError as error:
             raise BadOption(f"--sparse-compute on: {error}; auto leaves it off then") from None
     capacity = max(part_sizes(batch, accumulate, pairs=network.pairs))
-    return SparseCompute(asked=asked, module=module, capacity=capacity, macs=network.macs)
+    return SparseCompute(asked=asked, module=module, capacity=capacity, net=network.net, macs=network.macs)
 
 
 def _seconds(module: SparseTraining, images: Tensor, labels: Tensor, repeats: int = 2) -> float:

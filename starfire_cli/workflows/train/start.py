@@ -22,11 +22,13 @@ _PRUNED = 0.01  # the share of zeros from which on a tensor looks pruned
 
 @dataclass(kw_only=True)
 class Start:
-    """Args:
-    layers: the layers to prune.
-    left_out: (name, reason) of the others.
-    masks: what is dead already.
-    notes: lines for the user.
+    """The layers that a run begins with, and what is dead in them.
+
+    Args:
+        layers: the layers to prune.
+        left_out: (name, reason) of the others.
+        masks: what is dead already.
+        notes: lines for the user.
     """
 
     layers: list[Layer]

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from starfire_cli.records.train import Notice
 from starfire_cli.workflows.train.cuda_graph import StepGraph
 from starfire_cli.workflows.train.micro_batches import MicroBatch, parts, places
-from starfire_cli.workflows.train.optim import set_rate
+from starfire_cli.workflows.train.optimizers import set_rate
 from starfire_cli.workflows.train.session import Session
 
 
@@ -45,7 +45,7 @@ def update(
     Nothing here waits for a GPU, and steps differ in nothing but tensors, so it may be captured (`cuda_graph.py`).
     `step` is the number of steps before this one; `look` sees the sums before any weight changes.
     """
-    sums = _backward(session, images, labels, step, session.precision.scaler.scale)
+    sums = forward_backward(session, images, labels, step, session.precision.scaler.scale)
     look(sums)
     if session.pruner.adds_gradients:
         session.precision.scaler.unscale_(session.optimisation.optimizer)
@@ -84,17 +84,25 @@ def _first_gradients(session: Session) -> float:
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         images, labels = next(iter(session.data.train.batches(0)))
-        sums = _backward(session, images, labels, session.position.step, lambda loss: loss)
+        sums = forward_backward(session, images, labels, session.position.step, lambda loss: loss)
     for name, buffer in model.named_buffers():
         buffer.copy_(kept[name])
     loss, images_of_all = session.ranks.totals(float(sums[0]), len(labels))
     return loss / images_of_all
 
 
-def _backward(
+def forward_backward(
     session: Session, images: Tensor, labels: Tensor, step: int | Tensor, scaled: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Forward and backward over a batch, in its parts. Returns the summed loss and the hits, (2,)."""
+    """Forward and backward over a batch, in its parts. Returns the summed loss and the hits, (2,).
+
+    Args:
+        session: the run.
+        images: (N, C, H, W), this rank's share of a batch.
+        labels: (N,).
+        step: finished steps; with --adversarial the attack's random start depends on it.
+        scaled: makes of the loss what is gone back from.
+    """
     request, precision = session.request, session.precision
     whole = session.whole_batch(len(labels))
     sums = torch.zeros(2, dtype=precision.exact, device=labels.device)

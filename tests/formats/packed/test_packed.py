@@ -143,12 +143,12 @@ def test_what_cannot_be_packed_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_that_does_not_read_back_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from starfire_cli.formats.packed import values
+    from starfire_cli.formats.packed import live_values
 
     state, masks = small()
     pack(tmp_path / "a", state=state, masks=masks, meta={})
     before = (tmp_path / "a").read_bytes()
-    monkeypatch.setattr(values, "_rotate_left", lambda words: words)
+    monkeypatch.setattr(live_values, "_rotate_left", lambda words: words)
     with pytest.raises(StarfireError, match=r"a was not written: conv.weight, fc.weight did not read back"):
         pack(tmp_path / "a", state=state, masks=masks, meta={})
     assert (tmp_path / "a").read_bytes() == before and len(list(tmp_path.iterdir())) == 1

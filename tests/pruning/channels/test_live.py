@@ -15,7 +15,7 @@ from starfire_cli.models import build_model
 from starfire_cli.pruning import Masks
 from starfire_cli.pruning.channels.live import align_state, plan_removal, remove, settle_norms
 from starfire_cli.pruning.channels.recipe import apply_shrink, shrink_masks
-from starfire_cli.workflows.train.optim import build_optimizer
+from starfire_cli.workflows.train.optimizers import build_optimizer
 from tests.helpers.dead_channels import chain, masked, plain_net, settle, thin_out
 
 SIZE = 12

@@ -82,3 +82,13 @@ def test_optimizers_with_other_settings_take_their_own_steps() -> None:
     assert state_names(torch.optim.Adam([weight], amsgrad=True)) is None
     assert state_names(torch.optim.SGD([weight], momentum=0.9, dampening=0.1)) is None
     assert state_names(torch.optim.SGD([weight])) == ()
+
+
+@pytest.mark.skipif(not installed("numba"), reason="no numba")
+def test_a_compilation_is_announced_until_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    from starfire_cli.pruning.live_step import loops
+
+    stepped("sgd", 100, 0, compiled=True, packed=False)
+    assert loops.warmup_notice("sgd") is None
+    monkeypatch.setattr(loops, "is_compiled", lambda _: False)
+    assert "numba compiles the step of live weights" in (loops.warmup_notice("adam") or "")

@@ -18,7 +18,7 @@ from starfire_cli.sparse.export.driver import ARGUMENT, BUSY, MEMORY
 from starfire_cli.sparse.export.header import example, header
 from starfire_cli.sparse.export.module import Description
 from starfire_cli.sparse.plan import Choice, ExecutionPlan, Maps
-from starfire_cli.sparse.reading import TracedNetwork
+from starfire_cli.sparse.tracing import TracedNetwork
 from tests.helpers.exported import COMPILER, Library, export_small
 from tests.tiny import Net
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -211,9 +212,130 @@ def test_a_step_cannot_go_backward_twice() -> None:
         loss.backward()
 
 
+class Forward(nn.Module):
+    """A stem and a convolution, put together by a function."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], size: int = 9) -> None:
+        super().__init__()
+        self.stem, self.norm, self.conv = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)
+        self.narrow, self.even = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(8, 8, (3, 1), padding="same")
+        self.reflect = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+        self.drop, self.place = nn.Dropout(0.3), nn.Parameter(torch.rand(1, 8, size, size))
+        self.fc, self.calls, self.how = nn.Linear(8, CLASSES), 0, forward
+        self.register_buffer("mean", torch.zeros(1, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.how(self, self.stem(x))
+        return self.fc((x * x.sin()).mean((2, 3)))
+
+
+def both_sides(net: Any, x: Tensor) -> Tensor:
+    left, right = net.conv(torch.cat([x, x.flip(3)])).chunk(2)
+    return left + 2 * right
+
+
+def by_halves(net: Any, x: Tensor) -> Tensor:
+    halves = x.chunk(2, 1)
+    return torch.cat([net.narrow(halves[0]), halves[1]], 1)
+
+
+ODD: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a sum with one map for all images": lambda net, x: net.norm(x) + net.place,
+    "BatchNorm of one map for all images": lambda net, x: net.norm(x.mean(0, keepdim=True)) + x,
+    "BatchNorm of single pixels": lambda net, x: net.norm(x.mean((2, 3), keepdim=True)) * x,
+    "twice the images": both_sides,
+    "several tensors": by_halves,
+    "padding by name and by reflection": lambda net, x: net.reflect(net.even(x)),
+    "random numbers": lambda net, x: net.conv(net.drop(x)),
+    "a module called twice": lambda net, x: net.norm(net.conv(net.norm(net.conv(x)))),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
+def test_odd_networks_have_the_gradients_of_dense_ones(name: str, layout: torch.memory_format) -> None:
+    torch.manual_seed(1)
+    model = Forward(ODD[name]).train().to(memory_format=layout)
+    if name == "BatchNorm of single pixels":
+        model.norm = nn.BatchNorm2d(8, track_running_stats=False)
+    masks = pruned(model, 0.6)
+    dense = copy.deepcopy(model)
+    module = SparseTraining(model)
+    module.engage(masks, 18)
+    x, labels = torch.rand(18, 3, 9, 9).to(memory_format=layout), torch.randint(0, CLASSES, (18,))
+    found, expected = [], []
+    for network, values in ((module, found), (dense, expected)):
+        torch.manual_seed(2)
+        values += step(network, x, labels)
+    used = [p for p in model.parameters() if p.grad is not None]
+    for position, parameter in enumerate(used):
+        mask = masks.get(parameter, torch.tensor(True)).expand_as(parameter)
+        assert not found[2 + position][~mask].count_nonzero()
+        expected[2 + position] = expected[2 + position] * mask
+    check(found, expected, 1e-4 if name == "BatchNorm of single pixels" else 1e-5)  # which is of 18 values
+    for buffer, other in zip(model.buffers(), dense.buffers(), strict=True):
+        torch.testing.assert_close(buffer, other, rtol=1e-5, atol=1e-6)
+
+
+def counted(net: Any, x: Tensor) -> Tensor:
+    net.calls += 1
+    return net.conv(x)
+
+
+def frozen(net: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        x = net.norm(x)
+    return net.conv(x)
+
+
+def averaged(net: Any, x: Tensor) -> Tensor:
+    if net.training:
+        net.mean.add_(x.detach().mean((0, 2, 3), keepdim=True))
+    return net.conv(x - net.mean)
+
+
+LOST: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
+    "drawn by torch": (lambda net, x: net.conv(x * torch.rand(1) if net.training else x), "random numbers in Python"),
+    "drawn by Python": (lambda net, x: net.conv(x if random.random() < 0.5 else 2 * x), "random numbers in Python"),
+    "a counter": (counted, "changes its calls in every pass"),
+    "statistics of its own": (averaged, "changes its own tensors in every pass"),
+    "without gradients": (frozen, "stem.weight would get another gradient, as where .* torch.no_grad"),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_a_trace_would_lose_is_refused(name: str) -> None:
+    how, why = LOST[name]
+    model, drawn = Forward(how).train(), torch.get_rng_state()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(StarfireError, match=why):
+        SparseTraining(model).engage({}, 4)
+    assert torch.equal(torch.get_rng_state(), drawn) and not model.calls
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 def test_networks_that_cannot_be_read_say_why() -> None:
-    hooked = Smooth()
+    hooked, before = Smooth(), Smooth()
     hooked.body.register_forward_hook(lambda *_: None)
-    for model, why in ((branching(CLASSES), "cannot trace"), (hooked, "hooks"), (Smooth().double(), "float32")):
+    before.body.register_full_backward_pre_hook(lambda *_: None)
+    refused = (
+        (branching(CLASSES), "cannot trace"),
+        (hooked, "hooks"),
+        (before, "hooks"),
+        (Smooth().double(), "float32"),
+    )
+    for model, why in refused:
         with pytest.raises(StarfireError, match=why):
             SparseTraining(model).engage({}, 4)
+
+
+def test_channels_without_live_kernels_are_exactly_what_their_bias_says() -> None:
+    """A sum that is off in its last digit is noise once BatchNorm has divided by nothing."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(1)).train()
+    masks = pruned(model, 0.0)
+    with torch.no_grad():
+        model[0].bias.uniform_(0.3, 9)
+        model[1].bias.fill_(0.25)
+    module = SparseTraining(model)
+    module.engage(masks, 37)
+    assert torch.equal(module(torch.rand(37, 3, 9, 9)), torch.full((37, 8 * 49), 0.25))

@@ -14,7 +14,7 @@ from starfire_cli.formats.checkpoint.record import Checkpoint
 from starfire_cli.formats.run import Run
 from starfire_cli.pruning.masks import digest
 from starfire_cli.workflows.train.compact_state import CompactState
-from starfire_cli.workflows.train.optim import OPTIMIZERS
+from starfire_cli.workflows.train.optimizers import OPTIMIZERS
 from tests.helpers.together import run
 
 

@@ -19,7 +19,7 @@ from starfire_cli.records.train import EpochRecord, Finished, Record, Started, S
 from starfire_cli.workflows.train.loop import train
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.resume import open_session
-from starfire_cli.workflows.train.tickets import begin_round
+from starfire_cli.workflows.train.rewinding import begin_round
 from tests.helpers.together import run as run_together
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from starfire_cli.errors import BadOption
-from starfire_cli.workflows.train.optim import LearningRate
+from starfire_cli.workflows.train.optimizers import LearningRate
 from starfire_cli.workflows.train.recipes import RECIPES, recipe_for
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.settings import fill, pruning_of

@@ -16,6 +16,7 @@ from starfire_cli.pruning import Pruner
 from starfire_cli.pruning.units import Cut, apply_cuts, live_share
 from starfire_cli.records.flops import training_flops
 from starfire_cli.records.train import EpochRecord, Finished, StepRecord, TrainingPlan
+from starfire_cli.workflows.train import predicted_seconds
 from starfire_cli.workflows.train.loop import train
 from starfire_cli.workflows.train.position import Past, Position
 from starfire_cli.workflows.train.request import TrainRequest
@@ -109,8 +110,28 @@ def test_a_dry_run_says_what_is_predicted(tmp_path: Path, capsys: pytest.Capture
     assert _training_line(capsys).endswith(" dense; how much less live weights need is what has come out")
 
 
-def _training_line(capsys: pytest.CaptureFixture[str]) -> str:
-    return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("training: "))
+def test_a_dry_run_predicts_seconds_from_passes_that_it_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(number / 8 for number in range(100))  # each pass takes an eighth of a second
+    monkeypatch.setattr(predicted_seconds, "perf_counter", lambda: next(clock))
+    options = ["--model", "tests.tiny:net", "--epochs", "4", "--limit-train", "64", "--device", "cpu", "--dry-run"]
+    options += ["--batch-size", "16", "--method", "ck", "--era", "0:4", "--out", str(tmp_path)]
+    assert main(["train", *options, "--sparse-compute", "off"]) == 0
+    said = "about 2 s of dense steps on this machine"  # four epochs of four batches
+    assert _training_line(capsys, "time: ") == f"time: {said}; reading images and validation come on top"
+    assert main(["train", *options, "--adversarial", "fgsm:eps=0.1", "--accumulate", "2"]) == 0
+    line = _training_line(capsys, "time: ")
+    assert line.startswith(f"time: {said}, 1") and "if those over live weights take what their FLOPs do" in line
+    monkeypatch.setattr(predicted_seconds, "_ENOUGH", 0.1)
+    assert main(["train", *options, "--sparse-compute", "off"]) == 0  # by the first pass alone
+    assert said in capsys.readouterr().out
+    assert main(["train", *options, "--compile"]) == 0
+    assert "time: " not in capsys.readouterr().out
+
+
+def _training_line(capsys: pytest.CaptureFixture[str], head: str = "training: ") -> str:
+    return next(line for line in capsys.readouterr().out.splitlines() if line.startswith(head))
 
 
 @pytest.mark.parametrize(

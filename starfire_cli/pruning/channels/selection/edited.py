@@ -1,6 +1,6 @@
 """A trained network while a method removes channels from it: its sites, its masks and the edits.
 
-A channel that goes leaves every reader: its filter, its BatchNorm and the weights that read it become zero, and the
+A channel that goes leaves every consumer: its filter, its BatchNorm and the weights that read it become zero, and the
 masks say so. `shrink` then cuts it out, which changes nothing more.
 """
 
@@ -20,7 +20,7 @@ from starfire_cli.pruning.channels.constants import find_constants, keeps_consta
 from starfire_cli.pruning.channels.coupling import find_channels
 from starfire_cli.pruning.channels.graph import fitting_image, trace
 from starfire_cli.pruning.channels.removable import constant_taker
-from starfire_cli.pruning.channels.selection.sites import Reader, Site, find_sites
+from starfire_cli.pruning.channels.selection.sites import Consumer, Site, find_sites
 from starfire_cli.pruning.masks import Masks
 from starfire_cli.pruning.ties import masks_everywhere
 
@@ -121,8 +121,8 @@ class EditedNetwork:
 
         Args:
             numbers: of channels that are not pinned.
-            fold: let readers keep the constant that a channel carries once its BatchNorm's scale is 0. A reader that
-                pads with zeros takes it as if its maps had no border, or not at all if it has nothing to put it in.
+            fold: let consumers keep the constant that a channel carries once its BatchNorm's scale is 0. A consumer
+                that pads with zeros takes it as if its maps had no border, or not at all where it cannot keep one.
         """
         self._silence(numbers, shift=not fold)
         for name in self._owning(numbers):
@@ -133,26 +133,26 @@ class EditedNetwork:
                 if isinstance(module, nn.Conv2d):
                     self.removed[name] = self.removed.get(name, 0) + int(gone.sum())
         held = self._fold(numbers) if fold else {}
-        for reader in self.channels.readers:
-            gone = torch.isin(reader.reads_I, numbers)
-            if bool(gone.any()) and reader.name not in held:
-                self.mask(reader.name, gone.reshape(1, -1, *[1] * (self.weight(reader.name).ndim - 2)))
+        for consumer in self.channels.consumers:
+            gone = torch.isin(consumer.reads_I, numbers)
+            if bool(gone.any()) and consumer.name not in held:
+                self.mask(consumer.name, gone.reshape(1, -1, *[1] * (self.weight(consumer.name).ndim - 2)))
         still_read = torch.cat([*held.values(), numbers[:0]])
         self._silence(numbers[~torch.isin(numbers, still_read)], shift=True)
 
     @torch.no_grad()
-    def set_weight(self, reader: Reader, channels: Sequence[int], weight_KCT: Tensor) -> None:
-        """Replace a reader's weights on some channels of a site, (K, len(channels) * T); what is dead stays zero."""
-        weight, inputs_CP = self.weight(reader.name), reader.inputs_CP[list(channels)]
+    def set_weight(self, consumer: Consumer, channels: Sequence[int], weight_KCT: Tensor) -> None:
+        """Replace a consumer's weights on some channels of a site, (K, len(channels) * T); what is dead stays zero."""
+        weight, inputs_CP = self.weight(consumer.name), consumer.inputs_CP[list(channels)]
         each = weight_KCT.to(weight.device, weight.dtype).reshape(len(weight), inputs_CP.numel(), *weight.shape[2:])
         weight[:, inputs_CP.flatten().to(weight.device)] = each
-        if (alive := self.masks.get(f"{reader.name}.weight")) is not None:
+        if (alive := self.masks.get(f"{consumer.name}.weight")) is not None:
             weight.masked_fill_(~alive.to(weight.device), 0)
 
-    def alive(self, reader: Reader, channels: Sequence[int]) -> Tensor | None:
-        """The mask of a reader's weights on some channels of a site, (K, len(channels) * T); None if it has none."""
-        mask = self.masks.get(f"{reader.name}.weight")
-        return None if mask is None else mask[:, reader.inputs_CP[list(channels)].flatten()].flatten(1)
+    def alive(self, consumer: Consumer, channels: Sequence[int]) -> Tensor | None:
+        """The mask of a consumer's weights on some channels of a site, (K, len(channels) * T); None if it has none."""
+        mask = self.masks.get(f"{consumer.name}.weight")
+        return None if mask is None else mask[:, consumer.inputs_CP[list(channels)].flatten()].flatten(1)
 
     @torch.no_grad()
     def add_constant(self, layer: str, node: fx.Node, gain_K: Tensor) -> None:
@@ -185,21 +185,21 @@ class EditedNetwork:
 
     @torch.no_grad()
     def _fold(self, numbers: Tensor) -> dict[str, Tensor]:
-        """Add what silent channels carry to the readers.
+        """Add what silent channels carry to the consumers.
 
-        Returns the readers that go on reading it, and the channel numbers: `shrink` folds it into a new bias of theirs.
+        Returns the consumers that still take it, and channel numbers: `shrink` folds it into a new bias of theirs.
         """
         constants = find_constants(self.traced, masks_everywhere(self.model, self.masks), self._image)
         held: dict[str, Tensor] = {}
-        for reader in self.channels.readers:
-            gone = torch.isin(reader.reads_I, numbers)
-            carried_I = constants.reads[reader.node].nan_to_num(nan=0.0)[gone]
+        for consumer in self.channels.consumers:
+            gone = torch.isin(consumer.reads_I, numbers)
+            carried_I = constants.reads[consumer.node].nan_to_num(nan=0.0)[gone]
             if not bool(carried_I.any()):
                 continue
-            if self.takes_constants(reader.node):
-                sums_KI = self.weight(reader.name)[:, gone]
+            if self.takes_constants(consumer.node):
+                sums_KI = self.weight(consumer.name)[:, gone]
                 sums_KI = sums_KI.flatten(2).sum(2) if sums_KI.ndim == 4 else sums_KI
-                self.add_constant(reader.name, reader.node, sums_KI @ carried_I)
-            elif not isinstance(module := self.traced.module(reader.node), nn.Conv2d) or keeps_constants(module):
-                held[reader.name] = reader.reads_I[gone]
+                self.add_constant(consumer.name, consumer.node, sums_KI @ carried_I)
+            elif not isinstance(module := self.traced.module(consumer.node), nn.Conv2d) or keeps_constants(module):
+                held[consumer.name] = consumer.reads_I[gone]
         return held

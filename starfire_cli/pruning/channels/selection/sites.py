@@ -1,4 +1,4 @@
-"""Finds the convolutions whose output channels can go one by one, and the layers that read each of these channels."""
+"""Finds the convolutions whose output channels can go one by one, and the layers that consume each of them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ADDED = "its outputs are added to others"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reader:
-    """A layer that reads a site's channels: a convolution of one group, or a linear layer.
+class Consumer:
+    """A layer that consumes a site's channels: a convolution of one group, or a linear layer.
 
     Args:
         name: module name.
         node: where it is called.
         inputs_CP: the inputs that carry each channel, (C, P); behind a flattening these are its P pixels.
-        alone: whether it reads nothing but these channels.
+        alone: whether it consumes nothing but these channels.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Site:
     Args:
         layer: module name.
         numbers: the channel number of each output, (C,); no other layer's outputs have one of them.
-        readers: in the order of the graph, at least one.
+        consumers: in the order of the graph, at least one.
     """
 
     layer: str
     numbers: Tensor
-    readers: tuple[Reader, ...]
+    consumers: tuple[Consumer, ...]
 
 
 def find_sites(traced: Traced, channels: Channels, layers: Collection[str]) -> tuple[list[Site], list[tuple[str, str]]]:
@@ -106,10 +106,10 @@ def kept_counts(sites: Sequence[Site], target: float) -> list[int]:
 
 
 def _inputs_by_number(channels: Channels) -> dict[int, dict[int, list[int]]]:
-    """Channel number -> place of a reader in `channels.readers` -> its inputs that carry it."""
+    """Channel number -> place of a consumer in `channels.consumers` -> its inputs that carry it."""
     found: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for place, reader in enumerate(channels.readers):
-        for i, number in enumerate(reader.reads_I.tolist()):
+    for place, consumer in enumerate(channels.consumers):
+        for i, number in enumerate(consumer.reads_I.tolist()):
             found[number][place].append(i)
     return found
 
@@ -143,13 +143,13 @@ def _site(
         # Which of many grouped convolutions it meets would only make the list of reasons long.
         grouped = pinned[0].endswith("a grouped convolution")
         return "it meets a grouped convolution" if grouped else f"a channel of it {pinned[0]}"
-    readers = []
+    consumers = []
     for place in sorted({place for n in numbers.tolist() for place in reading.get(n, ())}):
-        reader = channels.readers[place]
+        consumer = channels.consumers[place]
         inputs = [reading.get(n, {}).get(place, []) for n in numbers.tolist()]
         if len({len(carrying) for carrying in inputs}) > 1:
-            return f"{reader.name} reads some of its channels only"
+            return f"{consumer.name} reads some of its channels only"
         inputs_CP = torch.tensor(inputs)
-        alone = inputs_CP.numel() == len(reader.reads_I)
-        readers.append(Reader(name=reader.name, node=reader.node, inputs_CP=inputs_CP, alone=alone))
-    return Site(layer=name, numbers=numbers, readers=tuple(readers)) if readers else "nothing reads it"
+        alone = inputs_CP.numel() == len(consumer.reads_I)
+        consumers.append(Consumer(name=consumer.name, node=consumer.node, inputs_CP=inputs_CP, alone=alone))
+    return Site(layer=name, numbers=numbers, consumers=tuple(consumers)) if consumers else "nothing reads it"

@@ -10,6 +10,7 @@ floats >= 0 the order is that of the integers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -36,6 +37,12 @@ def _compiled(function: Callable[..., Any]) -> Any:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:
         return numba.njit(**options)(function)
+
+
+def is_compiled(loop: Any) -> bool:
+    """Whether a loop was compiled already, by this process or one before it."""
+    place, kept = loop.stats.cache_path, f"*.{loop.py_func.__name__}-{loop.py_func.__code__.co_firstlineno}.*.nbi"
+    return bool(loop.signatures) or bool(place and any(Path(place).glob(kept)))
 
 
 @_compiled

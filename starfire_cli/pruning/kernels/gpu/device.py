@@ -96,7 +96,7 @@ def _life_at(start, offsets):
 
 @triton.jit
 def _mark(alive, k, c, r, s, where):
-    """These die."""
+    """Mark weights as dying in a mask, at (k, c, r, s)."""
     start = tl.load(alive).to(tl.pointer_type(tl.int8))
     tl.store(start + _offsets(alive, k, c, r, s), 2, mask=where)
 

@@ -1,4 +1,4 @@
-"""What can go of a network, that a channel leaves all its readers, and what readers are seen to read."""
+"""What can go of a network, that a channel leaves all its consumers, and what consumers are seen to read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from starfire_cli.errors import BadOption
 from starfire_cli.models import build_model
-from starfire_cli.pruning.channels.selection.reading import read, responses
+from starfire_cli.pruning.channels.selection.consumer_samples import responses, sample_consumers
 from starfire_cli.pruning.channels.selection.sampling import draw_places, generator, inputs_at, outputs_at
 from starfire_cli.pruning.channels.selection.sites import ADDED, fixed_convolutions, kept_counts
 from starfire_cli.pruning.channels.shrink import shrink
@@ -23,12 +23,12 @@ def test_the_convolutions_that_nothing_is_added_to() -> None:
     network = edited(tiny_resnet())
     assert [site.layer for site in network.sites] == ["blocks.0.conv1", "blocks.1.conv1", "last"]
     assert network.left == [(name, ADDED) for name in ("conv", "blocks.0.conv2", "blocks.1.conv2")]
-    assert [[r.name for r in site.readers] for site in network.sites] == [
+    assert [[r.name for r in site.consumers] for site in network.sites] == [
         ["blocks.0.conv2"],
         ["blocks.1.conv2"],
         ["fc"],
     ]
-    pixels = network.sites[-1].readers[0].inputs_CP
+    pixels = network.sites[-1].consumers[0].inputs_CP
     assert pixels.tolist() == [[4 * c + p for p in range(4)] for c in range(12)]
 
 
@@ -58,7 +58,7 @@ def test_depthwise_and_grouped_convolutions() -> None:
     ]
     network.remove(network.sites[0], [1, 6])
     assert not network.weight("1")[[0, 2, 3, 4, 5, 7]].any() and bool(network.weight("1")[[1, 6]].any())
-    assert [r.name for r in network.sites[0].readers] == ["2"] and not network.weight("2")[:, 0].any()
+    assert [r.name for r in network.sites[0].consumers] == ["2"] and not network.weight("2")[:, 0].any()
 
 
 def test_a_removed_channel_leaves_every_reader_and_shrinking_changes_nothing_more() -> None:
@@ -108,7 +108,7 @@ def test_what_came_in_dead_stays_dead_when_weights_are_replaced() -> None:
     dead = torch.zeros(8, 8, 3, 3, dtype=torch.bool)
     dead[:, 2, 0] = True
     network.mask("blocks.0.conv2", dead)
-    network.set_weight(network.sites[0].readers[0], [2, 4], torch.ones(8, 2 * 9))
+    network.set_weight(network.sites[0].consumers[0], [2, 4], torch.ones(8, 2 * 9))
     assert torch.equal(network.weight("blocks.0.conv2")[:, 2] == 0, dead[:, 2])
     assert bool((network.weight("blocks.0.conv2")[:, 4] == 1).all())
 
@@ -149,7 +149,7 @@ def test_what_a_branch_should_give_makes_up_for_its_shortcut() -> None:
     network.remove(network.sites[0], [0, 1, 2])
     now = copy.deepcopy(net)
     network.write_to(now)
-    (reading,) = read(network, network.sites[1], places=1000, wanted=True)
+    (sample,) = sample_consumers(network, network.sites[1], places=1000, wanted=True)
 
     def seen(model: nn.Module) -> dict[str, Tensor]:
         kept: dict[str, Tensor] = {}
@@ -166,10 +166,10 @@ def test_what_a_branch_should_give_makes_up_for_its_shortcut() -> None:
     lost = (before["shortcut"] - after["shortcut"]) / scale.view(-1, 1, 1)
     expected = (before["y"] + lost).flatten(2).mT.flatten(0, 1)
     assert float(lost.abs().max()) > 0.1
-    assert reading.wanted_MK is not None and torch.allclose(reading.wanted_MK, expected, atol=1e-3)
-    assert reading.x_MCT.shape == (6 * 25, 8, 9)
+    assert sample.wanted_MK is not None and torch.allclose(sample.wanted_MK, expected, atol=1e-3)
+    assert sample.x_MCT.shape == (6 * 25, 8, 9)
     assert torch.allclose(
-        torch.einsum("mct,kct->mk", reading.x_MCT, reading.weight_KCT),
+        torch.einsum("mct,kct->mk", sample.x_MCT, sample.weight_KCT),
         after["y"].flatten(2).mT.flatten(0, 1),
         atol=1e-4,
     )
@@ -208,9 +208,9 @@ def test_a_reader_of_several_sites_is_asked_for_its_own_part() -> None:
     network = edited(net, (images(4),))
     one, two = network.sites
     for site, channels in ((one, slice(0, 4)), (two, slice(4, 9))):
-        (reading,) = read(network, site, places=7, wanted=True)
-        own = torch.einsum("mct,kct->mk", reading.x_MCT, net.c.weight[:, channels].detach().flatten(2))
-        assert torch.allclose(reading.wanted_MK, own, atol=1e-4)  # type: ignore[arg-type]
+        (sample,) = sample_consumers(network, site, places=7, wanted=True)
+        own = torch.einsum("mct,kct->mk", sample.x_MCT, net.c.weight[:, channels].detach().flatten(2))
+        assert torch.allclose(sample.wanted_MK, own, atol=1e-4)  # type: ignore[arg-type]
 
 
 def test_a_target_that_leaves_nothing_of_a_layer() -> None:

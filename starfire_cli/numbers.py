@@ -11,7 +11,7 @@ from starfire_cli.errors import BadOption
 
 T = TypeVar("T", int, float)
 
-Channels = tuple[float, float, float]
+RGB = tuple[float, float, float]
 """Red, green and blue."""
 
 LARGEST = 3.4e38
@@ -65,18 +65,18 @@ def parse_input(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[1])
 
 
-def parse_mean(option: str, text: str) -> Channels:
+def parse_mean(option: str, text: str) -> RGB:
     """`0.485,0.456,0.406`, or one number for all three channels. Raises BadOption."""
     return _channels(option, text, 0.0, "from 0 to 1, such as 0.485,0.456,0.406")
 
 
-def parse_std(option: str, text: str) -> Channels:
+def parse_std(option: str, text: str) -> RGB:
     """`0.229,0.224,0.225`, or one number for all three channels. Raises BadOption."""
     # What is less, float32 cannot divide by.
     return _channels(option, text, 1e-6, "above 0 and up to 1, such as 0.229,0.224,0.225")
 
 
-def _channels(option: str, text: str, least: float, wanted: str) -> Channels:
+def _channels(option: str, text: str, least: float, wanted: str) -> RGB:
     try:
         numbers = [parse_number(part) for part in text.split(",")]
     except ValueError:

@@ -1,4 +1,4 @@
-"""Readings: what the layers that read a site's channels see of images, and what they should make of it."""
+"""Samples of what the layers that consume a site's channels see of images, and of what they should make of it."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from starfire_cli.pruning.channels.selection.sampling import (
     outputs_at,
     run_until,
 )
-from starfire_cli.pruning.channels.selection.sites import Reader, Site
+from starfire_cli.pruning.channels.selection.sites import Consumer, Site
 
 _DULL = 1e-3  # of the largest scale of a BatchNorm: below it, a channel cannot make up for anything
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """Samples of one reader of a site, at M places of images; T are the taps of its window, or the pixels of a map.
+class ConsumerSamples:
+    """Samples of one consumer of a site, at M places of images; T are the taps of its window, or the pixels of a map.
 
     Args:
-        reader: the layer.
+        consumer: the layer.
         x_MCT: its inputs that are the site's channels, as the network is now, on the CPU.
         weight_KCT: its weights on them.
         wanted_MK: what these channels should add to its outputs, so that they become the original network's; None
             where that was not asked for.
     """
 
-    reader: Reader
+    consumer: Consumer
     x_MCT: Tensor
     weight_KCT: Tensor
     wanted_MK: Tensor | None
@@ -72,69 +72,69 @@ class _Sample:
 
 
 @torch.no_grad()
-def read(network: EditedNetwork, site: Site, *, places: int, wanted: bool = False) -> list[Reading]:
-    """Samples of what the readers of a site see.
+def sample_consumers(network: EditedNetwork, site: Site, *, places: int, wanted: bool = False) -> list[ConsumerSamples]:
+    """Samples of what the consumers of a site see.
 
     Args:
         network: with images.
         site: whose channels.
         places: at most so many of an image, by chance.
-        wanted: whether to run the original network beside it for what the readers should give. One that ends a branch
+        wanted: whether to run the original network beside it for what the consumers should give. One that ends a branch
             should also make up for what the other summand lost.
     """
-    junctions = {reader.name: find_junction(network.traced, reader.node) for reader in site.readers if wanted}
-    own = {r.name: _of_channels(_taps(network.weight(r.name)), r.inputs_CP) for r in site.readers}
-    inputs: dict[str, list[Tensor]] = {reader.name: [] for reader in site.readers}
-    goals: dict[str, list[Tensor]] = {reader.name: [] for reader in site.readers}
+    junctions = {consumer.name: find_junction(network.traced, consumer.node) for consumer in site.consumers if wanted}
+    own = {r.name: _of_channels(_taps(network.weight(r.name)), r.inputs_CP) for r in site.consumers}
+    inputs: dict[str, list[Tensor]] = {consumer.name: [] for consumer in site.consumers}
+    goals: dict[str, list[Tensor]] = {consumer.name: [] for consumer in site.consumers}
     for number, images in enumerate(network.batches):
-        taken = {r.name: _draw(network, r, len(images), places, number) for r in site.readers}
+        taken = {r.name: _draw(network, r, len(images), places, number) for r in site.consumers}
         now = _samples(network, network.model, images, site, taken, junctions)
         before = now
         if wanted:
             assert network.original is not None
             before = _samples(network, network.original, images, site, taken, junctions)
-        for reader in site.readers:
-            name, seen, was = reader.name, now[reader.name], before[reader.name]
-            x_MCT = _of_channels(seen.x, reader.inputs_CP)
+        for consumer in site.consumers:
+            name, seen, was = consumer.name, now[consumer.name], before[consumer.name]
+            x_MCT = _of_channels(seen.x, consumer.inputs_CP)
             inputs[name].append(x_MCT.cpu())
             goal = was.y
             junction = junctions.get(name)
             if junction is not None and seen.shortcut is not None and was.shortcut is not None:
                 goal = goal + (was.shortcut - seen.shortcut) * _before_norm(network.model, junction)
-            if not reader.alone:  # what the other channels give is not these channels' to mend
+            if not consumer.alone:  # what the other channels give is not these channels' to mend
                 goal = goal - (seen.y - torch.einsum("mct,kct->mk", x_MCT, own[name]))
             goals[name].append(goal.cpu())
     return [
-        Reading(
-            reader=reader,
-            x_MCT=torch.cat(inputs[reader.name]),
-            weight_KCT=own[reader.name].cpu(),
-            wanted_MK=torch.cat(goals[reader.name]) if wanted else None,
+        ConsumerSamples(
+            consumer=consumer,
+            x_MCT=torch.cat(inputs[consumer.name]),
+            weight_KCT=own[consumer.name].cpu(),
+            wanted_MK=torch.cat(goals[consumer.name]) if wanted else None,
         )
-        for reader in site.readers
+        for consumer in site.consumers
     ]
 
 
-def check_samples(network: EditedNetwork, site: Site, reader: Reader, *, places: int, needed: int) -> None:
-    """Raises BadOption where a fit has more unknowns than there are samples of a reader.
+def check_samples(network: EditedNetwork, site: Site, consumer: Consumer, *, places: int, needed: int) -> None:
+    """Raises BadOption where a fit has more unknowns than there are samples of a consumer.
 
     Args:
         network: with images.
         site: whose channels it reads.
-        reader: the layer.
+        consumer: the layer.
         places: at most so many of an image.
         needed: the number of unknowns.
     """
-    images, each = sum(map(len, network.batches)), min(places, network.places(reader.node))
+    images, each = sum(map(len, network.batches)), min(places, network.places(consumer.node))
     if images * each < needed:
         raise BadOption(
-            f"--calibrate {images} gives {images * each} samples of {reader.name}, and {needed} unknowns are fitted to "
-            f"them; at least --calibrate {-(-needed // each)}, or exempt {site.layer} with --keep-dense"
+            f"--calibrate {images} gives {images * each} samples of {consumer.name}, and {needed} unknowns are fitted "
+            f"to them; at least --calibrate {-(-needed // each)}, or exempt {site.layer} with --keep-dense"
         )
 
 
 def responses(network: EditedNetwork, sites: Sequence[Site], pool: str) -> list[Tensor]:
-    """The inputs of the first reader of each site by image and channel, (N, C), pooled over the map.
+    """The inputs of the first consumer of each site by image and channel, (N, C), pooled over the map.
 
     Args:
         network: with images.
@@ -144,7 +144,8 @@ def responses(network: EditedNetwork, sites: Sequence[Site], pool: str) -> list[
     found: list[list[Tensor]] = [[] for _ in sites]
     for images in network.batches:
         watched: list[tuple[fx.Node, Seen]] = [
-            (site.readers[0].node, partial(_pool, site, pool, parts)) for site, parts in zip(sites, found, strict=True)
+            (site.consumers[0].node, partial(_pool, site, pool, parts))
+            for site, parts in zip(sites, found, strict=True)
         ]
         run_until(network.model, network.traced.root.graph, images.to(network.device), watched)
     return [torch.cat(parts) for parts in found]
@@ -173,13 +174,15 @@ def _samples(
     taken: dict[str, Tensor],
     junctions: dict[str, Junction | None],
 ) -> dict[str, _Sample]:
-    """The readers' samples on one batch, by name, at the places `taken`."""
-    samples = {reader.name: _Sample() for reader in site.readers}
+    """The consumers' samples on one batch, by name, at the places `taken`."""
+    samples = {consumer.name: _Sample() for consumer in site.consumers}
     watched: list[tuple[fx.Node, Seen]] = []
-    for reader in site.readers:
-        layer, sample, places = model.get_submodule(reader.name), samples[reader.name], taken[reader.name]
-        watched.append((reader.node, partial(_see_layer, layer, sample, places, network.found.shapes[reader.node][-1])))
-        if (junction := junctions.get(reader.name)) is not None:
+    for consumer in site.consumers:
+        layer, sample, places = model.get_submodule(consumer.name), samples[consumer.name], taken[consumer.name]
+        watched.append(
+            (consumer.node, partial(_see_layer, layer, sample, places, network.found.shapes[consumer.node][-1]))
+        )
+        if (junction := junctions.get(consumer.name)) is not None:
             watched.append((junction.node, partial(_see_sum, sample, places, junction.other)))
     run_until(model, network.traced.root.graph, images.to(network.device), watched)
     return samples
@@ -203,14 +206,14 @@ def _see_sum(sample: _Sample, places_NP: Tensor, other: int, args: tuple[Any, ..
 
 def _pool(site: Site, pool: str, parts: list[Tensor], args: tuple[Any, ...]) -> None:
     seen = args[0].flatten(2) if args[0].ndim == 4 else args[0][:, :, None]
-    seen_NC = seen[:, site.readers[0].inputs_CP.to(seen.device)].flatten(2)
+    seen_NC = seen[:, site.consumers[0].inputs_CP.to(seen.device)].flatten(2)
     parts.append((seen_NC.amax(2) if pool == "max" else seen_NC.mean(2)).cpu())
 
 
-def _draw(network: EditedNetwork, reader: Reader, images: int, each: int, batch: int) -> Tensor:
-    """The places of a reader's output where a batch is looked at, the same ones whenever it is asked for."""
-    draws = generator(network.seed, reader.name, batch)
-    return draw_places(images, network.places(reader.node), each, draws)
+def _draw(network: EditedNetwork, consumer: Consumer, images: int, each: int, batch: int) -> Tensor:
+    """The places of a consumer's output where a batch is looked at, the same ones whenever it is asked for."""
+    draws = generator(network.seed, consumer.name, batch)
+    return draw_places(images, network.places(consumer.node), each, draws)
 
 
 def _taps(weight: Tensor) -> Tensor:

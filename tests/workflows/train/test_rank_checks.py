@@ -86,10 +86,10 @@ def test_other_data_are_named_on_every_rank(
 
 def test_other_numbers_of_batches_never_wait_whatever_was_compared(tmp_path: Path) -> None:
     def unseen(out: Path) -> str:
-        from starfire_cli.workflows.train import alike
+        from starfire_cli.workflows.train import rank_checks
         from starfire_cli.workflows.train import resume as resuming
 
-        resuming.check_requests = alike.check_requests = lambda request, ranks: None  # type: ignore[assignment]
+        resuming.check_requests = rank_checks.check_requests = lambda request, ranks: None  # type: ignore[assignment]
         resuming.check_sessions = lambda session, ranks: None  # type: ignore[assignment]
         return run(out, limit_train=322 if os.environ["RANK"] == "0" else 128)[0]
 

@@ -14,15 +14,17 @@ USUAL = (0.2, 0.6)  # of the training, where the method has no share of its own
 
 
 @dataclass(frozen=True, kw_only=True)
-class When:
-    """Args:
-    era: first and last, as shares of the training.
-    era_epochs: in epochs.
-    era_steps: in optimizer steps.
-    total_steps: optimizer steps of the training.
-    steps_per_epoch: optimizer steps of an epoch.
-    ramp: see `Era`.
-    mask_every: see `Era`.
+class EraOptions:
+    """The era as a caller gives it, in one of three units.
+
+    Args:
+        era: first and last, as shares of the training.
+        era_epochs: in epochs.
+        era_steps: in optimizer steps.
+        total_steps: optimizer steps of the training.
+        steps_per_epoch: optimizer steps of an epoch.
+        ramp: see `Era`.
+        mask_every: see `Era`.
     """
 
     era: tuple[float, float] | None = None
@@ -34,7 +36,7 @@ class When:
     mask_every: int = 1
 
 
-def era_of(when: When, pruning: Pruning) -> Era:
+def era_of(when: EraOptions, pruning: Pruning) -> Era:
     """The era in steps. Raises BadOption for what is missing, contradicts itself, or has no place in the training."""
     given = {n: v for n in ("era", "era_epochs", "era_steps") if (v := getattr(when, n)) is not None}
     for name in ("total_steps", "steps_per_epoch"):
@@ -57,7 +59,7 @@ def era_of(when: When, pruning: Pruning) -> Era:
     return Era(first_step=first, last_step=last, ramp=when.ramp, mask_every=when.mask_every)
 
 
-def _steps(when: When, pruning: Pruning) -> tuple[int, int]:
+def _steps(when: EraOptions, pruning: Pruning) -> tuple[int, int]:
     if when.era_steps is not None:
         first, last = _pair("era_steps", when.era_steps, "(1000, 5000)")
         if first != int(first) or last != int(last):

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from starfire_cli.attacks._sizes import parse_sizes
 from starfire_cli.cli import build_app, commands, explain
 from starfire_cli.errors import BadOption
+from starfire_cli.numbers import parse_input, parse_number, parse_whole
 from starfire_cli.pruning import CONV_METHODS
 from starfire_cli.runtime import pick_device
-from starfire_cli.values import parse_input, parse_number, parse_whole
 from starfire_cli.workflows.train.request import TrainRequest
 from starfire_cli.workflows.train.settings import fill
 

@@ -49,7 +49,7 @@ def _symbols(symbols: Words, counts: NDArray[np.intp], out: StreamWriter) -> Non
     out.symbols(position[symbols], alphabet)
 
 
-class Values:
+class LiveValues:
     """The live values of a layer, read in pieces so that no memory beyond the layer's own is needed.
 
     Args:
@@ -76,7 +76,7 @@ class Values:
             self._planes = [np.frombuffer(data.blob(2 * count), "<u2") for _ in range(dtype.bits // 16 - 1)]
 
     def words(self, start: int, stop: int) -> Words:
-        """Values `start` to `stop`, as words."""
+        """LiveValues `start` to `stop`, as words."""
         dtype = self._dtype
         words: Words = self._first.take(self._index[start:stop], mode="wrap")  # quicker than clip; both are in range
         if dtype.bytes > 1 and self._has_rest:
