@@ -1,10 +1,12 @@
 """Measures size and speed of packed ResNet50s, against a lower bound and other formats.
 
-    python benchmarks/pack.py [--weights init|trained-like] [--rows ck80,...] [--checkpoint FILE ...] [--out FILE.json]
+    python benchmarks/pack.py [--weights init|trained-like] [--rows ck80,...] [--checkpoint FILE ...] [--sizes]
+                              [--out FILE.json]
 
 Sizes are of files on disk; the bound is computed here, without the package's own code. "Unpack" is from the file (in
 the page cache) to a state dict of dense tensors in memory, the best of --repeat; "pack" is from a state dict to a file
-on disk, fsync and the reading back that starfire does included. Peers that are not installed are left out.
+on disk, fsync and the reading back that starfire does included. `--sizes` times nothing, for a busy machine. Peers that
+are not installed are left out.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ ROWS = {
 }
 
 
-def measure(state: State, masks: State, repeat: int, *, thorough: bool) -> dict[str, Any]:
+def measure(state: State, masks: State, repeat: int, *, thorough: bool, sizes: bool) -> dict[str, Any]:
     """All ways on one network."""
     dense = sum(tensor.nbytes for tensor in state.values())
     least = bound(state, masks)
@@ -48,6 +50,10 @@ def measure(state: State, masks: State, repeat: int, *, thorough: bool) -> dict[
             write(path)
             packing = time.perf_counter() - started
             size = path.stat().st_size
+            if sizes:
+                result["ways"][name] = {"bytes": size, "of_bound": size / least}
+                print(f"  {name:34} {size / 1e6:8.3f} MB  {size / least:6.3f} of the bound", flush=True)
+                continue
             unpacking = min(timed(lambda read=read, path=path: read(path)) for _ in range(repeat))  # type: ignore[misc]
         row = {"bytes": size, "of_bound": size / least, "pack_seconds": packing, "unpack_seconds": unpacking}
         result["ways"][name] = row | {"unpack_gb_per_second": dense / unpacking / 1e9}
@@ -74,21 +80,21 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, action="append", default=[], help="also measure this checkpoint")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--thorough", action="store_true", help="also zstd -19 of everything, a minute a row")
+    parser.add_argument("--sizes", action="store_true", help="sizes alone, without times")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     warnings.simplefilter("ignore")  # torch about its own sparse tensors
     results: dict[str, Any] = {"where": where(torch.device("cpu")), "rows": {}}
+    only = {"thorough": given.thorough, "sizes": given.sizes}
     kinds = ("init", "trained-like") if given.weights == "both" else (given.weights,)
     for row in filter(None, given.rows.split(",")):
         for weights in kinds:
             print(f"ResNet50, {row}, {weights} weights")
-            results["rows"][f"{row} {weights}"] = measure(
-                *resnet50(weights, *ROWS[row]), given.repeat, thorough=given.thorough
-            )
+            results["rows"][f"{row} {weights}"] = measure(*resnet50(weights, *ROWS[row]), given.repeat, **only)
     for path in given.checkpoint:
         print(path)
         loaded = checkpoint.load(path)
-        results["rows"][str(path)] = measure(loaded.state, loaded.masks or {}, given.repeat, thorough=given.thorough)
+        results["rows"][str(path)] = measure(loaded.state, loaded.masks or {}, given.repeat, **only)
     if given.out:
         given.out.write_text(json.dumps(results, indent=2) + "\n")
 

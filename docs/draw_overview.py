@@ -22,7 +22,7 @@ from starfire_cli.records.plot import Material, NetworkPicture, RunHistory  # no
 from starfire_cli.report.plot.kinds import draw  # noqa: E402
 from starfire_cli.report.plot.saving import save_figures  # noqa: E402
 
-RUNS = {"dense-s0": ("dense", 0.0), "ck-t0.6-s0": ("ck", 0.6), "window-t0.6-s0": ("window", 0.6)}
+RUNS = {"dense-s0": ("dense", 0.0), "ck-t0.6-s0": ("ck", 0.6), "window-t0.6-s0": ("window:max_nonzero=2", 0.6)}
 ERA = (0.0, 5.0)  # epochs: a quarter of these runs' 20, as the recipe has it
 SHOWN = "window-t0.6-s0"  # whose layers are drawn
 

@@ -137,4 +137,5 @@ def _beside(sources: Sources) -> Path:
     """The default path of pictures: in the run's folder, or in the one that holds all that was drawn."""
     folders = [run.path for run in sources.runs] or [path.parent for path in sources.checkpoints]
     folders = folders or [curve.file.parent for curve in sources.curves]
-    return Path(os.path.commonpath([folder.resolve() for folder in folders])) / "plot.png"
+    common, here = Path(os.path.commonpath([folder.resolve() for folder in folders])), Path.cwd()
+    return (common.relative_to(here) if common.is_relative_to(here) else common) / "plot.png"

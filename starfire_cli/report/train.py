@@ -91,8 +91,7 @@ class _Screen:
             self._console.print(note, markup=False)
         if self._plan is not None:
             show_settings(self._console, self._plan)
-        verb = "going on in" if record.resumed else "run folder"
-        self._console.print(f"{verb} {record.run}", markup=False)
+        self._console.print(_opening(record), markup=False)
         if self._console.is_terminal:
             roomy = self._console.width >= 100
             self._progress = Progress(
@@ -202,6 +201,13 @@ class _Screen:
         """Shows the plan, if nothing came after it."""
         if self._plan is not None and not self._shown_plan:
             show_plan(self._console, self._plan)
+
+
+def _opening(record: Started) -> str:
+    """The line of a run that begins, goes on, or has nothing left to train."""
+    if record.resumed and record.epoch >= record.epochs:
+        return f"{record.run} is trained to its end, {record.epochs} epochs; a larger --epochs goes on"
+    return f"{'going on in' if record.resumed else 'run folder'} {record.run}"
 
 
 def _cost(r: Finished) -> list[tuple[str, str]]:

@@ -78,12 +78,14 @@ class Engine:
     Args:
         name: for programs; `label` for people.
         ready: makes everything ready, and returns what is timed; raises whatever it likes.
+        missing: a line that says why it cannot even begin, such as a package that is not installed; None if it can.
         sparse: whether it makes use of zeros.
     """
 
     name: str
     label: str
     ready: Callable[[BenchJob], Run]
+    missing: Callable[[BenchJob], str | None] = lambda job: None
     sparse: bool = False
 
 
@@ -104,15 +106,11 @@ def _compiled(job: BenchJob) -> Run:
 
 
 def _onnxruntime(job: BenchJob) -> Run:
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise StarfireError('onnxruntime is not installed (pip install "starfire-cli[onnx]")')
     run = open_session(job.graph.written(), threads=job.threads, images=len(job.images))
     return lambda: run(job.images)
 
 
 def _openvino(job: BenchJob) -> Run:
-    if importlib.util.find_spec("openvino") is None:
-        raise StarfireError('openvino is not installed (pip install "starfire-cli[bench]")')
     path = job.graph.written()
     import openvino
 
@@ -131,9 +129,21 @@ def _openvino(job: BenchJob) -> Run:
     return lambda: torch.from_numpy(request.infer(pixels, share_inputs=True, share_outputs=True)[0])
 
 
+def _without(package: str, extra: str) -> Callable[[BenchJob], str | None]:
+    def missing(job: BenchJob) -> str | None:
+        if importlib.util.find_spec(package) is None:
+            return f'{package} is not installed (pip install "starfire-cli[{extra}]")'
+        return None
+
+    return missing
+
+
+def _no_sparse_network(job: BenchJob) -> str | None:
+    return job.sparse if isinstance(job.sparse, str) else None
+
+
 def _starfire(job: BenchJob) -> Run:
-    if isinstance(job.sparse, str):
-        raise StarfireError(job.sparse)
+    assert not isinstance(job.sparse, str), "asked by `missing`"
     job.sparse.choices(tuple(job.images.shape))
     return _in_inference(job.sparse, job.images)
 
@@ -153,8 +163,8 @@ ENGINES = (
     Engine(name=PLAIN, label="torch, contiguous", ready=_contiguous),
     Engine(name="torch-channels-last", label="torch, channels_last", ready=_channels_last),
     Engine(name=COMPILED, label="torch.compile, frozen", ready=_compiled),
-    Engine(name=ONNX, label="ONNX Runtime", ready=_onnxruntime),
-    Engine(name="openvino", label="OpenVINO", ready=_openvino),
-    Engine(name="starfire", label="starfire, live weights", ready=_starfire, sparse=True),
+    Engine(name=ONNX, label="ONNX Runtime", ready=_onnxruntime, missing=_without("onnxruntime", "onnx")),
+    Engine(name="openvino", label="OpenVINO", ready=_openvino, missing=_without("openvino", "bench")),
+    Engine(name="starfire", label="starfire, live weights", ready=_starfire, missing=_no_sparse_network, sparse=True),
 )
 """In the order in which they are shown; the first is what the others' outputs are compared with."""

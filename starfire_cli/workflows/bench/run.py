@@ -135,8 +135,12 @@ def _timings(
     runs: dict[str, Run] = {}
     expected: Tensor | None = None
     for engine in engines:
-        yield BenchProgress(text=f"{batch}: {engine.label} is made ready")
         timing = Timing(name=engine.name, label=engine.label, sparse=engine.sparse)
+        problem = engine.missing(job)
+        if problem is not None:
+            found[engine.name] = replace(timing, problem=problem)
+            continue
+        yield BenchProgress(text=f"{batch}: {engine.label} is made ready")
         started = perf_counter()
         try:
             run = engine.ready(job)

@@ -76,6 +76,8 @@ def export_checkpoint(request: ExportRequest) -> Iterator[ExportOutcome]:
         told = "are NaN or infinite" if made.difference == inf else f"differ by {made.difference:.2g} of the largest"
         raise StarfireError(f"nothing was written: the logits of what was made {told}, those of the network are right")
     written = _write(folder, made.files)
+    if _removed_stale_library(folder / f"lib{name}.so", made.files):
+        yield ExportNote(text=f"{folder / f'lib{name}.so'} was removed: it was of an earlier export")
     yield ExportedFiles(
         input=path,
         name=name,
@@ -151,6 +153,17 @@ def _is_of_others(path: Path) -> bool:
         return False
     with open(path, "rb") as file:
         return b"starfire" not in file.read(4096)
+
+
+def _removed_stale_library(library: Path, made: Mapping[str, bytes]) -> bool:
+    """Remove the library of an earlier export where this one linked none: NAME.py would load it for this network."""
+    if library.name in made or f"{library.stem.removeprefix('lib')}.o" not in made or not library.exists():
+        return False
+    try:
+        library.unlink()
+    except OSError as error:
+        raise disk_problem(error, library) or error from None
+    return True
 
 
 def _write(folder: Path, content: Mapping[str, bytes]) -> list[Path]:

@@ -125,6 +125,7 @@ def test_what_a_person_sees(pruned: Path, capsys: Capture, monkeypatch: pytest.M
     (conv2,) = [line.split() for line in lines if line.startswith("conv2 ")]
     assert conv2[1:3] == ["12x8x3x3", "0.500"] and conv2[-1] == "1/2.0"
     assert "torch, contiguous is made ready" in err
+    assert "OpenVINO is made ready" not in err and "ONNX Runtime is made ready" not in err
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("FORCE_COLOR", "1")  # as if a terminal were there
     monkeypatch.setenv("TERM", "dumb")

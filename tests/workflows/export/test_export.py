@@ -148,10 +148,13 @@ def test_without_a_linker_the_command_is_told(
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     out = tmp_path / "arm"
+    out.mkdir()
+    (out / "libnine_of_10.so").write_bytes(b"of an earlier export")
     code, told, err = run(capsys, checkpoint, "--target", "aarch64", "--mean", "0.5", "--std", "0.25", "--out", out)
     assert code == 0, err
     told = " ".join(told.split())
     assert "libnine_of_10.so was not linked: no aarch64-linux-gnu-gcc is installed" in told
+    assert "libnine_of_10.so was removed: it was of an earlier export" in told
     assert "to link it: aarch64-linux-gnu-gcc -shared -nostartfiles -s -o libnine_of_10.so nine_of_10.o" in told
     assert not (out / "libnine_of_10.so").exists() and (out / "nine_of_10.o").exists()
 

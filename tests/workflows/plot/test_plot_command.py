@@ -72,11 +72,14 @@ def test_a_single_kind_is_the_file_itself_and_the_same_every_time(tmp_path: Path
     assert files[0] == files[1]
 
 
-def test_a_checkpoint_is_drawn_beside_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_is_drawn_beside_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_checkpoint(tmp_path / "net.pt")
-    assert plot(tmp_path / "net.pt", "-k", "layers") == 0
+    monkeypatch.chdir(tmp_path)
+    assert plot("net.pt", "-k", "layers") == 0
     assert (tmp_path / "plot-layers.png").exists()
-    capsys.readouterr()
+    assert capsys.readouterr().out.splitlines() == ["written plot-layers.png"]
     assert plot(tmp_path / "net.pt", "-k", "kernels", "--layer", "nope*") == 2
     assert "conv, fc" in capsys.readouterr().err
 

@@ -46,7 +46,7 @@ def overview_figure(
         layers,
         x="layer, from input to output",
         y="sparsity (%)",
-        title=f"{titles([network])[0]}: {100 * network.inspection.sparsity_prunable:.1f} % of all prunable weights",
+        title=f"{titles([network])[0]}: {100 * network.inspection.sparsity_prunable:.1f} % of prunable weights",
     )
     layers.set_xlim(-0.6, len(network.inspection.layers) - 0.4)
     whole(layers)
