@@ -84,8 +84,15 @@ def explodes(num_classes: int) -> nn.Module:
     return Explodes(num_classes)
 
 
+class ExplodesOnTheSecond(Explodes):
+    """The same network on all ranks, as they have to be."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if os.environ.get("RANK") == "1" else Net.forward(self, x)
+
+
 def explodes_on_the_second(num_classes: int) -> nn.Module:
-    return (Explodes if os.environ.get("RANK") == "1" else Net)(num_classes)
+    return ExplodesOnTheSecond(num_classes)
 
 
 class Narrow(nn.Module):

@@ -355,10 +355,10 @@ def test_onnx_computes_the_same(cli: Cli, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     write(tmp_path / "a.pt")
-    code, out, _ = cli("compress", "a.pt", "--to", "onnx")
+    code, out, _ = cli("compress", "a.pt", "--to", "onnx", "--model", "tests.tiny:net")
     assert code == 0 and "onnxruntime's logits differ by" in out
     session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"))
     pixels = torch.rand(5, 3, 16, 16)
     (logits,) = session.run(None, {"pixels": pixels.numpy()})
-    expected = starfire_cli.load_model(tmp_path / "a.pt")(pixels)
+    expected = starfire_cli.load_model(tmp_path / "a.pt", model="tests.tiny:net")(pixels)
     assert torch.allclose(torch.from_numpy(logits), expected, atol=1e-5)
