@@ -12,17 +12,9 @@ import torch
 import starfire_cli as starfire
 from starfire_cli.api._types import check_arguments
 from starfire_cli.errors import StarfireError
-from tests.workflows.attach.loops import made, trained
+from tests.workflows.attach.loops import made
 
 BATCH = [(torch.rand(4, 3, 7, 7), torch.tensor([0, 1, 2, 3]))]
-
-
-@pytest.fixture(scope="module")
-def pruned(tmp_path_factory):
-    model, optimizer = made()
-    pruner = starfire.attach(model, optimizer, method="gmp", target=0.6, era_steps=(2, 10))
-    trained(model, optimizer)
-    return pruner, starfire.save(tmp_path_factory.mktemp("typed") / "model.pt", pruner)
 
 
 def attach(**options):

@@ -19,14 +19,6 @@ from tests.workflows.attach.loops import made, trained
 BATCH = [(torch.rand(4, 3, 7, 7), torch.tensor([0, 1, 2, 3]))]
 
 
-@pytest.fixture(scope="module")
-def pruned(tmp_path_factory):
-    model, optimizer = made()
-    pruner = starfire.attach(model, optimizer, method="gmp", target=0.6, era_steps=(2, 10))
-    trained(model, optimizer)
-    return pruner, starfire.save(tmp_path_factory.mktemp("saved") / "model.pt", pruner)
-
-
 @pytest.mark.parametrize(
     ("text", "python"),
     [
