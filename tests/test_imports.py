@@ -23,7 +23,7 @@ FLOORS = [
     {"records"},  # plain values that workflows make and reports show
     {"formats", "sparse", "distributed"},
     {"models", "data", "attacks", "pruning"},
-    {"own_code", "registry", "runtime"},
+    {"heap", "own_code", "registry", "runtime"},
     {"damage", "options"},
     {"labels", "markup", "numbers", "text"},
     {"errors", "output", "version"},

@@ -6,8 +6,9 @@ never end in the middle of a register. N is a multiple of the vector's lanes; wh
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from starfire_cli.sparse.training.map_memory import MAP_MEMORY
 
 _LARGE = 1024  # floats (4 KB): from here on channels lie apart so that they do not meet in the same lines of a cache
 _APART = 144  # floats, beyond whole multiples of it
@@ -24,7 +25,7 @@ def new_map(channels: int, rows: int, columns: int, images: int) -> Tensor:
     if plane >= _LARGE:
         plane += (_APART - plane) % _LARGE
     strides = (plane, columns * images, images, 1)
-    return torch.empty(channels * plane).as_strided((channels, rows, columns, images), strides)
+    return MAP_MEMORY.floats(channels * plane).as_strided((channels, rows, columns, images), strides)
 
 
 def like(other: Tensor) -> Tensor:

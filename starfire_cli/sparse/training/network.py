@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from starfire_cli.errors import StarfireError
+from starfire_cli.heap import trim_heap
 from starfire_cli.pruning.channels.graph import fitting_image, trace
 from starfire_cli.sparse import compiler
 from starfire_cli.sparse.aliases import check_reading, mutates_aliases
@@ -17,6 +18,7 @@ from starfire_cli.sparse.training.checks import check_gradients, check_python
 from starfire_cli.sparse.training.choosing import choose_ways
 from starfire_cli.sparse.training.convolution import PASSES, LiveConvolution, Pass, Way, way_of
 from starfire_cli.sparse.training.geometry import ConvShape, Pair
+from starfire_cli.sparse.training.map_memory import MAP_MEMORY
 from starfire_cli.sparse.training.maps import padded
 from starfire_cli.sparse.training.norm import MapNorm
 from starfire_cli.sparse.training.reading import ConvolutionNode, NormNode, TracedTraining, padding_of, read
@@ -60,12 +62,20 @@ class SparseTraining(nn.Module):
         self._masks = {id(weight): mask for weight, mask in masks.items()}
         for layer in self._convolutions.values():
             layer.update(self._masks.get(id(layer.weight)))
+        if not self.engaged:
+            trim_heap()  # which held the maps of dense steps
         self._capacity, self.engaged = images, True
+
+    def release_memory(self) -> None:
+        """Give back to the system what maps leave from step to step; the next step asks for it anew."""
+        MAP_MEMORY.release()
 
     def choose(self, pixels: Sequence[int]) -> None:
         """Time the ways of each layer, for images (C, H, W) and whole batches, and keep the fastest."""
         self._plan(torch.empty((self._capacity, *pixels), device="meta"))
         choose_ways(self._convolutions.values())
+        self.release_memory()
+        trim_heap()
 
     def ways(self) -> dict[str, dict[str, Any]]:
         """The ways of all layers, as plain values; `take_ways` takes them back."""
@@ -93,6 +103,7 @@ class SparseTraining(nn.Module):
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """The model's result."""
         if not self.engaged or not self._takes(images_NCHW):
+            self.release_memory()
             result: Tensor = self.model(images_NCHW)
             return result
         keep = torch.is_grad_enabled()

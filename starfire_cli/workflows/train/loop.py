@@ -10,6 +10,7 @@ from time import perf_counter
 from starfire_cli import runtime
 from starfire_cli.distributed.ranks import Ranks
 from starfire_cli.formats.run import Run
+from starfire_cli.heap import keep_heap
 from starfire_cli.records.train import Notice, Record, Started
 from starfire_cli.workflows.train.describe import plan_of
 from starfire_cli.workflows.train.epoch_end import end_epoch
@@ -64,6 +65,8 @@ def train(
 def _trained(session: Session, folder: RunFolder) -> Iterator[Record]:
     session = with_step_graph(replace(session, folder=Run(session.ranks.only_first(lambda: folder.open(session)))))
     run, position, optimisation = session.run, session.position, session.optimisation
+    if session.network.device.type == "cpu":
+        keep_heap()
     yield Started(
         run=run.path,
         epoch=position.epoch,
@@ -125,6 +128,7 @@ def _one_epoch(session: Session, signals: Signals) -> Generator[Record, None, Se
             yield stopped(session, signals)
             return session
     meter.settle()
+    session.sparse.release_memory()
     session = remove_channels(session)
     yield from end_epoch(session, signals)
     return session

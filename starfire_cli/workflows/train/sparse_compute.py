@@ -86,6 +86,11 @@ class SparseCompute:
             self.fixed = fixed
             self.module.engaged = not pruner.reads_gradients
 
+    def release_memory(self) -> None:
+        """Give back the memory of maps that no step uses, before the network is validated."""
+        if self.module is not None:
+            self.module.release_memory()
+
     def computed_share(self, pruner: Pruner) -> float:
         """Of the multiply-accumulates by live weights, those that loops over these computed in the last step."""
         if self.module is None or not self.module.engaged:
