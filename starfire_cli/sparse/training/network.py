@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,13 +58,15 @@ class SparseTraining(nn.Module):
 
         Raises StarfireError with the reason where the network cannot be.
         """
+        if not self.engaged:
+            trim_heap()  # which held the maps of dense steps
         if not self._readings:
             self.check()
+            gc.collect()  # a trace's copy of the network refers to itself
+            trim_heap()
         self._masks = {id(weight): mask for weight, mask in masks.items()}
         for layer in self._convolutions.values():
             layer.update(self._masks.get(id(layer.weight)))
-        if not self.engaged:
-            trim_heap()  # which held the maps of dense steps
         self._capacity, self.engaged = images, True
 
     def release_memory(self) -> None:
