@@ -1,4 +1,4 @@
-"""Measures a whole training run with `--sparse-compute auto` beside one with `off`: seconds of each part, and accuracy.
+"""Measures a whole training run with `--sparse-compute auto` beside one with `off`: seconds of each part, memory, and accuracy.
 
     python benchmarks/sparse_run.py --data cifar10:PATH [--target 0.8] [--epochs 10] [--limit-train 12800] [--seeds 0,1]
 
@@ -10,6 +10,7 @@ validation and saving are in them.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,9 +34,12 @@ def trained(out: Path, way: str, seed: int, given: argparse.Namespace) -> dict[s
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "starfire_cli", "train", *words]
-    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stdout[-2000:])
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        printed = process.stdout.read() if process.stdout is not None else ""
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(printed[-2000:])
     rows = Run(out / way).read_metrics()
     first, last = Run(out / way).read_config()["pruning"]["era"]
     parts = {"dense": 0.0, "era": 0.0, "fixed": 0.0}
@@ -44,9 +48,10 @@ def trained(out: Path, way: str, seed: int, given: argparse.Namespace) -> dict[s
     return {
         "seconds": round(rows[-1]["elapsed_seconds"], 1),
         "seconds_by_part": {name: round(taken, 1) for name, taken in parts.items()},
+        "MiB": round(used.ru_maxrss / 1024),
         "val_top1": rows[-1]["val_top1"],
         "sparsity": rows[-1]["sparsity_prunable"],
-        "said": [line for line in done.stdout.splitlines() if "sparse compute" in line],
+        "said": [line for line in printed.splitlines() if "sparse compute" in line],
     }
 
 
