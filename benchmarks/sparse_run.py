@@ -1,4 +1,4 @@
-"""Measures a whole training run with `--sparse-compute auto` beside one with `off`: seconds of each part, memory, and accuracy.
+"""Measures a training run with `--sparse-compute auto` beside one with `off`: seconds of each part, memory, accuracy.
 
     python benchmarks/sparse_run.py --data cifar10:PATH [--target 0.8] [--epochs 10] [--limit-train 12800] [--seeds 0,1]
 
