@@ -36,14 +36,18 @@ ROWS = {
 }
 
 
-def measure(state: State, masks: State, repeat: int, *, thorough: bool, sizes: bool) -> dict[str, Any]:
-    """All ways on one network."""
+def measure(
+    state: State, masks: State, repeat: int, *, thorough: bool, sizes: bool, only: tuple[str, ...]
+) -> dict[str, Any]:
+    """All ways on one network, or those whose names begin as `only` says."""
     dense = sum(tensor.nbytes for tensor in state.values())
     least = bound(state, masks)
     live = sum(int(mask.sum()) for mask in masks.values())
     result: dict[str, Any] = {"dense_bytes": dense, "bound_bytes": round(least), "live_weights": live, "ways": {}}
     print(f"  dense {dense / 1e6:.2f} MB, bound {least / 1e6:.3f} MB, {live:,} live weights")
     for name, write, read in ways(state, masks, thorough=thorough):
+        if not name.startswith(only):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "file"
             started = time.perf_counter()
@@ -81,11 +85,12 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--thorough", action="store_true", help="also zstd -19 of everything, a minute a row")
     parser.add_argument("--sizes", action="store_true", help="sizes alone, without times")
+    parser.add_argument("--ways", default="", help="those alone whose names begin so, separated by commas")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     warnings.simplefilter("ignore")  # torch about its own sparse tensors
     results: dict[str, Any] = {"where": where(torch.device("cpu")), "rows": {}}
-    only = {"thorough": given.thorough, "sizes": given.sizes}
+    only = {"thorough": given.thorough, "sizes": given.sizes, "only": tuple(given.ways.split(","))}
     kinds = ("init", "trained-like") if given.weights == "both" else (given.weights,)
     for row in filter(None, given.rows.split(",")):
         for weights in kinds:
