@@ -42,6 +42,11 @@ def duration_text(seconds: float) -> str:
     return f"{seconds / size:.2g} {unit}" if seconds / size < 10 else f"{seconds / size:.0f} {unit}"
 
 
+def epoch_text(epoch: float) -> str:
+    """`1.6`, `40`: an epoch as given, where steps do not divide it quite (1.601)."""
+    return f"{round(epoch, 2):g}"
+
+
 def shape_text(shape: Iterable[int]) -> str:
     """`64x3x7x7`."""
     return "x".join(map(str, shape))

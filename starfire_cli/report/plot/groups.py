@@ -12,6 +12,7 @@ from typing import Any
 
 from starfire_cli.records.plot import Material, RunHistory
 from starfire_cli.report.plot import style
+from starfire_cli.text import epoch_text
 
 # What tells two experiments apart comes into their names in this order, and only as much of it as is needed.
 _TELLING = ("lr_drops", "epochs", "fc", "ramp", "lr", "optimizer", "batch_size", "adversarial", "init", "image_size")
@@ -170,11 +171,11 @@ def _labels(runs: Sequence[RunHistory], *, targets: bool = True) -> list[str]:
         if targets and not run.dense and run.target is not None:
             text += f" {percent_text(run.target)}"
         if run.era and len(starts) > 1:
-            text += f", start {run.era[0]:.4g}"
+            text += f", start {epoch_text(run.era[0])}"
         if run.era:
             ends = usual[run.method, run.era[0]]
             if len(ends) > 1 and run.era[1] != min(ends, key=lambda end: (-ends[end], end)):
-                text += f", era {run.era[0]:.4g}-{run.era[1]:.4g}"
+                text += f", era {epoch_text(run.era[0])}-{epoch_text(run.era[1])}"
         texts.append(text)
     for key in _ALWAYS:
         if len({str(run.settings.get(key)) for run in runs if run.method != "?"}) > 1:

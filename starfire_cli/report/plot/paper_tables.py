@@ -17,7 +17,7 @@ from starfire_cli.report.plot.groups import (
     row_order,
 )
 from starfire_cli.report.plot.table_cells import Cell, Measure, PaperTable, Setup, TableRow, cell_of
-from starfire_cli.text import counted
+from starfire_cli.text import counted, epoch_text
 
 _SIDE_BY_SIDE = 2  # methods, up to which table 5 is laid out as in the paper
 
@@ -198,7 +198,7 @@ def _bare_name(group: Group) -> str:
         return "Dense"
     if run.era is None or run.target is None:
         return group.label
-    return f"{pretty_method(run.method)} {percent_text(run.target)}, start {run.era[0]:.4g}"
+    return f"{pretty_method(run.method)} {percent_text(run.target)}, start {epoch_text(run.era[0])}"
 
 
 def _drops(group: Group) -> str:

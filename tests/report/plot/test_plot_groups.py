@@ -50,6 +50,8 @@ def test_names_say_no_more_than_they_must(tmp_path: Path) -> None:
     assert labels([ck, dense]) == ["Dense", "CK 60 %"]
     late = run(tmp_path, "ck", 0.6, start=4.0, end=6.0)
     assert labels([dense, late, ck]) == ["Dense", "CK 60 %, start 2", "CK 60 %, start 4"]
+    at_step = run(tmp_path, "ck", 0.6, start=626 / 391, end=6.0)
+    assert labels([at_step, late]) == ["CK 60 %, start 1.6", "CK 60 %, start 4"]
     wide = run(tmp_path, "ck", 0.8, start=2.0, end=7.0)
     more = run(tmp_path, "ck", 0.8, start=2.0, end=4.0)
     assert labels([ck, more, wide]) == ["CK 60 %", "CK 80 %", "CK 80 %, era 2-7"]

@@ -11,6 +11,7 @@ from starfire_cli.records.plot import RunHistory
 from starfire_cli.report.plot import style
 from starfire_cli.report.plot.figures._frame import whole
 from starfire_cli.report.plot.groups import Group, pretty_method
+from starfire_cli.text import epoch_text
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -203,7 +204,7 @@ def _strips(axes: Axes, eras: Sequence[tuple[float, ...]], count: int) -> None:
         y = 1.035 + 0.05 * number
         (bar,) = axes.plot([first, last], [y, y], transform=transform, color=style.GRID, linewidth=4.5, clip_on=False)
         bar.set_solid_capstyle("butt")
-        text = f" {first:.4g} to {last:.4g}" if len(eras) > 1 else f" {count} eras"
+        text = f" {epoch_text(first)} to {epoch_text(last)}" if len(eras) > 1 else f" {count} eras"
         axes.text(last, y, text, transform=transform, fontsize=6, color=style.MUTED, va="center", ha="left")
 
 
