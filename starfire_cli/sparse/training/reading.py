@@ -113,6 +113,7 @@ def read(model: nn.Module, apart: Collection[str] = (), in_torch: Collection[str
         raise StarfireError(f"torch.fx cannot trace the model: {str(error).splitlines()[0]}") from None
     _bring_items_near(graph)
     root = fx.GraphModule(model, graph)
+    _skip_identities(root)
     images = [node for node in graph.nodes if node.op == "placeholder"]
     end = next(node for node in graph.nodes if node.op == "output")
     if len(images) != 1 or not isinstance(end.args[0], fx.Node):
@@ -153,6 +154,16 @@ def _bring_items_near(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is operator.getitem and isinstance(node.args[0], fx.Node) and isinstance(node.args[1], int):
             node.args[0].append(node)
+
+
+def _skip_identities(root: fx.GraphModule) -> None:
+    """Take modules that return what they get out of the graph: a map need not leave the loops for them."""
+    for node in list(root.graph.nodes):
+        if node.op == "call_module" and len(node.all_input_nodes) == 1 and len(node.args) == 1:
+            module = root.get_submodule(str(node.target))
+            if type(module) is nn.Identity or (type(module) is nn.Sequential and not len(module)):
+                node.replace_all_uses_with(node.all_input_nodes[0])
+                root.graph.erase_node(node)
 
 
 def _operations(root: fx.GraphModule, apart: Collection[str], in_torch: Collection[str]) -> Iterator[NetworkNode]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,12 +140,31 @@ def _run(
 
 
 def _call(target: Any, args: Any, kwargs: Any) -> Any:
+    if _is_map(args) and args[0].stride(0) == 1 and (in_order := _in_maps_order(target, *args[1:], **kwargs)):
+        return in_order(args[0].permute(1, 2, 3, 0)).permute(3, 0, 1, 2)
     if target in _POOL_FUNCTIONS and _is_map(args) and not kwargs.get("return_indices"):
         return target(args[0].transpose(0, 1), *args[1:], **kwargs).transpose(0, 1)
     flagged = kwargs.get("inplace") or any(value is True for value in args[1:])
     if flagged or getattr(target, "__name__", "").endswith("_"):
         args = tuple(_copied(value) for value in args)
     return target(*args, **kwargs)
+
+
+def _in_maps_order(target: Any, *args: Any, **kwargs: Any) -> Callable[[Tensor], Tensor] | None:
+    """Slices and padding with constants for (C, H, W, N): results and gradients lie so, too. None for all else."""
+    if target is operator.getitem:
+        (index,) = args
+        if not isinstance(index, tuple) or len(index) > 4 or not all(isinstance(part, slice) for part in index):
+            return None
+        parts = [*index, *[slice(None)] * (4 - len(index))]
+        return lambda x: x[(*parts[1:], parts[0])]
+    return _padding(*args, **kwargs) if target is F.pad else None
+
+
+def _padding(pad: Any, mode: str = "constant", value: float | None = None) -> Callable[[Tensor], Tensor] | None:
+    if mode != "constant" or len(pad) not in (2, 4, 6):
+        return None
+    return lambda x: F.pad(x, (0, 0, *pad), value=value)
 
 
 def _is_map(args: Any) -> bool:

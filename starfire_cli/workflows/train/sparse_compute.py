@@ -25,7 +25,7 @@ from starfire_cli.workflows.train.micro_batches import part_sizes
 from starfire_cli.workflows.train.network import TrainingNetwork
 
 _LARGE = 10**9  # multiply-accumulates of a step, dense: below, `auto` has nothing to gain
-_SHARES = (0.6, 0.45, 0.3, 0.2)  # of the multiply-accumulates by live weights at which `auto` measures
+_SHARES = (0.75, 0.6, 0.45, 0.3, 0.2)  # of the multiply-accumulates by live weights at which `auto` measures
 _PAYS = 0.95  # of a dense step's time that a sparse one may take
 _COSTS = 60.0  # seconds of dense training that must be left: compiling the loops takes some of them
 _STALE = 0.9  # of the weights that the loops go over: the masks are taken anew where fewer live

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.functional import cross_entropy
 
 from starfire_cli.errors import StarfireError
 from starfire_cli.sparse.training import SparseTraining
+from starfire_cli.sparse.training.reading import Segment, read
 from tests.tiny import branching, residual
 
 pytest.importorskip("llvmlite")
@@ -220,6 +222,7 @@ class Forward(nn.Module):
         self.stem, self.norm, self.conv = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)
         self.narrow, self.even = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(8, 8, (3, 1), padding="same")
         self.reflect = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+        self.nothing = nn.Sequential(nn.Identity(), nn.Sequential())
         self.drop, self.place = nn.Dropout(0.3), nn.Parameter(torch.rand(1, 8, size, size))
         self.fc, self.calls, self.how = nn.Linear(8, CLASSES), 0, forward
         self.register_buffer("mean", torch.zeros(1, 8, 1, 1))
@@ -246,9 +249,20 @@ ODD: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "twice the images": both_sides,
     "several tensors": by_halves,
     "padding by name and by reflection": lambda net, x: net.reflect(net.even(x)),
+    "slices and padding": lambda net, x: net.norm(F.pad(x[:, 2:6, ::2, 1:], (1, 0, -1, 2, 1, 3), value=0.5)) * 2,
+    "slices of images": lambda net, x: net.norm(torch.cat([x[9:, 0:4], x[:9, 4:]]).repeat(1, 2, 1, 1)),
+    "padding in other ways": lambda net, x: net.norm(F.pad(x[..., 1:4], (1, 2, 0, 1), mode="reflect")),
+    "modules that do nothing": lambda net, x: net.nothing(net.norm(net.nothing(x)) + net.nothing(x)),
     "random numbers": lambda net, x: net.conv(net.drop(x)),
     "a module called twice": lambda net, x: net.norm(net.conv(net.norm(net.conv(x)))),
 }
+
+
+def test_modules_that_do_nothing_take_no_map_from_the_loops() -> None:
+    reading = read(Forward(lambda net, x: net.norm(net.conv(net.nothing(x)) + net.nothing(net.conv(x)))))
+    assert not [
+        node for o in reading.operations if isinstance(o, Segment) for node in o.nodes if "nothing" in node.name
+    ]
 
 
 @pytest.mark.parametrize("name", ODD)
