@@ -11,6 +11,8 @@ their reference scripts have them: loader, forward, loss, backward, step, accura
 the second epoch; the peers' clock starts with their first batch, since an epoch here is short and starting workers
 would weigh too much. On a CPU each with and without channels_last, in float32 and bfloat16; on CUDA, where all of them
 use bfloat16 and channels_last and let cuDNN try its algorithms, ours also with `--cuda-graphs` and `--compile`.
+
+Steps over live weights (`--sparse-compute`) are measured by sparse_training.py, whole runs by sparse_run.py.
 """
 
 from __future__ import annotations
